@@ -1,0 +1,3 @@
+"""Small neural networks by knowledge distillation, tensor-train compression and quantization-aware training."""
+
+__version__ = "0.1.0"
