@@ -1,0 +1,1 @@
+"""Architectures, one a file: ordinary modules with `forward(x) -> logits [B, num_classes]`."""

@@ -1,0 +1,62 @@
+"""LeNet-5 as the compression literature means it: Caffe's variant with 431,080 parameters on 28x28 images."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compresskd.models.checks import at_least, image_shape
+
+KERNEL = 5
+
+
+class LeNet5(nn.Module):
+    """Two 5x5 convolutions (20 and 50 channels), each max-pooled by two, then 500 hidden units.
+
+    LeCun et al., "Gradient-based learning applied to document recognition" (1998), in the widths of Caffe's
+    `lenet_train_test.prototxt`, which Han et al., "Deep compression" (2016) and their successors compress.
+    A ReLU follows the convolutions too, which Caffe's file leaves out: it adds no parameter.
+
+    Args:
+        padding: zeros around the input of each convolution: 0 as published, 2 for images under 16x16.
+        num_classes: number of logits.
+        input_shape: `[C, H, W]`, at least 16x16 with padding 0 (4x4 with padding 2).
+
+    Raises:
+        ValueError: an argument that cannot be, or an image too small for the kernels.
+    """
+
+    def __init__(self, *, padding: int = 0, num_classes: int, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        at_least("padding", padding, 0, architecture="LeNet5")
+        channels, height, width = image_shape(
+            input_shape,
+            architecture=f"LeNet5 with padding {padding}",
+            minimum=_smallest_image(padding),
+            instead="`padding: 2` or another model",
+        )
+        at_least("num_classes", num_classes, 2, architecture="LeNet5")
+        self.conv1 = nn.Conv2d(channels, 20, KERNEL, padding=padding)
+        self.conv2 = nn.Conv2d(20, 50, KERNEL, padding=padding)
+        self.fc1 = nn.Linear(50 * _size_after(height, padding) * _size_after(width, padding), 500)
+        self.fc2 = nn.Linear(500, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C, H, W]` to logits `[B, num_classes]`."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def _size_after(size: int, padding: int) -> int:
+    """Height or width in pixels after both convolutions and poolings (at most 0 where nothing is left)."""
+    for _ in range(2):
+        size = (size + 2 * padding - KERNEL + 1) // 2
+    return size
+
+
+def _smallest_image(padding: int) -> int:
+    size = 1
+    while _size_after(size, padding) < 1:
+        size += 1
+    return size
