@@ -1,0 +1,81 @@
+"""Reading the outputs of modules by forward hooks that never outlive their context."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from compresskd.kd.view import View
+
+
+class Taps:
+    """Captures the outputs of named modules of one model, as :class:`View` s.
+
+    Of a module that runs several times in one forward pass the last output counts; of a tuple the first element.
+
+    Args:
+        names: fully qualified names of modules, as ``model.get_submodule`` takes them.
+        detach: whether views carry no gradient (a teacher's).
+    """
+
+    def __init__(self, names: Sequence[str], *, detach: bool = False) -> None:
+        self.names = tuple(names)
+        self.detach = detach
+        self._captured: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, model: nn.Module | None) -> Iterator["Taps"]:
+        """Hooks on ``model`` while the context lasts, none where nothing is tapped.
+
+        Attach before the first call of a model compiled by ``torch.compile``, or its graph will lack them.
+
+        Raises:
+            ValueError: if modules are tapped and ``model`` is None.
+        """
+        if self.names and model is None:
+            raise ValueError(f"expected the model whose modules {', '.join(self.names)} are tapped, got None")
+        handles = []
+        try:
+            for name in self.names:
+                assert model is not None
+                handles.append(model.get_submodule(name).register_forward_hook(self._hook(name)))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._captured = {}
+
+    def view(self, output: Any) -> View:
+        """What the model said in its last forward pass.
+
+        Args:
+            output: what the model returned: logits ``[B, K]``, or an object with ``.logits``.
+
+        Raises:
+            RuntimeError: if a tapped module did not run in that pass.
+        """
+        logits = getattr(output, "logits", output)
+        features, self._captured = self._captured, {}
+        missing = [name for name in self.names if name not in features]
+        if missing:
+            raise RuntimeError(
+                f"no output of {', '.join(missing)}: expected every tapped module to run in forward"
+            )
+        if self.detach:
+            logits, features = logits.detach(), {name: x.detach() for name, x in features.items()}
+        return View(logits, features)
+
+    def partial(self) -> dict[str, Tensor]:
+        """Outputs captured so far, in the order in which the modules finished; forgets them."""
+        features, self._captured = self._captured, {}
+        return features
+
+    def _hook(self, name: str):
+        def capture(module: nn.Module, args: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple | list) and output else output
+            if isinstance(first, Tensor):
+                self._captured.pop(name, None)
+                self._captured[name] = first
+
+        return capture

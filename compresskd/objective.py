@@ -1,0 +1,256 @@
+"""Training objectives: named weighted loss terms over what the student says, what the teacher says, the targets."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.kd.checks import check_fraction, check_non_negative, check_positive
+from compresskd.kd.matching import FeatureMatch, match_features
+from compresskd.kd.taps import Taps
+from compresskd.kd.view import View
+
+__all__ = ["BoundObjective", "Objective", "Tapped", "Term", "View"]
+
+
+class Term(Protocol):
+    """One loss: a frozen dataclass with a ``weight``, called with what both models said of a batch.
+
+    A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without a
+    teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
+    :mod:`compresskd.kd.features` for what such a term offers besides). Returns a scalar in float32, unweighted.
+    """
+
+    @property
+    def weight(self) -> float:
+        """Factor of the term in the total, 0 or above."""
+        ...
+
+    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The unweighted loss, a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of named terms, times ``scale``.
+
+    Terms of weight 0 are neither computed nor reported.
+
+    Args:
+        terms: at least one, not all of weight 0.
+        scale: factor of the total. It lets ``alpha`` keep one meaning, the share of the teacher, where a paper
+            adds its terms: ``alpha`` 0.5 at scale 2 is the plain sum.
+
+    Raises:
+        ValueError: naming the config key, if there is no term or no weight above 0, or a weight is negative.
+    """
+
+    terms: Mapping[str, Term]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("kd.objective.terms: expected at least one term, got none")
+        check_positive("kd.objective.scale", self.scale)
+        for name, term in self.terms.items():
+            if _kind(term) not in ("targets", "logits", "features"):
+                raise ValueError(
+                    f"kd.objective.terms.{name}: kind of {type(term).__name__}: "
+                    f"expected 'targets', 'logits' or 'features', got {_kind(term)!r}"
+                )
+        _check_alpha(self.terms)
+        for name, term in self.terms.items():
+            check_non_negative(f"kd.objective.terms.{name}.weight", term.weight)
+        if not self.active:
+            raise ValueError(
+                f"kd.objective.terms: expected a weight above 0, got 0 for all of {', '.join(self.terms)}"
+            )
+
+    @property
+    def active(self) -> dict[str, Term]:
+        """The terms of weight above 0."""
+        return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any active term compares with a teacher."""
+        return any(_kind(term) != "targets" for term in self.active.values())
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether any active term compares features; where none does, a teacher's logits are all that matters."""
+        return any(_kind(term) == "features" for term in self.active.values())
+
+    def __call__(
+        self, student: View, teacher: View | None, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and each unweighted term (detached, on the device: nothing waits for it)."""
+        return self.over(dict.fromkeys(self.active, (student, teacher)), targets)
+
+    def over(
+        self, views: Mapping[str, tuple[View, View | None]], targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As a call, with the views of each active term given by the term's name."""
+        total, parts = None, {}
+        for name, term in self.active.items():
+            student, teacher = views[name]
+            with torch.autocast(student.logits.device.type, enabled=False):
+                part = term(student, teacher, targets)
+                weighted = self.scale * term.weight * part
+                total = weighted if total is None else total + weighted
+            parts[name] = part.detach()
+        assert total is not None
+        return total, parts
+
+    def reweighted(self, *, alpha: float | None = None, temperature: float | None = None) -> "Objective":
+        """The same terms, balanced anew; for stages that differ in ``alpha`` or ``temperature``.
+
+        Args:
+            alpha: the terms on targets get weight ``1 - alpha``, those on the teacher's logits ``alpha``; those
+                on features keep theirs.
+            temperature: of every term on the teacher's logits that has one.
+
+        Raises:
+            ValueError: if a value is out of range, or no term is there to take it.
+        """
+        terms = dict(self.terms)
+        if alpha is not None:
+            check_fraction("alpha", alpha)
+            kinds = {_kind(term) for term in terms.values()}
+            if not {"targets", "logits"} <= kinds:
+                raise ValueError(
+                    f"alpha={alpha}: expected terms to balance, one on targets and one on the teacher's logits, "
+                    f"got {', '.join(terms)}; write kd=soft_targets, or drop alpha"
+                )
+            share = {"targets": 1 - alpha, "logits": alpha}
+            terms = {
+                name: _replaced(term, weight=share[_kind(term)]) if _kind(term) in share else term
+                for name, term in terms.items()
+            }
+        if temperature is not None:
+            check_positive("temperature", temperature)
+            softened = [n for n, t in terms.items() if _kind(t) == "logits" and hasattr(t, "temperature")]
+            if not softened:
+                raise ValueError(
+                    f"temperature={temperature}: expected a term with a temperature, got {', '.join(terms)}; "
+                    "write kd=soft_targets, or drop temperature"
+                )
+            terms |= {name: _replaced(terms[name], temperature=temperature) for name in softened}
+        return replace(self, terms=terms)
+
+    def bind(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> "BoundObjective":
+        """Fits the objective to two models: finds the modules to tap, makes projectors where shapes differ.
+
+        Both models run once on ``example``, in eval mode without gradient; nothing of them changes. Projectors
+        draw from torch's global random state.
+
+        Args:
+            student: the model to be trained.
+            teacher: may be None if ``needs_teacher`` is False.
+            example: one or two inputs, on the device of the models.
+
+        Raises:
+            ValueError: if the teacher is missing, the two differ in classes, or a pair of modules does not fit.
+        """
+        if not self.needs_teacher:
+            return BoundObjective(self, {})
+        if teacher is None:
+            needing = ", ".join(name for name, term in self.active.items() if _kind(term) != "targets")
+            raise ValueError(f"kd: {needing} compares with a teacher, got none; write kd=none to do without")
+        terms = {name: term for name, term in self.active.items() if _kind(term) == "features"}
+        return BoundObjective(self, match_features(terms, student, teacher, example))
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """The two models of an attached objective: turns what each returned into a :class:`View`."""
+
+    student_taps: Taps
+    teacher_taps: Taps
+
+    def student(self, output: Any) -> View:
+        """View of the student's last forward pass; ``output`` is what it returned."""
+        return self.student_taps.view(output)
+
+    def teacher(self, output: Any) -> View:
+        """View of the teacher's last forward pass, without gradient; ``output`` as returned, or cached logits."""
+        return self.teacher_taps.view(output)
+
+
+class BoundObjective(nn.Module):
+    """An objective fitted to a student and a teacher. A module: its parameters are those of the projectors.
+
+    It holds neither model. Usage::
+
+        bound = objective.bind(student, teacher, example)
+        optimizer = SGD([*student.parameters(), *bound.parameters()], lr=0.1)
+        with bound.attached(student, teacher) as tapped:
+            for batch in batches:
+                with torch.no_grad():
+                    teacher_view = tapped.teacher(teacher(batch.inputs))
+                student_view = tapped.student(student(batch.inputs))
+                loss, parts = bound(student_view, teacher_view, batch.targets)
+    """
+
+    def __init__(self, objective: Objective, matches: Mapping[str, FeatureMatch]) -> None:
+        super().__init__()
+        self.objective = objective
+        self.matches = nn.ModuleDict(matches)
+        pairs = {name: match.pairs for name, match in matches.items()}
+        self.pairs: dict[str, dict[str, str]] = pairs
+        self.student_taps = tuple(dict.fromkeys(s for names in pairs.values() for s in names))
+        self.teacher_taps = tuple(dict.fromkeys(t for names in pairs.values() for t in names.values()))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher's view has to be given."""
+        return self.objective.needs_teacher
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the teacher itself has to run; if not, its logits may come from a cache."""
+        return self.objective.needs_features
+
+    @contextmanager
+    def attached(self, student: nn.Module, teacher: nn.Module | None = None) -> Iterator[Tapped]:
+        """Forward hooks on both models while the context lasts; none where only logits are compared."""
+        student_taps, teacher_taps = Taps(self.student_taps), Taps(self.teacher_taps, detach=True)
+        with student_taps.attached(student), teacher_taps.attached(teacher):
+            yield Tapped(student_taps, teacher_taps)
+
+    def forward(
+        self, student: View, teacher: View | None, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total (float32 scalar, differentiable) and each unweighted term (detached)."""
+        views = {}
+        for name in self.objective.active:
+            if name not in self.matches:
+                views[name] = (student, teacher)
+                continue
+            if teacher is None:
+                raise ValueError(
+                    f"kd: {name} compares features with a teacher's: expected its View, got None"
+                )
+            with torch.autocast(student.logits.device.type, enabled=False):
+                views[name] = self.matches[name](student, teacher)
+        return self.objective.over(views, targets)
+
+
+def _kind(term: Term) -> str:
+    return getattr(term, "kind", "logits")
+
+
+def _replaced(term: Any, **changes: float) -> Any:
+    return replace(term, **changes)
+
+
+def _check_alpha(terms: Mapping[str, Term]) -> None:
+    """Weights 1 - alpha and alpha come from one key: name that one where it is out of range."""
+    hard = [term.weight for term in terms.values() if _kind(term) == "targets"]
+    soft = [term.weight for term in terms.values() if _kind(term) == "logits"]
+    if len(hard) == len(soft) == 1 and abs(hard[0] + soft[0] - 1) < 1e-9:
+        check_fraction("kd.alpha", soft[0])
