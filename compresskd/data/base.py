@@ -1,0 +1,202 @@
+"""Data sets as tensors: `Data` holds three `Split`s, a `Split` yields `Batch`es.
+
+Nothing here has state: the batches of an epoch are a pure function of (seed, epoch, step), which is what
+makes an exact resume in the middle of an epoch possible.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from compresskd.data.normalize import Normalize
+from compresskd.data.randomness import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the training loop sees, on the device of its split.
+
+    inputs: [B, C, H, W] or [B, F], float32, normalised, augmented if the split does so.
+    targets: [B], int64. index: [B], int64, the position of each sample in its split.
+    view: which fixed view of the samples this is: 0 for a split with a single view, k for a bank of augmented
+    views, -1 for pixels that are no fixed view, so that nothing computed from them may be kept.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    index: Tensor
+    view: int
+
+
+class Augmentation(Protocol):
+    """A random change of images that depends on nothing but its arguments.
+
+    `num_draws` uniform numbers decide what happens to one image; `draws` [B, num_draws] float32 in [0, 1)
+    holds them. Images [B, C, H, W] keep their shape and dtype; `pixel_max` is the value of white.
+    """
+
+    @property
+    def num_draws(self) -> int:
+        """How many uniform numbers one image needs."""
+        ...
+
+    def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
+        """The changed images."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples of one purpose: `name` is 'train', 'validation' or 'test'.
+
+    pixels: [M, C, H, W] or [M, F], uint8 or float32, as stored. rows: [N], int64, which of them are this
+    split's, in its order. targets: [N], int64. `fingerprint` is that of stored pixels and targets: two splits
+    share it if and only if they hold the same samples in the same order, however these are then normalised.
+    With `streamed`, pixels stay where they are (a memory-mapped file) and only batches go to `device`.
+    """
+
+    name: str
+    pixels: Tensor
+    rows: Tensor
+    targets: Tensor
+    normalize: Normalize
+    fingerprint: str
+    augmentation: Augmentation | None = None
+    augmentation_bank: int | None = None
+    streamed: bool = False
+    device: torch.device = field(default=torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.pixels.shape[1:])
+
+    @property
+    def num_views(self) -> int | None:
+        """How many different views a sample has over all epochs; None when every epoch draws new ones."""
+        return 1 if self.augmentation is None else self.augmentation_bank
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split with its batches, and its pixels unless they are streamed, on `device`."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        moved = replace(self, device=device, targets=self.targets.to(device))
+        if self.streamed:
+            return moved
+        pixels = self.pixels.index_select(0, self.rows).to(device)
+        return replace(moved, pixels=pixels, rows=torch.arange(len(self), device=device))
+
+    def num_batches(self, batch_size: int, *, training: bool | None = None) -> int:
+        """How many batches `batches` yields: in training (the default for 'train'), or in order."""
+        training = self.name == "train" if training is None else training
+        full, rest = divmod(len(self), _positive("batch_size", batch_size))
+        # Batch statistics of a single sample do not exist: training leaves a last batch of one out.
+        return full + (rest > (1 if training and full else 0))
+
+    def batches(
+        self, batch_size: int, *, epoch: int | None = None, seed: int = 0, start: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of one pass.
+
+        Without `epoch`: every sample in order, no augmentation (evaluation). With it: a permutation and an
+        augmentation that are a pure function of (seed, epoch), the last batch left out if it has one sample.
+        `start` skips that many batches at no cost and yields exactly what would have come after them.
+
+        Raises ValueError for batch_size < 1, epoch < 0 and for a start outside 0..num_batches.
+        """
+        num_batches = self.num_batches(batch_size, training=epoch is not None)
+        if not 0 <= start <= num_batches:
+            raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
+        steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
+        if epoch is None:
+            # Plain pixels are no member of a bank of augmented views.
+            return self._iterate(torch.arange(len(self)), steps, view=0 if self.num_views == 1 else -1)
+        if epoch < 0:
+            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
+        order = torch.randperm(len(self), generator=generator("order", seed, epoch))
+        if self.augmentation is None:
+            return self._iterate(order, steps, view=0)
+        view = -1 if self.num_views is None else epoch % self.num_views
+        # One row of draws per sample of the split, so that a view does not depend on the batch it stands in.
+        draws = torch.rand(
+            len(self),
+            self.augmentation.num_draws,
+            generator=generator("augmentation", seed, epoch if view < 0 else view),
+        )
+        return self._iterate(order, steps, view=view, draws=draws.to(self.device))
+
+    def _iterate(
+        self, order: Tensor, steps: list[slice], *, view: int, draws: Tensor | None = None
+    ) -> Iterator[Batch]:
+        rows = self.rows[order.to(self.rows.device)]
+        order = order.to(self.device)
+        stored = self._gather([rows[step] for step in steps])
+        for step, pixels in zip(steps, stored, strict=True):
+            index = order[step]
+            images = pixels
+            if self.augmentation is not None and draws is not None:
+                images = self.augmentation(pixels, draws[index], self.normalize.pixel_max)
+            yield Batch(self.normalize(images), self.targets[index], index, view)
+
+    def _gather(self, parts: list[Tensor]) -> Iterator[Tensor]:
+        """Stored pixels of each part, on the device; streamed ones are read one batch ahead."""
+        if not self.streamed:
+            yield from (self.pixels.index_select(0, part) for part in parts)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="compresskd-data") as reader:
+            ahead = reader.submit(self._read, parts[0]) if parts else None
+            for following in [*parts[1:], None]:
+                if ahead is None:
+                    return
+                pixels = ahead.result()
+                ahead = None if following is None else reader.submit(self._read, following)
+                yield pixels
+
+    def _read(self, part: Tensor) -> Tensor:
+        pixels = self.pixels.index_select(0, part)
+        if self.device.type == "cuda":
+            return pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels.to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set ready for training.
+
+    `mean` and `std` are those of `Normalize`: inputs = (pixels / pixel_max - mean) / std. `fingerprint` covers
+    everything that determines the batches: the three splits, normalisation, augmentation and its bank.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data with its splits on `device`."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {value}")
+    return value

@@ -1,0 +1,57 @@
+"""From stored pixels to the inputs of a network."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """`(pixels / pixel_max - mean) / std`, per channel, as float32.
+
+    `mean` and `std` have one value, or one per channel ([B, C, H, W]) or feature ([B, F]). The division is
+    folded into one multiplication and one addition, kept as two operations: each is correctly rounded, so an
+    image gives the same bits in any batch and on any device (a fused kernel may round its tail differently).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pixel_max: float = 1.0
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"data.mean has {len(self.mean)} values and data.std {len(self.std)}: write as many of one "
+                f"as of the other, one per channel"
+            )
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"data.std: expected positive numbers, got {list(self.std)}")
+
+    def check(self, input_shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the number of values does not fit inputs of this shape."""
+        if len(self.mean) not in (1, input_shape[0]):
+            raise ValueError(
+                f"data.mean and data.std: expected 1 or {input_shape[0]} values for inputs of shape "
+                f"{list(input_shape)}, got {len(self.mean)}"
+            )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, C, H, W] or [B, F], uint8 or float32, to float32 of the same shape."""
+        scale, shift = _affine(self, pixels.ndim, pixels.device)
+        # A product of uint8 and float32 tensors converts, multiplies and writes in one pass.
+        return torch.mul(pixels, scale).add_(shift)
+
+
+@lru_cache(maxsize=64)
+def _affine(normalize: Normalize, ndim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift, shaped to broadcast over a batch, kept on the device between batches."""
+    mean = torch.tensor(normalize.mean, dtype=torch.float64)
+    std = torch.tensor(normalize.std, dtype=torch.float64)
+    shape = (-1,) + (1,) * (ndim - 2)
+    scale = 1.0 / (normalize.pixel_max * std)
+    return (
+        scale.float().reshape(shape).to(device),
+        (-mean / std).float().reshape(shape).to(device),
+    )
