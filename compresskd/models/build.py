@@ -113,8 +113,8 @@ def _plain(value: Any, *, where: str) -> Any:
 def _seeded(seed: int) -> Iterator[None]:
     """Start the random generators from a seed inside; afterwards they go on as if nothing had been drawn.
 
-    `torch.manual_seed` would seed every accelerator too, also those that are not forked here; only the generators
-    that construction draws from are touched.
+    `torch.manual_seed` would seed every accelerator too, also those that are not forked here; only the
+    generators that construction draws from are touched.
     """
     device = torch.get_default_device()
     on_cuda = device.type == "cuda"

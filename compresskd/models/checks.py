@@ -1,7 +1,7 @@
 """What every architecture asks of its arguments, so that a wrong one is named before anything is built."""
 
 from collections.abc import Sequence
-from math import prod
+from math import inf, prod
 
 
 def at_least(name: str, value: object, minimum: int, *, architecture: str) -> int:
@@ -19,6 +19,23 @@ def fraction(name: str, value: object, *, architecture: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError(f"{architecture}: {name} must be a number in [0, 1), got {value!r}")
     return float(value)
+
+
+def positive(name: str, value: object, *, architecture: str) -> float:
+    """Return `value` as a float if it is a finite number above 0; ValueError otherwise."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
+        raise ValueError(f"{architecture}: {name} must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def blocks_per_group(depth: object, rest: int, *, architecture: str) -> int:
+    """Return n of a residual network in three groups, depth 6n + `rest`; ValueError where there is none."""
+    at_least("depth", depth, 6 + rest, architecture=architecture)
+    if not isinstance(depth, int) or (depth - rest) % 6:
+        raise ValueError(
+            f"{architecture}: depth must be 6n + {rest}, such as {18 + rest} or {36 + rest}, got {depth!r}"
+        )
+    return (depth - rest) // 6
 
 
 def shape(input_shape: object, *, architecture: str) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 
 def _longest_import(parts: Sequence[str]) -> tuple[Any, int]:
-    """Import as much of a dotted path as is a module; say how many parts that was: the rest are attributes."""
+    """Import the modules of a dotted path; say how many parts these were: the rest are attributes."""
     found, target = None, ".".join(parts)
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[:count])
