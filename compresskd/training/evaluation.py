@@ -1,0 +1,68 @@
+"""Accuracy, loss and predictions of a model on one split."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compresskd.data.base import Split
+from compresskd.training.precision import autocast, check_precision
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model did on a split of N samples."""
+
+    accuracy: float  # fraction 0..1
+    loss: float  # mean cross-entropy in nats, no label smoothing
+    predictions: Tensor  # [N] int64 on the CPU, in the order of the split
+    logits: Tensor | None = None  # [N, K] float32 on the CPU, where asked for
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode; afterwards every module, frozen or not, has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    with_logits: bool = False,
+) -> Scores:
+    """Score `model` on all of `split`, in order, without augmentation and without gradients.
+
+    The model and the split are on `device` already. The modes of the modules are put back afterwards.
+    Raises ValueError where the device cannot compute at `precision`.
+    """
+    device = torch.device(device)
+    check_precision(precision, device)
+    losses, logits = [], []
+    with evaluation_mode(model), torch.inference_mode(), autocast(precision, device):
+        for batch in split.batches(batch_size):
+            out_BK = model(batch.inputs).float()
+            losses.append(F.cross_entropy(out_BK, batch.targets, reduction="sum"))
+            logits.append(out_BK)
+    # One transfer at the end: nothing above waits for the device.
+    logits_NK = torch.cat(logits).cpu()
+    predictions_N = logits_NK.argmax(dim=1)
+    correct = (predictions_N == split.targets.cpu()).sum().item()
+    return Scores(
+        accuracy=correct / len(split),
+        loss=sum(torch.stack(losses).tolist()) / len(split),
+        predictions=predictions_N,
+        logits=logits_NK if with_logits else None,
+    )

@@ -1,0 +1,137 @@
+"""Learning-rate schedules, as factories `(optimizer, total_steps, steps_per_epoch) -> LRScheduler`.
+
+The scheduler is stepped after every training step. Each parameter group keeps its own base rate. One YAML of
+`conf/scheduler/` binds the options of each; a factory of the same signature from elsewhere serves as well.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+
+def constant(
+    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0
+) -> LRScheduler:
+    """The base rate throughout, after a linear warm-up of `warmup_epochs`."""
+    return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, lambda progress: 1.0)
+
+
+def cosine(
+    optimizer: Optimizer,
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: float = 0.0,
+    final_fraction: float = 0.0,
+) -> LRScheduler:
+    """Half a cosine from the base rate to `final_fraction` of it (Loshchilov & Hutter 2017, eq. 5)."""
+    if not 0.0 <= final_fraction <= 1.0:
+        raise ValueError(
+            f"scheduler.final_fraction: came {final_fraction}; allowed: 0 to 1, a part of optimizer.lr"
+        )
+
+    def factor(progress: float) -> float:
+        return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, factor)
+
+
+def multistep(
+    optimizer: Optimizer,
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    milestones: Sequence[float] = (0.5, 0.75),
+    gamma: float = 0.1,
+    warmup_epochs: float = 0.0,
+) -> LRScheduler:
+    """Multiply the rate by `gamma` at each milestone.
+
+    milestones: fractions of the training, so that another number of epochs needs no other milestones:
+    (0.5, 0.75) are those of He et al. 2016 (section 4.2) for CIFAR-10.
+    """
+    wrong = [m for m in milestones if not 0.0 < m < 1.0]
+    if wrong:
+        raise ValueError(
+            f"scheduler.milestones: came {wrong}; allowed: fractions of the training between 0 and 1 "
+            "(for epochs 150 and 180 of 240 write [0.625, 0.75])"
+        )
+    if not gamma > 0.0:
+        raise ValueError(f"scheduler.gamma: came {gamma}; allowed: greater than 0")
+    steps = [round(m * total_steps) for m in milestones]
+    warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
+
+    def factor(step: int) -> float:
+        return _warmup_factor(step, warmup_steps) * gamma ** sum(step >= milestone for milestone in steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> LRScheduler:
+    """Rise from lr / div_factor to lr over `pct_start` of the steps, then fall by a cosine.
+
+    Smith & Topin 2018, 'Super-Convergence'.
+
+    The momentum (beta1 of Adam) goes the other way, from 0.95 to 0.85 and back, where the optimizer has one.
+    `steps_per_epoch` is not used: the cycle is one, whatever the epochs.
+    """
+    if not 0.0 < pct_start < 1.0:
+        raise ValueError(
+            f"scheduler.pct_start: came {pct_start}; allowed: between 0 and 1, a part of the training"
+        )
+    if abs(pct_start * total_steps - 1.0) < 1e-6:
+        # torch divides by the length of the rise less one step, which is zero here.
+        pct_start *= 0.99
+    defaults = optimizer.defaults
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=total_steps,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        cycle_momentum=bool(defaults.get("momentum")) or "betas" in defaults,
+    )
+
+
+def _after_warmup(
+    optimizer: Optimizer,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float,
+    factor: Callable[[float], float],
+) -> LRScheduler:
+    """`factor` maps the progress 0..1 of what comes after the warm-up to a multiple of the base rate."""
+    warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
+
+    def multiple(step: int) -> float:
+        if step < warmup_steps:
+            return _warmup_factor(step, warmup_steps)
+        return factor((step - warmup_steps) / max(1, total_steps - warmup_steps))
+
+    return LambdaLR(optimizer, multiple)
+
+
+def _warmup_steps(total_steps: int, steps_per_epoch: int, warmup_epochs: float) -> int:
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"scheduler.warmup_epochs: came {warmup_epochs}; allowed: 0 or more, and less than the "
+            f"{total_steps / steps_per_epoch:g} epochs of this training"
+        )
+    return warmup_steps
+
+
+def _warmup_factor(step: int, warmup_steps: int) -> float:
+    # The first step has 1 / warmup_steps, not 0: an update by nothing would be a wasted step.
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

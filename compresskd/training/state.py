@@ -1,0 +1,153 @@
+"""Everything that changes while a model is trained: what a checkpoint holds."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from compresskd.training.history import EpochRecord
+from compresskd.training.meter import Meter
+from compresskd.training.parameters import Average, parameter_groups
+from compresskd.training.precision import grad_scaler
+from compresskd.training.recipe import Recipe
+
+VERSION = 1
+
+
+class ResumeMismatch(ValueError):  # noqa: N818 (the name says what is wrong)
+    """A checkpoint belongs to another training than the one that is to go on."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, with the model's state at its end (averaged where there is an average)."""
+
+    epoch: int
+    accuracy: float
+    loss: float
+    weights: dict[str, Any]
+
+
+@dataclass
+class TrainingState:
+    """The moving parts and where they stand; `step` is the number of steps done of `epoch`."""
+
+    model: nn.Module
+    extra: nn.ModuleList
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler | None
+    average: Average | None
+    meter: Meter
+    device: torch.device
+    epoch: int = 0
+    step: int = 0
+    train_seconds: float = 0.0  # of the epoch under way
+    history: list[EpochRecord] = field(default_factory=list)
+    best: Best | None = None
+
+
+def initial_state(
+    model: nn.Module,
+    extra_modules: Sequence[nn.Module],
+    recipe: Recipe,
+    steps_per_epoch: int,
+    device: torch.device,
+) -> TrainingState:
+    """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
+    extra = nn.ModuleList(extra_modules).to(device)
+    optimizer = recipe.optimizer(parameter_groups([model, extra]))
+    return TrainingState(
+        model=model,
+        extra=extra,
+        optimizer=optimizer,
+        scheduler=recipe.scheduler(
+            optimizer, total_steps=recipe.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
+        ),
+        scaler=grad_scaler(recipe.precision, device),
+        average=Average(model.parameters(), recipe.ema) if recipe.ema is not None else None,
+        meter=Meter(device),
+        device=device,
+    )
+
+
+def save_state(state: TrainingState, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and JSON-able values. The tensors are the live ones: write them before training goes on."""
+    return {
+        "version": VERSION,
+        "identity": dict(identity),
+        "epoch": state.epoch,
+        "step": state.step,
+        "train_seconds": state.train_seconds,
+        "model": state.model.state_dict(),
+        "extra": state.extra.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "average": state.average.state_dict() if state.average else None,
+        "best": dict(vars(state.best)) if state.best else None,
+        "history": [asdict(record) for record in state.history],
+        "meter": state.meter.state_dict(),
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(state.device) if state.device.type == "cuda" else None,
+        },
+    }
+
+
+def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Put `state`, fresh from `initial_state`, where `saved` was taken. `saved` itself is left as it is.
+
+    Raises ResumeMismatch where it is of another training (identity), another model or another optimizer.
+    """
+    _check_identity(saved, identity)
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.extra.load_state_dict(saved["extra"])
+        state.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        if state.average:
+            state.average.load_state_dict(saved["average"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ResumeMismatch(
+            "resume: the checkpoint does not fit this model and optimizer; "
+            f"go on with the configuration that it was written with. {error}"
+        ) from error
+    state.scheduler.load_state_dict(copy.deepcopy(saved["scheduler"]))
+    if state.scaler:
+        state.scaler.load_state_dict(saved["scaler"])
+    state.epoch, state.step, state.train_seconds = saved["epoch"], saved["step"], saved["train_seconds"]
+    state.history = [EpochRecord(**record) for record in saved["history"]]
+    best = saved["best"]
+    state.best = Best(**{**best, "weights": snapshot(best["weights"], state.device)}) if best else None
+    state.meter.load_state_dict(saved["meter"])
+    torch.set_rng_state(saved["random"]["cpu"].cpu())
+    if state.device.type == "cuda" and saved["random"]["cuda"] is not None:
+        torch.cuda.set_rng_state(saved["random"]["cuda"].cpu(), state.device)
+
+
+def snapshot(weights: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Copy a state dict; entries that are no tensors (extra state of modules) are copied too."""
+    return {
+        name: value.detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in weights.items()
+    }
+
+
+def _check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    if saved.get("version") != VERSION:
+        raise ResumeMismatch(
+            f"resume: checkpoint layout {saved.get('version')!r}; this release reads {VERSION}"
+        )
+    theirs = saved["identity"]
+    wrong = [
+        f"{key}: {theirs.get(key)!r} then, {value!r} now"
+        for key, value in identity.items()
+        if theirs.get(key) != value
+    ]
+    if wrong:
+        raise ResumeMismatch(f"resume: the checkpoint is of another training ({'; '.join(wrong)})")
