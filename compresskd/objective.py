@@ -1,4 +1,4 @@
-"""Training objectives: named weighted loss terms over what the student says, what the teacher says, the targets."""
+"""Training objectives: named weighted loss terms over a student, a teacher and the targets."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ __all__ = ["BoundObjective", "Objective", "Tapped", "Term", "View"]
 class Term(Protocol):
     """One loss: a frozen dataclass with a ``weight``, called with what both models said of a batch.
 
-    A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without a
-    teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
-    :mod:`compresskd.kd.features` for what such a term offers besides). Returns a scalar in float32, unweighted.
+    A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without
+    a teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
+    :mod:`compresskd.kd.matching` for what such a term offers besides).
     """
 
     @property
@@ -30,7 +30,7 @@ class Term(Protocol):
         ...
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
-        """The unweighted loss, a scalar."""
+        """The unweighted loss, a scalar in float32."""
         ...
 
 
@@ -42,8 +42,8 @@ class Objective:
 
     Args:
         terms: at least one, not all of weight 0.
-        scale: factor of the total. It lets ``alpha`` keep one meaning, the share of the teacher, where a paper
-            adds its terms: ``alpha`` 0.5 at scale 2 is the plain sum.
+        scale: factor of the total. It lets ``alpha`` keep one meaning, the share of the teacher, where a
+            paper adds its terms: ``alpha`` 0.5 at scale 2 is the plain sum.
 
     Raises:
         ValueError: naming the config key, if there is no term or no weight above 0, or a weight is negative.
@@ -55,7 +55,7 @@ class Objective:
     def __post_init__(self) -> None:
         if not self.terms:
             raise ValueError("kd.objective.terms: expected at least one term, got none")
-        check_positive("kd.objective.scale", self.scale)
+        check_positive("kd.scale", self.scale)
         for name, term in self.terms.items():
             if _kind(term) not in ("targets", "logits", "features"):
                 raise ValueError(
@@ -82,7 +82,7 @@ class Objective:
 
     @property
     def needs_features(self) -> bool:
-        """Whether any active term compares features; where none does, a teacher's logits are all that matters."""
+        """Whether any active term compares features; if none does, the teacher's logits suffice."""
         return any(_kind(term) == "features" for term in self.active.values())
 
     def __call__(
@@ -110,8 +110,8 @@ class Objective:
         """The same terms, balanced anew; for stages that differ in ``alpha`` or ``temperature``.
 
         Args:
-            alpha: the terms on targets get weight ``1 - alpha``, those on the teacher's logits ``alpha``; those
-                on features keep theirs.
+            alpha: the terms on targets get weight ``1 - alpha``, those on the teacher's logits ``alpha``;
+                those on features keep theirs.
             temperature: of every term on the teacher's logits that has one.
 
         Raises:
@@ -123,8 +123,8 @@ class Objective:
             kinds = {_kind(term) for term in terms.values()}
             if not {"targets", "logits"} <= kinds:
                 raise ValueError(
-                    f"alpha={alpha}: expected terms to balance, one on targets and one on the teacher's logits, "
-                    f"got {', '.join(terms)}; write kd=soft_targets, or drop alpha"
+                    f"alpha={alpha}: expected terms to balance, one on targets and one on the teacher's "
+                    f"logits, got {', '.join(terms)}; write kd=soft_targets, or drop alpha"
                 )
             share = {"targets": 1 - alpha, "logits": alpha}
             terms = {
@@ -143,10 +143,10 @@ class Objective:
         return replace(self, terms=terms)
 
     def bind(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> "BoundObjective":
-        """Fits the objective to two models: finds the modules to tap, makes projectors where shapes differ.
+        """Fits the objective to two models: finds the modules to tap, makes projectors where channels differ.
 
-        Both models run once on ``example``, in eval mode without gradient; nothing of them changes. Projectors
-        draw from torch's global random state.
+        Both models run once on ``example``, in eval mode without gradient; nothing of them changes.
+        Projectors draw from torch's global random state.
 
         Args:
             student: the model to be trained.
@@ -154,7 +154,7 @@ class Objective:
             example: one or two inputs, on the device of the models.
 
         Raises:
-            ValueError: if the teacher is missing, the two differ in classes, or a pair of modules does not fit.
+            ValueError: if the teacher is missing, the two differ in classes, or modules do not fit.
         """
         if not self.needs_teacher:
             return BoundObjective(self, {})
@@ -177,7 +177,7 @@ class Tapped:
         return self.student_taps.view(output)
 
     def teacher(self, output: Any) -> View:
-        """View of the teacher's last forward pass, without gradient; ``output`` as returned, or cached logits."""
+        """View of the teacher's last forward pass, without gradient; ``output`` may be cached logits."""
         return self.teacher_taps.view(output)
 
 
@@ -250,6 +250,8 @@ def _replaced(term: Any, **changes: float) -> Any:
 
 def _check_alpha(terms: Mapping[str, Term]) -> None:
     """Weights 1 - alpha and alpha come from one key: name that one where it is out of range."""
+    if not all(isinstance(term.weight, int | float) for term in terms.values()):
+        return
     hard = [term.weight for term in terms.values() if _kind(term) == "targets"]
     soft = [term.weight for term in terms.values() if _kind(term) == "logits"]
     if len(hard) == len(soft) == 1 and abs(hard[0] + soft[0] - 1) < 1e-9:

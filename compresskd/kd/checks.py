@@ -1,4 +1,4 @@
-"""Range checks of the numbers in a ``kd`` config; every error names the key, the value and what is allowed."""
+"""Range checks of numbers from a ``kd`` config: errors name the key, the value and what is allowed."""
 
 import math
 

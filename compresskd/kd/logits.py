@@ -1,6 +1,6 @@
 """Terms on logits. Every one computes in float32, whatever the dtype of the logits it is given.
 
-Shapes: B samples, K classes; logits ``[B, K]``; targets int64 ``[B]``, or probabilities ``[B, K]`` under mixup.
+Shapes: B samples, K classes; logits ``[B, K]``; targets int64 ``[B]``, or (mixup) probabilities ``[B, K]``.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,8 @@ def class_indices(targets: Tensor) -> Tensor:
 class CrossEntropy:
     """Cross-entropy with the ground truth, the only term here that needs no teacher.
 
-    Takes both kinds of targets. ``label_smoothing`` is that of Szegedy et al. 2016 (arXiv:1512.00567, section 7).
+    Takes both kinds of targets. ``label_smoothing`` is that of Szegedy et al. 2016, arXiv:1512.00567,
+    section 7.
 
     Raises:
         ValueError: if ``label_smoothing`` is not in [0, 1).
@@ -52,6 +53,7 @@ class CrossEntropy:
         check_fraction("train.label_smoothing", self.label_smoothing, below_one=True)
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
         return F.cross_entropy(student.logits.float(), targets, label_smoothing=self.label_smoothing)
 
 
@@ -59,10 +61,10 @@ class CrossEntropy:
 class SoftTargets:
     """``T^2 KL(softmax(t / T) || softmax(s / T))``, mean over the batch.
 
-    Distilling the Knowledge in a Neural Network (Hinton et al. 2015, arXiv:1503.02531), equations 1 to 4: the
-    gradient with respect to the student's logits is ``T / B (softmax(s / T) - softmax(t / T))``, so that ``T^2``
-    keeps its size comparable over temperatures. The paper leaves T open; 4 is what its followers settled on for
-    CIFAR (Zagoruyko & Komodakis 2017, arXiv:1612.03928, section 4.1).
+    Distilling the Knowledge in a Neural Network (Hinton et al. 2015, arXiv:1503.02531), equations 1 to 4.
+    The gradient with respect to the student's logits is ``T / B (softmax(s / T) - softmax(t / T))``:
+    ``T^2`` keeps its size comparable over temperatures. The paper leaves T open; 4 is what its followers
+    settled on for CIFAR (Zagoruyko & Komodakis 2017, arXiv:1612.03928, section 4.1).
 
     Raises:
         ValueError: if ``temperature`` is not above 0.
@@ -77,6 +79,7 @@ class SoftTargets:
         check_positive("kd.temperature", self.temperature)
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         log_p = F.log_softmax(s / self.temperature, dim=-1)
         log_q = F.log_softmax(t / self.temperature, dim=-1)
@@ -87,9 +90,9 @@ class SoftTargets:
 class LogitMSE:
     """Mean squared difference of the logits, over batch and classes.
 
-    Do Deep Nets Really Need to be Deep? (Ba & Caruana 2014, arXiv:1312.6184), equation 2, with the mean of Kim
-    et al. 2021 (arXiv:2105.08919), equation 4. Twice the limit of ``SoftTargets`` at a high temperature, for
-    logits of mean 0.
+    Do Deep Nets Really Need to be Deep? (Ba & Caruana 2014, arXiv:1312.6184), equation 1, as a mean. It is
+    twice the limit of ``SoftTargets`` at a high temperature, for logits of mean 0 (Hinton et al. 2015,
+    arXiv:1503.02531, equation 4; Kim et al. 2021, arXiv:2105.08919).
     """
 
     weight: float = 1.0
@@ -97,5 +100,6 @@ class LogitMSE:
     kind: ClassVar[str] = "logits"
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         return F.mse_loss(s, t)

@@ -12,7 +12,8 @@ from compresskd.kd.view import View
 class Taps:
     """Captures the outputs of named modules of one model, as :class:`View` s.
 
-    Of a module that runs several times in one forward pass the last output counts; of a tuple the first element.
+    Of a module that runs several times in one forward pass the last output counts, of a tuple the first
+    element. A module whose output is then changed in place shows the changed values.
 
     Args:
         names: fully qualified names of modules, as ``model.get_submodule`` takes them.

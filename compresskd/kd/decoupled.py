@@ -1,0 +1,102 @@
+"""Terms that treat the target class and the others apart. Shapes as in :mod:`compresskd.kd.logits`.
+
+Both need the class of each sample: of probability targets (mixup) the most probable class is taken, as the
+published code of NKD does.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compresskd.kd.checks import check_non_negative, check_positive
+from compresskd.kd.logits import class_indices, logit_pair
+from compresskd.kd.view import View, teacher_of
+
+
+@dataclass(frozen=True)
+class DKD:
+    """``T^2 (target_weight TCKD + non_target_weight NCKD)``, mean over the batch.
+
+    Decoupled Knowledge Distillation (Zhao et al. 2022, arXiv:2203.08679), equation 7, with alpha and beta
+    written out as ``target_weight`` and ``non_target_weight``. TCKD is the divergence between the two-way
+    distributions (target class, all others), NCKD that between the distributions over the other classes
+    alone. Soft targets are the special case ``target_weight`` 1, ``non_target_weight`` 1 - p(target |
+    teacher) (equation 5). Defaults are the paper's for CIFAR-100: 1, 8, T 4. The 20 epochs over which its
+    code raises the term's weight are left out.
+
+    Raises:
+        ValueError: if ``temperature`` is not above 0, or a weight is below 0.
+    """
+
+    weight: float = 1.0
+    temperature: float = 4.0
+    target_weight: float = 1.0
+    non_target_weight: float = 8.0
+    standardize: bool = False
+    kind: ClassVar[str] = "logits"
+
+    def __post_init__(self) -> None:
+        check_positive("kd.temperature", self.temperature)
+        check_non_negative("kd.target_weight", self.target_weight)
+        check_non_negative("kd.non_target_weight", self.non_target_weight)
+
+    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        classes = class_indices(targets)
+        s_binary, s_others = _decoupled(s / self.temperature, classes)
+        t_binary, t_others = _decoupled(t / self.temperature, classes)
+        tckd = F.kl_div(s_binary, t_binary, reduction="batchmean", log_target=True)
+        nckd = F.kl_div(s_others, t_others, reduction="batchmean", log_target=True)
+        return (self.target_weight * tckd + self.non_target_weight * nckd) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class NKD:
+    """``-t_c log s_c - gamma T^2 sum_i N(t_i) log N(s_i)`` over the classes i other than c.
+
+    From Knowledge Distillation to Self-Knowledge Distillation (Yang et al. 2023, arXiv:2303.13005), the
+    normalized KD loss of section 3.1: c is the target class, at temperature 1; N makes the other classes, at
+    temperature T, sum to 1. Mean over the batch. Defaults are the paper's for ImageNet: gamma 1.5, T 1. It
+    is a cross-entropy, so not 0 on equal logits.
+
+    Raises:
+        ValueError: if ``temperature`` is not above 0, or ``gamma`` is below 0.
+    """
+
+    weight: float = 1.0
+    temperature: float = 1.0
+    gamma: float = 1.5
+    standardize: bool = False
+    kind: ClassVar[str] = "logits"
+
+    def __post_init__(self) -> None:
+        check_positive("kd.temperature", self.temperature)
+        check_non_negative("kd.gamma", self.gamma)
+
+    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        classes = class_indices(targets)[:, None]
+        target = t.softmax(dim=-1).gather(1, classes) * F.log_softmax(s, dim=-1).gather(1, classes)
+        s_others = F.log_softmax(_others(s, classes) / self.temperature, dim=-1)
+        t_others = F.softmax(_others(t, classes) / self.temperature, dim=-1)
+        others = (t_others * s_others).sum(dim=-1)
+        return -target.mean() - self.gamma * self.temperature**2 * others.mean()
+
+
+def _decoupled(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities ``[B, 2]`` of the target and of all others, and ``[B, K - 1]`` among the others."""
+    others = _others(logits, classes[:, None])
+    both = torch.cat([logits.gather(1, classes[:, None]), others.logsumexp(dim=-1, keepdim=True)], dim=1)
+    return F.log_softmax(both, dim=-1), F.log_softmax(others, dim=-1)
+
+
+def _others(logits: Tensor, classes: Tensor) -> Tensor:
+    """``[B, K - 1]``: the logits without those of ``classes`` ``[B, 1]``."""
+    # By index: selecting by a mask makes the host wait for the device.
+    index = torch.arange(logits.shape[1] - 1, device=logits.device).expand(logits.shape[0], -1)
+    return logits.gather(1, index + (index >= classes))

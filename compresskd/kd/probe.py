@@ -1,0 +1,86 @@
+"""Finding out by one forward pass which modules of a model run, and what they give."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.kd.taps import Taps
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one forward pass showed of a model.
+
+    Args:
+        model: the model.
+        logits: what it returned, ``[B, K]``.
+        outputs: of every module that ran, by name, in the order in which they finished.
+    """
+
+    model: nn.Module
+    logits: Tensor
+    outputs: dict[str, Tensor]
+
+    def candidates(self) -> list[str]:
+        """Modules worth comparing: layers that own a matrix, blocks of such; not what gives the logits."""
+        names, layers = [], []
+        for name, module in self.model.named_modules():
+            inside = any(name.startswith(f"{layer}.") for layer in layers)
+            if not name or inside or not any(p.ndim > 1 for p in module.parameters()):
+                continue
+            if _owns_matrix(module):
+                layers.append(name)
+            output = self.outputs.get(name)
+            if output is not None and output is not self.logits and len(output) == len(self.logits):
+                names.append(name)
+        return names
+
+    def trunk(self) -> list[str]:
+        """The outermost candidates, in the order in which they finished."""
+        candidates = set(outermost(self.candidates()))
+        return [name for name in self.outputs if name in candidates]
+
+    def check_name(self, key: str, side: str, name: str) -> None:
+        """Raises: ValueError naming ``key`` and the nearest name, unless ``name`` is a module that ran."""
+        if name in self.outputs:
+            return
+        if name in dict(self.model.named_modules()):
+            raise ValueError(
+                f"{key}: expected a module that runs in forward and returns a tensor, got {name!r}"
+            )
+        nearest = difflib.get_close_matches(name, self.outputs, n=1, cutoff=0.0)
+        hint = f"; nearest is {nearest[0]!r}" if nearest else ""
+        raise ValueError(f"{key}: expected the name of a module of the {side}, got {name!r}{hint}")
+
+
+def probe(model: nn.Module, example: Tensor) -> Probe:
+    """Runs ``model`` on ``example`` in eval mode without gradient; leaves no hook, and modes as they were."""
+    modules = dict(model.named_modules())
+    modes = {module: module.training for module in modules.values()}
+    # What a parametrization returns is a weight, not a feature.
+    taps = Taps([name for name in modules if name and "parametrizations" not in name.split(".")])
+    try:
+        model.eval()
+        with torch.no_grad(), taps.attached(model):
+            output = model(example)
+            return Probe(model, getattr(output, "logits", output), taps.partial())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Those that lie within no other of them."""
+    names = list(names)
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _owns_matrix(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    for child in module.children():
+        if isinstance(child, nn.ParameterList | nn.ParameterDict):
+            own.extend(child.parameters())
+    return any(p.ndim > 1 for p in own)
