@@ -19,8 +19,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     `.safetensors` is read as that, any other file as one of `torch.save` with `weights_only=True`, so that
     nothing in it is executed. Prefixes `module.` and `_orig_mod.` are stripped, a dictionary that holds the
-    weights under `state_dict`, `model_state_dict` or `model` is opened. Values are converted to the dtype of the
-    parameter. Only the step counters of batch norms (`num_batches_tracked`) may be missing: old files lack them.
+    weights under `state_dict`, `model_state_dict` or `model` is opened. Values are converted to the dtype of
+    the parameter. Only `num_batches_tracked` of batch norms may be missing: old files lack these counters.
 
     Raises:
         FileNotFoundError: there is no such file.
