@@ -102,13 +102,20 @@ class Split:
         return full + (rest > (1 if training and full else 0))
 
     def batches(
-        self, batch_size: int, *, epoch: int | None = None, seed: int = 0, start: int = 0
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        seed: int = 0,
+        start: int = 0,
+        view: int | None = None,
     ) -> Iterator[Batch]:
         """Batches of one pass.
 
         Without `epoch`: every sample in order, no augmentation (evaluation). With it: a permutation and an
         augmentation that are a pure function of (seed, epoch), the last batch left out if it has one sample.
         `start` skips that many batches at no cost and yields exactly what would have come after them.
+        With `view`, in place of `epoch`: every sample in order, as the training epochs of that view show it.
 
         Raises ValueError for batch_size < 1, epoch < 0 and for a start outside 0..num_batches.
         """
@@ -117,6 +124,9 @@ class Split:
             raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
         steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
         if epoch is None:
+            if view is not None and self.augmentation is not None:
+                order = torch.arange(len(self))
+                return self._iterate(order, steps, view=view, draws=self._draws(seed, view))
             # Plain pixels are no member of a bank of augmented views.
             return self._iterate(torch.arange(len(self)), steps, view=0 if self.num_views == 1 else -1)
         if epoch < 0:
@@ -125,13 +135,13 @@ class Split:
         if self.augmentation is None:
             return self._iterate(order, steps, view=0)
         view = -1 if self.num_views is None else epoch % self.num_views
-        # One row of draws per sample of the split, so that a view does not depend on the batch it stands in.
-        draws = torch.rand(
-            len(self),
-            self.augmentation.num_draws,
-            generator=generator("augmentation", seed, epoch if view < 0 else view),
-        )
-        return self._iterate(order, steps, view=view, draws=draws.to(self.device))
+        return self._iterate(order, steps, view=view, draws=self._draws(seed, epoch if view < 0 else view))
+
+    def _draws(self, seed: int, view: int) -> Tensor:
+        """One row of draws per sample of the split, so that a view does not depend on the batch it stands in."""
+        assert self.augmentation is not None
+        generated = generator("augmentation", seed, view)
+        return torch.rand(len(self), self.augmentation.num_draws, generator=generated).to(self.device)
 
     def _iterate(
         self, order: Tensor, steps: list[slice], *, view: int, draws: Tensor | None = None
@@ -171,8 +181,8 @@ class Split:
 class Data:
     """A data set ready for training.
 
-    `mean` and `std` are those of `Normalize`: inputs = (pixels / pixel_max - mean) / std. `fingerprint` covers
-    everything that determines the batches: the three splits, normalisation, augmentation and its bank.
+    `mean` and `std` are those of `Normalize`: inputs = (pixels / pixel_max - mean) / std. `fingerprint`
+    covers everything that determines the batches: the splits, normalisation, augmentation and its bank.
     """
 
     name: str

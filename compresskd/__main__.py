@@ -1,0 +1,5 @@
+"""`python -m compresskd`."""
+
+from compresskd.cli import main
+
+main()

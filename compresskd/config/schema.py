@@ -1,0 +1,70 @@
+"""The typed top level of the configuration, and what Hydra has to be told before it composes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+MODEL_ROLES = ("teacher", "student")
+
+
+@dataclass
+class Config:
+    """Top-level keys. Groups are checked where they are built; scalars have their types here.
+
+    Attributes:
+        outputs_dir: where runs, sweeps and teachers go.
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: fp32, bf16 or fp16, by autocast.
+        rank: cap on every bond of a factorized layer.
+        bits: of quantized weights; null leaves them in floating point.
+        epochs: of each training stage that does not say otherwise.
+        teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    kd: dict[str, Any] = field(default_factory=dict)
+    compress: dict[str, Any] = field(default_factory=dict)
+    rank_schedule: dict[str, Any] = field(default_factory=dict)
+    quant: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    teacher_fit: dict[str, Any] = field(default_factory=dict)
+    outputs_dir: str = "outputs"
+    rank: int = 32
+    bits: int | None = None
+    seed: int = 0
+    epochs: int = 30
+    device: str = "auto"
+    precision: str = "fp32"
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register(*config_dirs: Path) -> None:
+    """Tell Hydra the schema, the resolvers, and the groups `teacher` and `student`.
+
+    Both groups offer every architecture in `model/` of the shipped configuration and of `config_dirs`, so that
+    an architecture is written once and serves both.
+    """
+    OmegaConf.register_new_resolver("complement", lambda share: 1 - share, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for folder in (conf_dir(), *config_dirs):
+        for path in sorted((folder / "model").glob("*.yaml")):
+            for role in MODEL_ROLES:
+                node = {"defaults": [{"/model@_here_": path.stem}, "_self_"], "weights": None}
+                store.store(group=role, name=path.stem, node=node)

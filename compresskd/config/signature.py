@@ -1,0 +1,113 @@
+"""Check `_target_` nodes against the signature that they call, before anything is called."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from compresskd.config.faults import Fault, nearest
+from compresskd.models.build import resolve
+
+_SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+_CONTAINERS = (Mapping, Sequence, list, tuple, dict)
+
+
+def check_calls(node: Any, key: str, *, skip: Sequence[str] = ()) -> Iterator[Fault]:
+    """Faults of a plain configuration node and of every `_target_` node below it.
+
+    Args:
+        node: nested plain values.
+        key: its dotted key.
+        skip: keys of the node itself that its target does not take.
+    """
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name not in _SPECIAL:
+                yield from check_calls(value, f"{key}.{name}")
+        if "_target_" in node:
+            yield from _check_call(node, key, skip)
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from check_calls(value, f"{key}[{position}]")
+
+
+def _check_call(node: Mapping[str, Any], key: str, skip: Sequence[str]) -> Iterator[Fault]:
+    target = node["_target_"]
+    if target == "???" or not isinstance(target, str):
+        yield Fault(f"{key}._target_", "is missing; write the dotted path of a class or function")
+        return
+    try:
+        function = resolve(target)
+    except ValueError as error:
+        yield Fault(f"{key}._target_", str(error))
+        return
+    given = {k: v for k, v in node.items() if k not in (*_SPECIAL, *skip)}
+    parameters = _parameters(function)
+    if parameters is None:
+        return
+    named = {
+        n: p
+        for n, p in parameters.items()
+        if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
+    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(function)
+    for name, value in given.items():
+        if name in named:
+            yield from _check_type(f"{key}.{name}", value, hints.get(name))
+        elif not takes_any:
+            yield Fault(f"{key}.{name}", f"unknown option of {target}{nearest(name, named)}")
+    if not node.get("_partial_") and not node.get("_args_"):
+        for name, parameter in named.items():
+            if parameter.default is inspect.Parameter.empty and name not in given:
+                yield Fault(f"{key}.{name}", f"is missing; {target} needs it")
+
+
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in C, says nothing of itself
+        return None
+
+
+def _hints(function: Callable) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except Exception:  # a user's annotation that does not resolve is not a fault of the configuration
+        return {}
+
+
+def _check_type(key: str, value: Any, hint: Any) -> Iterator[Fault]:
+    allowed = _simple(hint)
+    if allowed is None or isinstance(value, Mapping):
+        return
+    if value == "???":
+        yield Fault(key, f"is missing; write a {_names(allowed)}")
+    elif not any(_fits(value, kind) for kind in allowed):
+        yield Fault(key, f"came {value!r} ({type(value).__name__}); allowed: {_names(allowed)}")
+
+
+def _simple(hint: Any) -> list[Any] | None:
+    """The plain types that a hint allows, or None where it allows what cannot be judged from here."""
+    if hint in (int, float, str, bool, type(None)):
+        return [hint]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [_simple(part) for part in typing.get_args(hint)]
+        return None if None in parts else [kind for part in parts if part for kind in part]
+    if typing.get_origin(hint) in _CONTAINERS or typing.get_origin(hint) is Sequence or hint in (list, tuple):
+        return [list]
+    return None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _names(kinds: Sequence[Any]) -> str:
+    words = {int: "whole number", float: "number", str: "string", bool: "true or false", type(None): "null"}
+    return ", ".join(words.get(kind, "list") for kind in kinds)

@@ -1,0 +1,163 @@
+"""One experiment: data, a teacher where one is needed, a student, a strategy; run into one directory."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compresskd import artifact, measure
+from compresskd.console import Reporter, log
+from compresskd.data.base import Data
+from compresskd.environment import git_revision, hardware, versions
+from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run
+from compresskd.strategy import Context, State, Strategy, score, store_predictions
+from compresskd.teacher import Teacher
+from compresskd.training import Recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, built and checked.
+
+    Attributes:
+        student: makes the untrained student; called once a run.
+        teacher: how to come by the teacher, or None where the strategy needs none.
+        config: the resolved configuration, for the record.
+        overrides: what the user typed, for the record.
+    """
+
+    data: Data
+    student: Callable[[], nn.Module]
+    strategy: Strategy
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    teacher: Teacher | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    def run(self, run: Run, reporter: Reporter) -> Record:
+        """Run every stage that has not been run, and return the finished record.
+
+        The record ends as finished, failed (with the traceback) or interrupted, whatever happens.
+        """
+        run.start(self._record())
+        start, before = time.perf_counter(), _record_of(run).wall_seconds
+        with _log_file(run.directory / "log.txt"), _outcome(run):
+            try:
+                self._run(run, reporter)
+            finally:
+                _record_of(run).wall_seconds = before + time.perf_counter() - start
+                reporter.close()
+        return _record_of(run)
+
+    def _run(self, run: Run, reporter: Reporter) -> None:
+        torch.manual_seed(self.seed)
+        data = self.data.to(self.device)
+        student = self.student().to(self.device)
+        context = Context(
+            data, run, self.recipe, self.seed, self.device, reporter, reference=copy.deepcopy(student)
+        )
+        teacher = None
+        if self.strategy.needs_teacher and self.teacher is not None:
+            teacher = self.teacher.obtain(reporter).to(self.device)
+            self._record_teacher(teacher, context)
+        self.strategy.run(State(student, teacher), context)
+
+    def _record_teacher(self, teacher: nn.Module, context: Context) -> None:
+        """Score and measure the teacher, as each stage's student is."""
+        if self.teacher is None or context.record.teacher is not None:
+            return
+        reporter = context.reporter
+        validation = score(teacher, context.data.validation, context)
+        test = score(teacher, context.data.test, context)
+        store_predictions(context, "teacher", test)
+        context.record.teacher = {
+            **self.teacher.describe(),
+            "metrics": {
+                "validation_accuracy": validation.accuracy,
+                "validation_loss": validation.loss,
+                "test_accuracy": test.accuracy,
+                "test_loss": test.loss,
+            },
+            "size": {
+                "num_parameters": measure.num_parameters(teacher),
+                "stored_bytes": artifact.bytes_of(teacher),
+                "macs": measure.macs(teacher, context.example),
+            },
+            "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
+        }
+        context.run.save()
+        reporter.note(
+            f"teacher: validation {100 * validation.accuracy:.2f}%  test {100 * test.accuracy:.2f}%"
+        )
+
+    def _record(self) -> Record:
+        data = self.data
+        return Record(
+            strategy=self.strategy.name,
+            config=dict(self.config),
+            overrides=list(self.overrides),
+            seed=self.seed,
+            versions=versions(),
+            git=git_revision(),
+            hardware=hardware(self.device),
+            data={
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "test_fingerprint": data.test.fingerprint,
+                "num_train": len(data.train),
+                "num_validation": len(data.validation),
+                "num_test": len(data.test),
+            },
+        )
+
+
+def _record_of(run: Run) -> Record:
+    if run.record is None:
+        raise RuntimeError("the run has not been started")
+    return run.record
+
+
+@contextmanager
+def _outcome(run: Run):
+    """Write into the record how the block ended."""
+    record = _record_of(run)
+    try:
+        yield
+        record.status = FINISHED
+    except KeyboardInterrupt:
+        record.status = INTERRUPTED
+        raise
+    except BaseException as error:
+        record.status = FAILED
+        record.error = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        raise
+    finally:
+        run.save()
+
+
+@contextmanager
+def _log_file(path: Path):
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

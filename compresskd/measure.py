@@ -1,0 +1,91 @@
+"""What a model costs: parameters, multiply-accumulates, latency. Stored bytes are the artifact's business."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compresskd.training.evaluation import evaluation_mode
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of scalars among the parameters; tied parameters count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of one forward pass over one sample, as the model really executes it.
+
+    Args:
+        model: counted in evaluation mode; a layer that has folded its factors to a dense weight costs that weight.
+        example: [1, ...] one input.
+
+    Convolutions and matrix products are counted (two floating-point operations each, as PyTorch's counter has
+    it); element-wise work is not.
+    """
+    with evaluation_mode(model), torch.inference_mode():
+        model(example)  # a first call may fold and cache; what counts is the steady state
+        with FlopCounterMode(display=False) as counter:
+            model(example)
+    return counter.get_total_flops() // 2
+
+
+def latency(
+    models: Mapping[str, nn.Module],
+    example: Tensor,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 0.2,
+    min_rounds: int = 5,
+) -> dict[str, dict[str, float]]:
+    """Median forward time in milliseconds, the models timed in turn so that a drifting machine is fair to all.
+
+    Args:
+        models: name to module.
+        example: [1, ...] one input on the device that is measured.
+        batch_sizes: the batches timed.
+        seconds: time to spend on each batch size, over all models; never fewer than `min_rounds` rounds.
+
+    Returns:
+        {model name: {"batch_1": milliseconds, ...}}.
+    """
+    result: dict[str, dict[str, float]] = {name: {} for name in models}
+    with contextlib.ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluation_mode(model))
+        for batch_size in batch_sizes:
+            batch = example.expand(batch_size, *example.shape[1:]).contiguous()
+            for name, times in _interleaved(models, batch, seconds, min_rounds).items():
+                result[name][f"batch_{batch_size}"] = 1e3 * statistics.median(times)
+    return result
+
+
+def _interleaved(
+    models: Mapping[str, nn.Module], batch: Tensor, seconds: float, min_rounds: int
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for model in models.values():
+            for _ in range(2):  # warm caches, plans and allocators
+                model(batch)
+        start = time.perf_counter()
+        rounds = 0
+        while rounds < min_rounds or time.perf_counter() - start < seconds:
+            for name, model in models.items():
+                times[name].append(_timed(model, batch))
+            rounds += 1
+    return times
+
+
+def _timed(model: nn.Module, batch: Tensor) -> float:
+    start = time.perf_counter()
+    model(batch)
+    if batch.device.type == "cuda":
+        torch.cuda.synchronize(batch.device)
+    return time.perf_counter() - start

@@ -1,0 +1,129 @@
+"""Replace dense layers by factorized ones, without training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from compresskd import measure, swap, tt
+from compresskd.strategy import Context, State
+
+SOURCES = ("student", "teacher")
+
+
+class NothingCompressed(RuntimeError):
+    """No layer became smaller: the run would report a compression that did not happen."""
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """Factorize the layers of the student, or of a copy of the teacher that becomes the student.
+
+    Attributes:
+        rank: cap on every bond.
+        source: 'student', or 'teacher' to compress the teacher.
+        include: shell-style patterns of module names; a layer is taken if any fits.
+        exclude: patterns of layers to leave dense.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    rank: int
+    source: str = "student"
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank: came {self.rank}; allowed: 1 or more")
+        if self.source not in SOURCES:
+            raise ValueError(f"source: came {self.source!r}; allowed: {', '.join(SOURCES)}")
+        if not self.include:
+            raise ValueError("compress.include: came an empty list; write ['*'] for every layer")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher is what is compressed."""
+        return self.source == "teacher"
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Return the state with the factorized student; details record ranks and skipped layers."""
+        model = state.student
+        if self.source == "teacher":
+            if state.teacher is None:
+                raise ValueError("source='teacher' needs a teacher")
+            model = copy.deepcopy(state.teacher)
+        layers, skipped = factorize_model(model, self._factorize_layer, self.include, self.exclude)
+        context.details.update(layers=layers, skipped=skipped, epochs=0)
+        return State(model, state.teacher)
+
+    def _factorize_layer(self, layer: nn.Module) -> nn.Module | tt.Skipped:
+        return tt.factorize(layer, rank=self.rank)  # type: ignore[arg-type]
+
+
+Layers = dict[str, dict[str, Any]]
+
+
+def factorize_model(
+    model: nn.Module,
+    factorize: Callable[[nn.Module], nn.Module | tt.Skipped],
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> tuple[Layers, dict[str, str]]:
+    """Factorize every linear and convolutional layer that the patterns name, in place.
+
+    Returns:
+        (layers, skipped): of each new layer its kind, ranks and parameters; of each layer left dense the reason.
+
+    Raises:
+        ValueError: a pattern that fits no layer.
+        NothingCompressed: every layer stayed dense.
+    """
+    _check_patterns(model, include, exclude)
+    dense_sizes: dict[str, int] = {}
+    skipped: dict[str, str] = {}
+
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            return None
+        if not swap.matches(name, include, exclude):
+            skipped[name] = "left out by compress.include or compress.exclude"
+            return None
+        new = factorize(module)
+        if isinstance(new, tt.Skipped):
+            skipped[name] = new.reason
+            return None
+        dense_sizes[name] = measure.num_parameters(module)
+        return new
+
+    replaced = swap.replace(model, replacement)
+    if not replaced:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layer"
+        raise NothingCompressed(
+            f"no layer was compressed ({reasons}); write a smaller rank=, or other layers"
+        )
+    return {name: _describe(module, dense_sizes[name]) for name, module in replaced.items()}, skipped
+
+
+def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:
+    return {
+        "kind": type(module).__name__,
+        "ranks": list(getattr(module, "ranks", ())),
+        "num_parameters": measure.num_parameters(module),
+        "num_parameters_dense": num_parameters_dense,
+    }
+
+
+def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for key, patterns in (("compress.include", include), ("compress.exclude", exclude)):
+        for pattern in patterns:
+            if not any(swap.matches(name, [pattern], []) for name in names):
+                raise ValueError(
+                    f"{key}: '{pattern}' fits no layer; the layers are {', '.join(names) or 'none'}"
+                )

@@ -1,0 +1,79 @@
+"""What the teacher says of the training samples, computed once where a sample looks the same every time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.data.base import Batch, Split
+from compresskd.training import Recipe
+from compresskd.training.evaluation import evaluation_mode
+from compresskd.training.precision import autocast
+
+
+class TeacherOutputs:
+    """The teacher's logits for each training batch.
+
+    Without augmentation, or with a bank of K fixed augmented views, a view of the whole split is computed in one
+    pass when it is first asked for, in the order of the split and at the evaluation batch size: what is stored
+    then does not depend on where training was interrupted, so that a resumed run repeats bit for bit.
+
+    Args:
+        teacher: evaluated without gradient; its mode is put back after each pass.
+        split: the training split.
+        epochs: that will be asked for. A view that is seen but once is not worth storing.
+        seed: of the training, which the augmented views follow from.
+        cacheable: False where features are compared, which takes a real pass each time.
+        recipe: gives the evaluation batch size and the precision.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        split: Split,
+        epochs: int,
+        *,
+        seed: int,
+        cacheable: bool,
+        recipe: Recipe,
+        device: torch.device,
+    ):
+        self._teacher, self._split, self._seed = teacher, split, seed
+        self._recipe, self._device = recipe, device
+        self._caching = cacheable and split.num_views is not None and epochs > split.num_views
+        self._views: dict[int, Tensor] = {}
+        self._num_computed = self._num_served = 0
+        self._seconds = 0.0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[B, K] logits for the samples of `batch`, detached."""
+        self._num_served += len(batch.index)
+        if self._caching and batch.view >= 0:
+            if batch.view not in self._views:
+                self._views[batch.view] = self._whole_view(batch.view)
+            return self._views[batch.view][batch.index]
+        return self._compute(batch)
+
+    def saving(self) -> dict[str, float | int]:
+        """How many samples the teacher saw, how many were asked for, and the seconds that this saved."""
+        per_sample = self._seconds / max(1, self._num_computed)
+        return {
+            "num_computed": self._num_computed,
+            "num_served": self._num_served,
+            "seconds": self._seconds,
+            "seconds_saved": per_sample * max(0, self._num_served - self._num_computed),
+        }
+
+    def _whole_view(self, view: int) -> Tensor:
+        batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
+        return torch.cat([self._compute(batch) for batch in batches])
+
+    def _compute(self, batch: Batch) -> Tensor:
+        start = time.perf_counter()
+        with evaluation_mode(self._teacher), torch.no_grad(), autocast(self._recipe.precision, self._device):
+            logits = self._teacher(batch.inputs).float()
+        self._num_computed += len(batch.index)
+        self._seconds += time.perf_counter() - start
+        return logits

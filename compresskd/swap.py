@@ -1,0 +1,112 @@
+"""Replace modules of a network by name, and record the new structure so that it can be made again.
+
+A compressed module describes itself with `structure()` (plain JSON values) and is made again, with parameters
+of the right shapes and no particular values, by the class method `from_structure`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+
+@runtime_checkable
+class Structured(Protocol):
+    """A module that can say how to build itself again."""
+
+    def structure(self) -> dict[str, Any]:
+        """Everything but the values of the parameters, as plain JSON values."""
+        ...
+
+
+def replace(
+    model: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | None]
+) -> dict[str, nn.Module]:
+    """Ask `replacement(name, module)` for every submodule, outermost first, and put in what it returns.
+
+    None leaves the module where it is and goes on inside it; a replaced module is not searched further. The
+    model itself is never asked for. Returns the new modules by fully qualified name; `model` is changed in place.
+    """
+    replaced: dict[str, nn.Module] = {}
+    for name, module in _outermost_first(model, replaced):
+        new = replacement(name, module)
+        if new is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+            replaced[name] = new
+    return replaced
+
+
+def _outermost_first(model: nn.Module, skip: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in list(model.named_modules()):
+        inside = any(name.startswith(f"{outer}.") for outer in skip)
+        if name and not inside:
+            yield name, module
+
+
+def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a module's name fits any `include` pattern and no `exclude` pattern (shell-style, `layer1.*`)."""
+    return any(fnmatch.fnmatchcase(name, p) for p in include) and not any(
+        fnmatch.fnmatchcase(name, p) for p in exclude
+    )
+
+
+def structure(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The structure of every structured submodule by fully qualified name; empty for an ordinary network."""
+    return {
+        name: {**module.structure(), "class": f"{type(module).__module__}.{type(module).__qualname__}"}
+        for name, module in model.named_modules()
+        if name and isinstance(module, Structured)
+    }
+
+
+def apply_structure(
+    model: nn.Module, recorded: Mapping[str, Mapping[str, Any]], *, trust: Sequence[str] = ()
+) -> None:
+    """Put modules of the recorded structure into a freshly built architecture, in place.
+
+    Args:
+        model: the architecture as its constructor makes it.
+        recorded: what `structure` returned.
+        trust: packages besides compresskd whose classes may be built.
+
+    Raises:
+        ValueError: a class outside the trusted packages, or a name that the architecture does not have.
+    """
+    for name, values in recorded.items():
+        cls = resolve_class(values["class"], trust=trust)
+        parent, _, child = name.rpartition(".")
+        try:
+            holder = model.get_submodule(parent)
+            old = getattr(holder, child)
+        except AttributeError:
+            raise ValueError(
+                f"the architecture has no module '{name}' to give its recorded structure"
+            ) from None
+        new = cls.from_structure(values)
+        setattr(holder, child, new.train(old.training))
+
+
+def resolve_class(path: str, *, trust: Sequence[str] = ()) -> Any:
+    """The object at a dotted path inside compresskd or one of the packages in `trust`.
+
+    Raises:
+        ValueError: the path lies outside them or names nothing. Nothing outside is ever imported.
+    """
+    check_trusted(path, trust=trust)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"'{path}' names nothing that can be imported: {error}") from error
+
+
+def check_trusted(path: str, *, trust: Sequence[str] = ()) -> None:
+    """Raise ValueError where a dotted path lies outside compresskd and the packages in `trust`."""
+    package = str(path).partition(".")[0]
+    if package not in {"compresskd", *trust}:
+        raise ValueError(f"'{path}' is not part of compresskd; to run it, pass trust=('{package}',)")
