@@ -1,0 +1,1 @@
+"""Quantization: grids, packing, quantization-aware training, gauges of tensor trains, entropy coding."""

@@ -1,0 +1,98 @@
+"""Gradients through rounding: the straight-through estimator and the learned step size.
+
+v = w / s are weights in units of the scale, level(v) what the grid makes of them, between `lowest` and
+`highest`. Both pass the gradient of w where lowest < v < highest and stop it where the grid clips.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from compresskd.quant.granularity import Granularity
+from compresskd.quant.grid import Grid, read_from_grid, round_to_grid, spread
+
+
+class Rounding(NamedTuple):
+    """All that rounding a tensor needs: scale [S] float16, zero_point [S] int8 or None, grid, granularity."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+    grid: Grid
+    granularity: Granularity
+
+    def wide(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point in float32 that broadcast against w."""
+        return spread(self.scale, self.zero_point, self.grid, self.granularity, w.shape)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        """w rounded to the grid in float32; the result has the dtype of w."""
+        wide_scale, offset = self.wide(w)
+        integers = round_to_grid(w.float(), wide_scale, offset, self.grid)
+        return read_from_grid(integers, wide_scale, offset, self.grid).to(w.dtype)
+
+    def inside(self, w: Tensor) -> Tensor:
+        """Where w lies between the lowest and the highest level."""
+        wide_scale, offset = self.wide(w)
+        zero = -self.grid.shift if offset is None else offset
+        return (w > (self.grid.low - zero) * wide_scale) & (w < (self.grid.high - zero) * wide_scale)
+
+
+class StraightThrough(torch.autograd.Function):
+    """`apply(w, rounding)`; no gradient for the scale.
+
+    Estimating or Propagating Gradients Through Stochastic Neurons (Bengio et al. 2013, arXiv:1308.3432),
+    with the clipping of Hubara et al. 2016 (arXiv:1602.02830), equation 4.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, rounding: Rounding) -> Tensor:
+        """`rounding(w)`."""
+        ctx.save_for_backward(rounding.inside(w))
+        return rounding(w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The incoming gradient where nothing is clipped."""
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None
+
+
+class LearnedStep(torch.autograd.Function):
+    """`apply(w, log_scale, rounding)`; `rounding.scale` is exp(log_scale) in float16.
+
+    Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3: d output / d s is
+    level(v) - v where nothing is clipped, else `lowest` or `highest`; it is multiplied by 1 / sqrt(N Q), N
+    weights to a scale and Q the largest level (section 2.2). What is learned here is log s, which cannot
+    turn negative. Its gradient is that of s divided by s: a step of gradient descent then changes s by the
+    ratio by which a step on s itself would have, which is the ratio that their section 2.2 matches to the
+    weights'.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding) -> Tensor:
+        """`rounding(w)`."""
+        ctx.save_for_backward(w, log_scale)
+        ctx.rounding = rounding
+        return rounding(w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradients of w and of log_scale."""
+        w, log_scale = ctx.saved_tensors
+        rounding = ctx.rounding
+        inside = rounding.inside(w)
+        # `error` is s times equation 3, and the gradient of log s is that of s over s: hence the square below
+        error = rounding(w).float() - w.float() * inside
+        slope = rounding.granularity.total(grad.float() * error) / rounding.scale.float().square()
+        factor = learned_step_factor(w.numel() // rounding.scale.numel(), rounding.grid)
+        return grad * inside, (slope * factor).to(log_scale.dtype), None
+
+
+def learned_step_factor(num_weights: int, grid: Grid) -> float:
+    """1 / sqrt(N Q) with N weights to a scale; Q is the largest level, on the affine grid the number of steps."""
+    largest = grid.high - grid.low if grid.has_zero_point else grid.high + grid.shift
+    return (max(num_weights, 1) * largest) ** -0.5
