@@ -61,7 +61,8 @@ class Taps:
         missing = [name for name in self.names if name not in features]
         if missing:
             raise RuntimeError(
-                f"no output of {', '.join(missing)}: expected every tapped module to run in forward"
+                f"no output of {', '.join(missing)}: expected every tapped module to run in forward; a model "
+                "compiled before it was attached runs no hooks: compile it within the context"
             )
         if self.detach:
             logits, features = logits.detach(), {name: x.detach() for name, x in features.items()}
@@ -76,7 +77,6 @@ class Taps:
         def capture(module: nn.Module, args: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple | list) and output else output
             if isinstance(first, Tensor):
-                self._captured.pop(name, None)
                 self._captured[name] = first
 
         return capture
