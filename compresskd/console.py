@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -125,48 +125,39 @@ def configure_logging(console: Console) -> None:
     log.propagate = False
 
 
+_ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("validation accuracy %", lambda e: _percent(e["metrics"].get("validation_accuracy"))),
+    ("test accuracy %", lambda e: _percent(e["metrics"].get("test_accuracy"))),
+    ("agreement with teacher %", lambda e: _percent(e["metrics"].get("teacher_agreement"))),
+    ("parameters", lambda e: f"{e['size']['num_parameters']:,}"),
+    ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
+    ("stored bytes", lambda e: f"{e['size']['stored_bytes']:,}"),
+    ("  times smaller than teacher", lambda e: _times(e.get("compression", {}).get("stored_bytes"))),
+    ("MACs", lambda e: f"{e['size']['macs']:,}"),
+    ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
+    ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
+    ("  times faster than dense student", lambda e: _speed_up(e, "dense_student")),
+    ("  times faster than teacher", lambda e: _speed_up(e, "teacher")),
+    ("wall time, s", lambda e: f"{e['seconds']:.1f}" if "seconds" in e else ""),
+)
+
+
 def stages_table(record: Record) -> Table:
-    """Stage by stage: accuracy, agreement, size, compression, latency; the teacher first.
+    """One column for the teacher and each stage: accuracy, agreement, size, compression, latency.
 
-    Latencies stand with their speed-up over the dense student and over the teacher, measured in turn.
+    Speed-ups at batch 32 are of medians measured in turn with the model that they are against.
     """
-    table = Table(title=f"{record.strategy}, seed {record.seed}", caption=_caption(record))
-    table.add_column("model")
-    for heading in (
-        "val %", "test %", "agree %", "parameters", "bytes", "x param", "x bytes", "MACs",
-        "ms b1", "ms b32", "x dense b32", "x teacher b32",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right")
-    if record.teacher is not None:
-        table.add_row("teacher", *_cells(record.teacher))
-    for entry in record.stages:
-        table.add_row(entry["name"], *_cells(entry), style="bold" if entry["name"] == record.final else None)
+    table = Table(title=f"{record.strategy}, rank {record.config.get('rank')}, seed {record.seed}")
+    table.add_column("")
+    entries = [*([{"name": "teacher", **record.teacher}] if record.teacher else []), *record.stages]
+    for entry in entries:
+        style = "bold" if entry["name"] == record.final else None
+        table.add_column(entry["name"], justify="right", style=style, no_wrap=True)
+    for heading, cell in _ROWS:
+        cells = [cell(entry) for entry in entries]
+        if any(cells):
+            table.add_row(heading, *cells)
     return table
-
-
-def _caption(record: Record) -> str:
-    if record.teacher is None:
-        return "latency: median of interleaved runs; x dense: against this student before any compression"
-    return "x: times smaller or faster than the teacher (param, bytes, teacher b32) or the dense student (dense b32)"
-
-
-def _cells(entry: Mapping[str, Any]) -> list[str]:
-    metrics, size, latency = entry["metrics"], entry["size"], entry["latency_ms"]
-    ratio, beside = entry.get("compression", {}), entry.get("latency_ms_beside", {})
-    return [
-        _percent(metrics.get("validation_accuracy")),
-        _percent(metrics.get("test_accuracy")),
-        _percent(metrics.get("teacher_agreement")),
-        f"{size['num_parameters']:,}",
-        f"{size['stored_bytes']:,}",
-        _times(ratio.get("num_parameters")),
-        _times(ratio.get("stored_bytes")),
-        f"{size['macs']:,}",
-        f"{latency['batch_1']:.3f}",
-        f"{latency['batch_32']:.3f}",
-        _speed_up(beside.get("dense_student"), latency),
-        _speed_up(beside.get("teacher"), latency),
-    ]
 
 
 def _percent(fraction: float | None) -> str:
@@ -177,5 +168,6 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
-def _speed_up(other: Mapping[str, float] | None, mine: Mapping[str, float]) -> str:
-    return "" if other is None else f"{other['batch_32'] / mine['batch_32']:.2f}"
+def _speed_up(entry: Mapping[str, Any], name: str) -> str:
+    other = entry.get("latency_ms_beside", {}).get(name)
+    return "" if other is None else f"{other['batch_32'] / entry['latency_ms']['batch_32']:.2f}"
