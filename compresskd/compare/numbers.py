@@ -1,0 +1,58 @@
+"""What the measured numbers are called, which direction is better, and how they are shown."""
+
+import re
+from collections.abc import Iterable
+
+LATENCY = "latency_"
+COSTS = ("stored_bytes", "macs", "latency")  # of the Pareto fronts
+_LOWER = re.compile(r"loss|error|bytes|parameters|macs|seconds|latency|perplexity")
+_LABELS = {
+    "num_parameters": "parameters",
+    "stored_bytes": "bytes",
+    "compression_stored_bytes": "x bytes",
+    "compression_parameters": "x parameters",
+    "compression_macs": "x MACs",
+    "macs": "MACs",
+}
+
+
+def lower_is_better(name: str) -> bool:
+    """Direction of a number by its name: losses, sizes and times are better low; a compression ratio high."""
+    return not name.startswith("compression_") and _LOWER.search(name) is not None
+
+
+def is_fraction(name: str) -> bool:
+    """Numbers between 0 and 1 that tables show in percent."""
+    return name.endswith(("accuracy", "agreement"))
+
+
+def label(name: str) -> str:
+    """Heading of a number: with its unit."""
+    if name in _LABELS:
+        return _LABELS[name]
+    if name.startswith(LATENCY):
+        return f"{name.replace('_', ' ')} (ms)"
+    return f"{name.replace('_', ' ')} (%)" if is_fraction(name) else name.replace("_", " ")
+
+
+def show(name: str, value: float | None, spread: bool = False) -> str:
+    """A number as a table shows it; `spread`: a deviation or an interval's end, of the same unit."""
+    if value is None:
+        return "–"
+    if is_fraction(name):
+        return f"{100 * value:.2f}"
+    if name.startswith("compression_"):
+        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    if value == int(value) and abs(value) < 1e15 and not spread:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def pick_latency(names: Iterable[str]) -> str | None:
+    """The latency that fronts and tables use: of one sample where measured, else of the smallest batch."""
+
+    def batch(name: str) -> tuple[int, str]:
+        digits = re.findall(r"\d+", name)
+        return (int(digits[0]) if digits else 2**31, name)
+
+    return min((name for name in names if name.startswith(LATENCY)), key=batch, default=None)

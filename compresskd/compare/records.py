@@ -1,0 +1,343 @@
+"""A run's `record.json` as typed data, read tolerantly: what is missing or wrong is said, never guessed.
+
+Imports nothing but the standard library, so that anything (a dashboard, a notebook) can share it.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+MAX_BYTES = 64 * 2**20  # a record is some kilobytes: a larger file is something else and would eat the memory
+STATUSES = ("running", "finished", "failed", "interrupted")
+_MARKS = (
+    "schema",
+    "status",
+    "strategy",
+    "stages",
+    "config",
+)  # two of these tell a record from a foreign JSON
+
+
+class RecordError(ValueError):
+    """A file that cannot be read as a record at all. `reason` says why in words that need no path."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """One compressed layer. `ranks` are the realised ones, `num_parameters_dense` what it had before."""
+
+    kind: str
+    ranks: tuple[int, ...]
+    num_parameters: float | None
+    num_parameters_dense: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What one stage left behind. Every mapping holds finite numbers only; accuracies are fractions 0..1."""
+
+    name: str
+    kind: str | None
+    status: str | None
+    seconds: float | None
+    epochs: float | None
+    best_epoch: float | None
+    metrics: Mapping[str, float]
+    size: Mapping[str, float]
+    compression: Mapping[str, float]
+    latency_ms: Mapping[str, float]
+    layers: Mapping[str, LayerRecord]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecord:
+    """Which samples a run saw: the fingerprints decide whether two runs may be compared."""
+
+    name: str | None
+    fingerprint: str | None
+    test_fingerprint: str | None
+    num_test: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherRecord:
+    """Which teacher a run had; `key` identifies it."""
+
+    key: str | None
+    source: str | None
+    directory: str | None
+    metrics: Mapping[str, float]
+    size: Mapping[str, float]
+    latency_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareRecord:
+    """Where a run's latency was measured."""
+
+    cpu: str | None
+    gpu: str | None
+    device: str | None
+    num_threads: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One run. `problems` lists every field that was missing or of a wrong type, by its dotted name."""
+
+    path: Path
+    schema: int | None
+    status: str | None
+    strategy: str | None
+    created: str | None
+    updated: str | None
+    wall_seconds: float | None
+    overrides: tuple[str, ...]
+    config: Mapping[str, Any]
+    seed: int | None
+    versions: Mapping[str, str]
+    revision: str | None
+    hardware: HardwareRecord
+    data: DataRecord
+    teacher: TeacherRecord | None
+    stages: tuple[StageRecord, ...]
+    final: str | None
+    error: str | None
+    problems: tuple[str, ...]
+
+    @property
+    def directory(self) -> Path:
+        """The run directory: predictions.npz and metrics.jsonl lie there."""
+        return self.path.parent
+
+    def stage(self, name: str) -> StageRecord | None:
+        """The stage of that name (the last one where a name occurs twice), or None."""
+        return next((stage for stage in reversed(self.stages) if stage.name == name), None)
+
+    @property
+    def final_stage(self) -> StageRecord | None:
+        """The stage that `final` names; without such a name the last finished stage; else None."""
+        if self.final is not None:
+            return self.stage(self.final)
+        return next((stage for stage in reversed(self.stages) if stage.status == "finished"), None)
+
+
+def read_record(path: Path, *, details: bool = True) -> Record:
+    """Read one record.json; `details=False` leaves the layers out (they are most of a large record).
+
+    Raises:
+        RecordError: the file cannot be opened, is no JSON, or is the JSON of something else.
+    """
+    raw = _load(path)
+    if not isinstance(raw, dict):
+        raise RecordError(path, f"not a record: a JSON {_kind(raw)} where an object was expected")
+    if sum(key in raw for key in _MARKS) < 2:
+        found = ", ".join(sorted(map(str, raw))[:5]) or "none"
+        raise RecordError(
+            path, f"not a record of compresskd: none or one of {', '.join(_MARKS)}; keys: {found}"
+        )
+    return _record(path, _Fields(raw, "", []), details)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise RecordError(path, "not a regular file")
+            if about.st_size > MAX_BYTES:
+                raise RecordError(path, f"{about.st_size} bytes: too large for a record (limit {MAX_BYTES})")
+            content = file.read()
+    except OSError as error:
+        raise RecordError(path, f"cannot be read: {error.strerror or error}") from None
+    if not content.strip():
+        raise RecordError(path, "empty file")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise RecordError(path, "not JSON that can be read: nested too deeply") from None
+    except ValueError as error:
+        raise RecordError(path, f"not valid JSON (cut off or damaged): {error}") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO of this name must not hang the reader
+
+
+def _record(path: Path, fields: "_Fields", details: bool) -> Record:
+    hardware = fields.child("hardware")
+    data = fields.child("data", required=True)
+    seed, schema = fields.number("seed", required=True), fields.number("schema", required=True)
+    status = fields.text("status", required=True)
+    if status is not None and status not in STATUSES:
+        fields.complain("status", f"expected one of {', '.join(STATUSES)}, got {status!r}")
+    return Record(
+        path=path,
+        schema=None if schema is None else int(schema),
+        status=status,
+        strategy=fields.text("strategy", required=True),
+        created=fields.text("created"),
+        updated=fields.text("updated"),
+        wall_seconds=fields.number("wall_seconds"),
+        overrides=tuple(item for item in fields.list("overrides") if isinstance(item, str)),
+        config=fields.mapping("config", required=True),
+        seed=None if seed is None else int(seed),
+        versions={k: str(v) for k, v in fields.mapping("versions").items()},
+        revision=fields.child("git").text("revision"),
+        hardware=HardwareRecord(
+            hardware.text("cpu"),
+            hardware.text("gpu"),
+            hardware.text("device"),
+            hardware.number("num_threads"),
+        ),
+        data=DataRecord(
+            data.text("name"),
+            data.text("fingerprint", required=True),
+            data.text("test_fingerprint", required=True),
+            data.number("num_test"),
+        ),
+        teacher=_teacher(fields),
+        stages=_stages(fields, details),
+        final=fields.text("final"),
+        error=_error(fields.child("error")),
+        problems=tuple(fields.problems),
+    )
+
+
+def _teacher(fields: "_Fields") -> TeacherRecord | None:
+    if not fields.mapping("teacher"):
+        return None
+    teacher = fields.child("teacher")
+    return TeacherRecord(
+        teacher.text("key"),
+        teacher.text("source"),
+        teacher.text("directory"),
+        teacher.numbers("metrics"),
+        teacher.numbers("size"),
+        teacher.numbers("latency_ms"),
+    )
+
+
+def _stages(fields: "_Fields", details: bool) -> tuple[StageRecord, ...]:
+    stages = []
+    for number, item in enumerate(fields.list("stages", required=True)):
+        where = f"stages[{number}]"
+        if isinstance(item, dict):
+            stages.append(_stage(_Fields(item, where + ".", fields.problems), number, details))
+        else:
+            fields.complain(where, f"expected an object, got {_kind(item)}")
+    return tuple(stages)
+
+
+def _stage(fields: "_Fields", number: int, details: bool) -> StageRecord:
+    status = fields.text("status")
+    return StageRecord(
+        name=fields.text("name", required=True) or f"stage {number}",
+        kind=fields.text("kind"),
+        status=status,
+        seconds=fields.number("seconds"),
+        epochs=fields.number("epochs"),
+        best_epoch=fields.number("best_epoch"),
+        metrics=fields.numbers("metrics", required=status == "finished"),
+        size=fields.numbers("size"),
+        compression=fields.numbers("compression"),
+        latency_ms=fields.numbers("latency_ms"),
+        layers=_layers(fields.child("layers")) if details else {},
+        skipped={k: str(v) for k, v in fields.mapping("skipped").items()} if details else {},
+    )
+
+
+def _layers(fields: "_Fields") -> dict[str, LayerRecord]:
+    layers = {}
+    for name in fields.raw:
+        layer = fields.child(name)
+        ranks = tuple(rank for rank in layer.list("ranks") if isinstance(rank, int))
+        layers[name] = LayerRecord(
+            layer.text("kind") or "?",
+            ranks,
+            layer.number("num_parameters"),
+            layer.number("num_parameters_dense"),
+        )
+    return layers
+
+
+def _error(fields: "_Fields") -> str | None:
+    parts = [part for part in (fields.text("type"), fields.text("message")) if part]
+    return ": ".join(parts)[:500] or None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "true/false", int: "number", float: "number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """Typed access to one JSON object; what does not fit goes to `problems` under its dotted name."""
+
+    raw: Mapping[str, Any]
+    where: str
+    problems: list[str]
+
+    def complain(self, key: str, what: str) -> None:
+        self.problems.append(f"{self.where}{key}: {what}")
+
+    def _get(self, key: str, expected: str, required: bool) -> Any:
+        value = self.raw.get(key)
+        if value is None and required:
+            self.complain(key, f"missing ({expected} expected)")
+        return value
+
+    def text(self, key: str, required: bool = False) -> str | None:
+        value = self._get(key, "text", required)
+        if value is None or isinstance(value, str):
+            return value
+        self.complain(key, f"expected text, got {_kind(value)}")
+        return None
+
+    def number(self, key: str, required: bool = False) -> float | None:
+        value = self._get(key, "a number", required)
+        if value is None:
+            return None
+        if type(value) is int and abs(value) < 2**63:
+            return value
+        if type(value) is float and math.isfinite(value):
+            return value
+        self.complain(key, f"expected a finite number, got {_kind(value)} {str(value)[:40]}")
+        return None
+
+    def mapping(self, key: str, required: bool = False) -> Mapping[str, Any]:
+        value = self._get(key, "an object", required)
+        if isinstance(value, dict):
+            return value
+        if value is not None:
+            self.complain(key, f"expected an object, got {_kind(value)}")
+        return {}
+
+    def list(self, key: str, required: bool = False) -> list[Any]:
+        value = self._get(key, "a list", required)
+        if isinstance(value, list):
+            return value
+        if value is not None:
+            self.complain(key, f"expected a list, got {_kind(value)}")
+        return []
+
+    def child(self, key: str, required: bool = False) -> "_Fields":
+        return _Fields(self.mapping(key, required), f"{self.where}{key}.", self.problems)
+
+    def numbers(self, key: str, required: bool = False) -> dict[str, float]:
+        fields = self.child(key, required)
+        read = {name: fields.number(name) for name in fields.raw}
+        return {name: value for name, value in read.items() if value is not None}
