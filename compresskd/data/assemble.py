@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compresskd.data.base import Augmentation, Data, Split
+from compresskd.data.digest import content_digest
 from compresskd.data.normalize import Normalize
 from compresskd.data.stratify import cut_size, stratified_cut
 
@@ -82,7 +83,7 @@ def assemble(
     normalize = Normalize(tuple(mean), tuple(std), float(pixel_max))
     augmentation, bank = options.get("augmentation"), options.get("augmentation_bank")
     _check_declared(options.get("num_classes"), options.get("input_shape"), train, class_names)
-    _check_bank(augmentation, bank, train)
+    _check_augmentation(augmentation, bank, train, pixel_max)
     normalize.check(tuple(train.pixels.shape[1:]))
     rows = torch.arange(len(train.targets))
     rows, test_part = _cut("test", train, rows, test, fraction=test_fraction)
@@ -125,6 +126,11 @@ def _cut(
 ) -> tuple[Tensor, tuple[Source, Tensor]]:
     """Rows left to train, and a split: the one given, or as `data.KEY_fraction` or `data.KEY_count` says."""
     if given is not None:
+        if fraction is not None or count is not None:
+            raise ValueError(
+                f"data.{key}_fraction: the set has its own {key} split, so nothing is cut; write "
+                f"data.{key}_fraction=null{' data.validation_count=null' if key == 'validation' else ''}"
+            )
         return rows, (given, torch.arange(len(given.targets)))
     size = cut_size(key, fraction, count, len(rows))
     try:
@@ -153,14 +159,6 @@ def _split_fingerprint(source: Source, rows: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def content_digest(pixels: Tensor, targets: Tensor) -> str:
-    """SHA-256 (hex) of the shape, dtype and bytes of decoded samples."""
-    digest = hashlib.sha256(json.dumps([list(pixels.shape), str(pixels.dtype)]).encode())
-    digest.update(pixels.contiguous().numpy().data)
-    digest.update(targets.numpy().data)
-    return digest.hexdigest()
-
-
 def _check_declared(
     num_classes: int | None, input_shape: Sequence[int] | None, train: Source, class_names: tuple[str, ...]
 ) -> None:
@@ -177,12 +175,16 @@ def _check_declared(
         )
 
 
-def _check_bank(augmentation: Augmentation | None, bank: int | None, train: Source) -> None:
+def _check_augmentation(
+    augmentation: Augmentation | None, bank: int | None, train: Source, pixel_max: float
+) -> None:
     if augmentation is not None and train.pixels.ndim != 4:
         raise ValueError(
             f"data.augmentation: expected images [C, H, W] to augment, got samples of shape "
             f"{list(train.pixels.shape[1:])}; write data.augmentation=null"
         )
+    if augmentation is not None:
+        _try_augmentation(augmentation, train.pixels[:2], pixel_max)
     if bank is None:
         return
     if bank < 1:
@@ -191,6 +193,21 @@ def _check_bank(augmentation: Augmentation | None, bank: int | None, train: Sour
         raise ValueError(
             f"data.augmentation_bank: {bank} augmented views were asked for, but data.augmentation is null; "
             f"write data/augmentation=crop_flip, or data.augmentation_bank=null"
+        )
+
+
+def _try_augmentation(augmentation: Augmentation, images: Tensor, pixel_max: float) -> None:
+    """Run it once now rather than fail in the first batch."""
+    if " at 0x" in repr(augmentation):
+        raise ValueError(
+            f"data.augmentation: {augmentation!r} has no repr that tells its options, which the "
+            f"fingerprint of the data needs; make it a frozen dataclass"
+        )
+    changed = augmentation(images, torch.full((len(images), augmentation.num_draws), 0.5), pixel_max)
+    if changed.shape != images.shape or changed.dtype != images.dtype:
+        raise ValueError(
+            f"data.augmentation: expected images of the same shape and dtype back, {list(images.shape)} "
+            f"{images.dtype}, got {list(changed.shape)} {changed.dtype} from {augmentation!r}"
         )
 
 

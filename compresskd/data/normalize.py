@@ -40,8 +40,7 @@ class Normalize:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, C, H, W] or [B, F], uint8 or float32, to float32 of the same shape."""
         scale, shift = _affine(self, pixels.ndim, pixels.device)
-        # A product of uint8 and float32 tensors converts, multiplies and writes in one pass.
-        return torch.mul(pixels, scale).add_(shift)
+        return pixels.to(torch.float32, copy=True).mul_(scale).add_(shift)
 
 
 @lru_cache(maxsize=64)

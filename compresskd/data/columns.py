@@ -1,0 +1,108 @@
+"""Columns of a Hugging Face data set as encoded images and labels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskd.data.images import Encoded
+
+_BLOCK = 512
+
+
+def check_splits(loaded: Mapping[str, Any], what: str, names: Mapping[str, str]) -> None:
+    """Raise ValueError unless every split that `names` maps train, validation and test to is there."""
+    for split, theirs in names.items():
+        if theirs not in loaded:
+            raise ValueError(
+                f"data.{split}_split: {what} has no split {theirs!r}, it has {sorted(loaded)}; write "
+                f"data.{split}_split=NAME"
+                + ("" if split == "train" else f", or data.{split}_split=null data.{split}_fraction=0.1")
+            )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds images and which labels."""
+
+    image: str
+    label: str
+
+    def encoded(self, train: Any, part: Any, where: str) -> Encoded:
+        """Images of `part`, their labels numbered as those of `train`.
+
+        Raises ValueError for columns that are not there or hold something else.
+        """
+        for split in (train, part):
+            self._check(split, where)
+        class_names, numbers = self._classes(train, where)
+        return Encoded(class_names, self._items(part, numbers, where))
+
+    def _check(self, split: Any, where: str) -> None:
+        present = list(split.column_names or next(iter(split)))
+        for key, column in (("image_column", self.image), ("label_column", self.label)):
+            if column not in present:
+                raise ValueError(
+                    f"data.{key}: {where} has no column {column!r}, it has {present}; write data.{key}=NAME"
+                )
+
+    def _classes(self, train: Any, where: str) -> tuple[tuple[str, ...], dict[Any, int]]:
+        """Names of classes, and the number of each value of the label column."""
+        names = getattr((train.features or {}).get(self.label), "names", None)
+        if names is not None:
+            # -1 stands for no label: assembling refuses it with the position of the sample.
+            return tuple(names), {number: number for number in range(-1, len(names))}
+        values = set()
+        for table in _tables(train, [self.label]):
+            values.update(_hashable(value, self.label, where) for value in table[self.label].to_pylist())
+        ordered = sorted(values)
+        return tuple(map(str, ordered)), {value: number for number, value in enumerate(ordered)}
+
+    def _items(
+        self, part: Any, numbers: dict[Any, int], where: str
+    ) -> Iterator[list[tuple[bytes | Path, int]]]:
+        position = 0
+        for table in _tables(part, [self.image, self.label]):
+            images, labels = table[self.image].to_pylist(), table[self.label].to_pylist()
+            block = []
+            for image, label in zip(images, labels, strict=True):
+                if label not in numbers:
+                    raise ValueError(
+                        f"data.label_column: {label!r}, the label of image {position} of {where}, is not one of the "
+                        f"{len(numbers)} in train: {list(numbers)[:10]}"
+                    )
+                block.append((self._bytes(image, position, where), numbers[label]))
+                position += 1
+            yield block
+
+    def _bytes(self, image: Any, position: int, where: str) -> bytes | Path:
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
+            return image["bytes"]
+        if isinstance(image, dict) and isinstance(image.get("path"), str):
+            return Path(image["path"])
+        raise ValueError(
+            f"data.image_column: expected encoded images in column {self.image!r}, got {type(image).__name__} for "
+            f"image {position} of {where}; write data.image_column=NAME"
+        )
+
+
+def _tables(part: Any, columns: list[str]) -> Iterator[Any]:
+    """Arrow tables of some columns, images as stored."""
+    from datasets import Image
+
+    chosen = part.select_columns(columns)
+    for column in columns:
+        if isinstance((part.features or {}).get(column), Image):
+            chosen = chosen.cast_column(column, Image(decode=False))
+    return chosen.with_format("arrow").iter(batch_size=_BLOCK)
+
+
+def _hashable(value: Any, column: str, where: str) -> Any:
+    if not isinstance(value, str | int):
+        raise ValueError(
+            f"data.label_column: expected one class (a string or an integer) per image in column {column!r}, got "
+            f"{value!r} in {where}; write data.label_column=NAME"
+        )
+    return value

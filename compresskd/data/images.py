@@ -1,0 +1,88 @@
+"""What every set of encoded images shares: decoding once, the cache, and the options for both."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Unpack
+
+import torch
+
+from compresskd.data.assemble import Options, Source, assemble
+from compresskd.data.base import Data
+from compresskd.data.cache import Cache, Stream
+from compresskd.data.decode import Decoder
+
+# Images from which mean and standard deviation are taken where the configuration gives none.
+_NUM_MEASURED = 2048
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images of one split as they are stored: lists of (encoded bytes or file, label), and the class names."""
+
+    class_names: tuple[str, ...]
+    items: Iterable[list[tuple[bytes | Path, int]]]
+
+
+def assemble_images(
+    name: str,
+    what: str,
+    digest: str,
+    splits: dict[str, Callable[[], Encoded]],
+    *,
+    decoder: Decoder,
+    cache: Cache,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    test_fraction: float | None,
+    **options: Unpack[Options],
+) -> Data:
+    """Data from encoded images.
+
+    `splits` has train and may have validation and test: functions that open them, called only where the cache has
+    no good entry. `digest` identifies their content and `what` names it in messages. Mean and standard deviation
+    per channel are measured on training images where they are None.
+    """
+    sources, class_names = {}, ()
+    for split, open_split in splits.items():
+        where = f"the {split} split of {what}"
+
+        def stream(open_split: Callable[[], Encoded] = open_split, where: str = where) -> Stream:
+            encoded = open_split()
+            return Stream(encoded.class_names, decoder.blocks(encoded.items, where))
+
+        key = sha256(repr((digest, split, decoder)).encode()).hexdigest()[:32]
+        sources[split], names = cache.fetch(key, where, stream)
+        class_names = names if split == "train" else class_names
+    if (mean is None) != (std is None):
+        raise ValueError(f"data.mean and data.std: expected both or neither, got {mean} and {std}")
+    if mean is None or std is None:
+        mean, std = measure(sources["train"])
+    return assemble(
+        name,
+        sources["train"],
+        validation=sources.get("validation"),
+        test=sources.get("test"),
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        pixel_max=255,
+        test_fraction=test_fraction,
+        **options,
+    )
+
+
+def measure(source: Source) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel in units of white, from 2,048 evenly spaced images."""
+    chosen = torch.linspace(0, len(source.targets) - 1, min(_NUM_MEASURED, len(source.targets))).long()
+    total = torch.zeros(2, source.pixels.shape[1], dtype=torch.float64)
+    for rows in chosen.split(64):
+        levels = source.pixels[rows].double() / 255
+        total += torch.stack([levels.mean((2, 3)).sum(0), levels.square().mean((2, 3)).sum(0)])
+    mean, square = total / len(chosen)
+    # A channel that never changes says nothing, whatever it is divided by.
+    std = (square - mean.square()).clamp(min=1e-6).sqrt()
+    return [round(value, 4) for value in mean.tolist()], [
+        max(round(value, 4), 1e-3) for value in std.tolist()
+    ]
