@@ -1,0 +1,43 @@
+"""The run directory as typed data: exclusive creation, atomic writes, the record, the lock.
+
+DIRECTORY/
+  record.json       what happened, everything a reviewer asks for (`Record`)
+  config.yaml       the resolved configuration
+  overrides.yaml    what was typed
+  metrics.jsonl     one line an epoch
+  predictions.npz   predicted class of every test sample, one array a stage
+  log.txt
+  run.lock          held by the process that writes here, which run.owner names; both gone from a finished run
+  checkpoints/STAGE/  model.safetensors and structure.json of each finished stage
+  checkpoints/training.ckpt   where an unfinished stage stands
+
+A killed process may leave hidden `.*.compresskd-tmp` files; whoever goes on removes them. This package imports no
+torch, so that reading records stays instant.
+"""
+
+from compresskd.run.directory import Run, open_run
+from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
+from compresskd.run.files import atomic, atomic_folder, read_checked, write_checked, write_text
+from compresskd.run.lock import describe_owner
+from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RUNNING, SCHEMA, Record, read_record
+
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "INTERRUPTED",
+    "RUNNING",
+    "SCHEMA",
+    "AlreadyFinished",
+    "InUse",
+    "Record",
+    "Run",
+    "RunDirectoryError",
+    "atomic",
+    "atomic_folder",
+    "describe_owner",
+    "open_run",
+    "read_checked",
+    "read_record",
+    "write_checked",
+    "write_text",
+]

@@ -1,0 +1,76 @@
+"""What happened in a run, everything a reviewer asks for: `record.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compresskd.run.errors import RunDirectoryError
+
+SCHEMA = 1
+RECORD = "record.json"
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+_SURROUNDINGS = ("git", "versions", "hardware")
+
+
+@dataclass
+class Record:
+    """What `record.json` holds. Accuracies are fractions, times are seconds, sizes are bytes.
+
+    `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
+    checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
+    versions and hardware was not as recorded at the beginning.
+    """
+
+    strategy: str
+    config: dict[str, Any]
+    overrides: list[str]
+    seed: int
+    schema: int = SCHEMA
+    status: str = RUNNING
+    created: str = ""
+    updated: str = ""
+    wall_seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+    resumed: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    final: str | None = None
+    error: dict[str, str] | None = None
+
+    def stage(self, name: str | None) -> dict[str, Any] | None:
+        """The entry of the stage called `name`, or None where that stage has not finished."""
+        return next((s for s in self.stages if s["name"] == name), None)
+
+    def changed_surroundings(self, now: Record) -> dict[str, Any]:
+        """Git revision, versions and hardware of `now` where they are not those of this record."""
+        return {k: getattr(now, k) for k in _SURROUNDINGS if getattr(now, k) != getattr(self, k)}
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Read a record, ignoring keys of later versions. Raises ValueError where it is not one."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or "strategy" not in values:
+            raise ValueError("not a record: expected a JSON object with the key 'strategy'")
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        return cls(**known)
+
+
+def read_record(directory: Path) -> Record:
+    """Read DIRECTORY/record.json. Raises RunDirectoryError saying what is wrong with it."""
+    path = directory / RECORD
+    try:
+        return Record.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunDirectoryError(
+            f"{directory} is not a run directory: it has no {RECORD} (a run that was stopped before it wrote "
+            "one has nothing to go on with: start it again)"
+        ) from None
+    except (ValueError, TypeError, OSError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from error
