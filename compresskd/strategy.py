@@ -101,6 +101,15 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class Expandable(Protocol):
+    """What stands in a strategy for several stages, each recorded by itself."""
+
+    def expand(self, name: str) -> Mapping[str, Stage]:
+        """The stages, named after the one that they stand for."""
+        ...
+
+
 @dataclass(frozen=True)
 class Strategy:
     """Named stages in order."""
@@ -111,6 +120,10 @@ class Strategy:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("strategy.stages is empty; a strategy needs at least one stage")
+        flat: dict[str, Stage] = {}
+        for name, stage in self.stages.items():
+            flat |= stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
+        object.__setattr__(self, "stages", flat)
 
     @property
     def needs_teacher(self) -> bool:

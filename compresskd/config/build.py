@@ -23,7 +23,7 @@ from compresskd.data.base import Data
 from compresskd.experiment import Experiment
 from compresskd.models.build import build as build_model
 from compresskd.models.weights import load_weights
-from compresskd.strategy import Stage, Strategy
+from compresskd.strategy import Expandable, Stage, Strategy
 from compresskd.teacher import Teacher
 from compresskd.training import Recipe
 from compresskd.training.precision import check_precision
@@ -117,11 +117,11 @@ class _Builder:
         return self.attempt("train", lambda: _recipe(config))
 
     def strategy(self, node: Plain) -> Strategy | None:
-        stages: dict[str, Stage] = {}
+        stages: dict[str, Any] = {}
         for name, stage in (node.get("stages") or {}).items():
             key = f"strategy.stages.{name}"
             made = self.attempt(key, functools.partial(instantiate, stage, _convert_="all"))
-            if made is not None and not isinstance(made, Stage):
+            if made is not None and not isinstance(made, Stage | Expandable):
                 self._faults.append(Fault(f"{key}._target_", "is no stage: it has no needs_teacher"))
             elif made is not None:
                 stages[name] = made

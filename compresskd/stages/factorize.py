@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from compresskd import measure, swap, tt
 from compresskd.strategy import Context, State
 
 SOURCES = ("student", "teacher")
+INITS = ("decomposed", "random")
 
 
 class NothingCompressed(RuntimeError):
@@ -26,6 +27,8 @@ class Factorize:
     Attributes:
         rank: cap on every bond.
         source: 'student', or 'teacher' to compress the teacher.
+        init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
+            keep the variance of activations (a student born in this format).
         include: shell-style patterns of module names; a layer is taken if any fits.
         exclude: patterns of layers to leave dense.
 
@@ -35,6 +38,7 @@ class Factorize:
 
     rank: int
     source: str = "student"
+    init: str = "decomposed"
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
 
@@ -43,6 +47,8 @@ class Factorize:
             raise ValueError(f"rank: came {self.rank}; allowed: 1 or more")
         if self.source not in SOURCES:
             raise ValueError(f"source: came {self.source!r}; allowed: {', '.join(SOURCES)}")
+        if self.init not in INITS:
+            raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
         if not self.include:
             raise ValueError("compress.include: came an empty list; write ['*'] for every layer")
 
@@ -57,16 +63,32 @@ class Factorize:
         if self.source == "teacher":
             if state.teacher is None:
                 raise ValueError("source='teacher' needs a teacher")
-            model = copy.deepcopy(state.teacher)
-        layers, skipped = factorize_model(model, self._factorize_layer, self.include, self.exclude)
+            model = copy.deepcopy(state.teacher).requires_grad_(True)
+        layers, skipped = factorize_model(model, self.layer, self.include, self.exclude)
         context.details.update(layers=layers, skipped=skipped, epochs=0)
         return State(model, state.teacher)
 
-    def _factorize_layer(self, layer: nn.Module) -> nn.Module | tt.Skipped:
-        return tt.factorize(layer, rank=self.rank)  # type: ignore[arg-type]
+    def layer(self, module: Any) -> nn.Module | tt.Skipped:
+        """One layer factorized: a dense one decomposed, a tensor train rounded to the rank."""
+        new: Any = module.round(self.rank) if is_factorized(module) else tt.factorize(module, rank=self.rank)
+        if self.init == "random" and not isinstance(new, tt.Skipped):
+            new.reset_parameters()
+        return new
 
 
 Layers = dict[str, dict[str, Any]]
+
+
+def is_factorized(module: nn.Module) -> bool:
+    """Whether the module holds factors whose ranks can be lowered."""
+    return isinstance(module, swap.Structured) and hasattr(module, "round")
+
+
+def factorizable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer that has a factorized form, or is in one already, by name."""
+    for name, module in model.named_modules():
+        if name and (isinstance(module, nn.Linear | nn.Conv2d) or is_factorized(module)):
+            yield name, module
 
 
 def factorize_model(
@@ -75,7 +97,7 @@ def factorize_model(
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> tuple[Layers, dict[str, str]]:
-    """Factorize every linear and convolutional layer that the patterns name, in place.
+    """Factorize, in place, every layer that the patterns name.
 
     Returns:
         (layers, skipped): of each new layer its kind, ranks and parameters; of each layer left dense the reason.
@@ -84,12 +106,13 @@ def factorize_model(
         ValueError: a pattern that fits no layer.
         NothingCompressed: every layer stayed dense.
     """
-    _check_patterns(model, include, exclude)
-    dense_sizes: dict[str, int] = {}
+    candidates = dict(factorizable(model))
+    _check_patterns(list(candidates), include, exclude)
+    sizes: dict[str, int] = {}
     skipped: dict[str, str] = {}
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if name not in candidates:
             return None
         if not swap.matches(name, include, exclude):
             skipped[name] = "left out by compress.include or compress.exclude"
@@ -98,8 +121,8 @@ def factorize_model(
         if isinstance(new, tt.Skipped):
             skipped[name] = new.reason
             return None
-        dense_sizes[name] = measure.num_parameters(module)
-        return new
+        sizes[name] = getattr(module, "num_parameters_dense", None) or measure.num_parameters(module)
+        return new.to(next(module.parameters()).device).train(module.training)
 
     replaced = swap.replace(model, replacement)
     if not replaced:
@@ -107,7 +130,7 @@ def factorize_model(
         raise NothingCompressed(
             f"no layer was compressed ({reasons}); write a smaller rank=, or other layers"
         )
-    return {name: _describe(module, dense_sizes[name]) for name, module in replaced.items()}, skipped
+    return {name: _describe(module, sizes[name]) for name, module in replaced.items()}, skipped
 
 
 def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:
@@ -119,8 +142,7 @@ def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:
     }
 
 
-def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+def _check_patterns(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> None:
     for key, patterns in (("compress.include", include), ("compress.exclude", exclude)):
         for pattern in patterns:
             if not any(swap.matches(name, [pattern], []) for name in names):

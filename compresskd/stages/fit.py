@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import zlib
+import copy
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from compresskd.data.base import Batch
-from compresskd.objective import BoundObjective, Objective, Tapped
-from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.objective import Objective
+from compresskd.stages.train_student import train_student
 from compresskd.strategy import Context, State
-from compresskd.training import FitResult, LossOutput, Recipe, fit
+
+TEACHERS = ("original", "previous", "both")
 
 
 @dataclass(frozen=True)
@@ -24,6 +21,8 @@ class Fit:
     Attributes:
         objective: what is minimised; where it compares with a teacher, the state must hold one.
         epochs: passes over the training split; 0 leaves the student as it is.
+        teacher: 'original' is the run's teacher; 'previous' the student as the stage finds it, frozen; 'both'
+            takes the mean of the objective against each.
         learning_rate: replaces `optimizer.lr` in this stage; None keeps it.
         alpha: replaces the share of the teacher in `objective` (see `Objective.reweighted`); None keeps it.
         temperature: replaces the temperature of `objective`; None keeps it.
@@ -34,6 +33,7 @@ class Fit:
 
     objective: Objective
     epochs: int
+    teacher: str = "original"
     learning_rate: float | None = None
     alpha: float | None = None
     temperature: float | None = None
@@ -43,80 +43,40 @@ class Fit:
             raise ValueError(f"epochs: came {self.epochs}; allowed: 0 (no training) or more")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate: came {self.learning_rate}; allowed: above 0, or null")
+        check_teacher(self.teacher)
         if self.alpha is not None or self.temperature is not None:
             balanced = self.objective.reweighted(alpha=self.alpha, temperature=self.temperature)
             object.__setattr__(self, "objective", balanced)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the objective compares with a teacher."""
-        return self.objective.needs_teacher
+        """Whether the objective compares with the run's teacher."""
+        return self.objective.needs_teacher and self.teacher != "previous"
 
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; the weights of the best validation epoch are kept."""
-        student, teacher = state.student, state.teacher if self.needs_teacher else None
-        seed = stage_seed(context.seed, context.stage)
-        torch.manual_seed(seed)
-        bound = self.objective.bind(student, teacher, context.example).to(context.device)
-        resume = context.training_state()
-        if resume is not None:
-            context.reporter.note(f"{context.stage}: goes on at epoch {len(resume['history']) + 1}")
-        outputs = None
-        if teacher is not None:
-            outputs = TeacherOutputs(
-                teacher,
-                context.data.train,
-                self.epochs,
-                seed=seed,
-                cacheable=not bound.needs_features,
-                recipe=context.recipe,
-                device=context.device,
-            )
-        with bound.attached(student, teacher) as tapped:
-            result = fit(
-                student,
-                context.data,
-                functools.partial(_loss, bound=bound, tapped=tapped, outputs=outputs),
-                self._recipe(context.recipe),
-                seed=seed,
-                device=context.device,
-                extra_modules=[bound],
-                checkpoint=context.save_training,
-                resume=resume,
-                on_epoch=lambda epoch: _record_epoch(context, epoch, self.epochs),
-                on_step=context.reporter.step,
-            )
-        context.details.update(_details(result, outputs, self.epochs))
-        return State(student, state.teacher)
-
-    def _recipe(self, recipe: Recipe) -> Recipe:
-        if self.learning_rate is not None:
-            optimizer = functools.partial(recipe.optimizer, lr=self.learning_rate)  # pyright: ignore[reportCallIssue]
-            recipe = dataclasses.replace(recipe, optimizer=optimizer)
-        return dataclasses.replace(recipe, epochs=self.epochs)
+        train_student(
+            state.student,
+            teachers_of(self.teacher, state, state.student),
+            self.objective,
+            context,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+        )
+        return state
 
 
-def stage_seed(seed: int, stage: str) -> int:
-    """The seed of a stage: differs between stages and does not depend on which others run before it."""
-    return zlib.crc32(f"{seed}/{stage}".encode())
+def check_teacher(teacher: str) -> None:
+    """Raise ValueError where `teacher` names none of the teachers that a stage may have."""
+    if teacher not in TEACHERS:
+        raise ValueError(f"teacher: came {teacher!r}; allowed: {', '.join(TEACHERS)}")
 
 
-def _loss(
-    model: nn.Module, batch: Batch, *, bound: BoundObjective, tapped: Tapped, outputs: TeacherOutputs | None
-) -> LossOutput:
-    teacher = None if outputs is None else tapped.teacher(outputs(batch))
-    student = tapped.student(model(batch.inputs))
-    total, terms = bound(student, teacher, batch.targets)
-    return LossOutput(total, terms, student.logits)
-
-
-def _record_epoch(context: Context, epoch, epochs: int) -> None:
-    context.run.append_metrics({"stage": context.stage, **dataclasses.asdict(epoch)})
-    context.reporter.epoch(epoch, epochs)
-
-
-def _details(result: FitResult, outputs: TeacherOutputs | None, epochs: int) -> dict:
-    details: dict = {"epochs": epochs, "best_epoch": result.best_epoch, "train_seconds": result.seconds}
-    if outputs is not None:
-        details["teacher_outputs"] = outputs.saving()
-    return details
+def teachers_of(which: str, state: State, previous: nn.Module) -> dict[str, nn.Module]:
+    """The teachers by name; `previous` is copied and frozen, since training changes the student in place."""
+    teachers: dict[str, nn.Module] = {}
+    if which in ("original", "both") and state.teacher is not None:
+        teachers["original"] = state.teacher
+    if which in ("previous", "both"):
+        teachers["previous"] = copy.deepcopy(previous).eval().requires_grad_(False)
+    return teachers

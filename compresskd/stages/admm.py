@@ -1,0 +1,136 @@
+"""Training that pulls dense weights towards low tensor-train rank before they are factorized.
+
+ADMM splitting as in Yin et al. 2021, "Towards Efficient Tensor Decomposition-Based DNN Model Compression with
+Optimization Framework" (arXiv:2107.12422), eqs. 8 to 12: minimise loss(W) + rho/2 |W - Z + U|^2 by gradient steps
+on W, Z <- TT-SVD_rank(W + U), U <- U + W - Z.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskd import swap, tt
+from compresskd.objective import Objective
+from compresskd.stages.factorize import Factorize, factorizable
+from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.train_student import train_student
+from compresskd.strategy import Context, State
+
+
+class _Splitting(nn.Module):
+    """Z and U of every layer as buffers, so that a checkpoint keeps them."""
+
+    def __init__(self, layers: dict[str, Any], factorize: Factorize, rho: float):
+        super().__init__()
+        self._layers: dict[str, Any] = layers  # a plain dict: the student's modules are not ours to save
+        self._factorize, self._rho = factorize, rho
+        for i, layer in enumerate(layers.values()):
+            weight = layer.weight.detach()
+            self.register_buffer(f"z{i}", self._project(layer, weight))
+            self.register_buffer(f"u{i}", torch.zeros_like(weight))
+
+    def penalty(self) -> Tensor:
+        """rho/2 times the summed squared distances |W - Z + U|^2, a scalar."""
+        total = torch.zeros(())
+        for i, layer in enumerate(self._layers.values()):
+            gap = layer.weight - self.get_buffer(f"z{i}") + self.get_buffer(f"u{i}")
+            total = total.to(gap.device) + gap.square().sum()
+        return 0.5 * self._rho * total
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Z <- TT-SVD(W + U); U <- U + W - Z."""
+        for i, layer in enumerate(self._layers.values()):
+            z, u = self.get_buffer(f"z{i}"), self.get_buffer(f"u{i}")
+            weight = layer.weight.detach()
+            z.copy_(self._project(layer, weight + u))
+            u.add_(weight - z)
+
+    @torch.no_grad()
+    def distances(self) -> dict[str, float]:
+        """|W - TT-SVD(W)| / |W| by layer: what factorizing would lose now."""
+        found = {}
+        for name, layer in self._layers.items():
+            weight = layer.weight.detach()
+            gap = weight - self._project(layer, weight)
+            found[name] = float(gap.norm() / weight.norm().clamp_min(1e-30))
+        return found
+
+    @torch.no_grad()
+    def _project(self, layer: Any, weight: Tensor) -> Tensor:
+        holder = copy.deepcopy(layer)
+        holder.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        factorized: Any = self._factorize.layer(holder)
+        return (
+            weight.clone()
+            if isinstance(factorized, tt.Skipped)
+            else factorized.to_dense().reshape(weight.shape)
+        )
+
+
+@dataclass(frozen=True)
+class Admm:
+    """Train the dense student while its weights are pulled towards tensor trains of a rank.
+
+    Attributes:
+        factorize: which layers, and the rank that they are pulled to; they are not factorized here.
+        rho: weight of the pull.
+        updates_per_epoch: how often Z and U are renewed.
+        objective, epochs, teacher: as in `Fit`.
+    """
+
+    objective: Objective
+    epochs: int
+    factorize: Factorize
+    rho: float = 1e-3
+    updates_per_epoch: int = 1
+    teacher: str = "original"
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"rho: came {self.rho}; allowed: above 0")
+        if self.updates_per_epoch < 1:
+            raise ValueError(f"updates_per_epoch: came {self.updates_per_epoch}; allowed: 1 or more")
+        check_teacher(self.teacher)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the run's teacher takes part."""
+        return self.objective.needs_teacher and self.teacher != "previous"
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Train `state.student` in place; details record each layer's distance to low rank, before and after."""
+        student = state.student
+        layers = {n: m for n, m in factorizable(student) if self._takes(n, m)}
+        if not layers:
+            raise ValueError("admm: no layer would get smaller at this rank; write a smaller rank=")
+        splitting = _Splitting(layers, self.factorize, self.rho).to(context.device)
+        before = splitting.distances()
+        steps = context.data.train.num_batches(context.recipe.batch_size)
+        every = max(1, steps // self.updates_per_epoch)
+
+        def after_step(done: int) -> None:
+            if done % every == 0:
+                splitting.update()
+
+        train_student(
+            student,
+            teachers_of(self.teacher, state, student),
+            self.objective,
+            context,
+            epochs=self.epochs,
+            penalty=splitting.penalty,
+            after_step=after_step,
+            extra_modules=[splitting],
+        )
+        context.details["low_rank_distance"] = {"before": before, "after": splitting.distances()}
+        return state
+
+    def _takes(self, name: str, layer: nn.Module) -> bool:
+        taken = swap.matches(name, self.factorize.include, self.factorize.exclude)
+        return taken and not isinstance(self.factorize.layer(layer), tt.Skipped)

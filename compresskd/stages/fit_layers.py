@@ -1,0 +1,119 @@
+"""Fit each factorized layer by itself to what the teacher's layer of the same name does, before training the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compresskd import swap
+from compresskd.strategy import Context, State
+from compresskd.training.evaluation import evaluation_mode
+
+
+@dataclass(frozen=True)
+class FitLayers:
+    """Slice-wise start: minimise |layer(x) - teacher layer(x)|^2 over cached inputs x of the teacher's layer.
+
+    Attributes:
+        steps: of Adam, each layer.
+        num_samples: training samples whose features are cached.
+        batch_size: samples a step.
+        learning_rate: of Adam.
+    """
+
+    steps: int = 100
+    num_samples: int = 1024
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: came {getattr(self, name)}; allowed: 1 or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: came {self.learning_rate}; allowed: above 0")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Always: its layers are what is fitted to."""
+        return True
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Fit `state.student`'s factorized layers in place; details record each one's error before and after."""
+        teacher = state.teacher
+        if teacher is None:
+            raise ValueError("fit_layers needs a teacher")
+        names = [n for n in swap.structure(state.student) if n in dict(teacher.named_modules())]
+        if not names:
+            raise ValueError(
+                "fit_layers: no factorized layer of the student has a namesake in the teacher; "
+                "it takes a student that was made from the teacher (strategy=compress_then_distill)"
+            )
+        inputs = torch.cat(list(self._samples(context)))
+        errors = {}
+        for name in names:
+            errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
+        context.details.update(layer_errors=errors, epochs=0)
+        return state
+
+    def _samples(self, context: Context) -> Iterator[Tensor]:
+        left = min(self.num_samples, len(context.data.train))
+        for batch in context.data.train.batches(self.batch_size, epoch=0, seed=context.seed):
+            yield batch.inputs[:left]
+            left -= len(batch.inputs)
+            if left <= 0:
+                return
+
+    def _fit(
+        self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Tensor, context: Context
+    ) -> dict[str, float]:
+        x, y = _features(teacher, name, inputs, self.batch_size)
+        generator = torch.Generator().manual_seed(context.seed)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=self.learning_rate)
+        before = _relative_error(layer, x, y)
+        best, kept = before, {k: v.clone() for k, v in layer.state_dict().items()}
+        for step in range(self.steps):
+            rows = torch.randint(len(x), (self.batch_size,), generator=generator).to(x.device)
+            loss = F.mse_loss(layer(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step == self.steps - 1 or (step + 1) % 25 == 0:
+                error = _relative_error(layer, x, y)
+                if error < best:
+                    best, kept = error, {k: v.clone() for k, v in layer.state_dict().items()}
+        layer.load_state_dict(kept)
+        return {"before": before, "after": best}
+
+
+@torch.no_grad()
+def _features(teacher: nn.Module, name: str, inputs: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """What goes into and comes out of the teacher's layer, for all inputs."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    with evaluation_mode(teacher), _recording(teacher.get_submodule(name), seen):
+        for batch in inputs.split(batch_size):
+            teacher(batch)
+    return torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen])
+
+
+@contextmanager
+def _recording(module: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen.append((args[0], output))
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _relative_error(layer: nn.Module, x: Tensor, y: Tensor) -> float:
+    return float((layer(x) - y).norm() / y.norm().clamp_min(1e-30))

@@ -1,0 +1,152 @@
+"""Progressive reduction of the rank: each student is the next one's teacher.
+
+Step by step as in teacher-assistant distillation (Mirzadeh et al. 2020, arXiv:1902.03393), the assistants being the
+student itself at falling tensor-train ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from compresskd.objective import Objective
+from compresskd.stages.factorize import Factorize, factorize_model
+from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.train_student import train_student
+from compresskd.strategy import Context, Stage, State, score
+
+INITS = ("round", "fresh")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: bring the student to a rank, then train it against its predecessor.
+
+    Attributes:
+        factorize: how layers are brought to the rank; its `rank` is the step's.
+        init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
+            'fresh' from new factors of the same shapes.
+        teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
+        max_drop: percentage points of validation accuracy, below that of the stage before the ladder, at which
+            the step is undone and the ladder ends; None never ends it.
+    """
+
+    factorize: Factorize
+    objective: Objective
+    epochs: int
+    init: str = "round"
+    teacher: str = "previous"
+    max_drop: float | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the run's teacher takes part."""
+        return self.objective.needs_teacher and self.teacher != "previous"
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Return the state with the student of this rank, or the state as it was where the ladder has ended."""
+        ended = next((s["name"] for s in context.record.stages if s.get("ladder_ended")), None)
+        if ended is not None:
+            context.details.update(not_run=f"the ladder ended at {ended}", epochs=0)
+            return state
+        previous = state.student
+        student = self._reduced(previous, context)
+        train_student(
+            student,
+            teachers_of(self.teacher, state, previous),
+            self.objective,
+            context,
+            epochs=self.epochs,
+        )
+        if self.max_drop is not None and self._dropped(student, context):
+            context.reporter.note(f"{context.stage}: validation accuracy fell too far; the ladder ends here")
+            context.details["ladder_ended"] = True
+            return state
+        return replace(state, student=student)
+
+    def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
+        student = copy.deepcopy(previous if self.init == "round" else context.reference)
+        init = "decomposed" if self.init == "round" else "random"
+        factorize = replace(self.factorize, init=init)
+        layers, skipped = factorize_model(student, factorize.layer, factorize.include, factorize.exclude)
+        context.details.update(layers=layers, skipped=skipped)
+        return student.requires_grad_(True)
+
+    def _dropped(self, student: nn.Module, context: Context) -> bool:
+        before = [s for s in context.record.stages if "ladder_rank" not in s]
+        context.details["ladder_rank"] = self.factorize.rank
+        if not before or self.max_drop is None:
+            return False
+        reference = before[-1]["metrics"]["validation_accuracy"]
+        accuracy = score(student, context.data.validation, context).accuracy
+        context.details["validation_accuracy_reached"] = accuracy
+        return 100 * (reference - accuracy) > self.max_drop
+
+
+@dataclass(frozen=True)
+class MultiStage:
+    """A ladder of falling ranks, expanded into one `Rung` a step.
+
+    Attributes:
+        stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
+            `max_drop`. Ranks must fall from step to step.
+        epochs: of each step that says nothing.
+        factorize: as in `Rung`; its rank is replaced by each step's.
+
+    Raises:
+        ValueError: for a step with an unknown key or a rank that does not fall.
+    """
+
+    stages: Sequence[Mapping[str, Any]]
+    objective: Objective
+    epochs: int
+    factorize: Factorize
+    init: str = "round"
+    teacher: str = "previous"
+
+    def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
+        check_teacher(self.teacher)
+        if not self.stages:
+            raise ValueError("stages: came an empty list; write at least one {rank: R}")
+        allowed = ("rank", "alpha", "temperature", "epochs", "max_drop")
+        for position, step in enumerate(self.stages):
+            for key in step:
+                if key not in allowed:
+                    raise ValueError(
+                        f"stages[{position}].{key}: unknown option; allowed: {', '.join(allowed)}"
+                    )
+            if not isinstance(step.get("rank"), int) or step["rank"] < 1:
+                raise ValueError(f"stages[{position}].rank: came {step.get('rank')!r}; allowed: 1 or more")
+            if step.get("epochs") is not None and step["epochs"] < 0:
+                raise ValueError(f"stages[{position}].epochs: came {step['epochs']}; allowed: 0 or more")
+        ranks = [step["rank"] for step in self.stages]
+        for above, below in itertools.pairwise(ranks):
+            if below >= above:
+                raise ValueError(
+                    f"stages: ranks must fall from step to step; came {below} after {above} in {ranks}"
+                )
+
+    def expand(self, name: str) -> dict[str, Stage]:
+        """The steps as stages of their own, each recorded by itself."""
+        return {f"{name}_{i}_r{step['rank']}": self._rung(step) for i, step in enumerate(self.stages, 1)}
+
+    def _rung(self, step: Mapping[str, Any]) -> Rung:
+        objective = self.objective
+        if step.get("alpha") is not None or step.get("temperature") is not None:
+            objective = objective.reweighted(alpha=step.get("alpha"), temperature=step.get("temperature"))
+        epochs = self.epochs if step.get("epochs") is None else step["epochs"]
+        return Rung(
+            replace(self.factorize, rank=step["rank"]),
+            objective,
+            epochs,
+            self.init,
+            self.teacher,
+            step.get("max_drop"),
+        )

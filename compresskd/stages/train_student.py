@@ -1,0 +1,154 @@
+"""Train a student by an objective against any number of teachers: what every training stage shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.data.base import Batch
+from compresskd.objective import BoundObjective, Objective, Tapped
+from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.strategy import Context
+from compresskd.training import EpochRecord, LossOutput, Recipe, fit
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One objective bound to the student and one teacher (None where only labels count)."""
+
+    name: str
+    bound: BoundObjective
+    tapped: Tapped
+    outputs: TeacherOutputs | None
+
+    def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        teacher = None if self.outputs is None else self.tapped.teacher(self.outputs(batch))
+        student = self.tapped.student(output)
+        total, terms = self.bound(student, teacher, batch.targets)
+        return total, terms, student.logits
+
+
+def train_student(
+    student: nn.Module,
+    teachers: Mapping[str, nn.Module],
+    objective: Objective,
+    context: Context,
+    *,
+    epochs: int,
+    learning_rate: float | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    extra_modules: Sequence[nn.Module] = (),
+) -> None:
+    """Train `student` in place; the weights of the best validation epoch are kept.
+
+    Args:
+        teachers: by name; with several, the loss is the mean of the objective against each. Ignored where the
+            objective compares with none.
+        learning_rate: replaces `optimizer.lr`; None keeps it.
+        penalty: a further loss on the student's own parameters, added to the total.
+        after_step: called with the number of updates after each.
+        extra_modules: their state is saved in checkpoints along with the student's.
+
+    The running stage's details get epochs, best_epoch, train_seconds and what storing teacher outputs saved.
+    """
+    seed = stage_seed(context.seed, context.stage)
+    torch.manual_seed(seed)
+    named = dict(teachers) if objective.needs_teacher else {"": None}
+    resume = context.training_state()
+    if resume is not None:
+        context.reporter.note(f"{context.stage}: goes on at epoch {len(resume['history']) + 1}")
+    with ExitStack() as stack:
+        comparisons = [
+            _compare(name, student, teacher, objective, context, epochs, seed, stack)
+            for name, teacher in named.items()
+        ]
+        result = fit(
+            student,
+            context.data,
+            functools.partial(_loss, comparisons=comparisons, penalty=penalty),
+            _recipe(context.recipe, epochs, learning_rate),
+            seed=seed,
+            device=context.device,
+            extra_modules=[*(c.bound for c in comparisons), *extra_modules],
+            after_step=after_step,
+            checkpoint=context.save_training,
+            resume=resume,
+            on_epoch=lambda epoch: _record_epoch(context, epoch, epochs),
+            on_step=context.reporter.step,
+        )
+    savings = {c.name: c.outputs.saving() for c in comparisons if c.outputs is not None}
+    context.details.update(epochs=epochs, best_epoch=result.best_epoch, train_seconds=result.seconds)
+    if savings:
+        context.details["teacher_outputs"] = savings
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage: differs between stages and does not depend on which others run before it."""
+    return zlib.crc32(f"{seed}/{stage}".encode())
+
+
+def _compare(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: Objective,
+    context: Context,
+    epochs: int,
+    seed: int,
+    stack: ExitStack,
+) -> _Comparison:
+    bound = objective.bind(student, teacher, context.example).to(context.device)
+    outputs = None
+    if teacher is not None:
+        outputs = TeacherOutputs(
+            teacher,
+            context.data.train,
+            epochs,
+            seed=seed,
+            cacheable=not bound.needs_features,
+            recipe=context.recipe,
+            device=context.device,
+        )
+    return _Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
+
+
+def _loss(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    comparisons: Sequence[_Comparison],
+    penalty: Callable[[], Tensor] | None,
+) -> LossOutput:
+    output = model(batch.inputs)
+    parts = [comparison(output, batch) for comparison in comparisons]
+    total = parts[0][0] if len(parts) == 1 else torch.stack([part[0] for part in parts]).mean()
+    terms: dict[str, Tensor] = {}
+    for comparison, (_, own, _) in zip(comparisons, parts, strict=True):
+        prefix = f"{comparison.name}." if len(parts) > 1 else ""
+        terms |= {f"{prefix}{name}": term for name, term in own.items()}
+    if penalty is not None:
+        pulled = penalty()
+        total = total + pulled
+        terms["penalty"] = pulled.detach()
+    return LossOutput(total, terms, parts[0][2])
+
+
+def _recipe(recipe: Recipe, epochs: int, learning_rate: float | None) -> Recipe:
+    if learning_rate is not None:
+        optimizer = functools.partial(recipe.optimizer, lr=learning_rate)  # pyright: ignore[reportCallIssue]
+        recipe = dataclasses.replace(recipe, optimizer=optimizer)
+    return dataclasses.replace(recipe, epochs=epochs)
+
+
+def _record_epoch(context: Context, epoch: EpochRecord, epochs: int) -> None:
+    context.run.append_metrics({"stage": context.stage, **dataclasses.asdict(epoch)})
+    context.reporter.epoch(epoch, epochs)
