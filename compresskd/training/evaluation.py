@@ -50,19 +50,20 @@ def evaluate(
     """
     device = torch.device(device)
     check_precision(precision, device)
-    losses, logits = [], []
+    losses, predictions, logits = [], [], []
     with evaluation_mode(model), torch.inference_mode(), autocast(precision, device):
         for batch in split.batches(batch_size):
-            out_BK = model(batch.inputs).float()
-            losses.append(F.cross_entropy(out_BK, batch.targets, reduction="sum"))
-            logits.append(out_BK)
-    # One transfer at the end: nothing above waits for the device.
-    logits_NK = torch.cat(logits).cpu()
-    predictions_N = logits_NK.argmax(dim=1)
+            logits_BK = model(batch.inputs).float()
+            losses.append(F.cross_entropy(logits_BK, batch.targets, reduction="sum"))
+            predictions.append(logits_BK.argmax(dim=1))
+            if with_logits:
+                logits.append(logits_BK)
+    # Transfers only at the end: nothing above waits for the device.
+    predictions_N = torch.cat(predictions).cpu()
     correct = (predictions_N == split.targets.cpu()).sum().item()
     return Scores(
         accuracy=correct / len(split),
         loss=sum(torch.stack(losses).tolist()) / len(split),
         predictions=predictions_N,
-        logits=logits_NK if with_logits else None,
+        logits=torch.cat(logits).cpu() if with_logits else None,
     )

@@ -32,16 +32,43 @@ class Interrupt:
 def deferred_interrupt() -> Iterator[Interrupt]:
     """Note Ctrl-C instead of raising wherever it happens to hit, such as in the middle of an optimizer step.
 
-    Whoever is inside asks `pending` at its step boundaries. Outside the main thread, where Python delivers no
-    signals, and where Ctrl-C is ignored (a background job of a shell), nothing is changed.
+    Whoever is inside asks `pending` at its step boundaries. A SIGTERM is noted likewise where it means the same
+    (`termination_interrupts`). Outside the main thread, where Python delivers no signals, and where Ctrl-C is
+    ignored (a background job of a shell), nothing is changed.
     """
     interrupt = Interrupt()
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
-        yield interrupt
-        return
-    signal.signal(signal.SIGINT, interrupt.press)
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
+    noted = {s: handler for s, handler in previous.items() if _interrupts(s, handler)}
+    for number in noted:
+        signal.signal(number, interrupt.press)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in noted.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM, by which a cluster ends a job, raise KeyboardInterrupt as Ctrl-C does.
+
+    Where somebody else handles it already, and outside the main thread, nothing is changed.
+    """
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interrupts(number: int, handler: object) -> bool:
+    if number == signal.SIGINT:
+        return handler not in (signal.SIG_IGN, None)
+    return handler is signal.default_int_handler

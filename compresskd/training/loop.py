@@ -2,56 +2,24 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from compresskd.data.base import Batch, Data
+from compresskd.data.base import Data
+from compresskd.training.epoch import non_finite, save, train_epoch
 from compresskd.training.evaluation import Scores, evaluate
 from compresskd.training.history import EpochRecord, FitResult, StepProgress, better
-from compresskd.training.interrupt import Interrupt, deferred_interrupt
-from compresskd.training.loss import LossFunction, LossOutput, NonFiniteLoss, likely_cause
+from compresskd.training.interrupt import deferred_interrupt
+from compresskd.training.loss import LossFunction
 from compresskd.training.meter import Meter
-from compresskd.training.mixup import mixing_weight, mixup
+from compresskd.training.plan import Plan
 from compresskd.training.precision import autocast, check_compile, check_precision
 from compresskd.training.recipe import Recipe
-from compresskd.training.state import Best, TrainingState, initial_state, load_state, save_state, snapshot
-
-SECONDS_PER_REPORT = 0.1
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What stays the same from the first step to the last."""
-
-    data: Data
-    loss: LossFunction
-    recipe: Recipe
-    seed: int
-    steps: int  # per epoch
-    forward: nn.Module  # the model, or its compiled form
-    cast: AbstractContextManager
-    interrupt: Interrupt
-    after_step: Callable[[int], None] | None
-    before_epoch: Callable[[int], None] | None
-    checkpoint: Callable[[dict[str, Any]], None] | None
-    on_epoch: Callable[[EpochRecord], None] | None
-    on_step: Callable[[StepProgress], None] | None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to go on with this training."""
-        return {
-            "seed": self.seed,
-            "epochs": self.recipe.epochs,
-            "batch_size": self.recipe.batch_size,
-            "steps_per_epoch": self.steps,
-            "data": self.data.fingerprint,
-        }
+from compresskd.training.state import Best, TrainingState, initial_state, load_state, snapshot
 
 
 def fit(
@@ -95,15 +63,14 @@ def fit(
     KeyboardInterrupt, after a checkpoint at the end of the step in which Ctrl-C came.
     """
     device = torch.device(device)
-    check_precision(recipe.precision, device)
-    check_compile(recipe.compile, device)
+    _check(data, recipe, device)
     model.to(device)
     if recipe.epochs == 0:
         return _untrained(model, data, recipe, device)
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=generators), deferred_interrupt() as interrupt, _layout(model, recipe):
         torch.manual_seed(seed)
-        plan = _Plan(
+        plan = Plan(
             data=data,
             loss=loss,
             recipe=recipe,
@@ -124,16 +91,24 @@ def fit(
         return _run(state, plan)
 
 
-def _run(state: TrainingState, plan: _Plan) -> FitResult:
+def _check(data: Data, recipe: Recipe, device: torch.device) -> None:
+    check_precision(recipe.precision, device)
+    check_compile(recipe.compile, device)
+    where = data.train.targets.device
+    if where.type != device.type:
+        raise ValueError(f"data: expected on device {device}, came on {where}; pass data.to({str(device)!r})")
+
+
+def _run(state: TrainingState, plan: Plan) -> FitResult:
     recipe = plan.recipe
     while state.epoch < recipe.epochs and not _out_of_patience(state, recipe):
         state.model.train()
         state.extra.train()
-        if plan.before_epoch:
+        if plan.before_epoch is not None:
             plan.before_epoch(state.epoch)
-        _train_epoch(state, plan)
+        train_epoch(state, plan)
         _close_epoch(state, plan)
-        _save(state, plan)
+        save(state, plan)
         if plan.interrupt.pending:
             raise KeyboardInterrupt
     best = state.best
@@ -149,72 +124,7 @@ def _run(state: TrainingState, plan: _Plan) -> FitResult:
     )
 
 
-def _train_epoch(state: TrainingState, plan: _Plan) -> None:
-    """The steps of one epoch, from `state.step` on. Between two of them the state is whole."""
-    recipe, meter = plan.recipe, state.meter
-    batches = plan.data.train.batches(recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
-    started = last = reported = saved = time.perf_counter()
-    samples = meter.samples
-    for batch in _prepared(batches, state, plan):
-        with plan.cast:
-            output = LossOutput(*plan.loss(plan.forward, batch))
-        lr = state.optimizer.param_groups[0]["lr"]
-        _update(output, state, plan)
-        meter.add(output, batch.targets, lr)
-        state.step += 1
-
-        now = time.perf_counter()
-        state.train_seconds += now - last
-        last = now
-        if meter.first_bad:
-            raise _non_finite(state, plan)
-        if plan.on_step and now - reported >= SECONDS_PER_REPORT:
-            _report(state, plan, samples, started)
-            reported = last = time.perf_counter()
-        if plan.interrupt.pending or now - saved >= recipe.checkpoint_seconds:
-            _save(state, plan)
-            if plan.interrupt.pending:
-                raise KeyboardInterrupt
-            saved = last = time.perf_counter()
-    _fetch(state, plan)
-    state.train_seconds += time.perf_counter() - last
-
-
-def _prepared(batches: Iterable[Batch], state: TrainingState, plan: _Plan) -> Iterable[Batch]:
-    """Batches as the model gets them: in its memory format, and mixed where the recipe says so."""
-    recipe = plan.recipe
-    for batch in batches:
-        if recipe.channels_last and batch.inputs.ndim == 4:
-            batch = replace(batch, inputs=batch.inputs.contiguous(memory_format=torch.channels_last))  # noqa: PLW2901
-        if recipe.mixup is not None:
-            weight = mixing_weight(recipe.mixup, seed=plan.seed, epoch=state.epoch, step=state.step)
-            batch = mixup(batch, weight, plan.data.num_classes)  # noqa: PLW2901
-        yield batch
-
-
-def _update(output: LossOutput, state: TrainingState, plan: _Plan) -> None:
-    """One optimizer step, and what follows it."""
-    optimizer, scaler, clip = state.optimizer, state.scaler, plan.recipe.gradient_clip
-    total = output.total if scaler is None else scaler.scale(output.total)
-    total.backward()
-    if clip is not None:
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    if plan.after_step:
-        plan.after_step(state.epoch * plan.steps + state.step + 1)
-    if state.average is not None:
-        state.average.update()
-    state.scheduler.step()
-
-
-def _close_epoch(state: TrainingState, plan: _Plan) -> None:
+def _close_epoch(state: TrainingState, plan: Plan) -> None:
     """Validate, record, keep the weights if they are the best so far, and stand at the next beginning."""
     started = time.perf_counter()
     with state.average.applied() if state.average else nullcontext():
@@ -226,7 +136,7 @@ def _close_epoch(state: TrainingState, plan: _Plan) -> None:
             device=state.device,
         )
         if not math.isfinite(scores.loss):
-            raise _non_finite(state, plan, validation_loss=scores.loss)
+            raise non_finite(state, plan, validation_loss=scores.loss)
         best = state.best
         if best is None or better(scores.accuracy, scores.loss, best.accuracy, best.loss):
             weights = snapshot(state.model.state_dict(), state.device)
@@ -234,7 +144,7 @@ def _close_epoch(state: TrainingState, plan: _Plan) -> None:
     record = _record(state, scores, time.perf_counter() - started)
     state.history.append(record)
     state.epoch, state.step, state.train_seconds, state.meter = state.epoch + 1, 0, 0.0, Meter(state.device)
-    if plan.on_epoch:
+    if plan.on_epoch is not None:
         plan.on_epoch(record)
 
 
@@ -251,50 +161,6 @@ def _record(state: TrainingState, scores: Scores, validation_seconds: float) -> 
         seconds=state.train_seconds + validation_seconds,
         samples_per_second=meter.samples / max(state.train_seconds, 1e-9),
     )
-
-
-def _save(state: TrainingState, plan: _Plan) -> None:
-    _fetch(state, plan)
-    if plan.checkpoint:
-        plan.checkpoint(save_state(state, plan.identity))
-
-
-def _fetch(state: TrainingState, plan: _Plan) -> None:
-    """Bring the values of all steps over from the device, so that no diverged model is ever saved."""
-    state.meter.fetch()
-    if state.meter.first_bad:
-        raise _non_finite(state, plan)
-
-
-def _report(state: TrainingState, plan: _Plan, samples_before: int, started: float) -> None:
-    _fetch(state, plan)
-    assert plan.on_step is not None
-    meter = state.meter
-    plan.on_step(
-        StepProgress(
-            epoch=state.epoch,
-            epochs=plan.recipe.epochs,
-            step=state.step,
-            steps=plan.steps,
-            loss=meter.loss,
-            accuracy=meter.accuracy,
-            samples_per_second=(meter.samples - samples_before) / (time.perf_counter() - started),
-        )
-    )
-
-
-def _non_finite(state: TrainingState, plan: _Plan, validation_loss: float | None = None) -> NonFiniteLoss:
-    recipe = plan.recipe
-    if state.meter.first_bad:
-        step, lr, values = state.meter.first_bad
-    else:
-        step, lr, values = None, state.meter.lr, {"validation_loss": validation_loss or math.nan}
-    cause = likely_cause(
-        first_step=state.epoch == 0 and step == 0,
-        fp16=recipe.precision == "fp16",
-        clipped=recipe.gradient_clip is not None,
-    )
-    return NonFiniteLoss(state.epoch, step, lr, values, cause)
 
 
 def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:

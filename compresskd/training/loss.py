@@ -1,5 +1,6 @@
 """What a loss closure returns, and the error for a loss that is no number."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class LossOutput(NamedTuple):
 LossFunction = Callable[[nn.Module, Batch], LossOutput]
 
 
-class NonFiniteLoss(ArithmeticError):  # noqa: N818 (the name says what is wrong)
+class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite at `step` (within `epoch`; both count from 0; None: on validation)."""
 
     def __init__(
@@ -36,10 +37,11 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818 (the name says what is wrong
 
     def __str__(self) -> str:
         where = "on validation" if self.step is None else f"step {self.step}"
+        terms = ", ".join(n for n, value in self.values.items() if n != "loss" and not math.isfinite(value))
         values = ", ".join(f"{name} = {value:g}" for name, value in self.values.items())
         return (
-            f"the loss is not finite: epoch {self.epoch}, {where} (counted from 0), "
-            f"learning rate {self.lr:g}; {values}. {self.cause}"
+            f"the loss is not finite{f' (first in {terms})' if terms else ''}: epoch {self.epoch}, {where} "
+            f"(counted from 0), learning rate {self.lr:g}; {values}. {self.cause}"
         )
 
 

@@ -26,7 +26,7 @@ class Meter:
         self.sums: list[float] = []  # loss, the terms, correct predictions
         self.samples = 0
         self.steps = 0
-        self.lr = math.nan
+        self.lr = 0.0
         self.first_bad: tuple[int, float, dict[str, float]] | None = None  # step, learning rate, its values
         self._rows: list[Tensor] = []
         self._waiting: list[tuple[int, float]] = []  # samples and learning rate of each row

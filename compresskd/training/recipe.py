@@ -79,6 +79,8 @@ def _optimizer_faults(recipe: Recipe) -> Iterator[str]:
         yield from _check(
             "optimizer.momentum", options["momentum"], float, lambda v: 0 <= v < 1, "0 to below 1"
         )
+    if options.get("nesterov") and options.get("momentum", 0) == 0:
+        yield "optimizer.nesterov: came true with optimizer.momentum 0; allowed: false, or a momentum above 0"
     if "weight_decay" in options:
         yield from _check(
             "optimizer.weight_decay", options["weight_decay"], float, lambda v: v >= 0, "0 or more"

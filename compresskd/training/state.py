@@ -19,7 +19,7 @@ from compresskd.training.recipe import Recipe
 VERSION = 1
 
 
-class ResumeMismatch(ValueError):  # noqa: N818 (the name says what is wrong)
+class ResumeMismatch(ValueError):
     """A checkpoint belongs to another training than the one that is to go on."""
 
 

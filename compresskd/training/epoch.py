@@ -1,0 +1,136 @@
+"""The steps of one epoch."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.data.base import Batch
+from compresskd.training.history import StepProgress
+from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
+from compresskd.training.mixup import mixing_weight, mixup
+from compresskd.training.plan import Plan
+from compresskd.training.state import TrainingState, save_state
+
+SECONDS_PER_REPORT = 0.1
+
+
+def train_epoch(state: TrainingState, plan: Plan) -> None:
+    """Go from `state.step` to the end of the epoch; between two steps the state is whole and may be saved.
+
+    Raises NonFiniteLoss, and KeyboardInterrupt after a checkpoint.
+    """
+    meter, recipe = state.meter, plan.recipe
+    batches = plan.data.train.batches(recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
+    samples_before = meter.samples
+    started = last = reported = saved = time.perf_counter()
+    for batch in _prepared(batches, state, plan):
+        with plan.cast:
+            output = LossOutput(*plan.loss(plan.forward, batch))
+        lr = state.optimizer.param_groups[0]["lr"]
+        _update(output.total, state, plan)
+        meter.add(output, batch.targets, lr)
+        state.step += 1
+        if meter.first_bad:
+            raise non_finite(state, plan)
+
+        now = time.perf_counter()
+        state.train_seconds += now - last
+        last = now
+        if plan.on_step is not None and now - reported >= SECONDS_PER_REPORT:
+            plan.on_step(_progress(state, plan, (meter.samples - samples_before) / (now - started)))
+            reported = last = time.perf_counter()
+        if plan.interrupt.pending or now - saved >= recipe.checkpoint_seconds:
+            save(state, plan)
+            saved = last = time.perf_counter()
+        if plan.interrupt.pending:
+            raise KeyboardInterrupt
+    fetch(state, plan)
+    state.train_seconds += time.perf_counter() - last
+
+
+def save(state: TrainingState, plan: Plan) -> None:
+    """Hand the state to whoever keeps it."""
+    fetch(state, plan)
+    if plan.checkpoint is not None:
+        plan.checkpoint(save_state(state, plan.identity))
+
+
+def fetch(state: TrainingState, plan: Plan) -> None:
+    """Bring the values of all steps over from the device, so that no diverged model is ever saved."""
+    state.meter.fetch()
+    if state.meter.first_bad:
+        raise non_finite(state, plan)
+
+
+def non_finite(state: TrainingState, plan: Plan, validation_loss: float = math.nan) -> NonFiniteLoss:
+    """Say where the loss stopped being a number: at a step if the meter knows one, else on validation."""
+    step, lr, values = state.meter.first_bad or (None, state.meter.lr, {"validation_loss": validation_loss})
+    cause = likely_cause(
+        first_step=state.epoch == 0 and step == 0,
+        fp16=plan.recipe.precision == "fp16",
+        clipped=plan.recipe.gradient_clip is not None,
+    )
+    return NonFiniteLoss(state.epoch, step, lr, values, cause)
+
+
+def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Iterable[Batch]:
+    """Batches as the model gets them: in its memory format, and mixed where the recipe says so."""
+    recipe = plan.recipe
+    for batch in batches:
+        prepared = batch
+        if recipe.channels_last and batch.inputs.ndim == 4:
+            inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
+            prepared = replace(batch, inputs=inputs)
+        if recipe.mixup is not None:
+            weight = mixing_weight(recipe.mixup, seed=plan.seed, epoch=state.epoch, step=state.step)
+            prepared = mixup(prepared, weight, plan.data.num_classes)
+        yield prepared
+
+
+def _update(total: Tensor, state: TrainingState, plan: Plan) -> None:
+    """One optimizer step, and what follows it."""
+    optimizer, scaler, clip = state.optimizer, state.scaler, plan.recipe.gradient_clip
+    (total if scaler is None else scaler.scale(total)).backward()
+    if clip is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if plan.after_step is not None:
+        plan.after_step(state.epoch * plan.steps + state.step + 1)
+    if state.average is not None:
+        state.average.update()
+    _advance_schedule(state)
+
+
+def _advance_schedule(state: TrainingState) -> None:
+    if state.scaler is None:
+        state.scheduler.step()
+        return
+    with warnings.catch_warnings():
+        # The first fp16 steps are skipped until the loss scale fits; torch takes that for a wrong order of calls.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        state.scheduler.step()
+
+
+def _progress(state: TrainingState, plan: Plan, samples_per_second: float) -> StepProgress:
+    fetch(state, plan)
+    return StepProgress(
+        epoch=state.epoch,
+        epochs=plan.recipe.epochs,
+        step=state.step,
+        steps=plan.steps,
+        loss=state.meter.loss,
+        accuracy=state.meter.accuracy,
+        samples_per_second=samples_per_second,
+    )

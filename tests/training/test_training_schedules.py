@@ -1,0 +1,118 @@
+"""Rates at given steps against their formulas."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from compresskd.training.schedules import constant, cosine, multistep, one_cycle
+
+TOTAL, PER_EPOCH = 40, 4
+
+
+def rates(schedule, optimizer=None, total=TOTAL, per_epoch=PER_EPOCH):
+    optimizer = optimizer or torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    scheduler = schedule(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+    seen = []
+    for _ in range(total):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_constant():
+    assert rates(constant) == [0.2] * TOTAL
+
+
+def test_cosine():
+    expected = [0.2 * 0.5 * (1 + math.cos(math.pi * step / TOTAL)) for step in range(TOTAL)]
+    assert rates(cosine) == pytest.approx(expected, rel=1e-12)
+    floor = rates(functools.partial(cosine, final_fraction=0.1))
+    assert floor == pytest.approx([0.02 + 0.9 * rate for rate in expected], rel=1e-12)
+
+
+def test_cosine_equals_that_of_torch():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL)
+    expected = []
+    for _ in range(TOTAL):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    assert rates(cosine) == pytest.approx(expected, rel=1e-9)
+
+
+def test_multistep():
+    seen = rates(functools.partial(multistep, milestones=[0.5, 0.75], gamma=0.1))
+    assert seen == pytest.approx([0.2] * 20 + [0.02] * 10 + [0.002] * 10, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [constant, cosine, multistep])
+def test_warm_up_rises_in_equal_steps(schedule):
+    seen = rates(functools.partial(schedule, warmup_epochs=2.5))
+    assert seen[:10] == pytest.approx([0.02 * step for step in range(1, 11)], rel=1e-12)
+    assert seen[10] == pytest.approx(0.2, rel=1e-12)
+    assert max(seen) <= 0.2 + 1e-12
+
+
+def test_one_cycle_rises_falls_and_turns_momentum():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2, momentum=0.9)
+    seen = rates(one_cycle, optimizer)
+    assert seen[0] == pytest.approx(0.2 / 25)
+    assert max(seen) == seen[11] == pytest.approx(0.2)
+    assert seen[-1] == pytest.approx(0.2 / 25 / 1e4)
+    scheduler = one_cycle(optimizer, total_steps=TOTAL, steps_per_epoch=PER_EPOCH)
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.95)
+    assert type(scheduler).__name__ == "OneCycleLR"
+
+
+def test_one_cycle_gives_no_momentum_to_who_has_none():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    rates(one_cycle, optimizer)
+    assert optimizer.param_groups[0]["momentum"] == 0
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 10])
+def test_one_cycle_of_few_steps(total):
+    assert all(0 < rate <= 0.2 + 1e-12 for rate in rates(one_cycle, total=total, per_epoch=1))
+    assert (
+        len(rates(functools.partial(one_cycle, pct_start=1 / total * 0.999999), total=total, per_epoch=1))
+        == total
+    )
+
+
+def test_each_group_keeps_its_own_rate():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.2, 0.02)]
+    for schedule in (cosine, one_cycle):
+        optimizer = torch.optim.SGD([dict(group) for group in groups], lr=1.0, momentum=0.9)
+        rates(schedule, optimizer, total=21)
+        first, second = optimizer.param_groups
+        assert first["lr"] == pytest.approx(10 * second["lr"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (
+            functools.partial(cosine, warmup_epochs=10),
+            r"scheduler\.warmup_epochs: came 10; .* less than the 10 epochs",
+        ),
+        (functools.partial(constant, warmup_epochs=-1), r"scheduler\.warmup_epochs: came -1"),
+        (
+            functools.partial(cosine, final_fraction=1.5),
+            r"scheduler\.final_fraction: came 1\.5; allowed: 0 to 1",
+        ),
+        (functools.partial(multistep, milestones=[0.5, 150]), r"scheduler\.milestones: came \[150\]"),
+        (functools.partial(multistep, gamma=0.0), r"scheduler\.gamma: came 0\.0; allowed: greater than 0"),
+        (
+            functools.partial(one_cycle, pct_start=1.0),
+            r"scheduler\.pct_start: came 1\.0; allowed: between 0 and 1",
+        ),
+    ],
+)
+def test_values_that_cannot_be(schedule, words):
+    with pytest.raises(ValueError, match=words):
+        rates(schedule)
