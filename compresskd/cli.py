@@ -171,12 +171,13 @@ def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
 
 
 def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
-    """Run into `directory` and show the table; on Ctrl-C say how to go on."""
+    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on."""
     from omegaconf import OmegaConf
     from rich.console import Console
 
     from compresskd.console import Reporter, configure_logging, stages_table
     from compresskd.run import open_run, write_text
+    from compresskd.training.interrupt import termination_interrupts
 
     console = Console()
     configure_logging(console)
@@ -191,7 +192,8 @@ def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
         write_text(
             run.directory / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides)))
         )
-        record = experiment.run(run, reporter)
+        with termination_interrupts():
+            record = experiment.run(run, reporter)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted and saved; go on with: compresskd resume {run.directory}"

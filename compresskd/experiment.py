@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from compresskd import artifact, measure
 from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
-from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run
+from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run, RunDirectoryError
 from compresskd.strategy import Context, State, Strategy, score, store_predictions
 from compresskd.teacher import Teacher
 from compresskd.training import Recipe
+from compresskd.training.interrupt import deferred_interrupt
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,17 @@ class Experiment:
     def run(self, run: Run, reporter: Reporter) -> Record:
         """Run every stage that has not been run, and return the finished record.
 
-        The record ends as finished, failed (with the traceback) or interrupted, whatever happens.
+        The record ends as finished, failed (with the traceback) or interrupted, whatever happens short of a
+        kill: then it stays `running`, and can be gone on with like the others.
+
+        Raises:
+            RunDirectoryError: the run to go on with was begun on other data, or with another teacher.
         """
         run.start(self._record())
-        start, before = time.perf_counter(), _record_of(run).wall_seconds
         with _log_file(run.directory / "log.txt"), _outcome(run):
             try:
                 self._run(run, reporter)
             finally:
-                _record_of(run).wall_seconds = before + time.perf_counter() - start
                 reporter.close()
         return _record_of(run)
 
@@ -70,20 +72,24 @@ class Experiment:
         )
         teacher = None
         if self.strategy.needs_teacher and self.teacher is not None:
-            teacher = self.teacher.obtain(reporter).to(self.device)
-            self._record_teacher(teacher, context)
+            teacher, origin = self.teacher.obtain(reporter)
+            teacher = teacher.to(self.device)
+            self._record_teacher(teacher, origin, context)
         self.strategy.run(State(student, teacher), context)
 
-    def _record_teacher(self, teacher: nn.Module, context: Context) -> None:
+    def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
         """Score and measure the teacher, as each stage's student is."""
-        if self.teacher is None or context.record.teacher is not None:
+        fingerprint = artifact.fingerprint(teacher)
+        if context.record.teacher is not None:
+            _check_same_teacher(context.run, fingerprint)
             return
         reporter = context.reporter
         validation = score(teacher, context.data.validation, context)
         test = score(teacher, context.data.test, context)
         store_predictions(context, "teacher", test)
         context.record.teacher = {
-            **self.teacher.describe(),
+            **origin,
+            "fingerprint": fingerprint,
             "metrics": {
                 "validation_accuracy": validation.accuracy,
                 "validation_loss": validation.loss,
@@ -123,6 +129,15 @@ class Experiment:
         )
 
 
+def _check_same_teacher(run: Run, fingerprint: str) -> None:
+    then = (_record_of(run).teacher or {}).get("fingerprint")
+    if then != fingerprint:
+        raise RunDirectoryError(
+            f"{run.directory} was begun with another teacher (fingerprint {then} then, {fingerprint} now); "
+            "put the teacher back as it was, or write another hydra.run.dir=DIR"
+        )
+
+
 def _record_of(run: Run) -> Record:
     if run.record is None:
         raise RuntimeError("the run has not been started")
@@ -131,13 +146,14 @@ def _record_of(run: Run) -> Record:
 
 @contextmanager
 def _outcome(run: Run):
-    """Write into the record how the block ended."""
+    """Write into the record how the block ended. A Ctrl-C while that is written is a Ctrl-C too many."""
     record = _record_of(run)
     try:
         yield
-        record.status = FINISHED
     except KeyboardInterrupt:
         record.status = INTERRUPTED
+        with deferred_interrupt():
+            _save_if_possible(run)
         raise
     except BaseException as error:
         record.status = FAILED
@@ -146,9 +162,20 @@ def _outcome(run: Run):
             "message": str(error),
             "traceback": traceback.format_exc(),
         }
+        with deferred_interrupt():
+            _save_if_possible(run)
         raise
-    finally:
+    record.status = FINISHED
+    with deferred_interrupt():
         run.save()
+
+
+def _save_if_possible(run: Run) -> None:
+    """Write the record of what went wrong; where that cannot be written either (a full disk), say so."""
+    try:
+        run.save()
+    except OSError as error:
+        log.error("record.json could not be written: %s", error.strerror or error)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ class Context:
         seed: the run's seed; stages derive theirs from it and their name.
         details: what the running stage wants recorded (ranks, skipped layers, the best epoch).
         reference: the student's architecture as it was before any stage (for latency).
+        stage: name of the running stage.
+        started: clock reading at which that stage would have begun had it never been interrupted.
     """
 
     data: Data
@@ -49,6 +52,7 @@ class Context:
     reporter: Reporter
     reference: nn.Module
     stage: str = ""
+    started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,20 +67,50 @@ class Context:
         """[1, ...] one normalised sample of the validation split."""
         return next(iter(self.data.validation.batches(1))).inputs
 
+    @property
+    def stage_seed(self) -> int:
+        """The seed of the running stage: it differs between stages and does not depend on which others run."""
+        return zlib.crc32(f"{self.seed}/{self.stage}".encode())
+
+    def begin(self, stage: str) -> int:
+        """Take up a stage, where it was left or at its start; the number of its epochs that are done.
+
+        The clocks go on from what the checkpoint holds, and the generator of torch starts from the stage's seed.
+        """
+        self.stage, self.started, self.details = stage, time.perf_counter(), {}
+        torch.manual_seed(self.stage_seed)
+        saved = self._saved()
+        if saved is None:
+            self.forget_training()  # of a stage whose record a killed process had just written
+            return 0
+        self.started -= saved["seconds"]
+        self.run.recall_seconds(saved["wall_seconds"])
+        return len(saved["state"].get("history", ()))
+
     def save_training(self, state: Mapping[str, Any]) -> None:
         """Write the training state of the running stage; it replaces the last one atomically."""
         buffer = io.BytesIO()
-        torch.save({"stage": self.stage, "state": dict(state)}, buffer)
+        content = {
+            "stage": self.stage,
+            "seconds": time.perf_counter() - self.started,
+            "wall_seconds": self.run.wall_seconds,
+            "state": dict(state),
+        }
+        torch.save(content, buffer)
         write_checked(self._training_file, buffer.getvalue())
 
     def training_state(self) -> dict[str, Any] | None:
         """What `save_training` last wrote for the running stage, or None where it starts afresh."""
+        saved = self._saved()
+        return None if saved is None else saved["state"]
+
+    def _saved(self) -> dict[str, Any] | None:
         if not self._training_file.exists():
             return None
         saved = torch.load(
             io.BytesIO(read_checked(self._training_file)), map_location="cpu", weights_only=True
         )
-        return saved["state"] if saved["stage"] == self.stage else None
+        return saved if saved["stage"] == self.stage else None
 
     def forget_training(self) -> None:
         """Remove the training state of a stage that has finished."""
@@ -131,21 +165,26 @@ class Strategy:
         return any(stage.needs_teacher for stage in self.stages.values())
 
     def run(self, state: State, context: Context) -> State:
-        """Run every stage that the record does not show as finished, and return the last state."""
+        """Run every stage that the record does not show as finished, and return the last state.
+
+        What flows on, and what is scored, is the student as read back from its file: a run that was interrupted
+        cannot differ from one that was not, nor the recorded figures from the model that is kept.
+        """
         for number, (name, stage) in enumerate(self.stages.items()):
-            context.stage, context.details = name, {}
             entry = context.record.stage(name)
             if entry is not None:
                 state = _restore(entry, state, context)
                 context.reporter.note(f"{name}: finished before, taken from {entry['checkpoint']}")
                 continue
+            num_epochs = context.begin(name)
             finished = {s["name"] for s in context.record.stages}
-            resumed = context.training_state()
-            context.run.rewind_metrics(name, len(resumed["history"]) if resumed else 0, finished)
+            context.run.rewind_metrics(name, num_epochs, finished)
             context.reporter.stage(name, number, len(self.stages))
-            start = time.perf_counter()
-            state = stage(state, context)
-            entry = _assess(name, stage, state, context, time.perf_counter() - start)
+            result = stage(state, context)
+            seconds = time.perf_counter() - context.started
+            stored = _store(name, result, context, new_teacher=result.teacher is not state.teacher)
+            state = _restore(stored, result, context)
+            entry = _assess(name, stage, state, context, seconds) | stored
             context.record.stages.append(entry)
             context.record.final = name
             context.run.save()
@@ -154,30 +193,42 @@ class Strategy:
         return state
 
 
-def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
+def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> dict[str, Any]:
+    """Write the models that flow on; the part of the stage's entry by which `_restore` finds them."""
     directory = context.run.directory
-    trust = _trusted(state.student, state.teacher)
-    student = artifact.load(directory / entry["checkpoint"], device=context.device, trust=trust)
-    if entry.get("teacher_checkpoint"):
-        teacher = artifact.load(directory / entry["teacher_checkpoint"], device=context.device, trust=trust)
-        return State(student, teacher)
-    return replace(state, student=student)
+    stored: dict[str, Any] = {
+        "checkpoint": f"checkpoints/{name}",
+        "packages": artifact.packages(state.student),
+    }
+    artifact.save(state.student, directory / stored["checkpoint"])
+    if state.teacher is not None and new_teacher:
+        stored["teacher_checkpoint"] = f"checkpoints/{name}.teacher"
+        stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
+        artifact.save(state.teacher, directory / stored["teacher_checkpoint"])
+    return stored
 
 
-def _trusted(*models: nn.Module | None) -> list[str]:
-    """The user's own packages: what this very run was configured to build may be built again."""
-    return [type(m).__module__.partition(".")[0] for m in models if m is not None]
+def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
+    """Read back what `_store` wrote. The packages that the record names made these models in this very run."""
+
+    def load(checkpoint: str) -> nn.Module:
+        return artifact.load(
+            context.run.directory / checkpoint, device=context.device, trust=entry["packages"]
+        )
+
+    state = replace(state, student=load(entry["checkpoint"]))
+    if "teacher_checkpoint" in entry:
+        return replace(state, teacher=load(entry["teacher_checkpoint"]).requires_grad_(False))
+    return state
 
 
 def _assess(name: str, stage: Stage, state: State, context: Context, seconds: float) -> dict[str, Any]:
-    """Score, measure and save the student; the record's entry for the stage."""
+    """Score and measure the student; the record's entry for the stage."""
     student, data = state.student, context.data
-    checkpoint = f"checkpoints/{name}"
-    stored = artifact.save(student, context.run.directory / checkpoint)
     validation, test = (score(student, split, context) for split in (data.validation, data.test))
     size = {
         "num_parameters": measure.num_parameters(student),
-        "stored_bytes": stored,
+        "stored_bytes": artifact.stored_bytes(context.run.checkpoints / name),
         "macs": measure.macs(student, context.example),
     }
     models = {"student": student, "dense_student": context.reference}
@@ -203,7 +254,6 @@ def _assess(name: str, stage: Stage, state: State, context: Context, seconds: fl
         "layers": {},
         "skipped": {},
         **context.details,
-        "checkpoint": checkpoint,
     }
     predictions = store_predictions(context, name, test)
     if teacher is not None:

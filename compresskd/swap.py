@@ -7,11 +7,12 @@ of the right shapes and no particular values, by the class method `from_structur
 from __future__ import annotations
 
 import fnmatch
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+
+from compresskd.models import target
 
 
 @runtime_checkable
@@ -78,7 +79,12 @@ def apply_structure(
         ValueError: a class outside the trusted packages, or a name that the architecture does not have.
     """
     for name, values in recorded.items():
-        cls = resolve_class(values["class"], trust=trust)
+        cls = resolve(values["class"], trust=trust)
+        make = getattr(cls, "from_structure", None)
+        if make is None:
+            raise ValueError(
+                f"'{values['class']}' cannot be built from a structure: it has no from_structure"
+            )
         parent, _, child = name.rpartition(".")
         try:
             holder = model.get_submodule(parent)
@@ -87,26 +93,33 @@ def apply_structure(
             raise ValueError(
                 f"the architecture has no module '{name}' to give its recorded structure"
             ) from None
-        new = cls.from_structure(values)
+        new = make(values)
         setattr(holder, child, new.train(old.training))
 
 
-def resolve_class(path: str, *, trust: Sequence[str] = ()) -> Any:
-    """The object at a dotted path inside compresskd or one of the packages in `trust`.
+def resolve(path: str, *, trust: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class or function at a dotted path that a file names and that is to be called.
+
+    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` whatever is defined in it. What a
+    trusted file merely imports (`compresskd.environment.subprocess.run`) is refused.
 
     Raises:
-        ValueError: the path lies outside them or names nothing. Nothing outside is ever imported.
+        ValueError: the path lies outside, or names nothing of the kind. Nothing outside is ever imported.
     """
     check_trusted(path, trust=trust)
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"'{path}' names nothing that can be imported: {error}") from error
+    found = target.resolve(path)
+    home = getattr(found, "__module__", None) or ""
+    package = home.partition(".")[0]
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    if package in trust or (package == "compresskd" and is_module):
+        return found
+    raise ValueError(f"'{path}' is no torch.nn.Module that compresskd defines (it comes from '{home}')")
 
 
 def check_trusted(path: str, *, trust: Sequence[str] = ()) -> None:
     """Raise ValueError where a dotted path lies outside compresskd and the packages in `trust`."""
-    package = str(path).partition(".")[0]
+    package, *names = str(path).split(".")
     if package not in {"compresskd", *trust}:
         raise ValueError(f"'{path}' is not part of compresskd; to run it, pass trust=('{package}',)")
+    if any(name.startswith("__") for name in names):  # importing compresskd.__main__ would run the program
+        raise ValueError(f"'{path}' is no path of a class or function")

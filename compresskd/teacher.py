@@ -12,7 +12,14 @@ from torch import nn
 from compresskd import artifact
 from compresskd.console import Reporter
 from compresskd.models.weights import load_weights
-from compresskd.run import FINISHED, AlreadyFinished, InUse, describe_owner, open_run, read_record
+from compresskd.run import (
+    AlreadyFinished,
+    InUse,
+    RunDirectoryError,
+    describe_owner,
+    open_run,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from compresskd.experiment import Experiment
@@ -28,7 +35,8 @@ class Teacher:
         experiment: the run that trains it, an ordinary one (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
         key: that hash.
-        trust: packages besides compresskd that its architecture comes from.
+        trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
+            takes parts from need not be named.
     """
 
     build: Callable[[], nn.Module]
@@ -38,56 +46,55 @@ class Teacher:
     key: str | None = None
     trust: tuple[str, ...] = ()
 
-    def obtain(self, reporter: Reporter) -> nn.Module:
-        """The trained teacher, in evaluation mode with gradients off.
+    def obtain(self, reporter: Reporter) -> tuple[nn.Module, dict[str, Any]]:
+        """The trained teacher, in evaluation mode with gradients off, and where it came from, for the record.
 
         Of several processes that need the same teacher one trains it, the others wait and say so; what a dead
         process left unfinished is gone on with.
+
+        Raises:
+            RunDirectoryError: the teacher's directory cannot be used, or what is in it is damaged.
         """
         if self.weights is not None:
             teacher = self.build()
             load_weights(teacher, self.weights)
+            origin = {"key": None, "source": "weights", "weights": str(self.weights)}
         else:
-            teacher = self._trained(reporter)
-        return teacher.eval().requires_grad_(False)
+            teacher, source = self._trained(reporter)
+            origin = {"key": self.key, "source": source, "directory": str(self.directory)}
+        return teacher.eval().requires_grad_(False), origin
 
-    def describe(self) -> dict[str, Any]:
-        """Where it came from, for the record."""
-        if self.weights is not None:
-            return {"key": None, "source": "weights", "weights": str(self.weights)}
-        return {"key": self.key, "source": "trained", "directory": str(self.directory)}
-
-    def _trained(self, reporter: Reporter) -> nn.Module:
+    def _trained(self, reporter: Reporter) -> tuple[nn.Module, str]:
         if self.directory is None or self.experiment is None:
             raise ValueError("a teacher without weights needs an experiment that trains it")
-        if not self._finished():
-            self._train(reporter)
-        else:
-            reporter.note(f"teacher: taken from {self.directory}")
-        record = read_record(self.directory)
-        return artifact.load(self.directory / "checkpoints" / str(record.final), trust=self.trust)
-
-    def _finished(self) -> bool:
-        assert self.directory is not None
-        return (self.directory / "record.json").exists() and read_record(self.directory).status == FINISHED
-
-    def _train(self, reporter: Reporter) -> None:
-        assert self.directory is not None
-        assert self.experiment is not None
+        source = "trained" if self._train(self.experiment, self.directory, reporter) else "reused"
+        final = read_record(self.directory).final
         try:
-            run = open_run(self.directory)
-        except AlreadyFinished:
-            return
-        except InUse:
-            reporter.note(
-                f"teacher: waiting for {describe_owner(self.directory)}, which trains it in {self.directory}"
-            )
+            return artifact.load(self.directory / "checkpoints" / str(final), trust=self._packages()), source
+        except artifact.ArtifactError as error:
+            raise RunDirectoryError(
+                f"teacher: {error}; remove {self.directory} to train the teacher again"
+            ) from error
+
+    def _packages(self) -> list[str]:
+        """The packages of what `build` makes: the run was configured to run them, so loading may as well."""
+        return [*self.trust, *artifact.packages(self.build())]
+
+    def _train(self, experiment: Experiment, directory: Path, reporter: Reporter) -> bool:
+        """See to it that `directory` holds the trained teacher; whether this process trained any of it."""
+        try:
             try:
-                run = open_run(self.directory, wait=-1)
-            except AlreadyFinished:
-                return
-        reporter.note(f"teacher: {'goes on with' if run.resumed else 'training it in'} {self.directory}")
+                run = open_run(directory)
+            except InUse:
+                owner = describe_owner(directory)
+                reporter.note(f"teacher: waiting for {owner}, which trains it in {directory}")
+                run = open_run(directory, wait=-1)
+        except AlreadyFinished:
+            reporter.note(f"teacher: taken from {directory}")
+            return False
+        reporter.note(f"teacher: {'goes on with' if run.resumed else 'training it in'} {directory}")
         try:
-            self.experiment.run(run, Reporter(reporter.console, prefix="teacher: "))
+            experiment.run(run, Reporter(reporter.console, prefix="teacher: "))
         finally:
             run.close()
+        return True

@@ -39,7 +39,6 @@ class Record:
     resumed: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None
-    reference: dict[str, Any] | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     final: str | None = None
     error: dict[str, str] | None = None

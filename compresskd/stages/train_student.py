@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def train_student(
 
     The running stage's details get epochs, best_epoch, train_seconds and what storing teacher outputs saved.
     """
-    seed = stage_seed(context.seed, context.stage)
+    seed = context.stage_seed
     torch.manual_seed(seed)
     named = dict(teachers) if objective.needs_teacher else {"": None}
     resume = context.training_state()
@@ -89,11 +88,6 @@ def train_student(
     context.details.update(epochs=epochs, best_epoch=result.best_epoch, train_seconds=result.seconds)
     if savings:
         context.details["teacher_outputs"] = savings
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """The seed of a stage: differs between stages and does not depend on which others run before it."""
-    return zlib.crc32(f"{seed}/{stage}".encode())
 
 
 def _compare(
