@@ -1,10 +1,11 @@
 """A study's entries grouped over seeds, summarized, flagged and sorted: all that the writers need."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from compresskd.compare import numbers
-from compresskd.compare.flags import Flag, flag
+from compresskd.compare.flags import Flag, flag, teacher_runs
 from compresskd.compare.grouping import About, Group, group_entries, mark_fronts, sort_groups
 from compresskd.compare.keys import ABSENT, Keys, analyse, resolve, values
 from compresskd.compare.study import ALL, Entry, Study, seed_text
@@ -49,8 +50,10 @@ class Comparison:
 
     def label(self, group: Group) -> str:
         """A group's name in one line."""
-        pairs = zip(self.by, group.values, strict=True)
-        named = (f"{key.rpartition('.')[2]}={text}" if key != "strategy" else text for key, text in pairs)
+        ends = Counter(key.rpartition(".")[2] for key in self.by)
+        names = (end if ends[end := key.rpartition(".")[2]] == 1 else key for key in self.by)
+        pairs = zip(names, group.values, strict=True)
+        named = (f"{name}={text}" if name != "strategy" else text for name, text in pairs)
         return " ".join(named) or self.study.entries[group.members[0]].strategy
 
     def cost_name(self, cost: str) -> str | None:
@@ -67,13 +70,14 @@ def compare(study: Study, options: Options) -> Comparison:
     entries = study.entries
     names = tuple(sorted({name for entry in entries for name in entry.numbers}))
     options = _checked(study, options, names)
-    keys = analyse(study.base, [e.config for e in entries], [seed_text(e) for e in entries], study.swept)
+    teachers = teacher_runs(entries)
+    keys = _keys(study, teachers)
     with_stage = (STAGE,) if options.stage == ALL else ()
     own = (*keys.grouping, *(key for key in with_stage if key not in keys.grouping))
     by = own if options.by is None else tuple(dict.fromkeys((*options.by, *with_stage)))
     columns = {key: _column(study, key) for key in {*own, *by}}
-    identities = [(entry.schema, entry.data, entry.test) for entry in entries]
-    flags = flag(entries, options.metrics[0], _partition(columns, own, identities))
+    identities = [(e.schema, e.data, e.test, index in teachers) for index, e in enumerate(entries)]
+    flags = flag(entries, options.metrics[0], _partition(columns, own, identities), teachers)
     latency = numbers.pick_latency(names)
     left_open = [key for key in own if key not in by]
     units = [(seed_text(e), *(columns[key][i] for key in left_open)) for i, e in enumerate(entries)]
@@ -82,6 +86,14 @@ def compare(study: Study, options: Options) -> Comparison:
     groups = sort_groups(groups, by, _sort_key(options, by, names), options.reverse)
     notes = _notes(study, groups, left_open, options.by is not None)
     return Comparison(study, options, by, keys, flags, tuple(groups), names, latency, notes)
+
+
+def _keys(study: Study, teachers: Collection[int]) -> Keys:
+    """Keys of the competitors: how a teacher among the records was trained is no column of theirs."""
+    kept = [entry for index, entry in enumerate(study.entries) if index not in teachers] or study.entries
+    keys = analyse(study.base, [e.config for e in kept], [seed_text(e) for e in kept], study.swept)
+    everywhere = {key: values(key, study.base, [e.config for e in study.entries]) for key in keys.differing}
+    return replace(keys, differing=everywhere)
 
 
 def _checked(study: Study, options: Options, names: tuple[str, ...]) -> Options:
@@ -121,7 +133,7 @@ def _notes(study: Study, groups: Sequence[Group], left_open: Sequence[str], chos
     mixed = [key for key in left_open if any(len(set(_members(study, key, group))) > 1 for group in groups)]
     if chosen and mixed:
         notes.append(f"Groups mix records that differ in {', '.join(mixed)}: n counts runs, not seeds.")
-    identities = {group.identity for group in groups}
+    identities = {group.identity[:-1] for group in groups}
     if len(identities) > 1:
         notes.append(
             f"{len(identities)} kinds of records (data, test set, schema) that must not be compared."

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,30 +23,37 @@ class Flag:
     text: str
 
 
-def flag(entries: Sequence[Entry], metric: str, groups: Sequence[int]) -> list[tuple[Flag, ...]]:
+def flag(
+    entries: Sequence[Entry], metric: str, groups: Sequence[int], teachers: Collection[int] = ()
+) -> list[tuple[Flag, ...]]:
     """The flags of each entry.
 
     Args:
         entries: what is compared.
         metric: the number that the comparison is about.
         groups: which entries have equal configurations: two finished ones with one seed are duplicates.
+        teachers: positions of entries that are the teachers of others (see `teacher_runs`).
     """
-    usual = _Usual.of(entries)
-    teachers = {Path(text).resolve() for text in {entry.teacher_directory for entry in entries} if text}
-    names = {
-        path.name for path in teachers
-    }  # following the links of ten thousand folders would take a second
+    usual = _Usual.of([entry for index, entry in enumerate(entries) if index not in teachers] or entries)
     flags = [[*_status(entry, metric), *_identity(entry, usual), *_reading(entry)] for entry in entries]
-    for index, entry in enumerate(entries):
-        directory = Path(os.path.abspath(entry.directory))
-        if directory.name in names and directory.resolve() in teachers:
-            flags[index].append(
-                Flag("teacher run", "the teacher of other records here: no competitor of theirs")
-            )
+    for index in teachers:
+        flags[index].append(Flag("teacher run", "the teacher of other records here: no competitor of theirs"))
     for index, newest in _duplicates(entries, groups, flags):
         text = f"same configuration and seed as {entries[newest].run}, which is newer and counts instead"
         flags[index].append(Flag("duplicate", text))
     return [tuple(found) for found in flags]
+
+
+def teacher_runs(entries: Sequence[Entry]) -> frozenset[int]:
+    """Positions of the entries whose directory another record names as its teacher's."""
+    teachers = {Path(text).resolve() for text in {entry.teacher_directory for entry in entries} if text}
+    names = {path.name for path in teachers}  # following the links of ten thousand folders takes a second
+    found = set()
+    for index, entry in enumerate(entries):
+        directory = Path(os.path.abspath(entry.directory))
+        if directory.name in names and directory.resolve() in teachers:
+            found.add(index)
+    return frozenset(found)
 
 
 def counts(flags: Iterable[Flag]) -> bool:

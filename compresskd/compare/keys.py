@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from sys import intern
@@ -11,6 +12,9 @@ ABSENT = "–"  # what a key shows in a record that lacks it
 _FIRST = ("strategy", "teacher", "student", "data", "rank", "bits", "epochs", "kd", "compress", "quant")
 _PATH_NAMES = frozenset({"path", "dir", "directory", "folder", "file", "root", "cache", "output", "outputs"})
 _VOLATILE_NAMES = frozenset({"num_workers", "workers", "verbose", "progress", "log", "log_level", "resume"})
+
+
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
 class UnknownKeyError(ValueError):
@@ -34,11 +38,14 @@ def flatten(config: Mapping[str, Any]) -> dict[str, str]:
 
 def canonical(value: Any) -> str:
     """The text by which values are compared and shown: JSON, without quotes around plain text."""
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return value
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return json.dumps(value, sort_keys=True)
+    if kind is int:
+        return str(value)
+    if kind is float and math.isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    return _ENCODE(value)
 
 
 def is_volatile(key: str, column: Iterable[str]) -> bool:
@@ -83,7 +90,8 @@ def analyse(
         seeds: the seed of each record, as canonical text.
         swept: keys that overrides named: always shown if they differ, and first.
     """
-    differing = {key: values(key, base, changes) for key in sorted({key for one in changes for key in one})}
+    columns = {key: values(key, base, changes) for key in sorted({key for one in changes for key in one})}
+    differing = {key: column for key, column in columns.items() if len(set(column)) > 1}
     swept_set = set(swept)
     ignored = [key for key, column in differing.items() if _ignored(key, column, seeds)]
     rest = sorted(differing.keys() - set(ignored), key=lambda key: _order(key, swept_set))

@@ -17,6 +17,7 @@ from compresskd.compare.statistics import Bootstrap, Summary, holm, mcnemar, pai
 from compresskd.compare.study import Entry
 
 MAX_TESTS = 50  # groups tested, in the order of the table; Holm counts the others as well
+MAX_PAIRS = 25  # runs compared sample by sample in one test: groups that `--by` makes may hold hundreds
 BASELINE = "train"
 _ROUNDING = 5e-4  # recorded accuracies may be rounded to a tenth of a percent
 
@@ -189,7 +190,8 @@ def _pairs(
 ) -> tuple[list[tuple[str, Entry, Entry]], str | None, list[str]]:
     """Pairs (unit, run of the group, run of the reference); why there are none; what was left out."""
     if not group.counted:
-        return [], "no finished run", []
+        codes = {flag.code for index in group.members for flag in comparison.flags[index]}
+        return [], f"no run that counts ({', '.join(sorted(codes))})", []
     sides = [
         dict(zip(side.units, comparison.entries(side.counted), strict=True)) for side in (group, reference)
     ]
@@ -204,6 +206,10 @@ def _pairs(
         return [], f"no {what} in common (seeds {own}; the reference has {theirs})", []
     alone = len(sides[0]) + len(sides[1]) - 2 * len(common)
     notes = [f"{alone} run{'s' * (alone > 1)} without a partner of the same seed"] if alone else []
+    if len(common) > MAX_PAIRS:
+        notes.append(f"{MAX_PAIRS} of {len(common)} pairs, evenly chosen")
+        step = (len(common) - 1) / (MAX_PAIRS - 1)
+        common = [sorted(common)[round(index * step)] for index in range(MAX_PAIRS)]
     return [(" ".join(unit), sides[0][unit], sides[1][unit]) for unit in common], None, notes
 
 

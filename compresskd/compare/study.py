@@ -111,7 +111,11 @@ def _wanted(record: Record, stage: str) -> list[StageRecord | None]:
 
 def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[str, str]) -> Entry:
     hardware, teacher = record.hardware, record.teacher
-    threads = "" if hardware.num_threads is None else f"{hardware.num_threads:g} threads"
+    threads = (
+        ""
+        if hardware.num_threads is None
+        else f"{hardware.num_threads:g} thread{'s' * (hardware.num_threads != 1)}"
+    )
     parts = (hardware.device, hardware.gpu or hardware.cpu, threads)
     return Entry(
         run=run,

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -91,7 +90,7 @@ def json_text(comparison: Comparison, tests: PairedTests) -> str:
             {"path": str(problem.path), "reason": problem.reason} for problem in comparison.study.problems
         ],
     }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+    return json.dumps(document, allow_nan=False) + "\n"
 
 
 def _group(comparison: Comparison, group: Group, number: int) -> dict[str, Any]:
@@ -109,7 +108,8 @@ def _group(comparison: Comparison, group: Group, number: int) -> dict[str, Any]:
 
 def _run(comparison: Comparison, index: int) -> dict[str, Any]:
     entry, keys = comparison.study.entries[index], comparison.keys
-    differing: Mapping[str, str] = {key: column[index] for key, column in keys.differing.items()}
+    shown = [key for key in dict.fromkeys((*comparison.by, *keys.grouping)) if key in keys.differing]
+    differing = {key: keys.differing[key][index] for key in shown}
     return {
         "run": entry.run,
         "directory": str(entry.directory),
