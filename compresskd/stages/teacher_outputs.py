@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,20 @@ class TeacherOutputs:
             return self._views[batch.view][batch.index]
         return self._compute(batch)
 
+    def state_dict(self) -> dict[str, float | int]:
+        """The counts of `saving`, for a checkpoint; the stored logits themselves are computed again."""
+        return {"num_computed": self._num_computed, "num_served": self._num_served, "seconds": self._seconds}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        """Count on from what `state_dict` gave."""
+        self._num_computed, self._num_served = int(state["num_computed"]), int(state["num_served"])
+        self._seconds = float(state["seconds"])
+
     def saving(self) -> dict[str, float | int]:
         """How many samples the teacher saw, how many were asked for, and the seconds that this saved."""
         per_sample = self._seconds / max(1, self._num_computed)
         return {
-            "num_computed": self._num_computed,
-            "num_served": self._num_served,
-            "seconds": self._seconds,
+            **self.state_dict(),
             "seconds_saved": per_sample * max(0, self._num_served - self._num_computed),
         }
 

@@ -70,6 +70,9 @@ def train_student(
             _compare(name, student, teacher, objective, context, epochs, seed, stack)
             for name, teacher in named.items()
         ]
+        outputs = {c.name: c.outputs for c in comparisons if c.outputs is not None}
+        for name, counts in (resume or {}).get("teacher_outputs", {}).items():
+            outputs[name].load_state_dict(counts)
         result = fit(
             student,
             context.data,
@@ -79,15 +82,16 @@ def train_student(
             device=context.device,
             extra_modules=[*(c.bound for c in comparisons), *extra_modules],
             after_step=after_step,
-            checkpoint=context.save_training,
+            checkpoint=lambda state: context.save_training(
+                {**state, "teacher_outputs": {name: each.state_dict() for name, each in outputs.items()}}
+            ),
             resume=resume,
             on_epoch=lambda epoch: _record_epoch(context, epoch, epochs),
             on_step=context.reporter.step,
         )
-    savings = {c.name: c.outputs.saving() for c in comparisons if c.outputs is not None}
     context.details.update(epochs=epochs, best_epoch=result.best_epoch, train_seconds=result.seconds)
-    if savings:
-        context.details["teacher_outputs"] = savings
+    if outputs:
+        context.details["teacher_outputs"] = {name: each.saving() for name, each in outputs.items()}
 
 
 def _compare(
