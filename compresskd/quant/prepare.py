@@ -11,6 +11,7 @@ deep copy shares its class): build a fresh one and load `plain_state_dict` or th
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -156,10 +157,8 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
     A freshly built module of the same structure loads it; activation quantizers are left out.
     """
-    state = {}
-    for name, value in module.state_dict().items():
-        if not {"parametrizations", CHILD} & set(name.split(".")):
-            state[name] = value
+    added = {"parametrizations", CHILD}
+    state = {name: value for name, value in module.state_dict().items() if not added & set(name.split("."))}
     for name, quant, original in parametrized(module):
         state[name] = quant.convert(original).dequantize().to(original.dtype)
     return state
@@ -170,9 +169,9 @@ def parametrized(module: nn.Module) -> Iterator[tuple[str, FakeQuant, Tensor]]:
     for name, holder in module.named_modules():
         stacks = getattr(holder, "parametrizations", None) if parametrize.is_parametrized(holder) else None
         for key, stack in stacks.items() if isinstance(stacks, nn.ModuleDict) else ():
-            for quant in stack:
+            for quant in stack.children():
                 if isinstance(quant, FakeQuant):
-                    yield _join(name, key), quant, stack.original
+                    yield _join(name, key), quant, cast(Tensor, stack.original)
 
 
 def enable(module: nn.Module) -> None:
