@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, image_shape
+from compresskd.models.checks import at_least, image_shape, positive
 
 KERNEL = 5
 
@@ -18,6 +18,7 @@ class LeNet5(nn.Module):
     A ReLU follows the convolutions too, which Caffe's file leaves out: it adds no parameter.
 
     Args:
+        width_multiplier: factor on the 20, 50 and 500 units; may be a fraction such as 0.5.
         padding: zeros around the input of each convolution: 0 as published, 2 for images under 16x16.
         num_classes: number of logits.
         input_shape: `[C, H, W]`, at least 16x16 with padding 0 (4x4 with padding 2).
@@ -26,8 +27,16 @@ class LeNet5(nn.Module):
         ValueError: an argument that cannot be, or an image too small for the kernels.
     """
 
-    def __init__(self, *, padding: int = 0, num_classes: int, input_shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        *,
+        width_multiplier: float = 1.0,
+        padding: int = 0,
+        num_classes: int,
+        input_shape: Sequence[int],
+    ) -> None:
         super().__init__()
+        factor = positive("width_multiplier", width_multiplier, architecture="LeNet5")
         at_least("padding", padding, 0, architecture="LeNet5")
         channels, height, width = image_shape(
             input_shape,
@@ -36,10 +45,11 @@ class LeNet5(nn.Module):
             instead="`padding: 2` or another model",
         )
         at_least("num_classes", num_classes, 2, architecture="LeNet5")
-        self.conv1 = nn.Conv2d(channels, 20, KERNEL, padding=padding)
-        self.conv2 = nn.Conv2d(20, 50, KERNEL, padding=padding)
-        self.fc1 = nn.Linear(50 * _size_after(height, padding) * _size_after(width, padding), 500)
-        self.fc2 = nn.Linear(500, num_classes)
+        first, second, hidden = (max(1, round(units * factor)) for units in (20, 50, 500))
+        self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding)
+        self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding)
+        self.fc1 = nn.Linear(second * _size_after(height, padding) * _size_after(width, padding), hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to logits `[B, num_classes]`."""

@@ -4,6 +4,7 @@ from compresskd.stages.admm import Admm
 from compresskd.stages.factorize import Factorize
 from compresskd.stages.fit import Fit
 from compresskd.stages.fit_layers import FitLayers
+from compresskd.stages.matched_dense import MatchedDense
 from compresskd.stages.multi_stage import MultiStage
 
-__all__ = ["Admm", "Factorize", "Fit", "FitLayers", "MultiStage"]
+__all__ = ["Admm", "Factorize", "Fit", "FitLayers", "MatchedDense", "MultiStage"]

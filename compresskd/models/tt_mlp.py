@@ -1,0 +1,94 @@
+"""A multi-layer perceptron born in tensor-train format, its layers given by modes and ranks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from compresskd.models.checks import at_least, flat_size
+from compresskd.models.mlp import ACTIVATIONS
+from compresskd.tt import TTLinear
+
+_KEYS = ("input_dims", "output_dims", "tt_rank")
+
+
+class TTMLP(nn.Module):
+    """Layers `fc1 .. fcN` in tensor-train format with an activation after each but the last.
+
+    "Tensorizing neural networks" (Novikov et al. 2015, arXiv:1509.06569) calls such a layer a TT-layer.
+
+    Args:
+        layers: one mapping a layer with `input_dims` and `output_dims` (modes, equally many) and `tt_rank` (cap on
+            every bond). The first layer's input modes must multiply to at least the input size (zeros fill up), the
+            last one's output modes to at least `num_classes` (the rest is cut); between layers they must agree.
+        activation: one of `relu`, `gelu`, `silu`, `tanh`, `leaky_relu`.
+        num_classes: number of logits.
+        input_shape: shape of one sample; inputs are flattened here.
+
+    Raises:
+        ValueError: modes that do not fit, an unknown or missing key, an unknown activation.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[Mapping[str, Any]],
+        activation: str = "relu",
+        num_classes: int,
+        input_shape: Sequence[int],
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"TTMLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        at_least("num_classes", num_classes, 2, architecture="TTMLP")
+        widths = _widths(layers, flat_size(input_shape, architecture="TTMLP"), num_classes)
+        self.activation = ACTIVATIONS[activation]
+        self.num_layers = len(layers)
+        for number, layer in enumerate(layers, start=1):
+            linear = TTLinear(
+                layer["input_dims"],
+                layer["output_dims"],
+                layer["tt_rank"],
+                in_features=widths[number - 1],
+                out_features=widths[number],
+            )
+            self.add_module(f"fc{number}", linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, *input_shape]` to logits `[B, num_classes]`."""
+        x = x.flatten(1)
+        for number in range(1, self.num_layers):
+            x = self.activation(self.get_submodule(f"fc{number}")(x))
+        return self.get_submodule(f"fc{self.num_layers}")(x)
+
+
+def _widths(layers: Sequence[Mapping[str, Any]], num_inputs: int, num_classes: int) -> list[int]:
+    """Features before and after each layer; ValueError where modes do not fit each other."""
+    if not layers:
+        raise ValueError("TTMLP: layers is empty; write at least one {input_dims, output_dims, tt_rank}")
+    for number, layer in enumerate(layers, start=1):
+        if set(layer) != set(_KEYS):
+            raise ValueError(
+                f"TTMLP: layer {number} must have the keys {', '.join(_KEYS)}, got {', '.join(layer)}"
+            )
+        if len(layer["input_dims"]) != len(layer["output_dims"]):
+            raise ValueError(
+                f"TTMLP: layer {number} needs as many input_dims as output_dims, "
+                f"got {list(layer['input_dims'])} and {list(layer['output_dims'])}"
+            )
+        at_least(f"layers[{number - 1}].tt_rank", layer["tt_rank"], 1, architecture="TTMLP")
+    widths = [num_inputs, *(math.prod(layer["output_dims"]) for layer in layers)]
+    for number, (width, layer) in enumerate(zip(widths, layers, strict=False), start=1):
+        offered = math.prod(layer["input_dims"])
+        if offered < width or (number > 1 and offered != width):
+            raise ValueError(
+                f"TTMLP: the input_dims {list(layer['input_dims'])} of layer {number} multiply to {offered}, "
+                f"but {width} features come in"
+            )
+    if widths[-1] < num_classes:
+        raise ValueError(
+            f"TTMLP: the output_dims {list(layers[-1]['output_dims'])} of the last layer multiply to {widths[-1]}, "
+            f"fewer than the {num_classes} classes"
+        )
+    return [*widths[:-1], num_classes]

@@ -1,0 +1,90 @@
+"""A dense student of the size that a compression would give: the baseline that a compressed model has to beat."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from compresskd import artifact
+from compresskd.models.build import build, spec_of
+from compresskd.stages.factorize import Factorize, factorize_model
+from compresskd.stages.train_student import stage_seed
+from compresskd.strategy import Context, State
+
+# Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
+_WIDTHS = ("hidden", "width_multiplier")
+_STEPS = 40
+
+
+@dataclass(frozen=True)
+class MatchedDense:
+    """Replace the student by a narrower dense one of at most the stored bytes that factorizing would leave.
+
+    Attributes:
+        factorize: the compression whose bytes are matched; its `source` says of which model.
+
+    The student is untrained afterwards, its initial weights following from the run's seed.
+    """
+
+    factorize: Factorize
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the compression is that of the teacher."""
+        return self.factorize.needs_teacher
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Return the state with the narrower student; details record the factor of its width and both sizes."""
+        source = (
+            state.teacher if self.factorize.needs_teacher and state.teacher is not None else state.student
+        )
+        compressed = copy.deepcopy(source)
+        factorize_model(compressed, self.factorize.layer, self.factorize.include, self.factorize.exclude)
+        target = artifact.bytes_of(compressed)
+        spec, seed = spec_of(source), stage_seed(context.seed, context.stage)
+        factor = _largest_factor(spec, target, seed)
+        student = _scaled(spec, factor, seed).to(context.device)
+        context.details.update(
+            epochs=0, width_factor=factor, matched_bytes=target, stored_bytes=artifact.bytes_of(student)
+        )
+        return State(student, state.teacher)
+
+
+def _largest_factor(spec: Mapping[str, Any], target: int, seed: int) -> float:
+    """Bisect for the widest network of at most `target` bytes."""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if artifact.bytes_of(_scaled(spec, middle, seed)) <= target:
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-3:
+            break
+    if artifact.bytes_of(_scaled(spec, low, seed)) > target:
+        raise ValueError(
+            f"even the narrowest {spec['target']} takes more than {target} bytes; write a larger rank="
+        )
+    return low
+
+
+def _scaled(spec: Mapping[str, Any], factor: float, seed: int) -> nn.Module:
+    options = dict(spec["kwargs"])
+    names = [name for name in _WIDTHS if name in options]
+    if not names:
+        raise ValueError(
+            f"{spec['target']} has no option for its width ({' or '.join(_WIDTHS)}), so that no dense student "
+            "of matched size can be made of it; write student=mlp, lenet5 or a resnet"
+        )
+    for name in names:
+        value = options[name]
+        options[name] = (
+            [max(1, round(v * factor)) for v in value]
+            if isinstance(value, list)
+            else max(1e-3, value * factor)
+        )
+    return build(spec["target"], options, seed=seed)
