@@ -32,9 +32,9 @@ class Interrupt:
 def deferred_interrupt() -> Iterator[Interrupt]:
     """Note Ctrl-C instead of raising wherever it happens to hit, such as in the middle of an optimizer step.
 
-    Whoever is inside asks `pending` at its step boundaries. A SIGTERM is noted likewise where it means the same
-    (`termination_interrupts`). Outside the main thread, where Python delivers no signals, and where Ctrl-C is
-    ignored (a background job of a shell), nothing is changed.
+    Whoever is inside asks `pending` at its step boundaries; at the latest it is raised where the block ends. A
+    SIGTERM is noted likewise where it means the same (`termination_interrupts`). Outside the main thread, where
+    Python delivers no signals, and where Ctrl-C is ignored (a background job of a shell), nothing is changed.
     """
     interrupt = Interrupt()
     previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if _in_main_thread() else {}
@@ -46,6 +46,8 @@ def deferred_interrupt() -> Iterator[Interrupt]:
     finally:
         for number, handler in noted.items():
             signal.signal(number, handler)
+    if interrupt.pending:  # pressed after the last time that anybody asked
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compresskd.training import LossOutput, NonFiniteLoss, ResumeMismatch
+from compresskd.training.interrupt import deferred_interrupt, termination_interrupts
 from compresskd.training.schedules import cosine, multistep, one_cycle
 
 EVERY_STEP = 1e-9  # checkpoint_seconds
@@ -156,6 +157,18 @@ def test_the_third_ctrl_c_does_not_wait(train, keep):
     with pytest.raises(KeyboardInterrupt):
         train(after_step=after_step, checkpoint=keep)
     assert len(keep) == 0
+
+
+def test_ctrl_c_after_the_last_look_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_termination_that_means_ctrl_c_waits_for_the_step_too(train, keep):
+    with pytest.raises(KeyboardInterrupt), termination_interrupts():
+        train(after_step=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM), checkpoint=keep)
+    assert keep.read(-1)["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_training_in_a_thread_needs_no_signals(train):
