@@ -12,7 +12,6 @@ from torch import nn
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
 from compresskd.stages.factorize import Factorize, factorize_model
-from compresskd.stages.train_student import stage_seed
 from compresskd.strategy import Context, State
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
@@ -45,7 +44,7 @@ class MatchedDense:
         compressed = copy.deepcopy(source)
         factorize_model(compressed, self.factorize.layer, self.factorize.include, self.factorize.exclude)
         target = artifact.bytes_of(compressed)
-        spec, seed = spec_of(source), stage_seed(context.seed, context.stage)
+        spec, seed = spec_of(source), context.stage_seed
         factor = _largest_factor(spec, target, seed)
         student = _scaled(spec, factor, seed).to(context.device)
         context.details.update(
