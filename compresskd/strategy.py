@@ -136,6 +136,23 @@ class Stage(Protocol):
 
 
 @runtime_checkable
+class Checked(Protocol):
+    """A stage that can tell, before anything is trained, that it would fail."""
+
+    def check(self, state: State, example: Tensor) -> State:
+        """Raise ValueError where the stage cannot work on models of this structure.
+
+        Args:
+            state: models as built, of no particular values, as the stages before leave them.
+            example: [2, ...] inputs of the shape of the data.
+
+        Returns:
+            What the next stage will find; nothing in `state` is changed.
+        """
+        ...
+
+
+@runtime_checkable
 class Expandable(Protocol):
     """What stands in a strategy for several stages, each recorded by itself."""
 
@@ -190,6 +207,7 @@ class Strategy:
             context.run.save()
             context.forget_training()
             context.reporter.stage_finished(entry)
+        context.forget_training()  # where a kill came between the last stage's record and this
         return state
 
 
