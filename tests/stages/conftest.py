@@ -1,0 +1,37 @@
+"""Whole experiments by the names that users write, run in this process into a temporary folder."""
+
+import pytest
+
+from compresskd import measure
+from compresskd.config.build import build, resolve
+from compresskd.config.compose import compose_jobs
+from compresskd.config.schema import register
+from compresskd.console import Reporter
+from compresskd.run import open_run
+
+
+@pytest.fixture
+def run_strategy(tmp_path, monkeypatch):
+    """run_strategy('strategy=...', 'rank=4', ...) -> (record, run directory); teachers are shared in the folder."""
+
+    def latency(models, example, **options):
+        return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
+
+    monkeypatch.setattr(measure, "latency", latency)
+    register()
+    count = 0
+
+    def run(*overrides):
+        nonlocal count
+        count += 1
+        typed = [f"outputs_dir={tmp_path}/outputs", "teacher_fit.epochs=4", *overrides]
+        ((job, composed),) = compose_jobs(typed)
+        experiment = build(resolve(composed), job)
+        opened = open_run(tmp_path / f"run{count}")
+        try:
+            record = experiment.run(opened, Reporter())
+        finally:
+            opened.close()
+        return record, opened.directory
+
+    return run

@@ -1,0 +1,140 @@
+"""Every strategy end to end on digits, and every option of theirs: it must change what comes out."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from compresskd import artifact, swap
+from compresskd.config.schema import conf_dir
+
+STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
+COMPRESSING = [s for s in STRATEGIES if s not in ("train", "distill", "distill_matched")]
+
+
+def epochs_of(directory: Path, stage: str):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategy_runs_end_to_end(run_strategy, strategy):
+    record, directory = run_strategy(f"strategy={strategy}", "rank=6", "epochs=3")
+    assert record.status == "finished"
+    final = record.stage(record.final)
+    assert 0.1 < final["metrics"]["test_accuracy"] <= 1
+    reloaded = artifact.load(directory / final["checkpoint"])
+    assert sum(p.numel() for p in reloaded.parameters()) == final["size"]["num_parameters"]
+    assert artifact.stored_bytes(directory / final["checkpoint"]) == final["size"]["stored_bytes"]
+    if strategy in COMPRESSING:
+        layers = swap.structure(reloaded)
+        assert layers
+        assert all(max(layer["ranks"]) <= 6 for layer in layers.values())
+        assert final["size"]["num_parameters"] < record.stages[0]["size"]["num_parameters"] or len(record.stages) <= 3
+
+
+def test_a_strategy_without_a_teacher_trains_none(run_strategy, tmp_path):
+    record, _ = run_strategy("strategy=train", "epochs=1")
+    assert record.teacher is None
+    assert not (tmp_path / "outputs" / "teachers").exists()
+
+
+def test_alpha_of_each_step_is_live(run_strategy):
+    common = ("strategy=multi_stage", "rank_schedule=explicit", "epochs=1")
+    constant, one = run_strategy(*common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.5}]")
+    falling, two = run_strategy(*common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.1}]")
+    assert epochs_of(one, "step_1_r16")[0]["train_loss"] == epochs_of(two, "step_1_r16")[0]["train_loss"]
+    assert epochs_of(one, "step_2_r8")[0]["train_loss"] != epochs_of(two, "step_2_r8")[0]["train_loss"]
+    assert constant.stages[1]["layers"]["fc1"]["ranks"] == [16]
+    assert falling.stages[2]["layers"]["fc1"]["ranks"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "option", "stage"),
+    [
+        ("compress_then_distill", "strategy.init=random", "distill"),
+        ("compress_then_distill", "strategy.from=previous", "distill"),
+        ("compress_then_distill", "strategy.from=both", "distill"),
+        ("compress_then_distill_layerwise", "strategy.stages.fit_layers.steps=5", "distill"),
+        ("compress_then_distill_layerwise", "strategy.stages.fit_layers.learning_rate=1e-2", "distill"),
+        ("compress_then_distill_layerwise", "strategy.stages.fit_layers.num_samples=64", "distill"),
+        ("multi_stage", "strategy.init=fresh", "step_1_r16"),
+        ("multi_stage", "strategy.teacher=original", "step_1_r16"),
+        ("multi_stage", "strategy.teacher=both", "step_1_r16"),
+        ("multi_stage", "rank_schedule.alpha=[0.9,0.1]", "step_1_r16"),
+        ("admm_then_compress", "strategy.rho=0.1", "admm"),
+        ("admm_then_compress", "strategy.stages.admm.updates_per_epoch=5", "admm"),
+        ("distill_then_compress", "strategy.stages.finetune.learning_rate=1e-4", "finetune"),
+        ("distill_then_compress", "strategy.stages.finetune.alpha=0.1", "finetune"),
+        ("distill_then_compress", "strategy.stages.finetune.temperature=1.5", "finetune"),
+        ("distill_then_compress", "compress.exclude=[fc1]", "finetune"),
+    ],
+)
+def test_option_is_live(run_strategy, strategy, option, stage):
+    common = (f"strategy={strategy}", "rank=4", "epochs=1")
+    _, plain = run_strategy(*common)
+    added = option if "finetune." not in option else f"+{option}"
+    _, changed = run_strategy(*common, added)
+    assert epochs_of(plain, stage)[0]["train_loss"] != epochs_of(changed, stage)[0]["train_loss"]
+
+
+def test_finetune_of_zero_epochs_is_the_two_step_form(run_strategy):
+    record, _ = run_strategy("rank=4", "epochs=1", "strategy.stages.finetune.epochs=0")
+    after_svd, after_finetune = record.stages[1]["metrics"], record.stages[2]["metrics"]
+    assert after_svd["test_accuracy"] == after_finetune["test_accuracy"]
+
+
+def test_the_ladder_ends_where_accuracy_falls(run_strategy):
+    record, _ = run_strategy(
+        "strategy=multi_stage", "rank_schedule=until_drop", "rank=32", "rank_schedule.max_drop=2", "epochs=6",
+        "strategy.stages.step.epochs=1",
+    )  # fmt: skip
+    ended = [i for i, s in enumerate(record.stages) if s.get("ladder_ended")]
+    assert len(ended) == 1
+    kept, undone = record.stages[ended[0] - 1], record.stages[ended[0]]
+    assert undone["size"]["num_parameters"] == kept["size"]["num_parameters"]
+    drop = record.stages[0]["metrics"]["validation_accuracy"] - kept["metrics"]["validation_accuracy"]
+    assert 100 * drop <= 2
+    assert all("not_run" in s for s in record.stages[ended[0] + 1 :])
+
+
+def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
+    record, _ = run_strategy("strategy=distill_matched", "rank=6", "epochs=1")
+    compressed, _ = run_strategy("strategy=train_to_compressed", "rank=6", "epochs=1")
+    matched = record.stage("distill")["size"]["stored_bytes"]
+    allowed = compressed.stage("train")["size"]["stored_bytes"]
+    assert 0.9 * allowed < matched <= allowed
+
+
+def test_fresh_factors_keep_the_variance_of_activations(run_strategy):
+    import torch
+
+    from compresskd.models.build import build
+    from compresskd.stages import Factorize
+    from compresskd.stages.factorize import factorize_model
+
+    options = {"hidden": [512, 512, 512], "num_classes": 10, "input_shape": [512], "activation": "relu"}
+    model = build("compresskd.models.mlp.MLP", options, seed=0)
+    factorize = Factorize(rank=16, init="random", exclude=("fc4",))
+    torch.manual_seed(0)
+    factorize_model(model, factorize.layer, ("*",), ("fc4",))
+    x = torch.randn(2000, 512)
+    for name in ("fc1", "fc2", "fc3"):
+        layer = model.get_submodule(name)
+        y = layer(x)
+        assert math.isclose(float(y.var()), 1.0, rel_tol=0.35), name
+
+
+def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
+    pulled, _ = run_strategy("strategy=admm_then_compress", "rank=6", "epochs=6", "strategy.rho=0.1")
+    distances = pulled.stage("admm")["low_rank_distance"]
+    assert all(distances["after"][name] < distances["before"][name] for name in distances["after"])
+
+
+def test_layerwise_start_lowers_every_error(run_strategy):
+    record, _ = run_strategy("strategy=compress_then_distill_layerwise", "rank=6", "epochs=0")
+    errors = record.stage("fit_layers")["layer_errors"]
+    assert set(errors) == {"fc1", "fc2"}
+    assert all(e["after"] <= e["before"] for e in errors.values())
+    assert any(e["after"] < 0.9 * e["before"] for e in errors.values())
