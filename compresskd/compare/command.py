@@ -12,7 +12,7 @@ from compresskd.compare.comparison import Comparison, Options, compare
 from compresskd.compare.keys import UnknownKeyError
 from compresskd.compare.markdown import markdown
 from compresskd.compare.pairing import PairedTests, against_reference
-from compresskd.compare.study import Study, load
+from compresskd.compare.study import ALL, Study, load
 
 TITLE = "Comparison of runs"
 _EPILOG = """examples:
@@ -76,7 +76,7 @@ def summarize_sweep(directory: Path) -> str | None:
     study = load([directory])
     if not study.entries:
         return None
-    comparison = compare(study, Options(metrics=_sweep_metric(study)))
+    comparison = compare(study, Options())
     tests = against_reference(comparison)
     shown = _terminal_tables(comparison, tests, 40)
     width = terminal.width_of(sys.stdout)
@@ -91,15 +91,6 @@ def summarize_sweep(directory: Path) -> str | None:
         except output.OutputError as error:
             lines.append(f"Not written: {error}")
     return "\n".join(lines) + "\n"
-
-
-def _sweep_metric(study: Study) -> tuple[str, ...]:
-    """Test accuracy, or what there is: a sweep of failures still gets its table."""
-    default = Options().metrics
-    if any(default[0] in entry.numbers for entry in study.entries):
-        return default
-    names = sorted({name for entry in study.entries for name in entry.numbers})
-    return (next((name for name in names if name.endswith("accuracy")), names[0]),) if names else default
 
 
 def _html(comparison: Comparison, tests: PairedTests) -> str:
@@ -132,8 +123,8 @@ def _head(comparison: Comparison) -> list[str]:
     study = comparison.study
     states = Counter(entry.status for entry in study.entries)
     text = ", ".join(f"{number} {state}" for state, number in states.most_common())
-    noun = "entries (one a stage)" if comparison.options.stage == "all" else "records"
-    lines = [f"{len(study.entries)} {noun} ({text}) in {len(comparison.groups)} groups."]
+    noun = "stage" if comparison.options.stage == ALL else "record"
+    lines = [f"{_count(len(study.entries), noun)} ({text}) in {_count(len(comparison.groups), 'group')}."]
     if any(group.fronts for group in comparison.groups):
         costs = {"B": "bytes", "M": "MACs", "L": (comparison.latency or "latency").replace("_", " ")}
         lines.append(
@@ -142,6 +133,10 @@ def _head(comparison: Comparison) -> list[str]:
             + "."
         )
     return [*lines, *comparison.notes]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _terminal_tables(comparison: Comparison, tests: PairedTests, rows: int) -> list[tables.Table]:
@@ -206,7 +201,7 @@ def _list(text: str) -> tuple[str, ...]:
     return names
 
 
-def _count(text: str) -> int:
+def _whole_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 for all rows; got {text!r}")
     return int(text)
@@ -226,9 +221,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--metric",
         type=_list,
-        default=("test_accuracy",),
+        default=(),
         metavar="NAME,...",
-        help="numbers to show; the first one decides (default: test_accuracy)",
+        help="numbers to show; the first one decides (default: test_accuracy, where there is none another accuracy)",
     )
     add("--sort", metavar="KEY", help="a shown key, any number, or n (default: the metric, best first)")
     add("--reverse", action="store_true", help="turn the order round")
@@ -241,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--rows",
-        type=_count,
+        type=_whole_number,
         default=40,
         metavar="N",
         help="rows shown on the terminal; 0: all (default: 40)",

@@ -8,20 +8,20 @@ from compresskd.compare import numbers
 from compresskd.compare.flags import Flag, flag, teacher_runs
 from compresskd.compare.grouping import About, Group, group_entries, mark_fronts, sort_groups
 from compresskd.compare.keys import ABSENT, Keys, analyse, resolve, values
-from compresskd.compare.study import ALL, Entry, Study, seed_text
+from compresskd.compare.study import ALL, FINAL, Entry, Study, seed_text
 
-STAGE = "stage"
+STAGE, METRIC = "stage", "test_accuracy"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. `metrics[0]` is the one that groups are judged by."""
+    """What the user asked for. `metrics[0]` is the one that groups are judged by; none: the usual one."""
 
     by: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("test_accuracy",)
+    metrics: tuple[str, ...] = ()
     sort: str | None = None
     reverse: bool = False
-    stage: str = "final"
+    stage: str = FINAL
     reference: str | None = None
 
 
@@ -99,13 +99,20 @@ def _keys(study: Study, teachers: Collection[int]) -> Keys:
 def _checked(study: Study, options: Options, names: tuple[str, ...]) -> Options:
     """`options` with full key names."""
     known = {*study.base, *(key for entry in study.entries for key in entry.config), STAGE, "strategy"}
-    metrics = (
-        tuple(resolve(name, names, "--metric") for name in options.metrics) if names else options.metrics
-    )
-    if options.stage not in ("final", ALL) and options.stage not in study.stages:
+    if options.stage not in (FINAL, ALL) and options.stage not in study.stages:
         resolve(options.stage, study.stages, "--stage")
+    if options.metrics:
+        metrics = tuple(resolve(name, names, "--metric") for name in options.metrics)
+    else:
+        metrics = (_usual_metric(names),)
     by = None if options.by is None else tuple(resolve(key, known, "--by") for key in options.by)
     return replace(options, by=by, metrics=metrics)
+
+
+def _usual_metric(names: Sequence[str]) -> str:
+    """Test accuracy, or another accuracy where no record has that; a set of failures still gets its table."""
+    own = [name for name in names if name.endswith("accuracy") and not name.startswith("teacher")]
+    return METRIC if METRIC in names or not own else own[0]
 
 
 def _sort_key(options: Options, by: Sequence[str], names: Sequence[str]) -> str:

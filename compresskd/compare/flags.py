@@ -151,8 +151,8 @@ def _schema(schema: int | None) -> str:
 def _reading(entry: Entry) -> list[Flag]:
     if not entry.problems:
         return []
-    shown = "; ".join(entry.problems[:4])
-    more = f"; and {len(entry.problems) - 4} more" if len(entry.problems) > 4 else ""
+    shown = "; ".join(entry.problems[:8])
+    more = f"; and {len(entry.problems) - 8} more" if len(entry.problems) > 8 else ""
     return [Flag("incomplete", f"{shown}{more}")]
 
 

@@ -199,7 +199,7 @@ def _pairs(
         if len(units) < len(side.counted):
             repeated = [" ".join(unit) for unit, times in Counter(side.units).items() if times > 1]
             return [], f"several runs of one seed in a group ({', '.join(repeated[:3])})", []
-    common = [unit for unit in sides[0] if unit in sides[1] and unit[0] != "null"]
+    common = sorted(unit for unit in sides[0] if unit in sides[1] and unit[0] != "null")
     if not common:
         own, theirs = (", ".join(sorted({unit[0] for unit in units})) for units in sides)
         what = "seed" if len(reference.units[0]) == 1 else "seed with equal other keys"
@@ -209,7 +209,7 @@ def _pairs(
     if len(common) > MAX_PAIRS:
         notes.append(f"{MAX_PAIRS} of {len(common)} pairs, evenly chosen")
         step = (len(common) - 1) / (MAX_PAIRS - 1)
-        common = [sorted(common)[round(index * step)] for index in range(MAX_PAIRS)]
+        common = [common[round(index * step)] for index in range(MAX_PAIRS)]
     return [(" ".join(unit), sides[0][unit], sides[1][unit]) for unit in common], None, notes
 
 

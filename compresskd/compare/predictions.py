@@ -23,7 +23,7 @@ def read_predictions(directory: Path, stage: str) -> tuple[NDArray[np.integer], 
     """
     path = directory / PREDICTIONS
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = [name for name in (stage, TARGETS) if name not in arrays]
             if missing:
                 raise PredictionsError(f"{PREDICTIONS} holds no {' and no '.join(missing)}")

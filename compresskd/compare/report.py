@@ -36,11 +36,11 @@ def html(title: str, head: Sequence[str], comparison: Comparison, tests: PairedT
     sections = [
         ("results", "Results", _table(tables.group_table(comparison, tests, every_number=True))),
         ("plots", "Accuracy against cost", _scatters(comparison)),
-        ("tests", "Paired tests", _table(tables.paired_table(comparison, tests)) + _method("tests")),
+        ("tests", "Paired tests", _table(tables.paired_table(comparison, tests), "tests")),
         ("curves", "Training curves", _curves(comparison, detailed)),
         ("layers", "Ranks per layer", _layers(comparison, detailed, records)),
         ("config", "Configuration", _table(tables.difference_table(comparison)) + _common(comparison)),
-        ("flags", "Flags", _table(tables.flag_table(comparison)) + _method("flags")),
+        ("flags", "Flags", _table(tables.flag_table(comparison), "flags")),
         ("unread", "Not read", _table(tables.problem_table(comparison))),
         ("runs", "Every run", _table(tables.record_table(comparison))),
     ]
@@ -66,7 +66,7 @@ def _page(**places: str) -> str:
     return _PLACE.sub(lambda place: places[place[1]], template)  # one pass: values are not searched again
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, method: str = "") -> str:
     if not table.rows:
         return ""
     head = "".join(_heading(column) for column in table.columns)
@@ -74,7 +74,8 @@ def _table(table: Table) -> str:
         f"<tr{' class=over' if number >= CAP else ''}>{''.join(map(_cell, row, table.columns))}</tr>"
         for number, row in enumerate(table.rows)
     )
-    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in table.notes)
+    texts = [*table.notes, *([_METHODS[method]] if method else [])]
+    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in texts)
     return (
         f'<div class="sortable" data-cap="{CAP}"><div class="scroll" tabindex="0" role="region" '
         f'aria-label="{escape(table.title)}"><table><thead><tr>{head}</tr></thead>'
@@ -283,7 +284,3 @@ _METHODS = {
     "metric are shown and do not enter means, tests or fronts. Fronts and tests stay within one data set, test set "
     "and schema. Latency from other hardware or another number of threads does not enter means of latency.",
 }
-
-
-def _method(name: str) -> str:
-    return f"<p class=note>{_METHODS[name]}</p>"
