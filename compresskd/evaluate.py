@@ -1,0 +1,96 @@
+"""Score a finished run's model again, and say whether the recorded figure is reproduced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compresskd import artifact
+from compresskd.data.base import Data
+from compresskd.run import Record
+from compresskd.training import evaluate
+
+
+class CannotEvaluate(ValueError):
+    """The run has no finished model, or the data does not fit it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A model scored again.
+
+    Attributes:
+        stage: whose model it is.
+        accuracy: fraction of the test split that is right.
+        recorded: the fraction in the record, or None where the data is other than the run's.
+        num_samples: in the test split.
+    """
+
+    stage: str
+    accuracy: float
+    recorded: float | None
+    num_samples: int
+
+    @property
+    def reproduced(self) -> bool | None:
+        """Whether no more than one sample in 1,000 (or one sample) is judged otherwise; None on other data.
+
+        Other hardware and other thread numbers add in another order, which can tip a sample at the border.
+        """
+        if self.recorded is None:
+            return None
+        allowed = max(1.0, self.num_samples / 1000)
+        return abs(self.accuracy - self.recorded) * self.num_samples <= allowed + 1e-6
+
+    def __str__(self) -> str:
+        scored = f"{self.stage}: test accuracy {100 * self.accuracy:.2f}% of {self.num_samples:,} samples"
+        if self.recorded is None:
+            return f"{scored} (other data than the run's: nothing to reproduce)"
+        verdict = "reproduced" if self.reproduced else "NOT reproduced"
+        return f"{scored}; recorded {100 * self.recorded:.2f}%: {verdict}"
+
+
+def evaluate_run(
+    directory: Path, record: Record, data: Data, *, stage: str | None = None, trust: tuple[str, ...] = ()
+) -> Verdict:
+    """Load the model of a stage (the final one where none is named) and score it on the test split of `data`.
+
+    Raises:
+        CannotEvaluate: no such stage has finished, or the data has other classes or another shape.
+        artifact.ArtifactError: the model's files are damaged.
+    """
+    name = stage or record.final
+    entry = record.stage(name) if name else None
+    if entry is None:
+        finished = ", ".join(s["name"] for s in record.stages) or "none"
+        raise CannotEvaluate(f"{directory} has no finished stage '{name}'; finished are: {finished}")
+    model = artifact.load(directory / entry["checkpoint"], trust=trust)
+    config = record.config
+    _check_fits(model, data, config)
+    scores = evaluate(
+        model,
+        data.test,
+        batch_size=config["train"]["evaluation_batch_size"],
+        precision=config["precision"],
+    )
+    same = data.test.fingerprint == record.data.get("test_fingerprint")
+    recorded = entry["metrics"]["test_accuracy"] if same else None
+    return Verdict(entry["name"], scores.accuracy, recorded, len(data.test))
+
+
+def _check_fits(model: torch.nn.Module, data: Data, config: Mapping[str, Any]) -> None:
+    shape = config["data"].get("input_shape")
+    if shape is not None and list(shape) != list(data.input_shape):
+        raise CannotEvaluate(
+            f"the model takes inputs of shape {list(shape)}, the data has {list(data.input_shape)}; write another data="
+        )
+    with torch.inference_mode():
+        num_classes = model(next(iter(data.test.batches(1))).inputs).shape[-1]
+    if num_classes != data.num_classes:
+        raise CannotEvaluate(
+            f"the model knows {num_classes} classes, the data has {data.num_classes}; write another data="
+        )
