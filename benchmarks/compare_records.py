@@ -1,7 +1,7 @@
 """Synthetic records for `compresskd compare`, and its time and memory on them.
 
     python benchmarks/compare_records.py                     10,000 records in a temporary folder, timed
-    python benchmarks/compare_records.py --num 200 --keep DIR    leave the records in DIR to look at
+    python benchmarks/compare_records.py --num 200 --keep DIR    leave the records in DIR, to look at or to use again
 
 The records look like those of a sweep (strategies x ranks x bits x learning rates x seeds) of a network with
 20 layers, with predictions and training curves; one in fifty is unfinished, failed or of another machine.
@@ -207,12 +207,15 @@ def main() -> None:
     """Generate, then time the import, five records, and all of them in every format."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=10_000)
-    parser.add_argument("--keep", type=Path, help="write the records here and leave them")
+    parser.add_argument(
+        "--keep", type=Path, help="write the records here and leave them, or use those that are here"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch) / "records"
         few = Path(scratch) / "few"
-        make_records(folder, options.num)
+        if not folder.exists():
+            make_records(folder, options.num)
         make_records(few, 5)
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import compresskd.compare"], check=True)

@@ -9,9 +9,9 @@ _LOWER = re.compile(r"loss|error|bytes|parameters|macs|seconds|latency|perplexit
 _LABELS = {
     "num_parameters": "parameters",
     "stored_bytes": "bytes",
-    "compression_stored_bytes": "x bytes",
-    "compression_parameters": "x parameters",
-    "compression_macs": "x MACs",
+    "compression_stored_bytes": "compression (bytes)",
+    "compression_parameters": "compression (parameters)",
+    "compression_macs": "compression (MACs)",
     "macs": "MACs",
 }
 

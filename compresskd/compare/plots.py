@@ -161,7 +161,7 @@ def _labels(points: Sequence[Point], horizontal: Axis, vertical: Axis, above: bo
     taken: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: -point.y if above else point.y):
         x, y = horizontal(point.x), max(vertical(point.y) + (-11 if above else 19), TOP + 10)
-        text = point.label if len(point.label) <= 40 else point.label[:39] + "…"
+        text = point.label if len(point.label) <= 56 else point.label[:55] + "…"
         length = 5.8 * len(text)
         left = x - length + 8
         if left < LEFT + 4:  # no room before the point: after it, off the line of the front

@@ -20,7 +20,7 @@ Results
  16     3               89.50    0.50   88.26 … 90.74   reference   ★ BML   16,000   8,000                   0.16
  4      3               79.50    0.50   78.26 … 80.74      0.0002   ★ BML    4,000   2,000                   0.04
 
-Equal in every group: x bytes 4.00.
+Equal in every group: compression (bytes) 4.00.
 
 Paired tests
 

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskd.compare.pareto import front
@@ -6,6 +6,7 @@ from compresskd.compare.pareto import front
 maybe = st.one_of(st.none(), st.integers(0, 6).map(float), st.floats(0, 1))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(maybe, maybe), max_size=30))
 def test_front_equals_the_definition(points):
     costs, scores = [c for c, _ in points], [s for _, s in points]
@@ -18,6 +19,7 @@ def test_front_equals_the_definition(points):
     assert front(costs, scores) == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.floats(1, 9), st.floats(0, 1)), min_size=1, max_size=30), st.randoms())
 def test_front_does_not_depend_on_the_order_and_is_never_empty(points, random):
     shuffled = list(points)

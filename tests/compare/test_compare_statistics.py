@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -25,11 +25,13 @@ def test_student_quantile_against_scipy(degrees, probability):
     )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.floats(0.1, 200), st.floats(0.1, 200), st.floats(0, 1))
 def test_incomplete_beta_against_scipy(a, b, x):
     assert incomplete_beta(a, b, x) == pytest.approx(stats.beta.cdf(x, a, b), rel=1e-8, abs=1e-12)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
 def test_summary_against_scipy(values):
     found = summarize(values)
@@ -48,6 +50,7 @@ def test_summary_of_one_value_claims_no_spread():
     assert summarize([]) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_mcnemar_against_the_binomial_test(first, second):
     expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
@@ -67,6 +70,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_between_raw_and_bonferroni_and_keeps_the_order(p_values):
     adjusted = holm(p_values)
