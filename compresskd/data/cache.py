@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,13 +26,15 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 
+Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Stream:
     """Samples on their way into the cache: blocks of pixels [n, C, H, W] uint8 and targets [n] int64."""
 
     class_names: tuple[str, ...]
-    blocks: Iterator[tuple[np.ndarray, np.ndarray]]
+    blocks: Blocks
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Cache:
             if header != _header(shape, digest, class_names, header["what"]):
                 raise ValueError("its header is damaged")
             source = self._samples(self.directory / f"{key}.bin", shape, digest)
-        except FileNotFoundError:
+        except OSError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("cached samples %s are not used, and made again: %s", self.directory / key, error)
@@ -95,9 +98,12 @@ class Cache:
         if file.stat().st_size != num_bytes + 8 * shape[0]:
             raise ValueError(f"expected {num_bytes + 8 * shape[0]} bytes, got {file.stat().st_size}")
         streamed = num_bytes > self.max_in_memory_bytes
-        # Copy-on-write: a mapping that a tensor may hold, and that nothing can write to the file through.
-        raw = np.memmap(file, np.uint8, mode="c") if streamed else np.fromfile(file, np.uint8)
-        pixels = torch.from_numpy(raw[:num_bytes]).view(shape)
+        raw = np.memmap(file, np.uint8, mode="r") if streamed else np.fromfile(file, np.uint8)
+        with warnings.catch_warnings():
+            # A read-only mapping is what is wanted: systems refuse a writable one that exceeds their memory, and
+            # nothing writes to stored pixels.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            pixels = torch.from_numpy(raw[:num_bytes]).view(shape)
         targets = torch.from_numpy(np.frombuffer(raw[num_bytes:].tobytes(), np.int64).copy())
         # Reading all of a set that does not fit in memory only to check it would take minutes.
         if not streamed and content_digest(pixels, targets) != digest:
@@ -110,22 +116,17 @@ class Cache:
         pixels_file, header_file = (self.directory / f"{key}.{suffix}" for suffix in ("bin", "json"))
         temporary = self.directory / f"{key}.tmp"
         try:
-            with self._writing(what):
-                file = temporary.open("wb")
-            with file:
-                for pixels, labels in stream.blocks:
+            with self._writing(what), temporary.open("wb") as file:
+                for pixels, labels in _readable(stream.blocks, what):
                     block = np.ascontiguousarray(pixels)
                     hasher.update(block.data)
+                    file.write(block.data)
                     targets.append(labels)
                     shape = list(block.shape[1:])
-                    with self._writing(what):
-                        file.write(block.data)
                 if not targets:
                     raise ValueError(f"{what} has no image")
                 labels = np.concatenate(targets)
-                with self._writing(what):
-                    file.write(labels.tobytes())
-                    file.flush()
+                file.write(labels.tobytes())
             shape = [len(labels), *shape]
             digest = seal(hasher, torch.from_numpy(labels), shape=shape, dtype="uint8")
             with self._writing(what):
@@ -144,6 +145,14 @@ class Cache:
                 f"decoded images of {what} cannot be written to {self.directory}: {error}; write "
                 f"data.cache_dir=DIR, a folder on a disk with room"
             ) from error
+
+
+def _readable(blocks: Blocks, what: str) -> Blocks:
+    """The same blocks; a source that cannot be read is not to be taken for a cache that cannot be written."""
+    try:
+        yield from blocks
+    except OSError as error:
+        raise ValueError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _header(shape: list[int], digest: str, class_names: tuple[str, ...], what: str) -> dict:

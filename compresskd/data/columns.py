@@ -33,6 +33,10 @@ class Columns:
 
         Raises ValueError for columns that are not there or hold something else.
         """
+        if self.image == self.label:
+            raise ValueError(
+                f"data.image_column, data.label_column: expected two columns of {where}, got {self.image!r} for both"
+            )
         for split in (train, part):
             self._check(split, where)
         class_names, numbers = self._classes(train, where)
@@ -53,7 +57,7 @@ class Columns:
             # -1 stands for no label: assembling refuses it with the position of the sample.
             return tuple(names), {number: number for number in range(-1, len(names))}
         values = set()
-        for table in _tables(train, [self.label]):
+        for table in _tables(train, [self.label], where):
             values.update(_hashable(value, self.label, where) for value in table[self.label].to_pylist())
         ordered = sorted(values)
         return tuple(map(str, ordered)), {value: number for number, value in enumerate(ordered)}
@@ -62,7 +66,7 @@ class Columns:
         self, part: Any, numbers: dict[Any, int], where: str
     ) -> Iterator[list[tuple[bytes | Path, int]]]:
         position = 0
-        for table in _tables(part, [self.image, self.label]):
+        for table in _tables(part, [self.image, self.label], where):
             images, labels = table[self.image].to_pylist(), table[self.label].to_pylist()
             block = []
             for image, label in zip(images, labels, strict=True):
@@ -88,15 +92,21 @@ class Columns:
         )
 
 
-def _tables(part: Any, columns: list[str]) -> Iterator[Any]:
-    """Arrow tables of some columns, images as stored."""
+def _tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
+    """Arrow tables of some columns, images as stored. Raises ValueError where the library cannot read them."""
     from datasets import Image
 
     chosen = part.select_columns(columns)
     for column in columns:
         if isinstance((part.features or {}).get(column), Image):
             chosen = chosen.cast_column(column, Image(decode=False))
-    return chosen.with_format("arrow").iter(batch_size=_BLOCK)
+    try:
+        yield from chosen.with_format("arrow").iter(batch_size=_BLOCK)
+    except Exception as error:
+        raise ValueError(
+            f"{where} cannot be read ({type(error).__name__}: {error}); if its files are damaged, fetch them again, "
+            f"or write data.path=DIR, a good copy"
+        ) from error
 
 
 def _hashable(value: Any, column: str, where: str) -> Any:

@@ -12,6 +12,7 @@ from compresskd.data.assemble import Options, Source, assemble
 from compresskd.data.base import Data
 from compresskd.data.cache import Cache, Stream
 from compresskd.data.decode import Decoder
+from compresskd.data.stratify import check_cut
 
 # Images from which mean and standard deviation are taken where the configuration gives none.
 _NUM_MEASURED = 2048
@@ -44,6 +45,12 @@ def assemble_images(
     no good entry. `digest` identifies their content and `what` names it in messages. Mean and standard deviation
     per channel are measured on training images where they are None.
     """
+    # Decoding may take long: what can be refused without it is refused first.
+    cuts = (options.get("validation_fraction"), options.get("validation_count"))
+    check_cut("validation", *cuts, given="validation" in splits)
+    check_cut("test", test_fraction, None, given="test" in splits)
+    if (mean is None) != (std is None):
+        raise ValueError(f"data.mean, data.std: expected both or neither, got {mean} and {std}")
     sources, class_names = {}, ()
     for split, open_split in splits.items():
         where = f"the {split} split of {what}"
@@ -55,8 +62,6 @@ def assemble_images(
         key = sha256(repr((digest, split, decoder)).encode()).hexdigest()[:32]
         sources[split], names = cache.fetch(key, where, stream)
         class_names = names if split == "train" else class_names
-    if (mean is None) != (std is None):
-        raise ValueError(f"data.mean and data.std: expected both or neither, got {mean} and {std}")
     if mean is None or std is None:
         mean, std = measure(sources["train"])
     return assemble(

@@ -34,31 +34,50 @@ def stratified_cut(targets: Tensor, count: int, *, seed: int) -> tuple[Tensor, T
     return rows[~is_cut], rows[is_cut]
 
 
-def cut_size(key: str, fraction: float | None, count: int | None, total: int) -> int:
-    """How many of `total` samples `data.KEY_fraction` or `data.KEY_count`, whichever is given, means.
+def check_cut(key: str, fraction: float | None, count: int | None, *, given: bool) -> None:
+    """What of `data.KEY_fraction` and `data.KEY_count` is set makes sense, before anything is loaded.
 
-    Raises ValueError if both or none are given, or if nothing would be on one side of the cut.
+    `given` says that the set has this split, so that nothing is cut. Raises ValueError otherwise.
     """
-    if (fraction is None) == (count is None):
-        given = "neither" if fraction is None else "both"
+    options = [f"data.{key}_fraction"] + ([f"data.{key}_count"] if key == "validation" else [])
+    if given and (fraction is not None or count is not None):
         raise ValueError(
-            f"data.{key}_fraction and data.{key}_count: expected one of them, got {given}; write for example "
-            f"data.{key}_fraction=0.1 data.{key}_count=null"
+            f"{options[0]}: the set has its own {key} split, so nothing is cut; write "
+            f"{' '.join(f'{option}=null' for option in options)}"
         )
-    if fraction is not None:
-        if not 0 < fraction < 1:
-            raise ValueError(
-                f"data.{key}_fraction: expected a number between 0 and 1 (both excluded), got {fraction}; "
-                f"write for example data.{key}_fraction=0.1"
-            )
-        size = round(fraction * total)
-        came, option = f"{fraction} of {total} samples", "fraction"
-    else:
-        size = count or 0
-        came, option = str(count), "count"
-    if not 0 < size < total:
+    if given:
+        return
+    if (fraction is None) == (count is None):
         raise ValueError(
-            f"data.{key}_{option}: expected to cut 1 to {total - 1} of {total} samples, got {came}; write "
-            f"for example data.{key}_fraction=0.1 data.{key}_count=null"
+            f"{', '.join(options)}: expected {'one of them' if count else 'a value'}, since the {key} split is cut "
+            f"from train, got {'both' if count else 'null'}; write {_example(key)}"
+        )
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(
+            f"data.{key}_fraction: expected a number between 0 and 1 (both excluded), got {fraction}; write for "
+            f"example {_example(key)}"
+        )
+    if count is not None and count < 1:
+        raise ValueError(
+            f"data.{key}_count: expected 1 sample or more, got {count}; write for example {_example(key)}"
+        )
+
+
+def cut_size(key: str, fraction: float | None, count: int | None, total: int) -> int:
+    """How many of `total` samples the fraction or the count means, whichever is not None.
+
+    Raises ValueError for what `check_cut` refuses, and if nothing would be on one side of the cut.
+    """
+    check_cut(key, fraction, count, given=False)
+    size = count if fraction is None else round(fraction * total)
+    if not size or not 0 < size < total:
+        option = f"data.{key}_count" if fraction is None else f"data.{key}_fraction"
+        raise ValueError(
+            f"{option}: expected to cut 1 to {total - 1} of {total} samples, got "
+            f"{count if fraction is None else fraction}, which is {size}; write for example {_example(key)}"
         )
     return size
+
+
+def _example(key: str) -> str:
+    return f"data.{key}_fraction=0.1" + (f" data.{key}_count=null" if key == "validation" else "")

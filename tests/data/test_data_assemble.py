@@ -1,0 +1,170 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from compresskd.data import Source, assemble
+from compresskd.data.augmentation import ColorJitter, HorizontalFlip, RandomCrop
+
+
+def source(count=40, shape=(1, 4, 4), classes=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=rng)
+    return Source(pixels, torch.arange(count) % classes)
+
+
+def build(train=None, **options):
+    defaults = {
+        "class_names": "abcd",
+        "mean": [0.5],
+        "std": [0.2],
+        "pixel_max": 255,
+        "test": source(12, seed=1),
+        "validation_fraction": 0.25,
+    }
+    return assemble("letters", train or source(), **{**defaults, **options})
+
+
+def test_validation_is_cut_from_train_and_test_is_separate():
+    train = source()
+    data = build(train)
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 12)
+    rows = [*data.train.rows.tolist(), *data.validation.rows.tolist()]
+    assert sorted(rows) == list(range(40))
+    assert torch.bincount(data.validation.targets).tolist() == [3, 3, 2, 2]
+    assert torch.equal(data.train.targets, train.targets[data.train.rows])
+    assert data.num_classes == 4
+    assert data.input_shape == (1, 4, 4)
+    assert data.class_names == ("a", "b", "c", "d")
+
+
+def test_without_a_test_split_one_is_cut_that_no_seed_changes():
+    cuts = [build(test=None, test_fraction=0.2, split_seed=seed) for seed in (0, 1)]
+    assert [len(split) for split in (cuts[0].train, cuts[0].validation, cuts[0].test)] == [24, 8, 8]
+    assert cuts[0].test.rows.tolist() == cuts[1].test.rows.tolist()
+    assert cuts[0].validation.rows.tolist() != cuts[1].validation.rows.tolist()
+    everything = torch.cat([split.rows for split in (cuts[0].train, cuts[0].validation, cuts[0].test)])
+    assert sorted(everything.tolist()) == list(range(40))
+
+
+def test_a_given_validation_split_is_used():
+    data = build(validation=source(8, seed=2), validation_fraction=None)
+    assert (len(data.train), len(data.validation)) == (40, 8)
+
+
+def test_fingerprints_tell_what_differs():
+    base = build()
+    assert build().fingerprint == base.fingerprint
+    assert build(split_seed=1).test.fingerprint == base.test.fingerprint
+    assert build(split_seed=1).train.fingerprint != base.train.fingerprint
+    other_pixels = source()
+    other_pixels.pixels[0, 0, 0, 0] ^= 1
+    other_targets = Source(source().pixels, source().targets.roll(1))
+    variants = [
+        build(split_seed=1),
+        build(mean=[0.4]),
+        build(augmentation=RandomCrop(padding=2)),
+        build(augmentation=RandomCrop(padding=1)),
+        build(augmentation=RandomCrop(padding=1), augmentation_bank=2),
+        build(other_pixels),
+        build(other_targets),
+    ]
+    assert len({base.fingerprint, *(data.fingerprint for data in variants)}) == 8
+    assert variants[1].train.fingerprint == base.train.fingerprint
+    assert len(base.fingerprint) == len(base.train.fingerprint) == 16
+
+
+def test_moving_keeps_everything():
+    data = build(augmentation=HorizontalFlip(), augmentation_bank=2)
+    moved = data.to("cpu:0")
+    assert moved.fingerprint == data.fingerprint
+    assert moved.train.num_views == 2
+    assert torch.equal(
+        next(moved.train.batches(8, epoch=1)).inputs, next(data.train.batches(8, epoch=1)).inputs
+    )
+
+
+class Opaque:
+    num_draws = 0
+
+    def __call__(self, images, draws, pixel_max):
+        return images
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    num_draws = 0
+
+    def __call__(self, images, draws, pixel_max):
+        return images[..., 1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"num_classes": 5},
+            "data.num_classes: the data has 4 classes, the configuration says 5; write data.num",
+        ),
+        ({"input_shape": [1, 5, 4]}, r"shape \[1, 4, 4\], the configuration says \[1, 5, 4\]; .*=\[1,4,4\]"),
+        (
+            {"mean": [0.1, 0.2], "std": [1.0, 1.0]},
+            r"expected 1 or 1 values for inputs of shape \[1, 4, 4\], got 2",
+        ),
+        ({"augmentation_bank": 2}, "data.augmentation_bank: 2 augmented views were asked for, but"),
+        ({"augmentation_bank": 0, "augmentation": HorizontalFlip()}, "expected null or 1 or more views"),
+        ({"augmentation": ColorJitter()}, "expected 3 channels to change saturation or hue, got 1"),
+        ({"augmentation": Opaque()}, "make it a frozen dataclass"),
+        (
+            {"augmentation": Shrinking()},
+            r"same shape and dtype back, \[2, 1, 4, 4\] torch.uint8, got \[2, 1, 4, 3\]",
+        ),
+        ({"validation_fraction": 1.0}, "data.validation_fraction"),
+        ({"validation": source(8)}, "its own validation split, so nothing is cut"),
+        (
+            {"test": source(12, shape=(1, 5, 4))},
+            r"test split have shape \[1, 5, 4\], those of train \[1, 4, 4\]",
+        ),
+        (
+            {"test": Source(source(12).pixels, torch.full((12,), -1))},
+            "labels 0 to 3 in the test split, got -1 at",
+        ),
+        ({"class_names": "abcde"}, r"samples of every class in the train split, got none of \['e'\]"),
+        ({"class_names": "abc"}, "expected labels 0 to 2 in the train split, got 3"),
+        ({"class_names": "a"}, "expected 2 classes or more"),
+        (
+            {"test": None},
+            "data.test_fraction: expected a value, since the test split is cut from train, got null",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        build(**options)
+
+
+def test_vectors_cannot_be_augmented():
+    train = Source(torch.randn(40, 6), torch.arange(40) % 4)
+    with pytest.raises(
+        ValueError, match=r"expected images \[C, H, W\] to augment, got samples of shape \[6\]"
+    ):
+        build(train, test=train, augmentation=HorizontalFlip())
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(TypeError, match=r"unknown options \['validation_fractoin'\]"):
+        build(validation_fractoin=0.1)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "targets", "words"),
+    [
+        (torch.zeros(4, 2).double(), torch.zeros(4).long(), "uint8 or float32 .* got torch.float64"),
+        (torch.zeros(4, 2), torch.zeros(4), "targets in int64"),
+        (torch.zeros(4, 2), torch.zeros(3).long(), r"got \[4, 2\] and \[3\]"),
+        (torch.zeros(4, 2, 2), torch.zeros(4).long(), r"got \[4, 2, 2\] and \[4\]"),
+    ],
+)
+def test_samples_of_another_form_are_refused(pixels, targets, words):
+    with pytest.raises(ValueError, match=words):
+        Source(pixels, targets)
