@@ -180,6 +180,9 @@ def _save_if_possible(run: Run) -> None:
 
 @contextmanager
 def _log_file(path: Path):
+    level = log.level
+    if not log.isEnabledFor(logging.INFO):  # nobody has configured logging: the package is used as a library
+        log.setLevel(logging.INFO)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
@@ -187,4 +190,5 @@ def _log_file(path: Path):
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         handler.close()
