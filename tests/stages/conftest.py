@@ -3,7 +3,7 @@
 import pytest
 
 from compresskd import measure
-from compresskd.config.build import build, resolve
+from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
 from compresskd.console import Reporter
@@ -25,8 +25,7 @@ def run_strategy(tmp_path, monkeypatch):
         nonlocal count
         count += 1
         typed = [f"outputs_dir={tmp_path}/outputs", "teacher_fit.epochs=4", *overrides]
-        ((job, composed),) = compose_jobs(typed)
-        experiment = build(resolve(composed), job)
+        (experiment,) = build_jobs(compose_jobs(typed))
         opened = open_run(tmp_path / f"run{count}")
         try:
             record = experiment.run(opened, Reporter())

@@ -31,7 +31,10 @@ def test_strategy_runs_end_to_end(run_strategy, strategy):
         layers = swap.structure(reloaded)
         assert layers
         assert all(max(layer["ranks"]) <= 6 for layer in layers.values())
-        assert final["size"]["num_parameters"] < record.stages[0]["size"]["num_parameters"] or len(record.stages) <= 3
+        assert (
+            final["size"]["num_parameters"] < record.stages[0]["size"]["num_parameters"]
+            or len(record.stages) <= 3
+        )
 
 
 def test_a_strategy_without_a_teacher_trains_none(run_strategy, tmp_path):
@@ -42,8 +45,12 @@ def test_a_strategy_without_a_teacher_trains_none(run_strategy, tmp_path):
 
 def test_alpha_of_each_step_is_live(run_strategy):
     common = ("strategy=multi_stage", "rank_schedule=explicit", "epochs=1")
-    constant, one = run_strategy(*common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.5}]")
-    falling, two = run_strategy(*common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.1}]")
+    constant, one = run_strategy(
+        *common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.5}]"
+    )
+    falling, two = run_strategy(
+        *common, "rank_schedule.stages=[{rank: 16, alpha: 0.5}, {rank: 8, alpha: 0.1}]"
+    )
     assert epochs_of(one, "step_1_r16")[0]["train_loss"] == epochs_of(two, "step_1_r16")[0]["train_loss"]
     assert epochs_of(one, "step_2_r8")[0]["train_loss"] != epochs_of(two, "step_2_r8")[0]["train_loss"]
     assert constant.stages[1]["layers"]["fc1"]["ranks"] == [16]

@@ -1,0 +1,84 @@
+"""Share one budget of parameters among layers: each next step goes where it removes most error per parameter."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that a layer can have.
+
+    Attributes:
+        num_parameters: of its factors, or of its dense weight.
+        error: what the layer adds to the model's error at this size; 0 for the dense layer.
+        dense: whether this is the layer as it was.
+    """
+
+    num_parameters: int
+    error: float
+    dense: bool = False
+
+
+class BudgetTooSmallError(ValueError):
+    """Even the smallest form of every layer takes more than the budget."""
+
+
+def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Size]:
+    """Choose a size for every layer, at most `budget` parameters together.
+
+    Greedy steps along each layer's lower convex hull, which is optimal for the sum of errors up to the last step
+    (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers", section III). What the
+    last step leaves over goes to the steps that still fit.
+
+    Args:
+        curves: the sizes that each layer can have, in any order.
+        budget: parameters that all layers may take together.
+
+    Raises:
+        BudgetTooSmallError: with the least number that is possible.
+    """
+    hulls = {name: _lower_hull(sizes) for name, sizes in curves.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    spent = sum(size.num_parameters for size in chosen.values())
+    if spent > budget:
+        raise BudgetTooSmallError(f"came {budget:,} parameters for the layers; their least is {spent:,}")
+    rising = {name: iter(hull[1:]) for name, hull in hulls.items()}
+    queue: list[tuple[float, str, Size]] = []
+    for name in hulls:
+        _push(queue, name, chosen[name], rising[name])
+    while queue:
+        _, name, size = heapq.heappop(queue)
+        cost = size.num_parameters - chosen[name].num_parameters
+        if spent + cost > budget:
+            continue  # a layer whose next step is too dear takes no more; cheaper ones go on
+        chosen[name], spent = size, spent + cost
+        _push(queue, name, size, rising[name])
+    return chosen
+
+
+def _push(queue: list[tuple[float, str, Size]], name: str, now: Size, rising: Iterator[Size]) -> None:
+    following = next(rising, None)
+    if following is not None:
+        gain = (now.error - following.error) / (following.num_parameters - now.num_parameters)
+        heapq.heappush(queue, (-gain, name, following))
+
+
+def _lower_hull(sizes: Sequence[Size]) -> list[Size]:
+    """The sizes worth having: more parameters always buy less error, at a falling rate."""
+    hull: list[Size] = []
+    for size in sorted(sizes, key=lambda s: (s.num_parameters, s.error)):
+        if hull and size.error >= hull[-1].error:
+            continue
+        while len(hull) > 1 and _rate(hull[-2], hull[-1]) <= _rate(hull[-2], size):
+            hull.pop()
+        hull.append(size)
+    if not hull:
+        raise ValueError("a layer without any size cannot be given a budget")
+    return hull
+
+
+def _rate(a: Size, b: Size) -> float:
+    return (a.error - b.error) / (b.num_parameters - a.num_parameters)

@@ -1,0 +1,52 @@
+"""The greedy allocation against exhaustive search, and its edges."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compresskd.stages.allocation import BudgetTooSmallError, Size, allocate
+
+
+@st.composite
+def convex_curves(draw):
+    """Curves whose steps all cost one parameter, at falling gains: there greedy is optimal."""
+    curves = {}
+    for name in "abc":
+        gains = sorted(draw(st.lists(st.floats(0.01, 10), min_size=1, max_size=4)), reverse=True)
+        errors = [sum(gains[i:]) for i in range(len(gains) + 1)]
+        curves[name] = [Size(i + 1, error) for i, error in enumerate(errors)]
+    return curves
+
+
+@settings(max_examples=60, deadline=None)
+@given(convex_curves(), st.integers(3, 12))
+def test_greedy_equals_exhaustive_search_on_unit_steps(curves, budget):
+    chosen = allocate(curves, budget)
+    assert sum(s.num_parameters for s in chosen.values()) <= budget
+    best = min(
+        sum(s.error for s in combination)
+        for combination in itertools.product(*curves.values())
+        if sum(s.num_parameters for s in combination) <= budget
+    )
+    assert sum(s.error for s in chosen.values()) == pytest.approx(best)
+
+
+def test_points_above_the_hull_are_never_chosen():
+    curves = {"a": [Size(1, 10.0), Size(2, 9.9), Size(3, 1.0), Size(9, 0.0, dense=True)]}
+    assert allocate(curves, 3)["a"] == Size(3, 1.0)
+    assert allocate(curves, 2)["a"] == Size(1, 10.0)
+    assert allocate(curves, 100)["a"].dense
+
+
+def test_what_is_left_goes_to_steps_that_fit():
+    curves = {"big": [Size(1, 10.0), Size(50, 0.0)], "small": [Size(1, 1.0), Size(3, 0.9)]}
+    chosen = allocate(curves, 10)
+    assert chosen["big"].num_parameters == 1
+    assert chosen["small"].num_parameters == 3
+
+
+def test_a_budget_below_the_least_says_what_the_least_is():
+    with pytest.raises(BudgetTooSmallError, match="came 1 parameters for the layers; their least is 2"):
+        allocate({"a": [Size(1, 1.0)], "b": [Size(1, 1.0)]}, 1)

@@ -1,0 +1,52 @@
+"""Statistics of layers against their definitions."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from compresskd.data.synthetic import synthetic
+from compresskd.stages.calibration import calibrate
+
+
+def make_data(shape):
+    return synthetic(
+        name="synthetic", num_train=48, num_test=16, separation=1.0, data_seed=0, num_classes=3, input_shape=shape,
+        validation_fraction=None, validation_count=12, split_seed=0, augmentation=None, augmentation_bank=None,
+    )  # fmt: skip
+
+
+def test_covariance_of_a_linear_layer_is_the_second_moment():
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    found = calibrate(model, ["0", "2"], data.train, num_samples=10_000, seed=0)
+    x = next(iter(data.train.batches(10_000))).inputs
+    torch.testing.assert_close(found["0"].covariance, x.T @ x / len(x))
+    hidden = model[1](model[0](x)).detach()
+    torch.testing.assert_close(found["2"].covariance, hidden.T @ hidden / len(x))
+
+
+def test_covariance_of_a_convolution_is_that_of_its_patches():
+    data = make_data((2, 6, 6))
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(36, 3))
+    found = calibrate(model, ["0"], data.train, num_samples=10_000, seed=0)
+    x = next(iter(data.train.batches(10_000))).inputs
+    patches = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2).reshape(-1, 18)
+    torch.testing.assert_close(found["0"].covariance, patches.T @ patches / len(patches))
+
+
+def test_sensitivity_of_the_last_layer_is_one():
+    """An error of the logits is the error of the logits."""
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    torch.manual_seed(0)
+    found = calibrate(model, ["2"], data.train, num_samples=10_000, seed=1)
+    assert 0.5 < found["2"].sensitivity < 1.6  # |v|^2 / K over some forty draws
+
+
+def test_model_is_left_as_it_was():
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(), nn.Linear(5, 3)).train().requires_grad_(False)
+    calibrate(model, ["0"], data.train, num_samples=16, seed=0)
+    assert model.training
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not model[0]._forward_hooks
