@@ -4,7 +4,7 @@
     python benchmarks/compare_records.py --num 200 --keep DIR    leave the records in DIR, to look at or to use again
 
 The records look like those of a sweep (strategies x ranks x bits x learning rates x seeds) of a network with
-20 layers, with predictions and training curves; one in fifty is unfinished, failed or of another machine.
+20 layers, with predictions and training curves; a few are unfinished, failed, or of another machine or test set.
 """
 
 import argparse
@@ -185,22 +185,24 @@ def _predictions(record: dict, seed: int) -> bytes:
     return stream.getvalue()
 
 
-def timed(arguments: list[str]) -> tuple[float, float, str]:
-    """Seconds, peak resident MiB and output of a Python process."""
+def timed(arguments: list[str]) -> str:
+    """Runs `compare` in a process of its own: seconds by the clock and of the processor, peak memory."""
     code = (
-        "import resource, runpy, sys; sys.argv = ['compare', *sys.argv[1:]]\n"
-        "from compresskd.compare import main\n"
-        "code = main(sys.argv[1:])\n"
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "import resource, sys\nfrom compresskd.compare import main\ncode = main(sys.argv[1:])\n"
+        "use = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('usage', use.ru_utime + use.ru_stime, use.ru_maxrss, file=sys.stderr)\nsys.exit(code)"
     )
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(done.stderr)
-    return seconds, int(done.stderr.rsplit("peak", 1)[1]) / 1024, done.stdout
+    processor, peak = map(float, done.stderr.rsplit("usage", 1)[1].split())
+    lines = len(done.stdout.splitlines())
+    return (
+        f"{seconds:.2f} s ({processor:.2f} s of processor), peak {peak / 1024:.0f} MiB, {lines} lines shown"
+    )
 
 
 def main() -> None:
@@ -219,7 +221,7 @@ def main() -> None:
         make_records(few, 5)
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import compresskd.compare"], check=True)
-        print(f"import compresskd.compare: {time.perf_counter() - start:.2f} s (whole process)")
+        print(f"import compresskd.compare: {time.perf_counter() - start:.2f} s (whole process)", flush=True)
         reports = [
             flag
             for kind in ("html", "csv", "json", "markdown")
@@ -231,8 +233,7 @@ def main() -> None:
             (f"{options.num} records, --by strategy,rank", [str(folder), "--by", "strategy,rank"]),
             (f"{options.num} records, html + csv + json + markdown", [str(folder), *reports]),
         ):
-            seconds, peak, text = timed(arguments)
-            print(f"{what}: {seconds:.2f} s, peak {peak:.0f} MiB, {len(text.splitlines())} lines shown")
+            print(f"{what}: {timed(arguments)}")
         for path in sorted(Path(scratch).glob("c.*")):
             print(f"{path.suffix[1:]}: {path.stat().st_size / 2**20:.1f} MiB")
 
