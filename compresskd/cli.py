@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compresskd import __version__
 from compresskd.run import FINISHED, RunDirectoryError
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
@@ -23,19 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())
     verbose = "--verbose" in arguments
     arguments = [a for a in arguments if a != "--verbose"]
-    verbs: dict[str, Callable[[list[str]], int]] = {"resume": _resume, "compare": _compare}
     try:
-        if arguments and arguments[0] in verbs:
-            status = verbs[arguments[0]](arguments[1:])
-        elif (
-            arguments
-            and not arguments[0].startswith("-")
-            and "=" not in arguments[0]
-            and arguments[0][0] not in "+~"
-        ):
-            status = _unknown_verb(arguments[0], verbs)
-        else:
-            status = _hydra(arguments, verbose=verbose)
+        status = _dispatch(arguments)
     except KeyboardInterrupt as error:
         _complain(str(error) or "interrupted")
         status = INTERRUPT
@@ -47,28 +37,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
+def _dispatch(arguments: list[str]) -> int:
+    verbs: dict[str, Callable[[list[str]], int]] = {"resume": _resume, "compare": _compare}
+    first = arguments[0] if arguments else ""
+    if first in verbs:
+        return verbs[first](arguments[1:])
+    if first and first[0] not in "-+~" and "=" not in first:
+        return _unknown_verb(first, list(verbs))
+    if "--version" in arguments:
+        print(f"compresskd {__version__}")
+        return 0
+    return _hydra(arguments)
+
+
 def _describe(error: Exception) -> str:
-    if _is_usage_error(error) or isinstance(error, RunDirectoryError):
-        return str(error)
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename or ''}".rstrip(": ")
-    return f"{type(error).__name__}: {error} (--verbose shows where)"
+        return f"{error.strerror}: {error.filename or ''}".rstrip(": ") + notes
+    if type(error).__module__.startswith("compresskd."):  # an error of ours says all that there is to say
+        return f"{error}{notes}"
+    return f"{type(error).__name__}: {error}{notes} (--verbose shows where)"
 
 
 def _is_usage_error(error: Exception) -> bool:
     from compresskd.config.faults import ConfigError
 
-    return isinstance(error, ConfigError)
+    return isinstance(error, ConfigError | RunDirectoryError)
 
 
 def _complain(text: str) -> None:
     print(f"compresskd: {text}", file=sys.stderr)
 
 
-def _unknown_verb(word: str, verbs: Any) -> int:
+def _unknown_verb(word: str, verbs: Sequence[str]) -> int:
     from compresskd.config.faults import nearest
 
-    _complain(f"'{word}' is no verb and no override{nearest(word, verbs)}; an override is written key=value")
+    _complain(
+        f"'{word}' is no verb and no override{nearest(word, verbs)}; an override is written key=value, "
+        "and --help shows the keys"
+    )
     return USAGE_ERROR
 
 
@@ -82,92 +89,103 @@ def _resume(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
-    from omegaconf import OmegaConf
-
-    from compresskd.config.build import build, resolve
     from compresskd.run import AlreadyFinished, read_record
 
     directory = Path(arguments[0])
     record = read_record(directory)
     if record.status == FINISHED:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
-    experiment = build(resolve(OmegaConf.create(record.config)), record.overrides)
-    _execute(experiment, directory, unique=False)
+    from compresskd.config.build import build_recorded
+
+    _execute(build_recorded(record.config, record.overrides), directory, unique=False)
     return 0
 
 
-def _hydra(arguments: list[str], *, verbose: bool) -> int:
+def _hydra(arguments: list[str]) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
-    import hydra
-    from hydra._internal.utils import get_args_parser
-
-    from compresskd.config.build import build, resolve
     from compresskd.config.compose import compose_jobs
-    from compresskd.config.schema import conf_dir, register
+    from compresskd.config.faults import ConfigError
+    from compresskd.config.flags import read_flags
+    from compresskd.config.schema import register
 
-    flags = get_args_parser().parse_args(arguments)
-    config_dirs = [Path(flags.config_dir)] if flags.config_dir else []
-    register(*config_dirs)
+    flags = read_flags(arguments)
+    register(*flags.config_dirs)
     prebuilt: dict[str, Any] = {}
-    asks_only = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
-    if not (asks_only or flags.config_path or flags.config_name):
-        jobs = compose_jobs(flags.overrides, config_dirs=config_dirs, multirun=flags.multirun)
-        _check_outputs(flags.overrides, jobs[0][1].outputs_dir)
-        built = {"|".join(job): build(resolve(cfg), job) for job, cfg in jobs}
-        # Jobs of a sweep may run in other processes, which build their own.
-        prebuilt = {} if flags.multirun else built
+    # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
+    if not flags.config_path and (flags.shows_config or not flags.informs):
+        jobs = compose_jobs(
+            flags.overrides,
+            config_dirs=flags.config_dirs,
+            config_name=flags.config_name,
+            multirun=flags.multirun,
+        )
+        if flags.informs:
+            faults = [fault for job in jobs for fault in job.faults]
+            if faults:
+                raise ConfigError(faults)
+        else:
+            from compresskd.config.build import build_jobs
+
+            experiments = build_jobs(jobs)
+            # Jobs of a sweep may run in other processes, which build their own.
+            if not flags.multirun:
+                prebuilt = {"\n".join(jobs[0].overrides): experiments[0]}
+    return _run_by_hydra(flags.arguments, flags.multirun, prebuilt)
+
+
+def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]) -> int:
+    import hydra
+
+    from compresskd.config.schema import conf_dir
 
     failures: list[Exception] = []
+    here = os.getpid()
 
     def task(cfg: Any) -> float:
         try:
             return _task(cfg, prebuilt)
         except Exception as error:  # a failed job must not stop its siblings; the record has the traceback
+            if multirun:
+                _complain(_describe(error))
+            if os.getpid() != here:  # another process: Hydra brings the error home
+                raise
             failures.append(error)
-            _complain(_describe(error))
             return math.nan
 
-    old_argv, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = (
+        [sys.argv[0], *arguments],
+        "1",
+    )  # errors are told in one place: here
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = old_argv
-    if failures and not flags.multirun:
-        if verbose:
-            traceback.print_exception(failures[0])
-        return USAGE_ERROR if _is_usage_error(failures[0]) else FAILURE
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update({"HYDRA_FULL_ERROR": old_full} if old_full is not None else {})
+    if failures and not multirun:
+        raise failures[0]
     return FAILURE if failures else 0
-
-
-def _check_outputs(overrides: Sequence[str], outputs_dir: str) -> None:
-    """Refuse, before anything is trained, a folder that cannot be written."""
-    import tempfile
-
-    chosen = [o.partition("=")[2] for o in overrides if o.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
-    for folder in map(Path, chosen or [outputs_dir]):
-        existing = next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
-        try:
-            with tempfile.TemporaryFile(dir=existing):
-                pass
-        except OSError as error:
-            raise RunDirectoryError(
-                f"cannot write to {folder}: {error.strerror or error}; write another outputs_dir=DIR"
-            ) from error
 
 
 def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
     """One job: returns the final validation accuracy, which sweepers that optimise can use."""
     from hydra.core.hydra_config import HydraConfig
 
-    from compresskd.config.build import build, resolve
-
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    experiment = prebuilt.get("|".join(overrides)) or build(resolve(cfg), overrides)
+    experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     record = _execute(experiment, Path(hydra_config.runtime.output_dir), unique=not named)
     final = record.stage(record.final)
     return final["metrics"]["validation_accuracy"] if final else math.nan
+
+
+def _build(cfg: Any, overrides: list[str]) -> Any:
+    from compresskd.config.build import build_jobs
+    from compresskd.config.compose import Job
+
+    return build_jobs([Job(overrides, "", cfg, [])])[0]
 
 
 def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
@@ -198,6 +216,11 @@ def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
         raise KeyboardInterrupt(
             f"interrupted and saved; go on with: compresskd resume {run.directory}"
         ) from None
+    except OSError as error:
+        error.add_note(
+            f"make room, or mend what is wrong there, and go on with: compresskd resume {run.directory}"
+        )
+        raise
     finally:
         run.close()
     console.print(stages_table(record))
@@ -209,7 +232,7 @@ def _check_same_config(run: Any, experiment: Any) -> None:
     """An unfinished run is only gone on with under the configuration that began it."""
     if run.record is None:
         return
-    from compresskd.config.build import differences
+    from compresskd.config.differences import differences
 
     changed = differences(run.record.config, dict(experiment.config))
     if changed:

@@ -2,148 +2,148 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from compresskd.config.faults import ConfigError, Fault, nearest
+from compresskd.config import diagnosis, overrides
+from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.schema import conf_dir
 
-_NAME = "config"
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be: a sweep has many.
+
+    Attributes:
+        overrides: as typed.
+        name: the overrides that tell it from the sweep's other jobs; empty where there is but one.
+        config: composed; overrides with faults are left out, so that the rest can be checked too.
+        faults: of the overrides.
+    """
+
+    overrides: list[str]
+    name: str
+    config: DictConfig
+    faults: list[Fault]
 
 
 def compose_jobs(
-    overrides: Sequence[str], *, config_dirs: Sequence[Path] = (), multirun: bool = False
-) -> list[tuple[list[str], DictConfig]]:
-    """Every job's overrides and composed configuration.
+    lines: Sequence[str],
+    *,
+    config_dirs: Sequence[Path] = (),
+    config_name: str | None = None,
+    multirun: bool = False,
+) -> list[Job]:
+    """Every job, composed.
 
     Args:
-        overrides: as typed, without flags.
+        lines: the overrides as typed, without flags.
         config_dirs: searched besides the shipped configuration.
+        config_name: of the primary configuration; None takes the shipped one.
         multirun: whether `a=1,2` stands for two jobs.
 
     Raises:
-        ConfigError: with all faults of the overrides and group choices.
+        ConfigError: for a configuration that does not compose even without the overrides.
     """
-    parsed = _parse(overrides)
-    faults = [
-        Fault(
-            p.key_or_group,
-            f"came {(p.input_line or '').partition('=')[2]}, a sweep; write -m to run one job for each",
-        )
-        for p in parsed
-        if p.is_sweep_override() and not multirun
-    ]
-    if faults:
-        raise ConfigError(faults)
-    search = (
-        [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"]
-        if config_dirs
-        else []
-    )
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        jobs, faults = [], []
-        for job in _expand(parsed):
-            try:
-                jobs.append((job, compose(_NAME, overrides=[*job, *search])))
-            except (HydraException, OmegaConfBaseException) as error:
-                faults += _diagnose(job, search) or [Fault("", _first_line(error))]
-        if faults:
-            raise ConfigError(faults)
+    for folder in config_dirs:
+        if not folder.is_dir():
+            raise ConfigError(
+                [Fault("--config-dir", f"came {folder}, which is no folder; write --config-dir=DIR")]
+            )
+    parsed, faults = overrides.parse(lines)
+    if not multirun:
+        faults += overrides.sweep_faults(parsed)
+        parsed = [p for p in parsed if not p.is_sweep_override()]
+    with _hydra(config_dirs) as loader:
+        composer = _Composer(loader, config_name or "config")
+        jobs = []
+        for typed, name in overrides.jobs(parsed):
+            config, found = composer.compose(typed)
+            jobs.append(Job([p.input_line or "" for p in typed], name, config, [*faults, *found]))
     return jobs
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parser, parsed, faults = OverridesParser.create(), [], []
-    for line in overrides:
+@contextmanager
+def _hydra(config_dirs: Sequence[Path]) -> Iterator[Any]:
+    """Hydra's loader over the folders that its own run will search."""
+    path = create_config_search_path(str(conf_dir()))
+    for folder in config_dirs:
+        path.append("command-line", f"file://{folder.resolve()}")
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2(task_name="compresskd", config_search_path=path)
+    try:
+        yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+
+
+class _Composer:
+    """Composes jobs; those that choose the same options share the composition, and differ in values only."""
+
+    def __init__(self, loader: Any, config_name: str):
+        self._loader, self._name = loader, config_name
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
+        """The configuration with all overrides that fit, and a fault for each that does not."""
+        choices, faults = [], []
+        for p in (p for p in typed if self._is_choice(p)):
+            fault = diagnosis.of_choice(p, self._loader.get_group_options(p.key_or_group))
+            (faults if fault else choices).append(fault or p)
+        base, found = self._chosen(choices)
+        faults += found
+        cfg = copy.deepcopy(base)
+        for p in typed:
+            if not self._is_choice(p):
+                faults += self._apply(p, cfg)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        return cfg, [*faults, *diagnosis.of_additions(typed, cfg)]
+
+    def _is_choice(self, p: Override) -> bool:
+        return bool(self._loader.get_group_options(p.key_or_group)) and not isinstance(p.value(), dict)
+
+    def _chosen(self, choices: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
         try:
-            parsed.append(parser.parse_override(line))
-        except HydraException as error:
-            faults.append(
-                Fault(line, f"is no override ({_first_line(error)}); write key=value, quoted as in '{line}'")
-            )
-    if faults:
-        raise ConfigError(faults)
-    return parsed
-
-
-def _expand(parsed: Sequence[Override]) -> Iterator[list[str]]:
-    choices = []
-    for p in parsed:
-        if p.is_sweep_override():
-            key = p.get_key_element()
-            choices.append([f"{key}={value}" for value in p.sweep_string_iterator()])
-        else:
-            choices.append([p.input_line or ""])
-    for combination in itertools.product(*choices):
-        yield list(combination)
-
-
-def _diagnose(job: Sequence[str], search: list[str]) -> list[Fault]:
-    """Try the overrides one by one on top of the valid ones, to name each that does not fit."""
-    valid: list[str] = []
-    faults: list[Fault] = []
-    parsed = OverridesParser.create().parse_overrides(list(job))
-    loader = GlobalHydra.instance().config_loader()
-    for p in sorted(parsed, key=lambda p: not loader.get_group_options(p.key_or_group)):
-        try:
-            compose(_NAME, overrides=[*valid, p.input_line or "", *search])
-            valid.append(p.input_line or "")
+            return self._load(choices), []
         except (HydraException, OmegaConfBaseException) as error:
-            faults.append(_fault_of(p, error, valid + search))
-    return faults
+            if not choices:
+                raise ConfigError([Fault("", diagnosis.said(error))]) from error
+        valid: list[Override] = []
+        faults: list[Fault] = []
+        for p in choices:
+            try:
+                self._load([*valid, p])
+                valid.append(p)
+            except (HydraException, OmegaConfBaseException) as error:
+                faults.append(
+                    Fault(p.get_key_element(), f"came {overrides.typed_value(p)}; {diagnosis.said(error)}")
+                )
+        return self._load(valid), faults
 
+    def _load(self, choices: Sequence[Override]) -> DictConfig:
+        lines = tuple(p.input_line or "" for p in choices)
+        if lines not in self._composed:
+            self._composed[lines] = compose(self._name, overrides=list(lines), return_hydra_config=True)
+        return self._composed[lines]
 
-def _fault_of(p: Override, error: Exception, valid: list[str]) -> Fault:
-    key, value = p.key_or_group, p.value()
-    options = GlobalHydra.instance().config_loader().get_group_options(key)
-    if options and isinstance(value, str) and value not in options:
-        return Fault(key, f"came {value}{nearest(value, options)}")
-    if p.is_add() or p.is_delete() or p.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        return Fault(p.input_line or key, _first_line(error))
-    composed = compose(_NAME, overrides=valid)
-    if OmegaConf.select(composed, key, default=_MISSING, throw_on_missing=False) is _MISSING:
-        groups = [g for g in GlobalHydra.instance().config_loader().list_groups("") if g != "hydra"]
-        near = _nearest_key(key, [*_keys(composed), *groups])
-        return Fault(key, f"unknown option{near}")
-    cause = error.__cause__ or error
-    return Fault(key, f"came {value!r}; {_first_line(cause)}")
-
-
-_MISSING: Any = object()
-
-
-def _nearest_key(key: str, keys: Sequence[str]) -> str:
-    """The nearest key by its whole path, or else by its last part."""
-    near = nearest(key, keys)
-    if near.startswith("; did"):
-        return near
-    last = {k.rpartition(".")[2]: k for k in reversed(keys)}
-    near = nearest(key.rpartition(".")[2], last)
-    return f"; did you mean {last[near[15:-1]]}?" if near.startswith("; did") else ""
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration, interpolations not followed."""
-    if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation() or node._is_missing():
+    def _apply(self, p: Override, cfg: DictConfig) -> list[Fault]:
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([p], cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            return [diagnosis.of_value(p, error, cfg, self._loader)]
         return []
-    keys = []
-    for name in node:
-        path = f"{prefix}{name}"
-        keys.append(path)
-        child = node._get_node(name)
-        keys += _keys(child, f"{path}.")
-    return keys
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,18 @@ class Fault:
     Attributes:
         key: of the configuration, dotted.
         text: what came, what is allowed, what to write instead.
+        job: the overrides of the job of a sweep that it is in; empty where it is in all of them.
+        literal: it is the key itself that is wrong, not the value, which may come from another key.
     """
 
     key: str
     text: str
+    job: str = ""
+    literal: bool = False
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.text}" if self.key else self.text
+        said = f"{self.key}: {self.text}" if self.key else self.text
+        return f"{said} (job {self.job})" if self.job else said
 
 
 class ConfigError(ValueError):
@@ -29,14 +34,34 @@ class ConfigError(ValueError):
     def __init__(self, faults: Sequence[Fault]):
         self.faults = list(dict.fromkeys(faults))
         count = len(self.faults)
-        head = f"{count} fault{'s' if count > 1 else ''} in the configuration:"
+        head = f"{count} fault{'s' if count > 1 else ''}; nothing was run:"
         super().__init__("\n".join([head, *(f"  {fault}" for fault in self.faults)]))
+
+
+def of_jobs(faults: Sequence[Sequence[Fault]], names: Sequence[str]) -> list[Fault]:
+    """Faults of all jobs of a sweep, each with the job that it is in, or with none where every job has it."""
+    jobs_with: dict[Fault, list[str]] = {}
+    for name, found in zip(names, faults, strict=True):
+        for fault in dict.fromkeys(found):
+            jobs_with.setdefault(fault, []).append(name)
+    named: list[Fault] = []
+    for fault, jobs in jobs_with.items():
+        more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        named.append(fault if len(jobs) == len(names) else replace(fault, job=f"{jobs[0]}{more}"))
+    return named
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """'; did you mean NAME?' where a name is close, else the allowed ones where they are few, else nothing."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
+    near = close_match(name, names)
+    if near:
+        return f"; did you mean {near}?"
     return f"; allowed: {', '.join(names)}" if 0 < len(names) <= 40 else ""
+
+
+def close_match(name: str, names: Iterable[str]) -> str | None:
+    """The name that `name` is most likely a misspelling of, whatever the case, or None."""
+    by_lower = {str(n).lower(): str(n) for n in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None

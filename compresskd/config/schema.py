@@ -54,13 +54,19 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def _complement(share: Any) -> Any:
+    """1 - share; what is no number passes, to be named where numbers are checked, with its key."""
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    return 1 - share if is_number else share
+
+
 def register(*config_dirs: Path) -> None:
     """Tell Hydra the schema, the resolvers, and the groups `teacher` and `student`.
 
     Both groups offer every architecture in `model/` of the shipped configuration and of `config_dirs`, so that
     an architecture is written once and serves both.
     """
-    OmegaConf.register_new_resolver("complement", lambda share: 1 - share, replace=True)
+    OmegaConf.register_new_resolver("complement", _complement, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for folder in (conf_dir(), *config_dirs):

@@ -44,33 +44,38 @@ def _check_call(node: Mapping[str, Any], key: str, skip: Sequence[str]) -> Itera
     except ValueError as error:
         yield Fault(f"{key}._target_", str(error))
         return
-    given = {k: v for k, v in node.items() if k not in (*_SPECIAL, *skip)}
-    parameters = _parameters(function)
-    if parameters is None:
+    signature = _signature(function)
+    if signature is None:
         return
-    named = {
-        n: p
-        for n, p in parameters.items()
-        if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    }
-    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(function)
+    given = {k: v for k, v in node.items() if k not in (*_SPECIAL, *skip)}
+    hints = _hints(function) | _unpacked(function)
+    named = [*_named(signature), *_unpacked(function)]
+    takes_any = _any_keyword(signature) and not _unpacked(function)
     for name, value in given.items():
         if name in named:
             yield from _check_type(f"{key}.{name}", value, hints.get(name))
         elif not takes_any:
-            yield Fault(f"{key}.{name}", f"unknown option of {target}{nearest(name, named)}")
+            yield Fault(f"{key}.{name}", f"unknown option of {target}{nearest(name, named)}", literal=True)
     if not node.get("_partial_") and not node.get("_args_"):
-        for name, parameter in named.items():
+        for name, parameter in _named(signature).items():
             if parameter.default is inspect.Parameter.empty and name not in given:
-                yield Fault(f"{key}.{name}", f"is missing; {target} needs it")
+                yield Fault(f"{key}.{name}", f"is missing; {target} needs it", literal=True)
 
 
-def _parameters(function: Callable) -> Mapping[str, inspect.Parameter] | None:
+def _signature(function: Callable) -> inspect.Signature | None:
     try:
-        return inspect.signature(function).parameters
+        return inspect.signature(function)
     except (TypeError, ValueError):  # built in C, says nothing of itself
         return None
+
+
+def _named(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in signature.parameters.items() if p.kind not in various}
+
+
+def _any_keyword(signature: inspect.Signature) -> bool:
+    return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def _hints(function: Callable) -> dict[str, Any]:
@@ -78,6 +83,14 @@ def _hints(function: Callable) -> dict[str, Any]:
         return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except Exception:  # a user's annotation that does not resolve is not a fault of the configuration
         return {}
+
+
+def _unpacked(function: Callable) -> dict[str, Any]:
+    """Name and type of the keywords that `**options: Unpack[SomeTypedDict]` stands for."""
+    for hint in _hints(function).values():
+        if typing.get_origin(hint) is typing.Unpack:
+            return typing.get_type_hints(typing.get_args(hint)[0])
+    return {}
 
 
 def _check_type(key: str, value: Any, hint: Any) -> Iterator[Fault]:
@@ -110,4 +123,4 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _names(kinds: Sequence[Any]) -> str:
     words = {int: "whole number", float: "number", str: "string", bool: "true or false", type(None): "null"}
-    return ", ".join(words.get(kind, "list") for kind in kinds)
+    return ", ".join(words.get(kind, "list: [a, b]") for kind in kinds)

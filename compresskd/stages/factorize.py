@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compresskd import measure, swap, tt
 from compresskd.strategy import Context, State
 
 SOURCES = ("student", "teacher")
 INITS = ("decomposed", "random")
+_TOO_LARGE_TO_TRY = (
+    2**20
+)  # parameters; decomposing such a layer only to see whether it gets smaller takes too long
 
 
 class NothingCompressed(RuntimeError):
@@ -67,6 +70,28 @@ class Factorize:
         layers, skipped = factorize_model(model, self.layer, self.include, self.exclude)
         context.details.update(layers=layers, skipped=skipped, epochs=0)
         return State(model, state.teacher)
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
+        model = state.student if self.source == "student" else state.teacher
+        if model is None:
+            raise ValueError("source='teacher' needs a teacher")
+        _check_patterns([name for name, _ in factorizable(model)], self.include, self.exclude)
+        self._check_smaller(model)
+        return State(model, state.teacher)
+
+    def _check_smaller(self, model: nn.Module) -> None:
+        """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""
+        taken = [(n, m) for n, m in factorizable(model) if swap.matches(n, self.include, self.exclude)]
+        skipped: dict[str, str] = {}
+        for name, module in sorted(taken, key=lambda pair: measure.num_parameters(pair[1])):
+            if measure.num_parameters(module) > _TOO_LARGE_TO_TRY:
+                return
+            tried = self.layer(copy.deepcopy(module))
+            if not isinstance(tried, tt.Skipped):
+                return
+            skipped[name] = tried.reason
+        raise NothingCompressed(f"rank: came {self.rank}; {_nothing_compressed(skipped)}")
 
     def layer(self, module: Any) -> nn.Module | tt.Skipped:
         """One layer factorized: a dense one decomposed, a tensor train rounded to the rank."""
@@ -126,11 +151,13 @@ def factorize_model(
 
     replaced = swap.replace(model, replacement)
     if not replaced:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layer"
-        raise NothingCompressed(
-            f"no layer was compressed ({reasons}); write a smaller rank=, or other layers"
-        )
+        raise _nothing_compressed(skipped)
     return {name: _describe(module, sizes[name]) for name, module in replaced.items()}, skipped
+
+
+def _nothing_compressed(skipped: Mapping[str, str]) -> NothingCompressed:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layer"
+    return NothingCompressed(f"no layer gets smaller ({reasons}); write a smaller rank=, or other layers")
 
 
 def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from compresskd.objective import Objective
 from compresskd.stages.train_student import train_student
@@ -52,6 +52,12 @@ class Fit:
     def needs_teacher(self) -> bool:
         """Whether the objective compares with the run's teacher."""
         return self.objective.needs_teacher and self.teacher != "previous"
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: the objective finds in both models what it compares."""
+        for teacher in teachers_of(self.teacher, state, state.student).values():
+            self.objective.bind(state.student, teacher, example)
+        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; the weights of the best validation epoch are kept."""

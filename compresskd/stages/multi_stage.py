@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compresskd.objective import Objective
 from compresskd.stages.factorize import Factorize, factorize_model
@@ -47,6 +47,13 @@ class Rung:
     def needs_teacher(self) -> bool:
         """Whether the run's teacher takes part."""
         return self.objective.needs_teacher and self.teacher != "previous"
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
+        self.factorize.check(state, example)
+        for teacher in teachers_of(self.teacher, state, state.student).values():
+            self.objective.bind(state.student, teacher, example)
+        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the student of this rank, or the state as it was where the ladder has ended."""

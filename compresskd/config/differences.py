@@ -1,0 +1,16 @@
+"""In what two configurations differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def differences(one: Any, other: Any, key: str = "") -> list[str]:
+    """'key: value, now other value' for each leaf in which two plain configurations differ."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        found = []
+        for name in sorted({*one, *other}):
+            found += differences(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
+        return found
+    return [] if one == other else [f"{key}: {one!r}, now {other!r}"]

@@ -1,0 +1,246 @@
+"""The parts of an experiment, made one after the other; what goes wrong is collected, not raised."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import nn
+
+from compresskd.config.faults import ConfigError, Fault, nearest
+from compresskd.config.schema import MODEL_ROLES
+from compresskd.config.signature import check_calls
+from compresskd.config.values import device_of, value_faults
+from compresskd.data.base import Data
+from compresskd.models.build import build as build_model
+from compresskd.models.weights import load_weights
+from compresskd.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.training import Recipe
+
+Plain = Mapping[str, Any]
+T = TypeVar("T")
+# Keys of a `train` node that the loss terms read, not the loop.
+_READ_BY_LOSSES = ("label_smoothing",)
+_FACTORIES = {
+    "optimizer": functools.partial(torch.optim.SGD, lr=1.0),
+    "scheduler": functools.partial(lambda _: _),
+}
+
+
+class Parts:
+    """Makes the parts of one experiment, so that the user hears of all faults at once.
+
+    Args:
+        config: resolved.
+        origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
+        known: faults found before.
+    """
+
+    def __init__(self, config: Plain, origin_of: Callable[..., str], known: Sequence[Fault] = ()):
+        self._config, self._origin_of = config, origin_of
+        self._known = list(known)
+        self._faults: list[Fault] = []
+        self._failed: set[str] = set()  # keys of parts whose faults may lie elsewhere
+        self._cause: BaseException | None = None
+
+    def stop_at_faults(self) -> None:
+        """Raise ConfigError where there are faults."""
+        placed = [Fault(self._origin_of(f.key, literal=f.literal), f.text) for f in self._faults]
+        once = {
+            (fault.key, fault.text.partition(";")[0]): fault for fault in reversed([*self._known, *placed])
+        }
+        if once:
+            raise ConfigError(list(reversed(once.values()))) from self._cause
+
+    def check_values_and_calls(self) -> None:
+        """Judge the top level's values, and every `_target_` by the signature of what it names."""
+        self._faults += value_faults(self._config)
+        for group, node in self._config.items():
+            skip = ("weights",) if group in MODEL_ROLES else ()
+            self._faults += check_calls(node, group, skip=skip)
+        objective = self._config["kd"].get("objective")
+        if objective and not self._faulty("kd"):
+            self._attempt("kd.objective", lambda: instantiate(objective, _convert_="all"))
+
+    def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
+        """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        options = {k: v for k, v in node["train"].items() if k in fields}
+        for name in node["train"]:
+            if name not in (*fields, *_READ_BY_LOSSES):
+                key = f"{prefix}train.{name}"
+                self._faults.append(
+                    Fault(key, f"unknown option{nearest(name, [*options, *_READ_BY_LOSSES])}")
+                )
+
+        def make() -> Recipe:
+            made = {name: self._factory(f"{prefix}{name}", node[name], name) for name in _FACTORIES}
+            return Recipe(epochs=node["epochs"], precision=self._config["precision"], **made, **options)
+
+        return self._attempt(f"{prefix}train", make, node, prefix)
+
+    def _factory(self, key: str, node: Plain, name: str) -> Any:
+        # where the factory itself has faults, a stand-in, so that the recipe's other values are judged
+        return _FACTORIES[name] if self._faulty(key) else instantiate(node, _convert_="all")
+
+    def strategy(self) -> Strategy | None:
+        """The stages in order."""
+        node = self._config["strategy"]
+        stages: dict[str, Any] = {}
+        for name, stage in (node.get("stages") or {}).items():
+            key = f"strategy.stages.{name}"
+            made = self._attempt(key, functools.partial(instantiate, stage, _convert_="all"), stage)
+            if made is not None and not isinstance(made, Stage | Expandable):
+                self._faults.append(Fault(f"{key}._target_", "is no stage: it has no needs_teacher"))
+            stages[name] = made
+        if self._faulty("strategy"):
+            return None
+        return self._attempt("strategy", lambda: Strategy(node["name"], stages))
+
+    def device(self) -> torch.device | None:
+        """The device, which this machine must have."""
+        return self._attempt("device", lambda: device_of(self._config["device"], self._config["precision"]))
+
+    def data(self) -> Data | None:
+        """The three splits. Where faults are known and loading may take long, only the path is looked at."""
+        node = self._config["data"]
+        path = node.get("path")
+        if isinstance(path, str) and not Path(path).exists():
+            self._faults.append(Fault("data.path", f"came {path}, which is not there; write data.path=DIR"))
+        if (self._known or self._faults) and (path or node.get("id")):
+            return None
+        return self._attempt("data", lambda: instantiate(node, _convert_="all"), node)
+
+    def models(self, data: Data | None, strategy: Strategy | None) -> None:
+        """Build each model once, load its weights, see that it fits the data and that each stage can use it."""
+        node = self._config["data"]
+        shape = data.input_shape if data else node.get("input_shape")
+        num_classes = data.num_classes if data else node.get("num_classes")
+        if self._faulty("data") or not shape or not num_classes:
+            return
+        example = torch.zeros(2, *shape)
+        made: dict[str, nn.Module | None] = {}
+        for role in MODEL_ROLES:
+            if role == "student" or strategy is None or strategy.needs_teacher:
+                options = with_shape(self._config[role], num_classes, shape)
+                made[role] = self._model(role, options, example, num_classes)
+        student = made["student"]
+        if strategy is not None and student is not None and None not in made.values():
+            self._check_stages(strategy, State(student, made.get("teacher")), example)
+
+    def _model(self, role: str, node: Plain, example: torch.Tensor, num_classes: int) -> nn.Module | None:
+        bare = {k: v for k, v in node.items() if k != "weights"}
+        model = self._attempt(role, lambda: model_of(bare, 0), node)
+        if model is None:
+            return None
+        misfits = list(_misfits(role, node, model, example, num_classes))
+        self._faults += misfits
+        weights = node.get("weights")
+        if weights:
+            self._attempt(f"{role}.weights", lambda: load_weights(model, weights))
+        return None if misfits else model
+
+    def _check_stages(self, strategy: Strategy, state: State, example: torch.Tensor) -> None:
+        for name, stage in strategy.stages.items():
+            if isinstance(stage, Checked):
+                key = f"strategy.stages.{name}"
+                checked = self._attempt(key, functools.partial(stage.check, state, example))
+                state = checked or state
+
+    def _faulty(self, key: str) -> bool:
+        """Whether something at or below `key` is wrong."""
+        below = (f"{key}.", f"{key}[")
+        return any(k == key or k.startswith(below) for k in (*self._failed, *(f.key for f in self._faults)))
+
+    def _attempt(
+        self, key: str, make: Callable[[], T], node: Plain | None = None, prefix: str = ""
+    ) -> T | None:
+        """Make a part, unless it has faults already; a failure becomes a fault where its message says, or at `key`."""
+        if self._faulty(key):
+            return None
+        try:
+            return make()
+        except Exception as error:  # a part may be the user's own code, which raises what it likes
+            # Hydra wraps what a constructor raised
+            cause = (error.__cause__ or error) if isinstance(error, HydraException) else error
+            said = str(cause) if isinstance(cause, ValueError | TypeError | OSError | RuntimeError) else ""
+            text = said or f"{type(cause).__name__}: {cause}"
+            self._faults += [self._placed(line, key, node or {}, prefix) for line in _statements(text)]
+            self._failed.add(key)
+            self._cause = self._cause or cause
+        return None
+
+    def _placed(self, line: str, key: str, node: Plain, prefix: str) -> Fault:
+        """'rank: came 0' speaks of its own key; other messages belong to `key`."""
+        speaks = re.match(r"([\w.]+)([\w.\[\]]*)( \([^()]*\))?: (.*)", line)
+        if speaks:
+            named, rest, aside, text = speaks.groups()
+            top, text = named.partition(".")[0], f"{text}{aside or ''}"
+            if prefix and top in node:
+                return Fault(f"{prefix}{named}{rest}", text)
+            if top in node and key != "train":
+                return Fault(f"{key}.{named}{rest}", text)
+            if top in self._config:
+                return Fault(f"{named}{rest}", text)
+        architecture = re.match(r"\w+: (\w+) must be ", line)
+        if architecture and architecture[1] in node:
+            return Fault(f"{key}.{architecture[1]}", line)
+        return Fault(key, line)
+
+
+def as_it_is(key: str, *, literal: bool = False) -> str:
+    """The origin of keys where nothing is known of interpolations."""
+    return key
+
+
+def _statements(text: str) -> list[str]:
+    """Lines of a message; one that does not begin with a key goes on with the line before."""
+    found: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if found and not re.match(r"[\w.\[\]]+: ", line):
+            found[-1] += f" {line}"
+        else:
+            found.append(line)
+    return found or [text]
+
+
+def with_shape(node: Plain, num_classes: int, input_shape: Sequence[int]) -> dict[str, Any]:
+    """A node of a model or of data with what only the loaded data could tell."""
+    known = {"num_classes": num_classes, "input_shape": list(input_shape)}
+    return {**node, **{k: v for k, v in known.items() if k in node and node[k] is None}}
+
+
+def model_of(node: Plain, seed: int) -> nn.Module:
+    """The model that a node describes, with its weights where it names some."""
+    options = {k: v for k, v in node.items() if k not in ("_target_", "weights")}
+    model = build_model(node["_target_"], options, seed=seed)
+    if node.get("weights"):
+        load_weights(model, Path(node["weights"]))
+    return model
+
+
+def _misfits(
+    role: str, node: Plain, model: nn.Module, example: torch.Tensor, num_classes: int
+) -> Iterator[Fault]:
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(example)
+    except Exception as error:  # a model may be the user's own code
+        text = str(error).partition("\n")[0]
+        yield Fault(
+            role, f"does not take inputs of shape {list(example.shape[1:])}, as data has them: {text}"
+        )
+        return
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(example):
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        yield Fault(role, f"returns {shape} for 2 samples; expected logits [2, {num_classes}]")
+    elif logits.shape[1] != num_classes:
+        key = f"{role}.num_classes" if "num_classes" in node else role
+        yield Fault(key, f"came {logits.shape[1]} classes; allowed: {num_classes}, as many as the data has")

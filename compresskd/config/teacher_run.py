@@ -1,0 +1,60 @@
+"""The ordinary run that trains a teacher once, and the key under which later runs find it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from compresskd.config.origin import resolve
+from compresskd.config.parts import model_of
+from compresskd.config.schema import conf_dir
+from compresskd.data.base import Data
+from compresskd.experiment import Experiment
+from compresskd.teacher import Teacher
+
+Plain = dict[str, Any]
+# What determines a trained teacher, beside the data.
+_DETERMINING = ("student", "strategy", "optimizer", "scheduler", "train", "epochs", "seed", "precision")
+
+
+def teacher_of(config: Plain, data: Data, build: Callable[[Plain], Experiment]) -> Teacher:
+    """The teacher of a resolved configuration; `build` makes the experiment that trains it."""
+    node = config["teacher"]
+    make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
+    if node.get("weights"):
+        return Teacher(make, weights=Path(node["weights"]))
+    own = _own_config(config)
+    key = _key(own, data)
+    name = node["_target_"].rpartition(".")[2].lower()
+    return Teacher(
+        make,
+        experiment=build(own),
+        directory=Path(config["outputs_dir"]) / "teachers" / f"{name}_{key}",
+        key=key,
+        trust=(node["_target_"].partition(".")[0],),
+    )
+
+
+def _own_config(config: Plain) -> Plain:
+    """The teacher is the student of its own run, trained alone."""
+    fit = config["teacher_fit"]
+    own = {k: v for k, v in config.items() if k != "teacher_fit"}
+    own |= {"student": config["teacher"], "strategy": OmegaConf.load(conf_dir() / "strategy" / "train.yaml")}
+    own |= {k: fit[k] for k in ("epochs", "seed", "optimizer", "scheduler", "train")}
+    return {**resolve(OmegaConf.create(own)), "teacher_fit": fit}
+
+
+def _key(config: Plain, data: Data) -> str:
+    # how often a checkpoint is written changes no weight
+    train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
+    determined: Mapping[str, Any] = {k: config[k] for k in _DETERMINING} | {
+        "train": train,
+        "data": data.fingerprint,
+    }
+    return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]

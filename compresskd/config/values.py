@@ -1,0 +1,88 @@
+"""Values of the top level, and names that become files: what is judged before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from compresskd.config.faults import Fault
+from compresskd.training.precision import check_precision
+
+LARGEST_SEED = 2**63 - 1
+_NAME = re.compile(r"\w[\w.-]*")
+# Names of other arrays in predictions.npz, beside one for each stage.
+_TAKEN = ("teacher", "targets")
+
+
+def value_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """Faults of the scalars, of the teacher's training and of the names of strategy and stages."""
+    for key, least in (("rank", 1), ("epochs", 0)):
+        if config[key] < least:
+            yield Fault(key, f"came {config[key]}; allowed: {least} or more")
+    yield from _seed("seed", config["seed"])
+    if config["bits"] is not None:
+        yield Fault("bits", f"came {config['bits']}; quantization is not there yet: leave bits=null")
+    yield from _teacher_fit(config["teacher_fit"])
+    yield from _strategy(config["strategy"])
+
+
+def device_of(name: str, precision: str) -> torch.device:
+    """The device that `name` stands for. Raises ValueError where this machine does not have it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (index.isdigit() or name == kind):
+        raise ValueError(f"device: came {name}; allowed: auto, cpu, cuda, cuda:N, mps")
+    num_there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if int(index or 0) >= num_there[kind]:
+        here = ", ".join(["auto", *(_range(k, count) for k, count in num_there.items() if count)])
+        raise ValueError(f"device: came {name}, which this machine does not have; here: {here}")
+    device = torch.device(name)
+    if precision in ("bf16", "fp16"):  # unknown ones are named by the recipe
+        check_precision(precision, device)
+    return device
+
+
+def _range(kind: str, count: int) -> str:
+    return kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+
+
+def _seed(key: str, value: Any) -> Iterator[Fault]:
+    if not _whole(value, 0) or value > LARGEST_SEED:
+        yield Fault(key, f"came {value!r}; allowed: 0 to {LARGEST_SEED}")
+
+
+def _teacher_fit(node: Mapping[str, Any]) -> Iterator[Fault]:
+    if not _whole(node.get("epochs"), 0):
+        yield Fault("teacher_fit.epochs", f"came {node.get('epochs')!r}; allowed: 0 or more")
+    yield from _seed("teacher_fit.seed", node.get("seed"))
+
+
+def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
+    name, stages = node.get("name"), node.get("stages")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        yield Fault("strategy.name", f"came {name!r}; allowed: letters, digits and _ . - (it names folders)")
+    if not isinstance(stages, Mapping):
+        yield Fault(
+            "strategy.stages", f"came {stages!r}; write the stages by name: {{distill: {{...}}, ...}}"
+        )
+        return
+    for stage in stages:
+        key = f"strategy.stages.{stage}"
+        if not _NAME.fullmatch(str(stage)):
+            yield Fault(key, "the name of a stage is that of a folder: letters, digits and _ . -")
+        elif stage in _TAKEN:
+            yield Fault(
+                key, f"{' and '.join(_TAKEN)} are no names for stages: predictions.npz has them already"
+            )
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
