@@ -114,38 +114,46 @@ class Split:
 
         Without `epoch`: every sample in order, no augmentation (evaluation). With it: a permutation and an
         augmentation that are a pure function of (seed, epoch), the last batch left out if it has one sample.
+        With `view` in place of `epoch`: every sample in order, as the epochs of that view and seed show it.
         `start` skips that many batches at no cost and yields exactly what would have come after them.
-        With `view`, in place of `epoch`: every sample in order, as the training epochs of that view show it.
 
-        Raises ValueError for batch_size < 1, epoch < 0 and for a start outside 0..num_batches.
+        Raises ValueError for batch_size < 1, epoch < 0, a view that is none of `num_views`, and a start outside
+        0..num_batches.
         """
         num_batches = self.num_batches(batch_size, training=epoch is not None)
         if not 0 <= start <= num_batches:
             raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
         steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
+        return self._iterate(steps, *self._plan(epoch, seed, view))
+
+    def _plan(self, epoch: int | None, seed: int, view: int | None) -> tuple[Tensor, int, Tensor | None]:
+        """Order, view and draws of one pass."""
         if epoch is None:
-            if view is not None and self.augmentation is not None:
-                order = torch.arange(len(self))
-                return self._iterate(order, steps, view=view, draws=self._draws(seed, view))
-            # Plain pixels are no member of a bank of augmented views.
-            return self._iterate(torch.arange(len(self)), steps, view=0 if self.num_views == 1 else -1)
-        if epoch < 0:
-            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
-        order = torch.randperm(len(self), generator=generator("order", seed, epoch))
+            order = torch.arange(len(self))
+            if view is None:
+                # Plain pixels are no member of a bank of augmented views.
+                return order, 0 if self.augmentation is None else -1, None
+            if self.num_views is None or not 0 <= view < self.num_views:
+                raise ValueError(
+                    f"view: expected one of the {self.num_views or 0} fixed views of {self.name}, got {view}"
+                )
+        else:
+            if epoch < 0:
+                raise ValueError(f"epoch: expected 0 or more, got {epoch}")
+            if view is not None:
+                raise ValueError(f"view: expected none beside epoch {epoch}, which has its own, got {view}")
+            order = torch.randperm(len(self), generator=generator("order", seed, epoch))
+            view = -1 if self.num_views is None else epoch % self.num_views
         if self.augmentation is None:
-            return self._iterate(order, steps, view=0)
-        view = -1 if self.num_views is None else epoch % self.num_views
-        return self._iterate(order, steps, view=view, draws=self._draws(seed, epoch if view < 0 else view))
+            return order, 0, None
+        shown = view if view >= 0 or epoch is None else epoch
+        # One row of draws per sample of the split, so that a view does not depend on the batch it stands in.
+        draws = torch.rand(
+            len(self), self.augmentation.num_draws, generator=generator("augmentation", seed, shown)
+        )
+        return order, view, draws.to(self.device)
 
-    def _draws(self, seed: int, view: int) -> Tensor:
-        """One row of draws per sample of the split, so that a view does not depend on the batch it stands in."""
-        assert self.augmentation is not None
-        generated = generator("augmentation", seed, view)
-        return torch.rand(len(self), self.augmentation.num_draws, generator=generated).to(self.device)
-
-    def _iterate(
-        self, order: Tensor, steps: list[slice], *, view: int, draws: Tensor | None = None
-    ) -> Iterator[Batch]:
+    def _iterate(self, steps: list[slice], order: Tensor, view: int, draws: Tensor | None) -> Iterator[Batch]:
         rows = self.rows[order.to(self.rows.device)]
         order = order.to(self.device)
         stored = self._gather([rows[step] for step in steps])

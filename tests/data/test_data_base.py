@@ -130,6 +130,20 @@ def test_a_bank_shows_the_same_pixels_whatever_the_batch():
     assert torch.equal(by_sample(split.batches(6, epoch=0, seed=1))[3], first[3]) is False
 
 
+def test_one_view_of_a_bank_in_order():
+    split = make_split(13, augmentation=CROP_FLIP, bank=3)
+    shown = by_sample(split.batches(6, epoch=5, seed=1))
+    batches = list(split.batches(4, view=2, seed=1))
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(13))
+    assert {batch.view for batch in batches} == {2}
+    in_order = by_sample(batches)
+    assert all(torch.equal(inputs, in_order[sample]) for sample, inputs in shown.items())
+    plain = make_split(13)
+    assert_equal_batches(plain.batches(4, view=0), plain.batches(4))
+    one = make_split(13, augmentation=CROP_FLIP, bank=1)
+    assert {batch.view for batch in one.batches(4)} == {-1}
+
+
 def test_without_a_bank_every_epoch_is_fresh_and_no_view_is_to_be_kept():
     split = make_split(20, augmentation=CROP_FLIP)
     assert split.num_views is None
@@ -176,3 +190,14 @@ def test_a_streamed_split_may_be_left_in_the_middle_of_a_pass():
 def test_impossible_arguments_are_refused_before_the_first_batch(options, words):
     with pytest.raises(ValueError, match=words):
         make_split(11).batches(**options)
+
+
+def test_views_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="one of the 1 fixed views of train, got 1"):
+        make_split(9).batches(4, view=1)
+    with pytest.raises(ValueError, match="one of the 3 fixed views of train, got 3"):
+        make_split(9, augmentation=CROP_FLIP, bank=3).batches(4, view=3)
+    with pytest.raises(ValueError, match="one of the 0 fixed views of train, got 0"):
+        make_split(9, augmentation=CROP_FLIP).batches(4, view=0)
+    with pytest.raises(ValueError, match="view: expected none beside epoch 0, which has its own, got 0"):
+        make_split(9).batches(4, epoch=0, view=0)
