@@ -1,9 +1,29 @@
-"""Tensor-train layers, and the decompositions that make them out of dense ones."""
+"""Tensor-train layers, the decompositions that make them out of dense ones, and the plans by which they run."""
 
 from compresskd.tt.conv import TTConv2d
-from compresskd.tt.factorize import factorize
+from compresskd.tt.cp import CPConv2d, CPLinear
+from compresskd.tt.embedding import TTEmbedding
+from compresskd.tt.factorize import candidates, error_curve, factorize
 from compresskd.tt.linear import TTLinear
+from compresskd.tt.modes import Modes
+from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
+from compresskd.tt.tucker import TuckerLinear
 
-__all__ = ["Skipped", "TTConv2d", "TTLinear", "factorize", "from_structure"]
+__all__ = [
+    "CPConv2d",
+    "CPLinear",
+    "Candidate",
+    "CurvePoint",
+    "Modes",
+    "Skipped",
+    "TTConv2d",
+    "TTEmbedding",
+    "TTLinear",
+    "TuckerLinear",
+    "candidates",
+    "error_curve",
+    "factorize",
+    "from_structure",
+]

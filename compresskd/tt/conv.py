@@ -1,9 +1,10 @@
 """A two-dimensional convolution whose kernel is a tensor train, run as a chain of native convolutions.
 
-The kernel [O, I, kh, kw] is read as the matrix [O, I kh kw]; the sequence (I, kh, kw, O) is cut into
-consecutive stages. A stage with kernel (a, b) is one native convolution from r_{k-1} (the first: I) to r_k
-(the last: O) channels, and core k is [r_{k-1}, m_k, n_k, r_k] with m_k = O in the last stage, else 1, and
-n_k = a b, times I in the first stage. Stages ((1, 1), (3, 3), (1, 1)) are the Tucker-2 form of Kim et al., ICLR 2016, in TT format.
+The kernel [O, I, kh, kw] is read as the matrix [O, I kh kw]; the sequence (I, kh, kw, O) is cut into consecutive
+stages. A stage with kernel (a, b) is one native convolution from r_{k-1} (the first: I) to r_k (the last: O)
+channels, and core k is [r_{k-1}, m_k, n_k, r_k] with m_k = O in the last stage, else 1, and n_k = a b, times I in
+the first stage. Stages ((1, 1), (kh, kw), (1, 1)) are the Tucker-2 form of Kim et al., ICLR 2016; ((kh, 1), (1, kw))
+that of Jaderberg et al., BMVC 2014; ((kh, kw), (1, 1)) is the low-rank SVD.
 """
 
 import math
@@ -12,24 +13,28 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compresskd.tt.cores import clip_ranks, core_shapes, to_matrix
+from compresskd.tt.convolution import Geometry, chain_is_faster, chain_macs, run_stages
+from compresskd.tt.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores, to_matrix
+from compresskd.tt.decompose import tt_svd
+from compresskd.tt.modes import Pair, stage_modes
+from compresskd.tt.prepared import Prepared
+from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
-Pair = tuple[int, int]
-
-
-def stage_dims(stages: Sequence[Pair], in_channels: int, out_channels: int) -> tuple[list[int], list[int]]:
-    """Input and output modes of the cores of these stages."""
-    input_dims = [a * b for a, b in stages]
-    input_dims[0] *= in_channels
-    return input_dims, [1] * (len(stages) - 1) + [out_channels]
+TRAINING_MARGIN = 0.8
 
 
 class TTConv2d(nn.Module):
     """A convolution [B, I, H, W] to [B, O, H', W'] as a chain of stages, with nn.Conv2d's options but `groups`.
 
-    `tt_rank` caps every bond; ranks are clipped to what the unfoldings support.
+    `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
+    In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
+    inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
+    changes: `inference_bytes` says how much that takes. Changes through `core.data` are not seen; call
+    `clear_prepared()` after them.
+
+    Raises:
+        ValueError: `groups` is not 1, or the stages do not make a kernel.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class TTConv2d(nn.Module):
         stages: Sequence[Pair],
         tt_rank: int,
         *,
+        ranks: Sequence[int] | None = None,
         stride: int | Pair = 1,
         padding: int | Pair | str = 0,
         dilation: int | Pair = 1,
@@ -53,63 +59,91 @@ class TTConv2d(nn.Module):
             raise ValueError(
                 f"TTConv2d has no form for groups={groups}: expected groups=1; leave such layers dense"
             )
+        if tt_rank < 1:
+            raise ValueError(f"expected tt_rank >= 1, got {tt_rank}")
         self.stages = tuple((a, b) for a, b in stages)
-        kernel_size = (math.prod(a for a, _ in self.stages), math.prod(b for _, b in self.stages))
-        # nn.Conv2d checks and normalises the geometry; on the meta device it costs nothing.
-        reference = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            padding_mode=padding_mode,
-            device="meta",
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.geometry = Geometry.of(self.stages, stride, padding, dilation, padding_mode)
+        modes = stage_modes(self.stages, in_channels, out_channels)
+        self.input_dims, self.output_dims = modes.input_dims, modes.output_dims
+        wanted = [tt_rank] * (len(self.stages) - 1) if ranks is None else ranks
+        shapes = core_shapes(
+            self.input_dims, self.output_dims, clip_ranks(wanted, self.input_dims, self.output_dims)
         )
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.stride: Pair = reference.stride  # pyright: ignore[reportAttributeAccessIssue]
-        self.padding: Pair | str = reference.padding  # pyright: ignore[reportAttributeAccessIssue]
-        self.dilation: Pair = reference.dilation  # pyright: ignore[reportAttributeAccessIssue]
-        self.padding_mode = padding_mode
-        self._pads: list[int] = reference._reversed_padding_repeated_twice
-        self.input_dims, self.output_dims = stage_dims(self.stages, in_channels, out_channels)
-        ranks = clip_ranks([tt_rank] * (len(self.stages) - 1), self.input_dims, self.output_dims)
-        shapes = core_shapes(self.input_dims, self.output_dims, ranks)
         self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self._prepared = Prepared()
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fresh cores that keep the variance of the input: core entries have variance 1 / (n_k r_{k-1})."""
+    def reset_parameters(self, *, gain: float = 1.0) -> None:
+        """Fresh cores: for inputs of variance 1 the outputs, away from the borders, have variance gain^2."""
         with torch.no_grad():
             for core in self.cores:
-                core.normal_(std=(core.shape[2] * core.shape[0]) ** -0.5)
+                core.normal_(std=(core.shape[0] * core.shape[2]) ** -0.5)
+            self.cores[0].mul_(gain)
             if self.bias is not None:
-                bound = (self.in_channels * math.prod(self.kernel_size)) ** -0.5
+                bound = math.prod(self.input_dims) ** -0.5
                 self.bias.uniform_(-bound, bound)
 
     @classmethod
-    def from_cores(cls, cores: Sequence[Tensor], convolution: nn.Conv2d, stages: Sequence[Pair]) -> Self:
-        """The layer that holds these cores, with the geometry and a copy of the bias of `convolution`."""
-        bias = convolution.bias
+    def from_dense(
+        cls,
+        convolution: nn.Conv2d,
+        stages: Sequence[Pair],
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        input_covariance: Tensor | None = None,
+    ) -> Self:
+        """TT-SVD of the kernel in these stages, balanced; all ranks full where neither wish is given.
+
+        `input_covariance` E[p p^T] of the unfolded patches [I kh kw, I kh kw] (F.unfold's order), with `ranks`,
+        makes the error of the output count.
+        """
+        weight = convolution.weight.detach().flatten(1)
+        modes = stage_modes(stages, convolution.in_channels, convolution.out_channels)
+        if input_covariance is None:
+            cores = tt_svd(
+                weight, modes.input_dims, modes.output_dims, ranks=ranks, tolerance=tolerance
+            ).cores
+        elif ranks is None:
+            raise ValueError("expected ranks together with input_covariance; factorize() takes other wishes")
+        else:
+            covariance = check_covariance(input_covariance, weight.shape[1])
+            cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance).cores
+        return cls.from_cores(balance(cores), convolution, stages)
+
+    @classmethod
+    def from_cores(
+        cls, cores: Sequence[Tensor], like: "nn.Conv2d | TTConv2d", stages: Sequence[Pair]
+    ) -> Self:
+        """The layer that holds copies of these cores, with the geometry and a copy of the bias of `like`."""
+        bias = like.bias
         layer = cls(
-            convolution.in_channels,
-            convolution.out_channels,
+            like.in_channels,
+            like.out_channels,
             stages,
             1,
-            stride=convolution.stride,  # pyright: ignore[reportArgumentType]
-            padding=convolution.padding,  # pyright: ignore[reportArgumentType]
-            dilation=convolution.dilation,  # pyright: ignore[reportArgumentType]
-            groups=convolution.groups,
+            stride=like.stride,  # pyright: ignore[reportArgumentType]
+            padding=like.padding,  # pyright: ignore[reportArgumentType]
+            dilation=like.dilation,  # pyright: ignore[reportArgumentType]
+            groups=like.groups if isinstance(like, nn.Conv2d) else 1,
             bias=bias is not None,
-            padding_mode=convolution.padding_mode,
+            padding_mode=like.padding_mode,
+            device="meta",
         )
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> Self:
+    def from_structure(
+        cls,
+        structure: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
         """The layer of that structure with all parameters zero."""
         padding = structure["padding"]
         layer = cls(
@@ -122,11 +156,12 @@ class TTConv2d(nn.Module):
             dilation=tuple(structure["dilation"]),
             bias=structure["bias"],
             padding_mode=structure["padding_mode"],
+            device="meta",
         )
         shapes = core_shapes(layer.input_dims, layer.output_dims, structure["ranks"])
-        layer.cores = nn.ParameterList([torch.zeros(shape) for shape in shapes])
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+        layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
+        if structure["bias"]:
+            layer.bias = nn.Parameter(torch.zeros(layer.out_channels, device=device, dtype=dtype))
         return layer
 
     def structure(self) -> dict[str, Any]:
@@ -145,6 +180,31 @@ class TTConv2d(nn.Module):
         }
 
     @property
+    def kernel_size(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.kernel_size
+
+    @property
+    def stride(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> Pair | str:
+        """As nn.Conv2d's."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.dilation
+
+    @property
+    def padding_mode(self) -> str:
+        """As nn.Conv2d's."""
+        return self.geometry.padding_mode
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """The inner bonds, one fewer than stages."""
         return tuple(core.shape[0] for core in list(self.cores)[1:])
@@ -160,12 +220,32 @@ class TTConv2d(nn.Module):
         weight = self.out_channels * self.in_channels * math.prod(self.kernel_size)
         return weight + (0 if self.bias is None else self.out_channels)
 
+    @property
+    def inference_bytes(self) -> int:
+        """Memory that inference keeps beyond the parameters: the stages' kernels or the folded kernel."""
+        return self._prepared.num_bytes
+
     def to_dense(self) -> Tensor:
         """The kernel [O, I, kh, kw], differentiable."""
         return to_matrix(list(self.cores)).reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
+    def round(self, *, ranks: Sequence[int] | None = None, tolerance: float | None = None) -> Self:
+        """A layer of fewer ranks for nearly the same kernel, without the dense one: see `round_cores`."""
+        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
+
+    def orthogonalize(self, center: int = 0) -> Self:
+        """The same kernel with cores left of `center` left-orthogonal and those right of it right-orthogonal."""
+        return self._with(orthogonalize([core.detach() for core in self.cores], center))
+
+    def balance(self) -> Self:
+        """The same kernel with each bond's singular values shared evenly: see `balance`."""
+        return self._with(balance(list(self.cores)))
+
+    def _with(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self, self.stages).train(self.training)
+
     def stage_weights(self) -> list[Tensor]:
-        """The kernel [out, in, a, b] of every stage."""
+        """The kernel [out, in, a, b] of every stage, differentiable."""
         weights = []
         for k, (core, (a, b)) in enumerate(zip(self.cores, self.stages, strict=True)):
             r, m, _, s = core.shape
@@ -176,37 +256,66 @@ class TTConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, I, H, W] or [I, H, W] to [B, O, H', W'] or [O, H', W']."""
-        x, padding = self._padded(input)
-        weights = self.stage_weights()
-        for k, (weight, (a, b)) in enumerate(zip(weights, self.stages, strict=True)):
-            x = F.conv2d(
-                x,
-                weight,
-                self.bias if k == len(weights) - 1 else None,
-                stride=(
-                    self.stride[0] if self._carries(0, k) else 1,
-                    self.stride[1] if self._carries(1, k) else 1,
-                ),
-                padding=(padding[0] if a > 1 else 0, padding[1] if b > 1 else 0),
-                dilation=(self.dilation[0] if a > 1 else 1, self.dilation[1] if b > 1 else 1),
-            )
-        return x
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return self._chain(input, self.stage_weights(), self.bias)
+        cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
+        tensors = (input, *cores) if self.bias is None else (input, *cores, self.bias)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            if chain_macs(cores, self.stages, self.geometry, input) < TRAINING_MARGIN:
+                return self._chain(input, self.stage_weights(), self.bias)
+            return self._folded(input, self.to_dense(), self.bias)
+        return self._infer(input, tensors[1:], cores)
 
-    def _carries(self, axis: int, stage: int) -> bool:
-        """Whether the stride of this axis is taken in this stage: where its kernel is, else in the first."""
-        holders = [k for k, kernel in enumerate(self.stages) if kernel[axis] > 1]
-        return stage == (holders[0] if holders else 0)
+    def _infer(self, x: Tensor, sources: Sequence[Tensor], cores: Sequence[Tensor]) -> Tensor:
+        autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else cores[0].dtype
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        name = (tuple(x.shape), dtype, last, torch.get_num_threads())
+        held = self._prepared.get(sources, name)
+        if held is None:
+            held = self._prepared.put(name, self._prepare, x, dtype, last)
+        run, weights, bias = held
+        return run(x, weights, bias)
 
-    def _padded(self, input: Tensor) -> tuple[Tensor, Pair]:
-        """The input, padded here where a stage's own zero padding cannot do it, and what is left to pad."""
-        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        only_in_kernels = plain and all(
-            pad == 0 or size > 1 for pad, size in zip(self.padding, self.kernel_size, strict=True)
+    def _prepare(self, x: Tensor, dtype: torch.dtype, last: bool) -> tuple[Any, ...]:
+        layout = torch.channels_last if last else torch.contiguous_format
+        dense = self._kept("kernel", dtype, layout, lambda: [self.to_dense().detach()])[0]
+        stages = self._kept("stages", dtype, layout, lambda: [w.detach() for w in self.stage_weights()])
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        chain = chain_macs(list(self.cores), self.stages, self.geometry, x) < 1.0 and chain_is_faster(
+            x.to(dtype) if x.is_floating_point() else x, stages, dense, self.stages, self.geometry
         )
-        if only_in_kernels:
-            return input, (self._pads[2], self._pads[0])
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(input, self._pads, mode=mode), (0, 0)
+        if chain:
+            return self._chain, stages, bias
+        return self._folded, dense, bias
+
+    def _kept(self, name: str, dtype: torch.dtype, layout: torch.memory_format, make: Any) -> list[Tensor]:
+        """The tensors of `make` in this dtype and layout, shared by all input sizes."""
+        key = (name, dtype, layout)
+        held = self._prepared.peek(key)
+        if held is None:
+            held = self._prepared.put(key, lambda: [t.to(dtype).clone(memory_format=layout) for t in make()])
+        return held
+
+    def _chain(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        return run_stages(x, weights, bias, self.stages, self.geometry)
+
+    def _folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return run_stages(x, [weight], bias, [self.kernel_size], self.geometry)
+
+    def clear_prepared(self) -> None:
+        """Forget what inference keeps."""
+        self._prepared.clear()
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's; what inference keeps is dropped on the way to training."""
+        if mode:
+            self._prepared.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._prepared.clear()
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Geometry, stages, ranks, parameters against dense."""

@@ -1,62 +1,298 @@
 """The one front door: a dense layer and a wish for its size to a factorized layer, or why it stays dense."""
 
-from torch import nn
+import math
+from collections.abc import Callable, Sequence
 
-from compresskd.tt.conv import TTConv2d, stage_dims
-from compresskd.tt.cores import clip_ranks, num_parameters
-from compresskd.tt.decompose import tt_svd
+import torch
+from torch import Tensor, nn
+
+from compresskd.tt.conv import TTConv2d
+from compresskd.tt.cores import balance
+from compresskd.tt.cp import cp_conv, cp_linear
+from compresskd.tt.embedding import TTEmbedding
 from compresskd.tt.linear import TTLinear
+from compresskd.tt.modes import Modes, conv_modes, linear_modes, nearest_factors, stage_modes, svd_modes
+from compresskd.tt.ranks import Wish
+from compresskd.tt.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.skipped import Skipped
+from compresskd.tt.tucker import tucker2_cores, tucker_linear
+from compresskd.tt.whitening import check_covariance
+
+METHODS = ("tensor_train", "svd", "tucker", "cp")
+
+Dense = nn.Linear | nn.Conv2d | nn.Embedding
+ModeChoice = Modes | Sequence[Sequence[int]]
 
 
-def factorize(module: nn.Module, *, rank: int) -> nn.Module | Skipped:
-    """The layer in tensor-train format with every bond at most `rank`, or why it stays dense.
+def factorize(
+    module: nn.Module,
+    *,
+    rank: int | None = None,
+    ranks: Sequence[int] | None = None,
+    tolerance: float | None = None,
+    energy: float | None = None,
+    num_parameters: int | None = None,
+    method: str = "tensor_train",
+    input_covariance: Tensor | None = None,
+    modes: ModeChoice | None = None,
+    num_cores: int | None = None,
+) -> nn.Module | Skipped:
+    """The layer factorized by `method` to exactly one wish, in the mode of training of `module`.
+
+    Args:
+        module: nn.Linear, nn.Conv2d or nn.Embedding.
+        rank: a cap on every bond. Among modes, the one that does best against the low-rank SVD of as many parameters.
+        ranks: one cap for each bond, together with `modes`.
+        tolerance: relative error of the weight, or of the output where `input_covariance` is given.
+        energy: share of the squared norm kept; the same as tolerance = sqrt(1 - energy).
+        num_parameters: a budget for the cores; the bias is not counted.
+        method: "tensor_train" (searches the modes, the low-rank SVD among them), "svd", "tucker" or "cp".
+        input_covariance: E[x x^T] over the layer's inputs, [in_features, in_features]; for a convolution of the
+            unfolded patches [I kh kw, I kh kw] (F.unfold's order) or of the channels [I, I]. The error that counts
+            is then that of the layer's output.
+        modes: instead of the search; (input_dims, output_dims) for a linear layer, (embedding_dims,
+            vocabulary_dims) for an embedding, the stages' kernels such as ((1, 1), (3, 3), (1, 1)) for a convolution.
+        num_cores: restricts the search.
 
     Raises:
-        TypeError: `module` is of a type that has no factorized form.
-        ValueError: `rank` is below 1, or the weight is not finite.
+        TypeError: `module` has no factorized form at all.
+        ValueError: no wish or several, values out of range, weights not finite, modes that do not fit.
     """
-    if rank < 1:
-        raise ValueError(f"expected rank >= 1, got {rank}")
-    if isinstance(module, nn.Linear):
-        return _linear(module, rank)
-    if isinstance(module, nn.Conv2d):
-        return _conv(module, rank)
-    raise TypeError(f"expected nn.Linear or nn.Conv2d, got {type(module).__name__}")
+    wish = Wish(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
+    if method not in METHODS:
+        raise ValueError(f"expected method to be one of {', '.join(METHODS)}; got {method!r}")
+    refusal = _refusal(module)
+    if refusal is not None:
+        return refusal
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    if method in ("tucker", "cp"):
+        if input_covariance is not None or num_cores is not None or wish.ranks is not None:
+            raise ValueError(
+                f"method {method!r} takes no input_covariance, num_cores or ranks: use tensor_train or svd"
+            )
+        built = _by_rank(module, wish, method, modes)
+    else:
+        found = _search(module, wish, method, input_covariance, modes, num_cores)
+        best = found[0]
+        built = (
+            _break_even(best.num_parameters, max(best.ranks, default=1), module.weight.numel())
+            if best.decomposition is None
+            else _build(module, best)
+        )
+    return built.train(module.training) if isinstance(built, nn.Module) else built
 
 
-def _check_finite(module: nn.Linear | nn.Conv2d) -> None:
+def candidates(
+    module: nn.Module,
+    *,
+    rank: int | None = None,
+    tolerance: float | None = None,
+    energy: float | None = None,
+    num_parameters: int | None = None,
+    input_covariance: Tensor | None = None,
+    num_cores: int | None = None,
+) -> list[Candidate]:
+    """What `factorize` chooses from, the best first, each with its modes, ranks, parameters and error."""
+    wish = Wish(rank, None, tolerance, energy, num_parameters)
+    refusal = _refusal(module)
+    if refusal is not None:
+        raise ValueError(f"expected a layer that has a factorized form: {refusal.reason}")
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    return _search(module, wish, "tensor_train", input_covariance, None, num_cores)
+
+
+def error_curve(
+    module: nn.Module,
+    *,
+    method: str = "tensor_train",
+    input_covariance: Tensor | None = None,
+    modes: ModeChoice | None = None,
+    num_cores: int | None = None,
+    max_points: int = 64,
+) -> list[CurvePoint]:
+    """The sizes that a layer can have, by rising parameters and falling error, convex: for an allocator over layers.
+
+    `factorize(module, ranks=point.ranks, modes=point.modes)` realises a point; the error reached is at most the
+    point's, which is a bound from the spectra of the unfoldings. Empty where no form is smaller than dense.
+
+    Raises:
+        ValueError: `method` is neither "tensor_train" nor "svd", or weights are not finite.
+    """
+    if method not in ("tensor_train", "svd"):
+        raise ValueError(f"expected method tensor_train or svd, got {method!r}")
+    if _refusal(module) is not None:
+        return []
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    weight, options = module.weight.detach().flatten(1), _modes(module, method, modes, num_cores)
+    return curve(weight, options, covariance=_covariance(module, input_covariance), max_points=max_points)
+
+
+def _refusal(module: nn.Module) -> Skipped | None:
+    """Why a layer of a known type has no form; raises where the type is unknown or the weights are broken."""
+    if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+        raise TypeError(f"expected nn.Linear, nn.Conv2d or nn.Embedding, got {type(module).__name__}")
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return Skipped(f"groups={module.groups}: no factorized form of a grouped convolution")
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+        return Skipped("max_norm and scale_grad_by_freq: rows computed from cores do not support them")
     if not bool(module.weight.isfinite().all()):
         raise ValueError("expected finite weights, got NaN or infinity: check the checkpoint or the training")
+    return None
 
 
-def _break_even(count: int, ranks: tuple[int, ...], dense: int) -> Skipped:
-    return Skipped(f"break-even: {count} parameters at rank {max(ranks)}, {dense} dense")
+def _break_even(count: int, rank: int, dense: int) -> Skipped:
+    return Skipped(f"break-even: {count} parameters at rank {rank}, {dense} dense")
 
 
-def _linear(module: nn.Linear, rank: int) -> nn.Module | Skipped:
-    _check_finite(module)
-    input_dims, output_dims = (1, module.in_features), (module.out_features, 1)
-    ranks = clip_ranks([rank], input_dims, output_dims)
-    count = num_parameters(input_dims, output_dims, ranks)
-    if count >= module.weight.numel():
-        return _break_even(count, ranks, module.weight.numel())
-    cores = tt_svd(module.weight, input_dims, output_dims, ranks)
-    return TTLinear.from_cores(
-        cores, module.bias, in_features=module.in_features, out_features=module.out_features
+def _search(
+    module: Dense,
+    wish: Wish,
+    method: str,
+    input_covariance: Tensor | None,
+    modes: ModeChoice | None,
+    num_cores: int | None,
+) -> list[Candidate]:
+    options = _modes(module, method, modes, num_cores)
+    if wish.ranks is not None and len(options) != 1:
+        raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
+    weight = module.weight.detach().flatten(1)
+    return search(weight, options, wish, covariance=_covariance(module, input_covariance))
+
+
+def _modes(module: Dense, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:
+    if isinstance(modes, Modes):
+        return [modes]
+    if isinstance(module, nn.Conv2d):
+        return _conv_modes(module, method, modes, num_cores)
+    num_outputs, num_inputs = module.weight.shape
+    if modes is not None:
+        input_dims, output_dims = modes
+        return [Modes(tuple(input_dims), tuple(output_dims))]
+    if method == "svd":
+        return [svd_modes(num_inputs, num_outputs)]
+    return linear_modes(num_inputs, num_outputs, num_cores=num_cores)
+
+
+def _conv_modes(
+    module: nn.Conv2d, method: str, stages: Sequence[Sequence[int]] | None, num_cores: int | None
+) -> list[Modes]:
+    kernel = (module.kernel_size[0], module.kernel_size[1])
+    if stages is None and method == "svd":
+        stages = (kernel, (1, 1))
+    if stages is None:
+        return conv_modes(module.in_channels, module.out_channels, kernel, num_cores=num_cores)
+    pairs = [(stage[0], stage[1]) for stage in stages]
+    if math.prod(a for a, _ in pairs) != kernel[0] or math.prod(b for _, b in pairs) != kernel[1]:
+        raise ValueError(f"expected stages that make a {kernel[0]}x{kernel[1]} kernel, got {pairs}")
+    return [stage_modes(pairs, module.in_channels, module.out_channels)]
+
+
+def _covariance(module: Dense, given: Tensor | None) -> Tensor | None:
+    if given is None:
+        return None
+    if isinstance(module, nn.Embedding):
+        raise ValueError("expected no input_covariance for an embedding: its inputs are ids")
+    size = module.weight[0].numel()
+    if isinstance(module, nn.Conv2d) and given.shape == (module.in_channels, module.in_channels) != (
+        size,
+        size,
+    ):
+        # With only the channels known, the places of a patch count alike and as if uncorrelated.
+        places = torch.eye(math.prod(module.kernel_size), dtype=torch.float64, device=given.device)
+        given = torch.kron(given.double(), places)
+    return check_covariance(given, size)
+
+
+def _build(module: Dense, best: Candidate) -> nn.Module:
+    assert best.decomposition is not None
+    cores = balance(best.decomposition.cores)
+    if isinstance(module, nn.Linear):
+        return TTLinear.from_cores(
+            cores, module.bias, in_features=module.in_features, out_features=module.out_features
+        )
+    if isinstance(module, nn.Conv2d):
+        assert best.modes.stages is not None
+        return TTConv2d.from_cores(cores, module, best.modes.stages)
+    return TTEmbedding.from_cores(cores, module)
+
+
+def _by_rank(module: Dense, wish: Wish, method: str, modes: ModeChoice | None) -> nn.Module | Skipped:
+    """Tucker and CP have one rank: the one asked for, the largest in a budget, or the least that is exact enough."""
+    make = _maker(module, method, modes)
+    dense = module.weight.numel()
+    if wish.rank is not None:
+        chosen = wish.rank
+    elif wish.num_parameters is not None:
+        chosen = _largest(
+            lambda r: _count(module, method, modes, r) <= min(wish.num_parameters or 0, dense - 1), dense
+        )
+    else:
+        largest = _largest(lambda r: _count(module, method, modes, r) < dense, dense)
+        chosen = _least(lambda r: _error(module, make(r)) <= (wish.error or 0.0), largest)
+    count = _count(module, method, modes, max(chosen, 1))
+    if chosen < 1 or count >= dense:
+        return _break_even(count, max(chosen, 1), dense)
+    return make(chosen)
+
+
+def _maker(module: Dense, method: str, modes: ModeChoice | None) -> Callable[[int], nn.Module]:
+    if isinstance(module, nn.Linear):
+        input_dims, output_dims = _tensor_dims(module, modes)
+        build = tucker_linear if method == "tucker" else cp_linear
+        return lambda r: build(module, input_dims, output_dims, r)
+    if isinstance(module, nn.Conv2d):
+        if modes is not None:
+            raise ValueError(f"expected no modes for method {method!r} of a convolution: its form is fixed")
+        if method == "cp":
+            return lambda r: cp_conv(module, r)
+        stages = [(1, 1), (module.kernel_size[0], module.kernel_size[1]), (1, 1)]
+        return lambda r: TTConv2d.from_cores(balance(tucker2_cores(module.weight, r)), module, stages)
+    raise TypeError(f"expected nn.Linear or nn.Conv2d for method {method!r}, got {type(module).__name__}")
+
+
+def _tensor_dims(module: nn.Linear, modes: ModeChoice | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Modes without padding: those given, or two of each side, as near to square as the sizes allow."""
+    sizes = (module.in_features, module.out_features)
+    if modes is None:
+        found = tuple(nearest_factors(size, (0.5, 0.5), padding=False) for size in sizes)
+        return found[0], found[1]
+    dims = (modes.input_dims, modes.output_dims) if isinstance(modes, Modes) else modes
+    if any(math.prod(part) != size for part, size in zip(dims, sizes, strict=True)):
+        raise ValueError(f"expected modes whose products are {sizes}, got {dims}")
+    return tuple(dims[0]), tuple(dims[1])
+
+
+def _count(module: Dense, method: str, modes: ModeChoice | None, rank: int) -> int:
+    linear = isinstance(module, nn.Linear)
+    dims = sum(_tensor_dims(module, modes), ()) if linear else tuple(module.weight.shape)
+    if method == "cp":
+        return rank * sum(dims)
+    split = dims if linear else dims[:2]
+    ranks = [min(rank, size) for size in split]
+    return math.prod(ranks) * math.prod(dims[len(split) :]) + sum(
+        r * n for r, n in zip(ranks, split, strict=True)
     )
 
 
-def _conv(module: nn.Conv2d, rank: int) -> nn.Module | Skipped:
-    if module.groups != 1:
-        return Skipped(f"groups={module.groups}: no tensor-train form of a grouped convolution")
-    _check_finite(module)
-    kh, kw = module.kernel_size
-    stages = [(1, 1), (1, 1)] if kh * kw == 1 else [(1, 1), (kh, kw), (1, 1)]
-    input_dims, output_dims = stage_dims(stages, module.in_channels, module.out_channels)
-    ranks = clip_ranks([rank] * (len(stages) - 1), input_dims, output_dims)
-    count = num_parameters(input_dims, output_dims, ranks)
-    if count >= module.weight.numel():
-        return _break_even(count, ranks, module.weight.numel())
-    cores = tt_svd(module.weight.reshape(module.out_channels, -1), input_dims, output_dims, ranks)
-    return TTConv2d.from_cores(cores, module, stages)
+def _error(module: Dense, layer: nn.Module) -> float:
+    dense: Tensor = layer.to_dense()  # pyright: ignore[reportCallIssue]
+    norm = float(module.weight.detach().double().norm())
+    return float((dense.detach().double() - module.weight.detach().double()).norm()) / norm if norm else 0.0
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 0 to `most` that fits; what fits is downward closed."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _least(holds: Callable[[int], bool], most: int) -> int:
+    """The least number from 1 to `most` that holds, else most + 1."""
+    low, high = 1, most + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low

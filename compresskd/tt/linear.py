@@ -6,18 +6,25 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compresskd.tt.cores import clip_ranks, core_shapes, to_matrix
+from compresskd.tt.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores, to_matrix
+from compresskd.tt.decompose import check_modes, tt_svd
+from compresskd.tt.prepared import Prepared
+from compresskd.tt.product import infer, traced, train
+from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
 
 class TTLinear(nn.Module):
     """y = x W^T + b with W [out_features, in_features] in tensor-train format.
 
-    Cores are [r_{k-1}, m_k, n_k, r_k] (m output modes, n input modes). Where the product of `input_dims`
-    exceeds `in_features` the input is padded by zeros; where that of `output_dims` exceeds `out_features` the
-    output is cut.
-    `tt_rank` caps every bond; ranks are clipped to what the unfoldings support.
+    Cores are [r_{k-1}, m_k, n_k, r_k], m output modes (`output_dims`), n input modes (`input_dims`). Where the
+    product of `input_dims` exceeds `in_features` the input is padded by zeros; where that of `output_dims` exceeds
+    `out_features` the output is cut. `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped
+    to what the unfoldings support.
+
+    At inference the fastest plan is looked up for the batch, and what it needs (merged cores, or the whole weight
+    where no factorized product is faster) is kept until a core changes: `inference_bytes` says how much that takes.
+    Changes through `core.data` are not seen; call `clear_prepared()` after them.
     """
 
     def __init__(
@@ -26,6 +33,7 @@ class TTLinear(nn.Module):
         output_dims: Sequence[int],
         tt_rank: int,
         *,
+        ranks: Sequence[int] | None = None,
         in_features: int | None = None,
         out_features: int | None = None,
         bias: bool = True,
@@ -34,59 +42,110 @@ class TTLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.input_dims, self.output_dims = tuple(input_dims), tuple(output_dims)
-        self.in_features = in_features or math.prod(input_dims)
-        self.out_features = out_features or math.prod(output_dims)
-        ranks = clip_ranks([tt_rank] * (len(self.input_dims) - 1), self.input_dims, self.output_dims)
-        shapes = core_shapes(self.input_dims, self.output_dims, ranks)
+        self.in_features = math.prod(input_dims) if in_features is None else in_features
+        self.out_features = math.prod(output_dims) if out_features is None else out_features
+        check_modes(self.in_features, self.out_features, self.input_dims, self.output_dims)
+        if tt_rank < 1:
+            raise ValueError(f"expected tt_rank >= 1, got {tt_rank}")
+        wanted = [tt_rank] * (len(self.input_dims) - 1) if ranks is None else ranks
+        shapes = core_shapes(
+            self.input_dims, self.output_dims, clip_ranks(wanted, self.input_dims, self.output_dims)
+        )
         self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
         self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        self._prepared = Prepared()
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Fresh cores that keep the variance of the input: core entries have variance 1 / (n_k r_k)."""
+    def reset_parameters(self, *, gain: float = 1.0) -> None:
+        """Fresh cores: for inputs of variance 1 the outputs have variance gain^2.
+
+        Entries of core k have variance 1 / (n_k r_k), so that every step of the contraction keeps the variance.
+        """
         with torch.no_grad():
             for core in self.cores:
                 core.normal_(std=(core.shape[2] * core.shape[3]) ** -0.5)
+            self.cores[0].mul_(gain * (math.prod(self.input_dims) / self.in_features) ** 0.5)
             if self.bias is not None:
                 bound = self.in_features**-0.5
                 self.bias.uniform_(-bound, bound)
+
+    @classmethod
+    def random(
+        cls,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        tt_rank: int,
+        *,
+        gain: float = 1.0,
+        **options: Any,
+    ) -> Self:
+        """A layer with fresh cores that keep the variance of the input, times gain^2; options as the class's."""
+        layer = cls(input_dims, output_dims, tt_rank, **options)
+        layer.reset_parameters(gain=gain)
+        return layer
+
+    @classmethod
+    def from_dense(
+        cls,
+        linear: nn.Linear,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        input_covariance: Tensor | None = None,
+    ) -> Self:
+        """TT-SVD of the weight in these modes, balanced; all ranks full where neither wish is given.
+
+        `input_covariance` E[x x^T] [in_features, in_features], with `ranks`, makes the error of the output count.
+        """
+        weight = linear.weight.detach()
+        if input_covariance is None:
+            cores = tt_svd(weight, input_dims, output_dims, ranks=ranks, tolerance=tolerance).cores
+        elif ranks is None:
+            raise ValueError("expected ranks together with input_covariance; factorize() takes other wishes")
+        else:
+            covariance = check_covariance(input_covariance, linear.in_features)
+            cores = tt_svd_whitened(weight, input_dims, output_dims, ranks, covariance).cores
+        return cls.from_cores(
+            balance(cores), linear.bias, in_features=linear.in_features, out_features=linear.out_features
+        )
 
     @classmethod
     def from_cores(
         cls, cores: Sequence[Tensor], bias: Tensor | None, *, in_features: int, out_features: int
     ) -> Self:
         """The layer that holds copies of these cores and of this bias [out_features]."""
-        layer = cls.from_structure(
-            {
-                "class": cls.__name__,
-                "in_features": in_features,
-                "out_features": out_features,
-                "input_dims": [core.shape[2] for core in cores],
-                "output_dims": [core.shape[1] for core in cores],
-                "ranks": [core.shape[0] for core in cores[1:]],
-                "bias": bias is not None,
-            }
+        layer = cls(
+            [core.shape[2] for core in cores],
+            [core.shape[1] for core in cores],
+            1,
+            in_features=in_features,
+            out_features=out_features,
+            bias=bias is not None,
+            device="meta",
         )
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
 
     @classmethod
-    def from_structure(cls, structure: Mapping[str, Any]) -> Self:
+    def from_structure(
+        cls,
+        structure: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
         """The layer of that structure with all parameters zero."""
-        layer = cls(
-            structure["input_dims"],
-            structure["output_dims"],
-            1,
-            in_features=structure["in_features"],
-            out_features=structure["out_features"],
-            bias=structure["bias"],
-        )
         shapes = core_shapes(structure["input_dims"], structure["output_dims"], structure["ranks"])
-        layer.cores = nn.ParameterList([torch.zeros(shape) for shape in shapes])
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-        return layer
+        size = structure["out_features"]
+        return cls.from_cores(
+            [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes],
+            torch.zeros(size, device=device, dtype=dtype) if structure["bias"] else None,
+            in_features=structure["in_features"],
+            out_features=size,
+        )
 
     def structure(self) -> dict[str, Any]:
         """All that is needed to build the empty layer again, in plain values."""
@@ -115,28 +174,77 @@ class TTLinear(nn.Module):
         """Of the dense layer that this one stands for."""
         return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
 
+    @property
+    def inference_bytes(self) -> int:
+        """Memory that inference keeps beyond the parameters: merged cores and the folded weight, if any."""
+        return self._prepared.num_bytes
+
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
         return to_matrix(list(self.cores))[: self.out_features, : self.in_features]
 
+    def round(self, *, ranks: Sequence[int] | None = None, tolerance: float | None = None) -> Self:
+        """A layer of fewer ranks for nearly the same weight, without the dense matrix: see `round_cores`."""
+        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
+
+    def orthogonalize(self, center: int = 0) -> Self:
+        """A layer of the same weight, cores left of `center` left-orthogonal and those right of it right-orthogonal."""
+        return self._with(orthogonalize([core.detach() for core in self.cores], center))
+
+    def balance(self) -> Self:
+        """A layer of the same weight whose cores share each bond's singular values evenly: see `balance`."""
+        return self._with(balance(list(self.cores)))
+
+    def _with(self, cores: Sequence[Tensor]) -> Self:
+        layer = self.from_cores(
+            cores, self.bias, in_features=self.in_features, out_features=self.out_features
+        )
+        return layer.train(self.training)
+
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        x = input
-        if math.prod(self.input_dims) != self.in_features:
-            x = F.pad(x, (0, math.prod(self.input_dims) - self.in_features))
-        lead = x.shape[:-1]
-        z = x.reshape(-1, x.shape[-1], 1)
-        for core in reversed(list(self.cores)):
-            r, m, n, s = core.shape
-            z = core.reshape(r * m, n * s) @ z.reshape(-1, n * s, z.shape[2] if z.dim() == 3 else 1)
-            z = z.reshape(z.shape[0], r, m * z.shape[2])
-        y = z.reshape(*lead, -1)[..., : self.out_features]
-        return y if self.bias is None else y + self.bias
+        cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return traced(input, cores, self.bias, self.out_features)
+        if input.shape[-1] != self.in_features:
+            raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
+        device_type = input.device.type
+        if torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
+            with torch.autocast(device_type, enabled=False):
+                return self._product(input.to(torch.get_autocast_dtype(device_type)), cores)
+        if input.dtype != cores[0].dtype:
+            raise TypeError(f"expected input of {cores[0].dtype}, the dtype of the cores; got {input.dtype}")
+        return self._product(input, cores)
+
+    def _product(self, x: Tensor, cores: list[Tensor]) -> Tensor:
+        shape, bias = x.shape, self.bias
+        rows = x if len(shape) == 2 else x.reshape(math.prod(shape[:-1]), shape[-1])
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cores, bias) if t is not None):
+            cores = [core.to(x.dtype) for core in cores]
+            y = train(rows, cores, None if bias is None else bias.to(x.dtype), self.out_features)
+        else:
+            y = infer(rows, cores, bias, self.out_features, self._prepared)
+        return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)
+
+    def clear_prepared(self) -> None:
+        """Forget what inference keeps."""
+        self._prepared.clear()
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's; what inference keeps is dropped on the way to training."""
+        if mode:
+            self._prepared.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._prepared.clear()
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Modes, ranks, parameters against dense."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"input_dims={self.input_dims}, output_dims={self.output_dims}, ranks={self.ranks}, bias={self.bias is not None}, "
-            f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
+            f"input_dims={self.input_dims}, output_dims={self.output_dims}, ranks={self.ranks}, "
+            f"bias={self.bias is not None}, num_parameters={self.num_parameters} of "
+            f"{self.num_parameters_dense} dense"
         )

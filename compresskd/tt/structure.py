@@ -6,9 +6,12 @@ from typing import Any
 from torch import nn
 
 from compresskd.tt.conv import TTConv2d
+from compresskd.tt.cp import CPConv2d, CPLinear
+from compresskd.tt.embedding import TTEmbedding
 from compresskd.tt.linear import TTLinear
+from compresskd.tt.tucker import TuckerLinear
 
-_CLASSES = (TTLinear, TTConv2d)
+_CLASSES = (TTLinear, TTConv2d, TTEmbedding, TuckerLinear, CPLinear, CPConv2d)
 
 
 def from_structure(structure: Mapping[str, Any]) -> nn.Module:

@@ -1,0 +1,185 @@
+"""Which plan is the fastest, by a cost model over the measured machine.
+
+Every plan's time is the sum of its products and copies at the rates of `calibration.Machine`; the choice is cached
+by shapes, batch bucket (the next power of two), mode, dtype and threads. At inference a chain must promise a tenth
+less than the folded weight, so that noise in the model cannot make a layer slower than dense.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+
+from compresskd.tt.calibration import Machine, machine
+from compresskd.tt.contraction import NARROW, Plan, Step, all_cuts, steps
+from compresskd.tt.streamed import BLOCK_ROWS, split_bond
+
+INFERENCE_CHUNKS = (0, 32, 64, 256)
+TRAINING_CHUNKS = (0, 32, 64, 256)
+RECOMPUTE_ROWS = 32
+FOLDED_MARGIN = 0.9
+AUTOGRAD_OPERATIONS = 4
+
+Shapes = tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A plan and the seconds that the model gives it."""
+
+    plan: Plan
+    seconds: float
+
+
+def bucket(rows: int) -> int:
+    """The number of rows, rounded up to a power of two, that a plan is made for."""
+    return 1 << max(0, rows - 1).bit_length()
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    shapes: Shapes, rows: int, *, training: bool, device_type: str, dtype: torch.dtype, num_threads: int
+) -> Plan:
+    """The fastest plan for cores of these shapes [r, m, n, s] and `rows` rows."""
+    costs = rank_plans(
+        shapes,
+        rows,
+        training=training,
+        machine=machine(device_type, dtype, num_threads),
+        itemsize=dtype.itemsize,
+    )
+    best = costs[0]
+    if not training:
+        folded = next(cost for cost in costs if cost.plan.kind == "folded")
+        if best.seconds > FOLDED_MARGIN * folded.seconds:
+            return folded.plan
+    return best.plan
+
+
+def rank_plans(
+    shapes: Shapes, rows: int, *, training: bool, machine: Machine, itemsize: int = 4
+) -> list[Cost]:
+    """All plans, the fastest first."""
+    time = _training_seconds if training else _inference_seconds
+    found = [
+        Cost(plan, time(plan, shapes, rows, machine, itemsize)) for plan in plans(len(shapes), rows, training)
+    ]
+    return sorted(found, key=lambda cost: cost.seconds)
+
+
+def plans(num_cores: int, rows: int, training: bool) -> Iterator[Plan]:
+    """The plans that can run `rows` rows through `num_cores` cores."""
+    yield Plan("folded")
+    if training and num_cores > 1:
+        yield Plan("streamed")
+    for cuts in all_cuts(num_cores):
+        for from_right in (True, False):
+            if training:
+                yield Plan("chain", cuts, from_right)
+            kind = "recompute" if training else "chain"
+            if training and rows < RECOMPUTE_ROWS:
+                continue
+            for chunk in TRAINING_CHUNKS if training else INFERENCE_CHUNKS:
+                if chunk >= rows:
+                    continue
+                yield Plan(kind, cuts, from_right, False, chunk)
+                if rows >= NARROW:
+                    yield Plan(kind, cuts, from_right, True, chunk)
+
+
+def _inference_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsize: int) -> float:
+    num_outputs, num_inputs = _dense(shapes)
+    if plan.kind == "folded":
+        return on.mm_seconds(rows, num_inputs, num_outputs, itemsize=itemsize)
+    path = steps(shapes, plan.cuts, from_right=plan.from_right)
+    return _chain_seconds(path, plan, rows, on, itemsize)
+
+
+def _chain_seconds(path: Sequence[Step], plan: Plan, rows: int, on: Machine, itemsize: int) -> float:
+    """Forward once, chunk by chunk; two operations per chunk go to slicing and writing the output."""
+    chunk = min(plan.chunk or rows, rows)
+    one = _columns_seconds if plan.columns else _rows_seconds
+    seconds = sum(one(step, chunk, on, itemsize) for step in path)
+    if plan.columns or chunk < rows:
+        last = path[-1]
+        seconds += on.copy_seconds(chunk * last.a * last.P * last.C, itemsize=itemsize) + 2 * on.operation
+    if plan.columns and path[0].C > 1:
+        seconds += on.copy_seconds(chunk * path[0].b * path[0].P * path[0].C, itemsize=itemsize)
+    return seconds * rows / chunk
+
+
+def _rows_seconds(step: Step, rows: int, on: Machine, itemsize: int) -> float:
+    a, b, P, C = step.a, step.b, step.P, step.C
+    if C == 1 or rows * P == 1:
+        # A single row's product streams the matrix either way round.
+        return on.mm_seconds(rows * P * C, b, a, itemsize=itemsize)
+    if C < NARROW:
+        copies = on.copy_seconds(rows * P * C * b, itemsize=itemsize)
+        copies += on.copy_seconds(rows * P * C * a, itemsize=itemsize)
+        return on.mm_seconds(rows * P * C, b, a, itemsize=itemsize) + copies
+    return on.bmm_seconds(rows * P, a, b, C, itemsize=itemsize)
+
+
+def _columns_seconds(step: Step, rows: int, on: Machine, itemsize: int) -> float:
+    return on.bmm_seconds(step.P, step.a, step.b, step.C * rows, itemsize=itemsize)
+
+
+def _training_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsize: int) -> float:
+    """Forward and backward, with what autograd and the merging of groups cost."""
+    num_outputs, num_inputs = _dense(shapes)
+    dense = on.mm_seconds(rows, num_inputs, num_outputs, itemsize=itemsize)
+    weight = num_outputs * num_inputs
+    if plan.kind == "folded":
+        merge = _merge_seconds(shapes, (), on, itemsize)
+        return 3 * (dense + merge) + 3 * on.copy_seconds(weight, itemsize=itemsize)
+    if plan.kind == "streamed":
+        return 3 * dense + 4 * _stream_seconds(shapes, on, itemsize)
+    path = steps(shapes, plan.cuts, from_right=plan.from_right)
+    forward = _chain_seconds(path, plan, rows, on, itemsize)
+    merge = 3 * _merge_seconds(shapes, plan.cuts, on, itemsize)
+    if plan.kind == "recompute":
+        return 4 * forward + merge + 20 * on.operation
+    # What autograd keeps is written to memory and read again.
+    kept = sum(rows * step.P * step.C * (step.a + step.b) for step in path)
+    autograd = AUTOGRAD_OPERATIONS * len(path) * on.operation
+    return 3 * forward + merge + autograd + on.copy_seconds(kept, itemsize=itemsize)
+
+
+def _merge_seconds(shapes: Shapes, cuts: Sequence[int], on: Machine, itemsize: int) -> float:
+    """The products and permutations that make groups out of cores."""
+    edges, seconds = (0, *cuts, len(shapes)), 0.0
+    for start, stop in pairwise(edges):
+        left = shapes[start][0] * shapes[start][1] * shapes[start][2]
+        for r, m, n, s in shapes[start + 1 : stop]:
+            seconds += on.mm_seconds(left, r, m * n * s, itemsize=itemsize)
+            left *= m * n
+            seconds += on.copy_seconds(left * s, itemsize=itemsize)
+    return seconds
+
+
+def _stream_seconds(shapes: Shapes, on: Machine, itemsize: int) -> float:
+    """Building the dense weight once, block by block."""
+    bond = split_bond(shapes)
+    rank = shapes[bond][0]
+    m1, n1, m2, n2 = _halves(shapes, bond)
+    seconds = m1 * on.bmm_seconds(m2, n1, rank, n2, itemsize=itemsize)
+    blocks = max(1, m1 * m2 // BLOCK_ROWS)
+    return seconds + 4 * blocks * on.operation + _merge_seconds(shapes, (bond,), on, itemsize)
+
+
+def _halves(shapes: Shapes, bond: int) -> tuple[int, int, int, int]:
+    m1 = n1 = m2 = n2 = 1
+    for _, m, n, _ in shapes[:bond]:
+        m1, n1 = m1 * m, n1 * n
+    for _, m, n, _ in shapes[bond:]:
+        m2, n2 = m2 * m, n2 * n
+    return m1, n1, m2, n2
+
+
+def _dense(shapes: Shapes) -> tuple[int, int]:
+    num_outputs = num_inputs = 1
+    for _, m, n, _ in shapes:
+        num_outputs, num_inputs = num_outputs * m, num_inputs * n
+    return num_outputs, num_inputs
