@@ -11,14 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compresskd.config.faults import Fault, close_match, nearest
-from compresskd.config.origin import leaves, references
+from compresskd.config.origin import leaves, origin, references
 from compresskd.config.overrides import typed_value
 from compresskd.config.schema import Config
 
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # Keys that choose files; `experiment` holds none of the configuration's keys.
-_GROUPS = ("experiment", *(name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING))
+_MAPPINGS = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
+_GROUPS = ["experiment", *(name for name in _MAPPINGS if name != "teacher_fit")]
 
 
 def of_choice(p: Override, options: Sequence[str]) -> Fault | None:
@@ -33,20 +34,49 @@ def of_choice(p: Override, options: Sequence[str]) -> Fault | None:
     return None
 
 
+def of_composition(p: Override, error: Exception) -> Fault:
+    """The fault of a choice among files that exists, and yet does not compose."""
+    plain = f"; write {p.key_or_group}={typed_value(p)}, without the +" if p.is_add() else ""
+    return Fault(p.get_key_element(), f"came {typed_value(p)}; {said(error)}{plain}")
+
+
+def of_replaced_mapping(p: Override, cfg: DictConfig) -> Fault | None:
+    """The fault of one value in the place of several options, or None; null and references may stand there."""
+    key, value = p.key_or_group, p.value()
+    plain = not (p.is_add() or p.is_force_add() or p.is_delete()) and key not in _GROUPS
+    if not plain or value is None or isinstance(value, dict) or "${" in typed_value(p):
+        return None
+    if not isinstance(_select(cfg, key), DictConfig):
+        return None
+    group = key.rpartition(".")[2]
+    choose = f"; to choose a file write {group}@{key}={typed_value(p)}" if group in _GROUPS else ""
+    return Fault(key, f"came {typed_value(p)}; it holds several options: write {key}.OPTION=VALUE{choose}")
+
+
 def of_value(p: Override, error: Exception, cfg: DictConfig, loader: Any) -> Fault:
     """The fault of a value that could not be set."""
     key = p.key_or_group
-    if p.is_delete() and not _is_there(cfg, key):
-        return Fault(p.get_key_element(), f"there is nothing to delete{_nearest_key(key, cfg, loader)}")
     if p.is_add() or p.is_delete():
-        return Fault(p.get_key_element(), said(error))
+        return _of_sign(p, error, cfg, loader)
+    elsewhere = origin(cfg, key, literal=True)
+    if elsewhere != key:
+        return Fault(key, f"takes its value from another place; write {elsewhere}={typed_value(p)}")
     if key in _GROUPS:
         return _no_file(p)
     if not _is_there(cfg, key):
         return Fault(key, f"unknown option{_nearest_key(key, cfg, loader)}")
-    if key in _FIELDS:
-        return Fault(key, f"came {typed_value(p) or 'nothing'}; allowed: {_type_words(key)}")
-    return Fault(key, f"came {typed_value(p) or 'nothing'}; {said(error.__cause__ or error)}")
+    allowed = f"allowed: {_type_words(key)}" if key in _FIELDS else said(error.__cause__ or error)
+    return Fault(key, f"came {typed_value(p) or 'nothing'}; {allowed}")
+
+
+def _of_sign(p: Override, error: Exception, cfg: DictConfig, loader: Any) -> Fault:
+    """The fault of an override that begins with a plus or a tilde."""
+    key, element = p.key_or_group, p.get_key_element()
+    if p.is_delete() and not _is_there(cfg, key):
+        return Fault(element, f"there is nothing to delete{_nearest_key(key, cfg, loader)}")
+    if p.is_add() and _is_there(cfg, key):
+        return Fault(element, f"is there already; write {key}={typed_value(p)}")
+    return Fault(element, said(error))
 
 
 def of_additions(typed: Sequence[Override], cfg: DictConfig) -> Iterator[Fault]:
@@ -110,7 +140,8 @@ def _type_words(key: str) -> str:
     kind: Any = _FIELDS[key].type
     kinds = {"int": [int], "str": [str], "int | None": [int]}.get(str(kind)) or get_args(kind) or [kind]
     null = ["null"] if "None" in str(kind) else []
-    return " or ".join([*(_WORDS[k] for k in kinds if k in _WORDS), *null])
+    words = [*(_WORDS[k] for k in kinds if k in _WORDS), *null]
+    return " or ".join(words) or "a mapping of options"
 
 
 def _nearest_key(key: str, cfg: DictConfig, loader: Any) -> str:

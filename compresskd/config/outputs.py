@@ -16,6 +16,9 @@ def output_faults(overrides: Sequence[str], outputs_dir: str) -> Iterator[Fault]
     pairs = [line.partition("=")[::2] for line in overrides]
     named = {key: value.strip("'\"") for key, value in pairs if key in _NAMED and "${" not in value}
     for key, folder in (named or {"outputs_dir": outputs_dir}).items():
+        if not folder:
+            yield Fault(key, f"came nothing; write {key}=DIR")
+            continue
         path = Path(folder).absolute()
         existing = next(p for p in (path, *path.parents) if p.exists())
         reason = _refusal(existing)

@@ -42,6 +42,8 @@ def jobs(parsed: Sequence[Override]) -> Iterator[tuple[list[Override], str]]:
     """The overrides of each job, and what tells the job from the others (empty where there is but one)."""
     parser, choices, varying = OverridesParser.create(), [], []
     for p in parsed:
+        if p.is_interval_sweep():  # only the sweeper knows its values; each job checks its own
+            continue
         if p.is_sweep_override():
             key = p.get_key_element()
             values = [f"{key}={value}" for value in p.sweep_string_iterator()]

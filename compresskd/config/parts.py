@@ -63,21 +63,31 @@ class Parts:
         """Judge the top level's values, and every `_target_` by the signature of what it names."""
         self._faults += value_faults(self._config)
         for group, node in self._config.items():
-            skip = ("weights",) if group in MODEL_ROLES else ()
-            self._faults += check_calls(node, group, skip=skip)
+            if (
+                group in MODEL_ROLES
+            ):  # a shape that only the data can tell is not there yet, which is no fault
+                self._faults += check_calls(with_shape(node, 2, [1]), group, skip=("weights",))
+            else:
+                self._faults += check_calls(node, group)
         objective = self._config["kd"].get("objective")
         if objective and not self._faulty("kd"):
             self._attempt("kd.objective", lambda: instantiate(objective, _convert_="all"))
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
-        fields = {field.name for field in dataclasses.fields(Recipe)}
+        fields = {field.name: field for field in dataclasses.fields(Recipe)}
         options = {k: v for k, v in node["train"].items() if k in fields}
         for name in node["train"]:
             if name not in (*fields, *_READ_BY_LOSSES):
                 key = f"{prefix}train.{name}"
                 self._faults.append(
                     Fault(key, f"unknown option{nearest(name, [*options, *_READ_BY_LOSSES])}")
+                )
+
+        for name, field in fields.items():
+            if field.default is dataclasses.MISSING and name not in (*node, *node["train"]):
+                self._faults.append(
+                    Fault(f"{prefix}train.{name}", f"is missing; write ++{prefix}train.{name}=VALUE")
                 )
 
         def make() -> Recipe:
@@ -179,19 +189,19 @@ class Parts:
 
     def _placed(self, line: str, key: str, node: Plain, prefix: str) -> Fault:
         """'rank: came 0' speaks of its own key; other messages belong to `key`."""
-        speaks = re.match(r"([\w.]+)([\w.\[\]]*)( \([^()]*\))?: (.*)", line)
+        speaks = re.match(r"([\w.]+)((?:\[|, )[\w., \[\]]*)?( \([^()]*\))?: (.*)", line)
         if speaks:
             named, rest, aside, text = speaks.groups()
-            top, text = named.partition(".")[0], f"{text}{aside or ''}"
+            top, text, rest = named.partition(".")[0], f"{text}{aside or ''}", rest or ""
             if prefix and top in node:
                 return Fault(f"{prefix}{named}{rest}", text)
             if top in node and key != "train":
                 return Fault(f"{key}.{named}{rest}", text)
             if top in self._config:
                 return Fault(f"{named}{rest}", text)
-        architecture = re.match(r"\w+: (\w+) must be ", line)
+        architecture = re.match(r"\w+: (\w+)([\[\]\d]*) must be ", line)
         if architecture and architecture[1] in node:
-            return Fault(f"{key}.{architecture[1]}", line)
+            return Fault(f"{key}.{architecture[1]}{architecture[2]}", line)
         return Fault(key, line)
 
 

@@ -95,6 +95,8 @@ def _unpacked(function: Callable) -> dict[str, Any]:
 
 def _check_type(key: str, value: Any, hint: Any) -> Iterator[Fault]:
     allowed = _simple(hint)
+    if value is None and allowed is None and inspect.isclass(hint) and hint is not object:
+        yield Fault(key, f"came null; write a node whose _target_ makes a {hint.__name__}")
     if allowed is None or isinstance(value, Mapping):
         return
     if value == "???":

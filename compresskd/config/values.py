@@ -74,8 +74,10 @@ def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
             "strategy.stages", f"came {stages!r}; write the stages by name: {{distill: {{...}}, ...}}"
         )
         return
-    for stage in stages:
+    for stage, options in stages.items():
         key = f"strategy.stages.{stage}"
+        if not isinstance(options, Mapping):
+            yield Fault(key, f"came {options!r}; write '~{key}' to leave it out, or {{_target_: ...}}")
         if not _NAME.fullmatch(str(stage)):
             yield Fault(key, "the name of a stage is that of a folder: letters, digits and _ . -")
         elif stage in _TAKEN:
