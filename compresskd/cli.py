@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskd import __version__
-from compresskd.run import FINISHED, RunDirectoryError
+from compresskd.run import FINISHED, AlreadyFinished, InUse, RunDirectoryError, read_record
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
 
@@ -89,8 +89,6 @@ def _resume(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
-    from compresskd.run import AlreadyFinished, read_record
-
     directory = Path(arguments[0])
     record = read_record(directory)
     if record.status == FINISHED:
@@ -107,35 +105,49 @@ def _hydra(arguments: list[str]) -> int:
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
     from compresskd.config.schema import register
+    from compresskd.sweep import naming_overrides
 
     flags = read_flags(arguments)
     register(*flags.config_dirs)
     prebuilt: dict[str, Any] = {}
+    naming: list[str] = []
+    multirun = flags.multirun
     # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
     if not flags.config_path and (flags.shows_config or not flags.informs):
-        jobs = compose_jobs(
+        plan = compose_jobs(
             flags.overrides,
             config_dirs=flags.config_dirs,
             config_name=flags.config_name,
             multirun=flags.multirun,
         )
         if flags.informs:
-            faults = [fault for job in jobs for fault in job.faults]
+            faults = [fault for job in plan.jobs for fault in job.faults]
             if faults:
                 raise ConfigError(faults)
         else:
             from compresskd.config.build import build_jobs
 
-            experiments = build_jobs(jobs)
-            # Jobs of a sweep may run in other processes, which build their own.
-            if not flags.multirun:
-                prebuilt = {"\n".join(jobs[0].overrides): experiments[0]}
-    return _run_by_hydra(flags.arguments, flags.multirun, prebuilt)
+            experiments = build_jobs(plan.jobs)
+            multirun = plan.multirun
+            if multirun:  # jobs may run in other processes, which build their own
+                outputs_dir = experiments[0].config["outputs_dir"]
+                naming = naming_overrides([job.overrides for job in plan.jobs], flags.overrides, outputs_dir)
+            else:
+                prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
+    arguments = [*naming, *flags.arguments]
+    if not multirun:
+        return _run_by_hydra(arguments, multirun, prebuilt)
+    status = _run_by_hydra(arguments, multirun, prebuilt)
+    directories = [_value(line) for line in arguments if line.startswith("hydra.sweep.dir=")]
+    return _end_sweep(Path(directories[-1])) or status if directories else status
 
 
 def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]) -> int:
     import hydra
+    from hydra.errors import HydraException
 
+    from compresskd.config.diagnosis import said
+    from compresskd.config.faults import ConfigError, Fault
     from compresskd.config.schema import conf_dir
 
     failures: list[Exception] = []
@@ -159,6 +171,8 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     )  # errors are told in one place: here
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
+        raise ConfigError([Fault("", said(error))]) from error
     finally:
         sys.argv = old_argv
         os.environ.pop("HYDRA_FULL_ERROR")
@@ -166,6 +180,25 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     if failures and not multirun:
         raise failures[0]
     return FAILURE if failures else 0
+
+
+def _value(override: str) -> str:
+    return override.partition("=")[2].strip("'\"")
+
+
+def _end_sweep(directory: Path) -> int:
+    """Compare the jobs of a sweep in its folder, and list every one that failed."""
+    from compresskd.compare import summarize_sweep
+    from compresskd.sweep import failures
+
+    table = summarize_sweep(directory)
+    if table:
+        print(table)
+    failed = failures(directory)
+    for folder, what in failed.items():
+        _complain(f"{folder}: {what}")
+    print(f"the sweep is in {directory}")
+    return FAILURE if failed else 0
 
 
 def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
@@ -176,7 +209,17 @@ def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
     overrides = list(hydra_config.overrides.task)
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
-    record = _execute(experiment, Path(hydra_config.runtime.output_dir), unique=not named)
+    directory = Path(hydra_config.runtime.output_dir)
+    try:
+        record = _execute(experiment, directory, unique=not named)
+    except (AlreadyFinished, InUse) as error:
+        if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+            raise
+        if isinstance(error, InUse):
+            print(f"skipped: {error}")
+            return math.nan
+        print(f"skipped: {directory} is finished")
+        record = read_record(directory)
     final = record.stage(record.final)
     return final["metrics"]["validation_accuracy"] if final else math.nan
 

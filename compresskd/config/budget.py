@@ -41,5 +41,9 @@ def _count(cfg: DictConfig, node: Any) -> int:
         return 0
     if "stages" not in raw:
         return 1
-    steps = instantiate(cfg.rank_schedule, _convert_="all") if raw["stages"] == "${rank_schedule}" else raw["stages"]
+    steps = (
+        instantiate(cfg.rank_schedule, _convert_="all")
+        if raw["stages"] == "${rank_schedule}"
+        else raw["stages"]
+    )
     return sum(1 for step in steps if step.get("epochs") is None)

@@ -16,6 +16,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,14 +42,22 @@ class Job:
     faults: list[Fault]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a command line runs: one job, or those of a sweep."""
+
+    jobs: list[Job]
+    multirun: bool
+
+
 def compose_jobs(
     lines: Sequence[str],
     *,
     config_dirs: Sequence[Path] = (),
     config_name: str | None = None,
     multirun: bool = False,
-) -> list[Job]:
-    """Every job, composed.
+) -> Plan:
+    """Every job, composed. A configuration with `hydra.mode: MULTIRUN` is a sweep by itself.
 
     Args:
         lines: the overrides as typed, without flags.
@@ -65,16 +74,24 @@ def compose_jobs(
                 [Fault("--config-dir", f"came {folder}, which is no folder; write --config-dir=DIR")]
             )
     parsed, faults = overrides.parse(lines)
-    if not multirun:
-        faults += overrides.sweep_faults(parsed)
-        parsed = [p for p in parsed if not p.is_sweep_override()]
     with _hydra(config_dirs) as loader:
         composer = _Composer(loader, config_name or "config")
+        sweep = composer.sweep(parsed)
+        multirun = multirun or sweep is not None
+        if multirun:
+            typed_keys = {p.get_key_element() for p in parsed}
+            added, more = overrides.parse(
+                [f"{k}={v}" for k, v in (sweep or {}).items() if k not in typed_keys]
+            )
+            parsed, faults = [*added, *parsed], [*faults, *more]
+        else:
+            faults += overrides.sweep_faults(parsed)
+            parsed = [p for p in parsed if not p.is_sweep_override()]
         jobs = []
         for typed, name in overrides.jobs(parsed):
             config, found = composer.compose(typed)
             jobs.append(Job([p.input_line or "" for p in typed], name, config, [*faults, *found]))
-    return jobs
+    return Plan(jobs, multirun)
 
 
 @contextmanager
@@ -98,6 +115,14 @@ class _Composer:
         self._loader, self._name = loader, config_name
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
+    def sweep(self, typed: Sequence[Override]) -> dict[str, str] | None:
+        """What the configuration itself sweeps over, or None where it is to run once."""
+        chosen = [p for p in typed if self._is_choice(p) and not p.is_sweep_override()]
+        hydra = self._chosen(chosen)[0].hydra
+        if hydra.get("mode") != RunMode.MULTIRUN:
+            return None
+        return {str(k): str(v) for k, v in (hydra.sweeper.get("params") or {}).items()}
+
     def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
         """The configuration with all overrides that fit, and a fault for each that does not."""
         choices, faults = [], []
@@ -106,10 +131,17 @@ class _Composer:
             (faults if fault else choices).append(fault or p)
         base, found = self._chosen(choices)
         faults += found
-        cfg = copy.deepcopy(base)
+        cfg, applied = copy.deepcopy(base), []
         for p in typed:
-            if not self._is_choice(p):
-                faults += self._apply(p, cfg)
+            if self._is_choice(p):
+                continue
+            fault = self._apply(p, cfg)
+            if fault:
+                faults.append(fault)
+                cfg = copy.deepcopy(base)  # what failed may have left something half done
+                ConfigLoaderImpl._apply_overrides_to_config(applied, cfg)
+            else:
+                applied.append(p)
         with open_dict(cfg):
             cfg.pop("hydra")
         return cfg, [*faults, *diagnosis.of_additions(typed, cfg)]
@@ -121,8 +153,11 @@ class _Composer:
         try:
             return self._load(choices), []
         except (HydraException, OmegaConfBaseException) as error:
-            if not choices:
-                raise ConfigError([Fault("", diagnosis.said(error))]) from error
+            first = error
+        try:
+            self._load([])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError([Fault("", diagnosis.said(error))]) from first
         valid: list[Override] = []
         faults: list[Fault] = []
         for p in choices:
@@ -130,9 +165,7 @@ class _Composer:
                 self._load([*valid, p])
                 valid.append(p)
             except (HydraException, OmegaConfBaseException) as error:
-                faults.append(
-                    Fault(p.get_key_element(), f"came {overrides.typed_value(p)}; {diagnosis.said(error)}")
-                )
+                faults.append(diagnosis.of_composition(p, error))
         return self._load(valid), faults
 
     def _load(self, choices: Sequence[Override]) -> DictConfig:
@@ -141,9 +174,12 @@ class _Composer:
             self._composed[lines] = compose(self._name, overrides=list(lines), return_hydra_config=True)
         return self._composed[lines]
 
-    def _apply(self, p: Override, cfg: DictConfig) -> list[Fault]:
+    def _apply(self, p: Override, cfg: DictConfig) -> Fault | None:
+        fault = diagnosis.of_replaced_mapping(p, cfg)
+        if fault:
+            return fault
         try:
             ConfigLoaderImpl._apply_overrides_to_config([p], cfg)
         except (HydraException, OmegaConfBaseException) as error:
-            return [diagnosis.of_value(p, error, cfg, self._loader)]
-        return []
+            return diagnosis.of_value(p, error, cfg, self._loader)
+        return None

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from compresskd.config.budget import share_epochs
 from compresskd.config.faults import ConfigError, Fault, close_match
 
 PATHS = ("data.path", "teacher.weights", "student.weights", "outputs_dir")
@@ -26,9 +27,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     faults = list(interpolation_faults(cfg))
     if faults:
         raise ConfigError(faults)
+    share_epochs(cfg)
     for key in PATHS:
         value = OmegaConf.select(cfg, key)
-        if isinstance(value, str):
+        if isinstance(value, str) and value:
             OmegaConf.update(cfg, key, str(Path(value).expanduser().absolute()))
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)

@@ -23,6 +23,7 @@ class Config:
         rank: cap on every bond of a factorized layer.
         bits: of quantized weights; null leaves them in floating point.
         epochs: of each training stage that does not say otherwise.
+        total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 
@@ -43,6 +44,7 @@ class Config:
     bits: int | None = None
     seed: int = 0
     epochs: int = 30
+    total_epochs: int | None = None
     device: str = "auto"
     precision: str = "fp32"
 

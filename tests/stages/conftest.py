@@ -25,7 +25,7 @@ def run_strategy(tmp_path, monkeypatch):
         nonlocal count
         count += 1
         typed = [f"outputs_dir={tmp_path}/outputs", "teacher_fit.epochs=4", *overrides]
-        (experiment,) = build_jobs(compose_jobs(typed))
+        (experiment,) = build_jobs(compose_jobs(typed).jobs)
         opened = open_run(tmp_path / f"run{count}")
         try:
             record = experiment.run(opened, Reporter())
