@@ -123,7 +123,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def targets(architecture: Mapping[str, Any]) -> list[str]:
     """Every dotted path that building an architecture `{"target": ..., "kwargs": ...}` would construct."""
-    return [architecture["target"], *_nested_targets(architecture["kwargs"])]
+    return [architecture.get("target", ""), *_nested_targets(architecture["kwargs"])]
 
 
 def packages(model: nn.Module) -> list[str]:
@@ -163,6 +163,13 @@ def _read_structure(directory: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not a model's structure: expected the keys {sorted(needed)}")
     if described["format"] != FORMAT:
         raise ArtifactError(f"{path} has format {described['format']!r}; this version reads format {FORMAT}")
+    architecture, modules = described["architecture"], described["modules"]
+    if not (isinstance(architecture, dict) and isinstance(architecture.get("kwargs"), dict)):
+        raise ArtifactError(f"{path}: architecture: expected a target and its kwargs, came {architecture!r}")
+    if not (
+        isinstance(modules, dict) and all(isinstance(m, dict) and "class" in m for m in modules.values())
+    ):
+        raise ArtifactError(f"{path}: modules: expected a structure with its class by name, came {modules!r}")
     return described
 
 
