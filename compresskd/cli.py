@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"resume": _resume, "compare": _compare}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "resume": _resume,
+        "compare": _compare,
+        "evaluate": _evaluate,
+    }
     first = arguments[0] if arguments else ""
     if first in verbs:
         return verbs[first](arguments[1:])
@@ -97,6 +101,32 @@ def _resume(arguments: list[str]) -> int:
 
     _execute(build_recorded(record.config, record.overrides), directory, unique=False)
     return 0
+
+
+_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
+
+Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
+reproduced; or score it on other data. Exit code 1 where it is not reproduced."""
+
+
+def _evaluate(arguments: list[str]) -> int:
+    changes = [a for a in arguments if a.startswith(("data=", "data."))]
+    names = [a for a in arguments if a not in changes]  # a job's folder may have an '=' in its name
+    if not 1 <= len(names) <= 2 or names[0].startswith("-"):
+        print(_EVALUATE)
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
+    directory, stage = Path(names[0]), (names[1:] or [None])[0]
+    record = read_record(directory)
+    from compresskd.config.recorded import data_of
+    from compresskd.config.schema import register
+    from compresskd.evaluate import evaluate_run
+
+    register()
+    data = data_of(record.config, changes)
+    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
+    print(verdict)
+    return FAILURE if verdict.reproduced is False else 0
 
 
 def _hydra(arguments: list[str]) -> int:
