@@ -158,7 +158,7 @@ def test_a_directory_in_use_and_a_finished_one_are_refused(tmp_path, program, un
     assert first.wait_for((tmp_path / "run" / "record.json").exists), first.text
     first.send(signal.SIGSTOP)
     second = program(*PLAIN, "hydra.run.dir=run")
-    assert second.finish() == 1
+    assert second.finish() == 2
     first.send(signal.SIGCONT)
     assert f"in use by another process (process {first.process.pid} on" in second.text
     assert first.finish() == 0
@@ -166,7 +166,7 @@ def test_a_directory_in_use_and_a_finished_one_are_refused(tmp_path, program, un
 
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     third, fourth = program(*PLAIN, "hydra.run.dir=run"), program("resume", "run")
-    assert (third.finish(), fourth.finish()) == (1, 1)
+    assert (third.finish(), fourth.finish()) == (2, 2)
     assert "holds a finished run, which is never overwritten" in third.text
     assert "finished; there is nothing to go on with" in fourth.text
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
