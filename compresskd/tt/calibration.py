@@ -24,7 +24,8 @@ LAYOUT_VERSION = 1
 MM_ROWS, MM_INNER, MM_COLUMNS = (1, 4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024)
 BMM_ROWS, BMM_INNER, BMM_COLUMNS = (4, 16, 64, 256, 1024), (4, 16, 64, 256), (16, 64, 256, 1024)
 GEMV_BYTES = (1 << 18, 1 << 22, 1 << 26)
-WORK = 1 << 18
+WORK = 1 << 17
+MAX_WORK = 1 << 23
 ROUNDS, REPEATS = 3, 2
 WORST_STEP = 1.5
 
@@ -167,18 +168,24 @@ def _smoothed(grid: Grid) -> Grid:
     for i, j, k in product(*map(range, (len(grid), len(grid[0]), len(grid[0][0])))):
         below = [(i - 1, j, k), (i, j - 1, k), (i, j, k - 1)]
         least = min((smooth[x][y][z] for x, y, z in below if min(x, y, z) >= 0), default=math.inf)
-        smooth[i][j][k] = min(smooth[i][j][k], WORST_STEP * least)
+        measured = smooth[i][j][k]
+        # Products too large to be worth measuring take the rate of the largest that were.
+        smooth[i][j][k] = least if math.isinf(measured) else min(measured, WORST_STEP * least)
     return smooth
 
 
 def _mm(new: Callable[..., torch.Tensor], m: int, k: int, n: int, device: torch.device) -> float:
     x, W = new(m, k), new(n, k)
-    calls = max(1, min(16, WORK // (m * k * n)))
+    if m * k * n > MAX_WORK:
+        return math.inf
+    calls = max(1, min(8, WORK // (m * k * n)))
     return _seconds(partial(torch.nn.functional.linear, x, W), device, calls) / (m * k * n)
 
 
 def _bmm(new: Callable[..., torch.Tensor], m: int, k: int, n: int, device: torch.device) -> float:
-    batch = max(2, min(64, 16 * WORK // (m * k * n)))
+    if 2 * m * k * n > MAX_WORK:
+        return math.inf
+    batch = max(2, min(64, 8 * WORK // (m * k * n)))
     z, G = new(batch, k, n), new(m, k)
     return _seconds(partial(torch.bmm, G.expand(batch, m, k), z), device, 1) / (batch * m * k * n)
 

@@ -134,7 +134,8 @@ def steps(
     bonds = [1] * (d + 1)
     count = num_parameters(modes.input_dims, modes.output_dims, bonds[1:-1])
     while True:
-        yield tuple(bonds[1:-1]), count, sum(tails[k][bonds[k + 1]] for k in range(d - 1))
+        # Successive projections never leave more than the whole matrix.
+        yield tuple(bonds[1:-1]), count, min(1.0, sum(tails[k][bonds[k + 1]] for k in range(d - 1)))
         # Where no step gains anything the matrix is represented exactly: more ranks would be waste.
         best, most = None, 0.0
         for k in range(1, d):

@@ -133,7 +133,7 @@ def _estimate(modes: Modes, spectra: Spectra, wish: Wish) -> Candidate:
     ranks = allocate(modes, tails, wish)
     lost = sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks, strict=True))
     count = num_parameters(modes.input_dims, modes.output_dims, ranks)
-    return Candidate(modes, ranks, count, max(0.0, lost) ** 0.5)
+    return Candidate(modes, ranks, count, min(1.0, max(0.0, lost)) ** 0.5)
 
 
 class _Reference:
