@@ -1,10 +1,11 @@
 """The steps that strategies are made of, one a file; a strategy's YAML names them by `_target_`."""
 
 from compresskd.stages.admm import Admm
+from compresskd.stages.compression import Compression
 from compresskd.stages.factorize import Factorize
 from compresskd.stages.fit import Fit
 from compresskd.stages.fit_layers import FitLayers
 from compresskd.stages.matched_dense import MatchedDense
 from compresskd.stages.multi_stage import MultiStage
 
-__all__ = ["Admm", "Factorize", "Fit", "FitLayers", "MatchedDense", "MultiStage"]
+__all__ = ["Admm", "Compression", "Factorize", "Fit", "FitLayers", "MatchedDense", "MultiStage"]

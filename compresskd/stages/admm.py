@@ -8,16 +8,18 @@ on W, Z <- TT-SVD_rank(W + U), U <- U + W - Z.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compresskd import swap, tt
+from compresskd import tt
 from compresskd.objective import Objective
-from compresskd.stages.factorize import Factorize, factorizable
+from compresskd.stages.compression import Compression
 from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.plan import Make
 from compresskd.stages.train_student import train_student
 from compresskd.strategy import Context, State
 
@@ -25,13 +27,13 @@ from compresskd.strategy import Context, State
 class _Splitting(nn.Module):
     """Z and U of every layer as buffers, so that a checkpoint keeps them."""
 
-    def __init__(self, layers: dict[str, Any], factorize: Factorize, rho: float):
+    def __init__(self, layers: dict[str, Any], plan: Mapping[str, Make], rho: float):
         super().__init__()
         self._layers: dict[str, Any] = layers  # a plain dict: the student's modules are not ours to save
-        self._factorize, self._rho = factorize, rho
-        for i, layer in enumerate(layers.values()):
+        self._plan, self._rho = plan, rho
+        for i, (name, layer) in enumerate(layers.items()):
             weight = layer.weight.detach()
-            self.register_buffer(f"z{i}", self._project(layer, weight))
+            self.register_buffer(f"z{i}", self._project(name, layer, weight))
             self.register_buffer(f"u{i}", torch.zeros_like(weight))
 
     def penalty(self) -> Tensor:
@@ -45,10 +47,10 @@ class _Splitting(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """Z <- TT-SVD(W + U); U <- U + W - Z."""
-        for i, layer in enumerate(self._layers.values()):
+        for i, (name, layer) in enumerate(self._layers.items()):
             z, u = self.get_buffer(f"z{i}"), self.get_buffer(f"u{i}")
             weight = layer.weight.detach()
-            z.copy_(self._project(layer, weight + u))
+            z.copy_(self._project(name, layer, weight + u))
             u.add_(weight - z)
 
     @torch.no_grad()
@@ -57,15 +59,15 @@ class _Splitting(nn.Module):
         found = {}
         for name, layer in self._layers.items():
             weight = layer.weight.detach()
-            gap = weight - self._project(layer, weight)
+            gap = weight - self._project(name, layer, weight)
             found[name] = float(gap.norm() / weight.norm().clamp_min(1e-30))
         return found
 
     @torch.no_grad()
-    def _project(self, layer: Any, weight: Tensor) -> Tensor:
+    def _project(self, name: str, layer: Any, weight: Tensor) -> Tensor:
         holder = copy.deepcopy(layer)
         holder.weight = nn.Parameter(weight.clone(), requires_grad=False)
-        factorized: Any = self._factorize.layer(holder)
+        factorized: Any = self._plan[name](holder)
         return (
             weight.clone()
             if isinstance(factorized, tt.Skipped)
@@ -78,7 +80,7 @@ class Admm:
     """Train the dense student while its weights are pulled towards tensor trains of a rank.
 
     Attributes:
-        factorize: which layers, and the rank that they are pulled to; they are not factorized here.
+        how: which layers, and the size that they are pulled to; they are not factorized here.
         rho: weight of the pull.
         updates_per_epoch: how often Z and U are renewed.
         objective, epochs, teacher: as in `Fit`.
@@ -86,7 +88,7 @@ class Admm:
 
     objective: Objective
     epochs: int
-    factorize: Factorize
+    how: Compression
     rho: float = 1e-3
     updates_per_epoch: int = 1
     teacher: str = "original"
@@ -106,10 +108,13 @@ class Admm:
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; details record each layer's distance to low rank, before and after."""
         student = state.student
-        layers = {n: m for n, m in factorizable(student) if self._takes(n, m)}
+        plan = self.how.plan(student, context)
+        layers = {
+            n: student.get_submodule(n) for n in plan if self._gets_smaller(student.get_submodule(n), plan[n])
+        }
         if not layers:
             raise ValueError("admm: no layer would get smaller at this rank; write a smaller rank=")
-        splitting = _Splitting(layers, self.factorize, self.rho).to(context.device)
+        splitting = _Splitting(layers, plan, self.rho).to(context.device)
         before = splitting.distances()
         steps = context.data.train.num_batches(context.recipe.batch_size)
         every = max(1, steps // self.updates_per_epoch)
@@ -131,6 +136,5 @@ class Admm:
         context.details["low_rank_distance"] = {"before": before, "after": splitting.distances()}
         return state
 
-    def _takes(self, name: str, layer: nn.Module) -> bool:
-        taken = swap.matches(name, self.factorize.include, self.factorize.exclude)
-        return taken and not isinstance(self.factorize.layer(layer), tt.Skipped)
+    def _gets_smaller(self, layer: nn.Module, make: Make) -> bool:
+        return isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(make(layer), tt.Skipped)

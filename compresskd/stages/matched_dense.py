@@ -11,7 +11,7 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
-from compresskd.stages.factorize import Factorize, factorize_model
+from compresskd.stages.compression import Compression
 from compresskd.strategy import Context, State
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
@@ -24,25 +24,23 @@ class MatchedDense:
     """Replace the student by a narrower dense one of at most the stored bytes that factorizing would leave.
 
     Attributes:
-        factorize: the compression whose bytes are matched; its `source` says of which model.
+        how: the compression, of the student, whose bytes are matched.
 
     The student is untrained afterwards, its initial weights following from the run's seed.
     """
 
-    factorize: Factorize
+    how: Compression
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the compression is that of the teacher."""
-        return self.factorize.needs_teacher
+        """Never: the student is what is matched."""
+        return False
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the narrower student; details record the factor of its width and both sizes."""
-        source = (
-            state.teacher if self.factorize.needs_teacher and state.teacher is not None else state.student
-        )
+        source = state.student
         compressed = copy.deepcopy(source)
-        factorize_model(compressed, self.factorize.layer, self.factorize.include, self.factorize.exclude)
+        self.how.apply(compressed, context, init="random")
         target = artifact.bytes_of(compressed)
         spec, seed = spec_of(source), context.stage_seed
         factor = _largest_factor(spec, target, seed)

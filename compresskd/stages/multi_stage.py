@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd.objective import Objective
-from compresskd.stages.factorize import Factorize, factorize_model
+from compresskd.stages.compression import Compression
 from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.stages.train_student import train_student
 from compresskd.strategy import Context, Stage, State, score
@@ -28,7 +28,7 @@ class Rung:
     """One step of the ladder: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
-        factorize: how layers are brought to the rank; its `rank` is the step's.
+        how: how layers are brought to the rank; its `rank` is the step's.
         init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
             'fresh' from new factors of the same shapes.
         teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
@@ -36,7 +36,7 @@ class Rung:
             the step is undone and the ladder ends; None never ends it.
     """
 
-    factorize: Factorize
+    how: Compression
     objective: Objective
     epochs: int
     init: str = "round"
@@ -50,7 +50,7 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.factorize.check(state, example)
+        self.how.check(state.student)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -79,14 +79,13 @@ class Rung:
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
         student = copy.deepcopy(previous if self.init == "round" else context.reference)
         init = "decomposed" if self.init == "round" else "random"
-        factorize = replace(self.factorize, init=init)
-        layers, skipped = factorize_model(student, factorize.layer, factorize.include, factorize.exclude)
+        layers, skipped = self.how.apply(student, context, init=init)
         context.details.update(layers=layers, skipped=skipped)
         return student.requires_grad_(True)
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
         before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.factorize.rank
+        context.details["ladder_rank"] = self.how.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -103,7 +102,7 @@ class MultiStage:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
             `max_drop`. Ranks must fall from step to step.
         epochs: of each step that says nothing.
-        factorize: as in `Rung`; its rank is replaced by each step's.
+        how: as in `Rung`; its rank is replaced by each step's.
 
     Raises:
         ValueError: for a step with an unknown key or a rank that does not fall.
@@ -112,7 +111,7 @@ class MultiStage:
     stages: Sequence[Mapping[str, Any]]
     objective: Objective
     epochs: int
-    factorize: Factorize
+    how: Compression
     init: str = "round"
     teacher: str = "previous"
 
@@ -150,7 +149,7 @@ class MultiStage:
             objective = objective.reweighted(alpha=step.get("alpha"), temperature=step.get("temperature"))
         epochs = self.epochs if step.get("epochs") is None else step["epochs"]
         return Rung(
-            replace(self.factorize, rank=step["rank"]),
+            replace(self.how, rank=step["rank"]),
             objective,
             epochs,
             self.init,

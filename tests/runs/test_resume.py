@@ -23,7 +23,7 @@ from compresskd.kd.features import Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.objective import Objective
 from compresskd.run import RunDirectoryError
-from compresskd.stages import Factorize, Fit
+from compresskd.stages import Compression, Factorize, Fit
 from compresskd.strategy import State
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -88,7 +88,7 @@ class DrawAndHandOn:
 def from_teacher():
     objective = Objective({"cross_entropy": CrossEntropy(0.3), "soft_targets": SoftTargets(0.7)})
     return {
-        "factorize": Factorize(rank=4, source="teacher"),
+        "factorize": Factorize(Compression(rank=4), source="teacher"),
         "mine": DrawAndHandOn(),
         "finetune": Fit(objective, epochs=1),
     }

@@ -13,7 +13,7 @@ import torch
 import compresskd
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.objective import Objective
-from compresskd.stages import Factorize, Fit
+from compresskd.stages import Compression, Factorize, Fit
 from compresskd.training import Recipe
 from compresskd.training.schedules import one_cycle
 
@@ -36,7 +36,7 @@ def default_stages(finetune_epochs=1):
     objective = Objective({"cross_entropy": CrossEntropy(0.3), "soft_targets": SoftTargets(0.7)})
     return {
         "distill": Fit(objective, epochs=2),
-        "factorize": Factorize(rank=4),
+        "factorize": Factorize(Compression(rank=4)),
         "finetune": Fit(objective, epochs=finetune_epochs),
     }
 

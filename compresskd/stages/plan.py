@@ -1,0 +1,192 @@
+"""From a wish for a model's size to what is done with each of its layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from compresskd import artifact, measure, tt
+from compresskd.stages import allocation
+from compresskd.stages.calibration import LayerStatistics
+from compresskd.stages.size import Size
+
+Make = Callable[[nn.Module], nn.Module | tt.Skipped]
+_BYTES = 4  # of one parameter in a file
+_SEARCH_STEPS = 9  # of the bisection for max_drop: the budget is found within 1/500 of the model
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer is decomposed.
+
+    Attributes:
+        name: tensor_train, svd, tucker or cp.
+        num_cores: restricts the search over modes of a tensor train; None searches all.
+        statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
+    """
+
+    name: str
+    num_cores: int | None
+    statistics: Mapping[str, LayerStatistics]
+
+    def covariance(self, name: str) -> Tensor | None:
+        """E[x x^T] of a layer's inputs, or None."""
+        return self.statistics[name].covariance if name in self.statistics else None
+
+    def options(self, name: str) -> dict[str, Any]:
+        """What `tt.factorize` is told besides the wish."""
+        options: dict[str, Any] = {"method": self.name}
+        if self.name in ("tensor_train", "svd"):
+            options["input_covariance"] = self.covariance(name)
+        if self.name == "tensor_train":
+            options["num_cores"] = self.num_cores
+        return options
+
+
+def plan_layers(
+    layers: Mapping[str, nn.Module],
+    size: Size,
+    method: Method,
+    model: nn.Module,
+    accuracy: Callable[[dict[str, Make]], float],
+) -> dict[str, Make]:
+    """For each layer by name, the function that makes its new form.
+
+    Args:
+        layers: those that may be changed.
+        model: that they belong to, unchanged.
+        accuracy: of a copy of the model that a plan was applied to, a fraction of the validation split.
+    """
+    if not size.is_shared:
+        return {name: functools.partial(_one, name=name, size=size, method=method) for name in layers}
+    table = _SensitivityTable(layers, method, model)
+    if size.budget is not None:
+        return table.within(size.budget, size.budget_of)
+    assert size.max_drop is not None
+    return _smallest(table, size.max_drop, accuracy)
+
+
+def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
+    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        return size.rounded(name, layer)
+    return tt.factorize(layer, **size.of_layer(name), **method.options(name))  # pyright: ignore[reportArgumentType]
+
+
+class _SensitivityTable:
+    """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], method: Method, model: nn.Module):
+        self._method, self._model = method, model
+        self._layers = {
+            n: m for n, m in layers.items() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)
+        }
+        self.total = measure.num_parameters(model)
+        self._points: dict[str, list[tt.CurvePoint]] = {}
+        self._curves: dict[str, list[allocation.Size]] = {}
+        for name, layer in self._layers.items():
+            points = tt.error_curve(layer, **method.options(name))
+            weight = layer.weight.numel()
+            self._points[name] = points
+            self._curves[name] = [
+                *(allocation.Size(p.num_parameters, self._loss(name, p)) for p in points),
+                allocation.Size(weight, 0.0, dense=True),
+            ]
+        self._fixed = self.total - sum(curve[-1].num_parameters for curve in self._curves.values())
+        least = sum(curve[0].num_parameters for curve in self._curves.values())
+        self.least = (self._fixed + least) / self.total
+
+    def _loss(self, name: str, point: tt.CurvePoint) -> float:
+        statistics = self._method.statistics.get(name)
+        return point.error**2 if statistics is None else statistics.sensitivity * point.squared_error
+
+    def within(self, budget: float, of: str) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `budget` of the dense one."""
+        if of == "parameters":
+            return self.of_parameters(budget)
+        allowed = budget * artifact.bytes_of(self._model)
+        plan, share = self.of_parameters(budget), budget
+        for _ in range(4):  # what a file has beside its parameters is only known once it is written
+            taken = artifact.bytes_of(applied(self._model, plan))
+            if 0.99 * allowed <= taken <= allowed:
+                break
+            share += 0.995 * (allowed - taken) / (_BYTES * self.total)
+            plan = self.of_parameters(share)
+        return plan
+
+    def of_parameters(self, share: float) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `share` of the dense one's parameters."""
+        allowed = int(share * self.total) - self._fixed
+        try:
+            chosen = allocation.allocate(self._curves, allowed)
+        except allocation.BudgetTooSmallError:
+            raise ValueError(
+                f"compress.budget: came {share:.4g} of {self.total:,} parameters; allowed: at least "
+                f"{self.least:.4g}, which every layer at its least rank takes"
+            ) from None
+        left = allowed - sum(size.num_parameters for size in chosen.values())
+        plan = {name: self._make(name, size) for name, size in chosen.items()}
+        name = self._most_gained(chosen, left)
+        if name is not None:
+            plan[name] = functools.partial(
+                tt.factorize,
+                num_parameters=chosen[name].num_parameters + left,
+                **self._method.options(name),
+            )
+        return plan
+
+    def _most_gained(self, chosen: Mapping[str, allocation.Size], left: int) -> str | None:
+        """The layer that most of what is left over could go into."""
+        dense = {name: curve[-1].num_parameters for name, curve in self._curves.items()}
+        room = {n: dense[n] - s.num_parameters for n, s in chosen.items() if not s.dense}
+        fitting = [n for n, free in room.items() if free > left > 0]
+        return max(fitting, key=lambda n: chosen[n].error / room[n], default=None)
+
+    def _make(self, name: str, size: allocation.Size) -> Make:
+        if size.dense:
+            return _dense
+        point = next(p for p in self._points[name] if p.num_parameters == size.num_parameters)
+        options = self._method.options(name)
+        options.pop("num_cores", None)  # the modes are chosen
+        return functools.partial(tt.factorize, ranks=point.ranks, modes=point.modes, **options)
+
+
+def _dense(layer: nn.Module) -> tt.Skipped:
+    return tt.Skipped("left dense: the budget buys more in other layers")
+
+
+def _smallest(
+    table: _SensitivityTable, max_drop: float, accuracy: Callable[[dict[str, Make]], float]
+) -> dict[str, Make]:
+    """Bisect for the smallest budget that loses at most `max_drop` points of accuracy."""
+    least_accuracy = accuracy({}) - max_drop / 100
+    low, high = table.least, 1.0
+    best: dict[str, Make] | None = None
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + high) / 2
+        plan = table.of_parameters(middle)
+        if accuracy(plan) >= least_accuracy:
+            best, high = plan, middle
+        else:
+            low = middle
+    if best is None:
+        raise ValueError(
+            f"compress.max_drop: came {max_drop}; no smaller model loses so little; write more, or fine-tune "
+            "a model of another size"
+        )
+    return best
+
+
+def applied(model: nn.Module, plan: Mapping[str, Make]) -> nn.Module:
+    """A copy of the model with a plan carried out."""
+    changed = copy.deepcopy(model)
+    for name, make in plan.items():
+        new = make(changed.get_submodule(name))
+        if not isinstance(new, tt.Skipped):
+            parent, _, child = name.rpartition(".")
+            setattr(changed.get_submodule(parent), child, new)
+    return changed
