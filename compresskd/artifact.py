@@ -7,6 +7,7 @@ are looked up in compresskd, or in packages that the caller names in `trust`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -36,7 +37,7 @@ def save(model: nn.Module, directory: Path) -> int:
     """Write `model` to `directory`, replacing what was there as a whole.
 
     Returns the bytes that the folder takes on disk, everything included.
-    Raises ValueError for a model that does not say how it was built.
+    Raises ValueError for a model that does not say how it was built, OSError where it cannot be written.
     """
     described = {
         "format": FORMAT,
@@ -47,7 +48,7 @@ def save(model: nn.Module, directory: Path) -> int:
     with atomic_folder(directory) as folder:
         # clone: tied parameters share memory, which safetensors refuses; contiguous: channels-last is no layout of it
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        _write(tensors, folder / _WEIGHTS)
         described["sha256"] = _digest(folder / _WEIGHTS, described)
         (folder / _STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
     return stored_bytes(directory)
@@ -140,6 +141,13 @@ def _nested_targets(value: Any) -> list[str]:
         own = [value["_target_"]] if "_target_" in value else []
         return own + [path for item in value.values() for path in _nested_targets(item)]
     return []
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # how it says that the disk is full
+        raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

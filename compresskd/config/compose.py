@@ -13,16 +13,21 @@ from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from compresskd.config import diagnosis, overrides
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.schema import conf_dir
+
+_UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def compose_jobs(
             )
     parsed, faults = overrides.parse(lines)
     with _hydra(config_dirs) as loader:
-        composer = _Composer(loader, config_name or "config")
+        composer = _Composer(loader, config_name or "config", parsed)
         sweep = composer.sweep(parsed)
         multirun = multirun or sweep is not None
         if multirun:
@@ -99,7 +104,7 @@ def _hydra(config_dirs: Sequence[Path]) -> Iterator[Any]:
     """Hydra's loader over the folders that its own run will search."""
     path = create_config_search_path(str(conf_dir()))
     for folder in config_dirs:
-        path.append("command-line", f"file://{folder.resolve()}")
+        path.prepend("command-line", f"file://{folder.resolve()}", SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2(task_name="compresskd", config_search_path=path)
     try:
@@ -111,52 +116,76 @@ def _hydra(config_dirs: Sequence[Path]) -> Iterator[Any]:
 class _Composer:
     """Composes jobs; those that choose the same options share the composition, and differ in values only."""
 
-    def __init__(self, loader: Any, config_name: str):
+    def __init__(self, loader: Any, config_name: str, typed: Sequence[Override]):
         self._loader, self._name = loader, config_name
+        self._search = [p.input_line or "" for p in typed if p.key_or_group == "hydra.searchpath"]
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._groups: dict[str, list[str]] = {}
 
     def sweep(self, typed: Sequence[Override]) -> dict[str, str] | None:
         """What the configuration itself sweeps over, or None where it is to run once."""
-        chosen = [p for p in typed if self._is_choice(p) and not p.is_sweep_override()]
-        hydra = self._chosen(chosen)[0].hydra
+        choices, _ = self._choices([p for p in typed if not p.is_sweep_override()])
+        hydra = self._chosen(choices)[0].hydra
         if hydra.get("mode") != RunMode.MULTIRUN:
             return None
         return {str(k): str(v) for k, v in (hydra.sweeper.get("params") or {}).items()}
 
     def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
         """The configuration with all overrides that fit, and a fault for each that does not."""
-        choices, faults = [], []
-        for p in (p for p in typed if self._is_choice(p)):
-            fault = diagnosis.of_choice(p, self._loader.get_group_options(p.key_or_group))
-            (faults if fault else choices).append(fault or p)
+        choices, faults = self._choices(typed)
         base, found = self._chosen(choices)
         faults += found
         cfg, applied = copy.deepcopy(base), []
         for p in typed:
             if self._is_choice(p):
                 continue
-            fault = self._apply(p, cfg)
+            fault = diagnosis.of_replaced_mapping(p, cfg)
             if fault:
                 faults.append(fault)
+                continue
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([p], cfg)
+                applied.append(p)
+            except (HydraException, OmegaConfBaseException) as error:
                 cfg = copy.deepcopy(base)  # what failed may have left something half done
                 ConfigLoaderImpl._apply_overrides_to_config(applied, cfg)
-            else:
-                applied.append(p)
+                faults.append(diagnosis.of_value(p, error, cfg, self._loader))
         with open_dict(cfg):
             cfg.pop("hydra")
         return cfg, [*faults, *diagnosis.of_additions(typed, cfg)]
 
+    def _options(self, group: str) -> list[str]:
+        if group not in self._groups:
+            self._groups[group] = (
+                self._loader.get_group_options(group, ObjectType.CONFIG, self._name, self._search)
+                if self._search
+                else self._loader.repository.get_group_options(group, ObjectType.CONFIG)
+            )
+        return self._groups[group]
+
     def _is_choice(self, p: Override) -> bool:
-        return bool(self._loader.get_group_options(p.key_or_group)) and not isinstance(p.value(), dict)
+        return bool(self._options(p.key_or_group)) and not isinstance(p.value(), dict)
+
+    def _choices(self, typed: Sequence[Override]) -> tuple[list[Override], list[Fault]]:
+        """The overrides that choose files which are there, and a fault for each of the others."""
+        choices, faults = [], []
+        for p in filter(self._is_choice, typed):
+            fault = diagnosis.of_choice(p, self._options(p.key_or_group))
+            if fault:
+                faults.append(fault)
+            else:
+                choices.append(p)
+        return choices, faults
 
     def _chosen(self, choices: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
+        """The composition of these choices, without those that cannot be composed."""
         try:
             return self._load(choices), []
-        except (HydraException, OmegaConfBaseException) as error:
+        except _UNCOMPOSABLE as error:
             first = error
         try:
             self._load([])
-        except (HydraException, OmegaConfBaseException) as error:
+        except _UNCOMPOSABLE as error:
             raise ConfigError([Fault("", diagnosis.said(error))]) from first
         valid: list[Override] = []
         faults: list[Fault] = []
@@ -164,22 +193,13 @@ class _Composer:
             try:
                 self._load([*valid, p])
                 valid.append(p)
-            except (HydraException, OmegaConfBaseException) as error:
+            except _UNCOMPOSABLE as error:
                 faults.append(diagnosis.of_composition(p, error))
         return self._load(valid), faults
 
     def _load(self, choices: Sequence[Override]) -> DictConfig:
         lines = tuple(p.input_line or "" for p in choices)
         if lines not in self._composed:
-            self._composed[lines] = compose(self._name, overrides=list(lines), return_hydra_config=True)
+            typed = [*self._search, *lines]
+            self._composed[lines] = compose(self._name, overrides=typed, return_hydra_config=True)
         return self._composed[lines]
-
-    def _apply(self, p: Override, cfg: DictConfig) -> Fault | None:
-        fault = diagnosis.of_replaced_mapping(p, cfg)
-        if fault:
-            return fault
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config([p], cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            return diagnosis.of_value(p, error, cfg, self._loader)
-        return None

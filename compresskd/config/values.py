@@ -79,11 +79,11 @@ def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
         if not isinstance(options, Mapping):
             yield Fault(key, f"came {options!r}; write '~{key}' to leave it out, or {{_target_: ...}}")
         if not _NAME.fullmatch(str(stage)):
-            yield Fault(key, "the name of a stage is that of a folder: letters, digits and _ . -")
+            allowed = "the name of a stage is that of a folder: letters, digits and _ . -"
+            yield Fault(key, allowed, literal=True)
         elif stage in _TAKEN:
-            yield Fault(
-                key, f"{' and '.join(_TAKEN)} are no names for stages: predictions.npz has them already"
-            )
+            taken = f"{' and '.join(_TAKEN)} are no names for stages: predictions.npz has them already"
+            yield Fault(key, taken, literal=True)
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -1,0 +1,107 @@
+"""What all tests share: a fixed seed, and the command line run inside this process or in one of its own."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+
+import compresskd
+from compresskd import measure
+from compresskd.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended: exit code, what it wrote, and the files that it left where it ran."""
+
+    status: int
+    out: str
+    err: str
+    left: list[str]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty folder that commands are run in."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def run_cli(work, monkeypatch, capsys):
+    """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
+
+    def latency(models, example, **options):
+        return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
+
+    monkeypatch.setattr(measure, "latency", latency)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["compresskd"])
+    store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
+    Plugins.instance()  # which adds to the store when it is first asked for
+    repo, handlers, propagate = deepcopy(store.repo), list(log.handlers), log.propagate
+    before = _files(work)
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        written = capsys.readouterr()
+        return Outcome(ended.value.code, written.out, written.err, sorted(_files(work) - before))
+
+    yield run
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    store.repo, log.handlers, log.propagate = repo, handlers, propagate
+    for name in set(sys.modules) - modules:
+        if str(work.parent) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run_program(work):
+    """run_program('rank=0', ...) -> Outcome, of `python -m compresskd` as a process of its own."""
+
+    def run(*arguments, **environment):
+        before = _files(work)
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "compresskd", *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(compresskd.__file__).parents[1]),
+                **environment,
+            },
+        )
+        return Outcome(ended.returncode, ended.stdout, ended.stderr, sorted(_files(work) - before))
+
+    return run
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
