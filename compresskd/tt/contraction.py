@@ -74,16 +74,20 @@ def steps(shapes: Sequence[Sequence[int]], cuts: Sequence[int], *, from_right: b
     edges = (0, *cuts, len(shapes))
     groups = []
     for start, stop in pairwise(edges):
-        m = math.prod(shape[1] for shape in shapes[start:stop])
-        n = math.prod(shape[2] for shape in shapes[start:stop])
+        m = math.prod([shape[1] for shape in shapes[start:stop]])
+        n = math.prod([shape[2] for shape in shapes[start:stop]])
         groups.append((shapes[start][0], m, n, shapes[stop - 1][3]))
     found = []
     for k, (r, m, n, s) in enumerate(groups):
         left, right = groups[:k], groups[k + 1 :]
         if from_right:
-            found.append(Step(r * m, n * s, math.prod(g[2] for g in left), math.prod(g[1] for g in right)))
+            found.append(
+                Step(r * m, n * s, math.prod([g[2] for g in left]), math.prod([g[1] for g in right]))
+            )
         else:
-            found.append(Step(m * s, r * n, math.prod(g[1] for g in left), math.prod(g[2] for g in right)))
+            found.append(
+                Step(m * s, r * n, math.prod([g[1] for g in left]), math.prod([g[2] for g in right]))
+            )
     return found[::-1] if from_right else found
 
 

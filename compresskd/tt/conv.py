@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.convolution import Geometry, chain_is_faster, chain_macs, run_stages
+from compresskd.tt.convolution import Geometry, chain_is_faster, chain_macs, run_stages, stage_options
 from compresskd.tt.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores, to_matrix
 from compresskd.tt.decompose import tt_svd
 from compresskd.tt.modes import Pair, stage_modes
@@ -64,6 +64,8 @@ class TTConv2d(nn.Module):
         self.stages = tuple((a, b) for a, b in stages)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.geometry = Geometry.of(self.stages, stride, padding, dilation, padding_mode)
+        self._options = stage_options(self.stages, self.geometry)
+        self._folded_options = stage_options([self.geometry.kernel_size], self.geometry)
         modes = stage_modes(self.stages, in_channels, out_channels)
         self.input_dims, self.output_dims = modes.input_dims, modes.output_dims
         wanted = [tt_rank] * (len(self.stages) - 1) if ranks is None else ranks
@@ -229,8 +231,15 @@ class TTConv2d(nn.Module):
         """The kernel [O, I, kh, kw], differentiable."""
         return to_matrix(list(self.cores)).reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
-    def round(self, *, ranks: Sequence[int] | None = None, tolerance: float | None = None) -> Self:
-        """A layer of fewer ranks for nearly the same kernel, without the dense one: see `round_cores`."""
+    def round(
+        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+    ) -> Self:
+        """A layer of fewer ranks for nearly the same kernel, which is never formed: see `round_cores`.
+
+        `rank` caps every bond, `ranks` each by itself; `tolerance` bounds the relative error.
+        """
+        if rank is not None and ranks is None:
+            ranks = [rank] * (len(self.cores) - 1)
         return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
 
     def orthogonalize(self, center: int = 0) -> Self:
@@ -261,7 +270,7 @@ class TTConv2d(nn.Module):
         cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
         tensors = (input, *cores) if self.bias is None else (input, *cores, self.bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            if chain_macs(cores, self.stages, self.geometry, input) < TRAINING_MARGIN:
+            if self._macs(input) < TRAINING_MARGIN:
                 return self._chain(input, self.stage_weights(), self.bias)
             return self._folded(input, self.to_dense(), self.bias)
         return self._infer(input, tensors[1:], cores)
@@ -282,12 +291,19 @@ class TTConv2d(nn.Module):
         dense = self._kept("kernel", dtype, layout, lambda: [self.to_dense().detach()])[0]
         stages = self._kept("stages", dtype, layout, lambda: [w.detach() for w in self.stage_weights()])
         bias = None if self.bias is None else self.bias.detach().to(dtype)
-        chain = chain_macs(list(self.cores), self.stages, self.geometry, x) < 1.0 and chain_is_faster(
-            x.to(dtype) if x.is_floating_point() else x, stages, dense, self.stages, self.geometry
+        chain = self._macs(x) < 1.0 and chain_is_faster(
+            x.to(dtype),
+            lambda x: self._chain(x, stages, bias),
+            lambda x: self._folded(x, dense, bias),
+            f"{[tuple(stage.shape) for stage in stages]} {self.geometry}",
         )
         if chain:
             return self._chain, stages, bias
         return self._folded, dense, bias
+
+    def _macs(self, x: Tensor) -> float:
+        """Multiplications of the chain over those of the folded kernel."""
+        return chain_macs(list(self.cores), self.stages, self._options, self.geometry, x)
 
     def _kept(self, name: str, dtype: torch.dtype, layout: torch.memory_format, make: Any) -> list[Tensor]:
         """The tensors of `make` in this dtype and layout, shared by all input sizes."""
@@ -298,10 +314,10 @@ class TTConv2d(nn.Module):
         return held
 
     def _chain(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        return run_stages(x, weights, bias, self.stages, self.geometry)
+        return run_stages(x, weights, bias, self._options, self.geometry)
 
     def _folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return run_stages(x, [weight], bias, [self.kernel_size], self.geometry)
+        return run_stages(x, [weight], bias, self._folded_options, self.geometry)
 
     def clear_prepared(self) -> None:
         """Forget what inference keeps."""

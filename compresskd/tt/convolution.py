@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +89,7 @@ class StageOptions:
     dilation: Pair
 
 
-@lru_cache(maxsize=1024)
-def stage_options(stages: tuple[Pair, ...], geometry: Geometry) -> tuple[StageOptions, ...]:
+def stage_options(stages: Sequence[Pair], geometry: Geometry) -> tuple[StageOptions, ...]:
     """Each axis's stride, padding and dilation go to the stage that holds its kernel, else to the first."""
     pads = (geometry.pads[2], geometry.pads[0]) if geometry.native else (0, 0)
     options = []
@@ -109,67 +107,62 @@ def stage_options(stages: tuple[Pair, ...], geometry: Geometry) -> tuple[StageOp
 
 
 def run_stages(
-    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, stages: Sequence[Pair], geometry: Geometry
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    options: Sequence[StageOptions],
+    geometry: Geometry,
 ) -> Tensor:
     """x [B, I, H, W] through the stages' kernels [out, in, a, b]; differentiable."""
     if not geometry.native:
         mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
         x = F.pad(x, geometry.pads, mode=mode)
     last = len(weights) - 1
-    for k, (weight, options) in enumerate(zip(weights, stage_options(tuple(stages), geometry), strict=True)):
-        x = F.conv2d(
-            x, weight, bias if k == last else None, options.stride, options.padding, options.dilation
-        )
+    for k, (weight, stage) in enumerate(zip(weights, options, strict=True)):
+        x = F.conv2d(x, weight, bias if k == last else None, stage.stride, stage.padding, stage.dilation)
     return x
 
 
-def chain_macs(cores: Sequence[Tensor], stages: Sequence[Pair], geometry: Geometry, x: Tensor) -> float:
+def chain_macs(
+    cores: Sequence[Tensor],
+    stages: Sequence[Pair],
+    options: Sequence[StageOptions],
+    geometry: Geometry,
+    x: Tensor,
+) -> float:
     """Multiplications of the chain over those of the dense convolution, for this input."""
     size = [x.shape[-2] + sum(geometry.pads[2:]), x.shape[-1] + sum(geometry.pads[:2])]
     dense, chain, at = 0.0, 0.0, list(size)
-    for core, (a, b), options in zip(cores, stages, stage_options(tuple(stages), geometry), strict=True):
+    for core, (a, b), stage in zip(cores, stages, options, strict=True):
         for axis, kernel in enumerate((a, b)):
-            reach = options.dilation[axis] * (kernel - 1) + 1
-            at[axis] = max(0, (at[axis] - reach) // options.stride[axis] + 1)
+            reach = stage.dilation[axis] * (kernel - 1) + 1
+            at[axis] = max(0, (at[axis] - reach) // stage.stride[axis] + 1)
         chain += core.numel() * at[0] * at[1]
     dense = math.prod(core.shape[2] for core in cores) * cores[-1].shape[1] * at[0] * at[1]
     return chain / max(dense, 1.0)
 
 
 def chain_is_faster(
-    x: Tensor, weights: Sequence[Tensor], dense: Tensor, stages: Sequence[Pair], geometry: Geometry
+    x: Tensor, chain: Callable[[Tensor], Tensor], folded: Callable[[Tensor], Tensor], name: str
 ) -> bool:
-    """Measured on this input: interleaved runs, the least of each; the outcome is remembered on disk."""
-    name = "-".join(
-        str(part)
-        for part in (
-            *x.shape,
-            x.dtype,
-            x.device.type,
-            x.stride()[1] == 1,
-            *(tuple(weight.shape) for weight in weights),
-            geometry.stride,
-            geometry.dilation,
-            geometry.pads,
-            torch.get_num_threads(),
-            torch.__version__,
-        )
+    """Measured on this input: interleaved runs, the least of each; the outcome is remembered on disk under `name`."""
+    place = (
+        *x.shape,
+        x.dtype,
+        x.device.type,
+        x.stride()[-3] == 1,
+        torch.get_num_threads(),
+        torch.__version__,
     )
-    return decide("convolution", name, lambda: _measure(x, weights, dense, stages, geometry))
+    return decide("convolution", f"{name} {place}", lambda: _measure(x, chain, folded))
 
 
-def _measure(
-    x: Tensor, weights: Sequence[Tensor], dense: Tensor, stages: Sequence[Pair], geometry: Geometry
-) -> bool:
-    runs: list[Callable[[], Tensor]] = [
-        lambda: run_stages(x, weights, None, stages, geometry),
-        lambda: run_stages(x, [dense], None, [geometry.kernel_size], geometry),
-    ]
+def _measure(x: Tensor, chain: Callable[[Tensor], Tensor], folded: Callable[[Tensor], Tensor]) -> bool:
     least = [math.inf, math.inf]
     for _ in range(ROUNDS + 1):
-        for i, run in enumerate(runs):
+        for i, run in enumerate((chain, folded)):
             start = time.perf_counter()
-            run()
+            run(x)
             if x.device.type == "cuda":
                 torch.cuda.synchronize(x.device)
             least[i] = min(least[i], time.perf_counter() - start)

@@ -162,8 +162,15 @@ class TTEmbedding(nn.Module):
         keep[self.padding_idx] = 0.0
         return table * keep
 
-    def round(self, *, ranks: Sequence[int] | None = None, tolerance: float | None = None) -> Self:
-        """A layer of fewer ranks for nearly the same table, without the table: see `round_cores`."""
+    def round(
+        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+    ) -> Self:
+        """A layer of fewer ranks for nearly the same table, which is never formed: see `round_cores`.
+
+        `rank` caps every bond, `ranks` each by itself; `tolerance` bounds the relative error.
+        """
+        if rank is not None and ranks is None:
+            ranks = [rank] * (len(self.cores) - 1)
         return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
 
     def orthogonalize(self, center: int = 0) -> Self:

@@ -19,6 +19,7 @@ from compresskd.tt.tucker import tucker2_cores, tucker_linear
 from compresskd.tt.whitening import check_covariance
 
 METHODS = ("tensor_train", "svd", "tucker", "cp")
+ROUNDING = 1e-6
 
 Dense = nn.Linear | nn.Conv2d | nn.Embedding
 ModeChoice = Modes | Sequence[Sequence[int]]
@@ -73,12 +74,8 @@ def factorize(
         built = _by_rank(module, wish, method, modes)
     else:
         found = _search(module, wish, method, input_covariance, modes, num_cores)
-        best = found[0]
-        built = (
-            _break_even(best.num_parameters, max(best.ranks, default=1), module.weight.numel())
-            if best.decomposition is None
-            else _build(module, best)
-        )
+        refusal = _unreached(found[0], wish, module.weight.numel())
+        built = _build(module, found[0]) if refusal is None else refusal
     return built.train(module.training) if isinstance(built, nn.Module) else built
 
 
@@ -137,6 +134,21 @@ def _refusal(module: nn.Module) -> Skipped | None:
         return Skipped("max_norm and scale_grad_by_freq: rows computed from cores do not support them")
     if not bool(module.weight.isfinite().all()):
         raise ValueError("expected finite weights, got NaN or infinity: check the checkpoint or the training")
+    return None
+
+
+def _unreached(best: Candidate, wish: Wish, dense: int) -> Skipped | None:
+    """Why even the best candidate does not give what was asked for."""
+    if best.decomposition is None:
+        return _break_even(best.num_parameters, max(best.ranks, default=1), dense)
+    if wish.num_parameters is not None and best.num_parameters > wish.num_parameters:
+        return Skipped(
+            f"budget: {wish.num_parameters} parameters, the smallest form has {best.num_parameters}"
+        )
+    if wish.error is not None and best.error > wish.error * (1 + 1e-6) + ROUNDING:
+        return Skipped(
+            f"break-even: no form of relative error {wish.error:.4g} is smaller than {dense} dense"
+        )
     return None
 
 

@@ -61,7 +61,9 @@ def linear_modes(num_inputs: int, num_outputs: int, *, num_cores: int | None = N
             inputs = nearest_factors(num_inputs, pattern)
             outputs = nearest_factors(num_outputs, tuple(reversed(pattern)))
             found[Modes(inputs, outputs)] = None
-    return [modes for modes in found if num_cores == 1 or sum(size > 1 for size in modes.sizes) > 1]
+    options = list(found)
+    # Modes with all but one core of size 1 are the dense matrix; the first is kept, so that there always is one.
+    return options[:1] + [modes for modes in options[1:] if sum(size > 1 for size in modes.sizes) > 1]
 
 
 def stage_modes(stages: Sequence[Pair], in_channels: int, out_channels: int) -> Modes:

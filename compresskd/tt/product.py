@@ -94,7 +94,7 @@ def traced(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs:
     """x [..., N] to [..., M] by one plan for all batch sizes, without a look at any value: for compilers."""
     shapes, cuts = _shapes(cores), tuple(range(1, len(cores)))
     costs = {
-        from_right: sum(s.a * s.b * s.P * s.C for s in steps(shapes, cuts, from_right=from_right))
+        from_right: sum([s.a * s.b * s.P * s.C for s in steps(shapes, cuts, from_right=from_right)])
         for from_right in (True, False)
     }
     from_right = costs[True] <= costs[False]

@@ -13,6 +13,7 @@ from compresskd.tt.whitening import root, tt_svd_whitened
 
 NUM_DECOMPOSED = 3
 REFINEMENTS = 4
+NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,10 @@ def _merit(candidate: Candidate, wish: Wish, reference: _Reference) -> tuple[boo
         return candidate.error > wish.error * (1 + 1e-9) + 1e-7, candidate.num_parameters, candidate.error
     if wish.num_parameters is not None:
         over = candidate.num_parameters > wish.num_parameters
-        return over, candidate.error, candidate.num_parameters
-    return False, candidate.error / reference.error(candidate.num_parameters), candidate.num_parameters
+        return over, max(candidate.error, NEGLIGIBLE), candidate.num_parameters
+    # Errors at the level of rounding are equal: there the smaller candidate is better.
+    relative = max(candidate.error, NEGLIGIBLE) / max(reference.error(candidate.num_parameters), NEGLIGIBLE)
+    return False, relative, candidate.num_parameters
 
 
 def _lower_hull(points: Sequence[CurvePoint]) -> list[CurvePoint]:

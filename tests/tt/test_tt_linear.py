@@ -185,6 +185,7 @@ def test_round_orthogonalize_balance_return_layers_of_the_same_map():
         assert torch.allclose(other(x), layer(x), atol=1e-9)
     rounded = layer.round(ranks=(2, 3))
     assert rounded.ranks == (2, 3)
+    assert layer.round(2).ranks == (2, 2)
     assert torch.equal(rounded.bias, layer.bias)
 
 

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compresskd.tt import factorize
+from compresskd.tt.cores import to_matrix
+from compresskd.tt.decompose import tt_svd
+from compresskd.tt.whitening import check_covariance, mode_covariances, output_error, root, tt_svd_whitened
+
+
+def covariance_of(size, seed, rank=None):
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.randn(4 * size, rank or size, generator=generator, dtype=torch.float64)
+    mix = torch.randn(rank or size, size, generator=generator, dtype=torch.float64)
+    x = samples @ (mix * torch.logspace(0, -2, size, dtype=torch.float64))
+    return x.T @ x / len(x)
+
+
+@st.composite
+def problems(draw):
+    d = draw(st.integers(2, 3))
+    dims = st.lists(st.integers(1, 5), min_size=d, max_size=d)
+    input_dims, output_dims = draw(dims), draw(dims)
+    seed = draw(st.integers(0, 99))
+    generator = torch.Generator().manual_seed(seed)
+    M, N = torch.tensor(output_dims).prod().item(), torch.tensor(input_dims).prod().item()
+    weight = torch.randn(M, N, generator=generator, dtype=torch.float64)
+    return weight, input_dims, output_dims, covariance_of(N, seed, draw(st.sampled_from([None, 1, 3])))
+
+
+@given(problems(), st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_never_worse_than_plain_tt_svd_of_the_same_ranks(problem, rank):
+    weight, input_dims, output_dims, covariance = problem
+    ranks = [rank] * (len(input_dims) - 1)
+    plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
+    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, covariance)
+    error = output_error(weight, to_matrix(aware.cores), covariance)
+    assert error <= output_error(weight, to_matrix(plain.cores), covariance) + 1e-12
+    assert error == pytest.approx(aware.error, abs=1e-9)
+    assert aware.ranks == plain.ranks
+
+
+def test_two_cores_are_the_optimum_of_the_whitened_svd():
+    weight, covariance = torch.randn(12, 20, dtype=torch.float64), covariance_of(20, 1)
+    aware = tt_svd_whitened(weight, (1, 20), (12, 1), (5,), covariance)
+    values = torch.linalg.svdvals(weight @ root(covariance, ridge=0.0)[0]).square()
+    assert aware.error == pytest.approx(float(values[5:].sum() / values.sum()) ** 0.5, rel=1e-3)
+
+
+def test_output_error_is_what_samples_say():
+    weight, approximation = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
+    x = torch.randn(500, 10, dtype=torch.float64) @ torch.randn(10, 10, dtype=torch.float64)
+    measured = (x @ (weight - approximation).T).norm() / (x @ weight.T).norm()
+    assert output_error(weight, approximation, x.T @ x / 500) == pytest.approx(float(measured), rel=1e-9)
+
+
+def test_split_inputs_gain_clearly_on_correlated_inputs():
+    weight, covariance = torch.randn(64, 64, dtype=torch.float64), covariance_of(64, 3)
+    plain = tt_svd(weight, (4, 16), (16, 4), ranks=(8,))
+    aware = tt_svd_whitened(weight, (4, 16), (16, 4), (8,), covariance)
+    assert aware.error < 0.8 * output_error(weight, to_matrix(plain.cores), covariance)
+
+
+def test_mode_covariances_of_a_kronecker_product_are_its_factors():
+    first, second = covariance_of(3, 0), covariance_of(5, 1)
+    parts = mode_covariances(torch.kron(first, second), (3, 5))
+    assert torch.allclose(torch.kron(*parts), torch.kron(first, second), atol=1e-9)
+
+
+@pytest.mark.parametrize("channels_only", [True, False])
+def test_convolutions_take_the_covariance_of_patches_or_channels(channels_only):
+    dense = nn.Conv2d(8, 12, 3, padding=1, bias=False, dtype=torch.float64)
+    x = (
+        torch.randn(20, 8, 6, 6, dtype=torch.float64)
+        * torch.logspace(0, -2, 8, dtype=torch.float64)[:, None, None]
+    )
+    patches = nn.functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 72)
+    channels = x.movedim(1, -1).reshape(-1, 8)
+    given_covariance = (
+        channels.T @ channels / len(channels) if channels_only else patches.T @ patches / len(patches)
+    )
+    aware = factorize(dense, num_parameters=300, input_covariance=given_covariance)
+    plain = factorize(dense, num_parameters=300)
+    expected = dense(x)
+    error = [float((layer(x) - expected).norm() / expected.norm()) for layer in (aware, plain)]
+    assert error[0] < 0.7 * error[1]
+
+
+@pytest.mark.parametrize(
+    ("covariance", "message"),
+    [
+        (torch.eye(5), r"expected input_covariance \[6, 6\], got \[5, 5\]"),
+        (torch.full((6, 6), float("nan")), "got NaN or infinity"),
+        (torch.zeros(6, 6), "not zero"),
+        (-torch.eye(6), "positive semidefinite"),
+    ],
+)
+def test_bad_covariances_are_refused(covariance, message):
+    with pytest.raises(ValueError, match=message):
+        check_covariance(covariance, 6)
+    with pytest.raises(ValueError, match=message):
+        factorize(nn.Linear(6, 20), rank=1, input_covariance=covariance)
