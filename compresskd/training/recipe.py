@@ -27,7 +27,7 @@ class Recipe:
     batch_size: int
     optimizer: OptimizerFactory  # parameter groups -> Optimizer
     scheduler: SchedulerFactory  # (optimizer, total_steps=, steps_per_epoch=), stepped after each step
-    evaluation_batch_size: int = 512
+    evaluation_batch_size: int = 256
     gradient_clip: float | None = None  # largest 2-norm of all gradients together
     mixup: float | None = None  # alpha of Zhang et al. 2018; 0.2 to 1 is usual
     ema: float | None = None  # decay of the weight average per step; the average is evaluated and kept
