@@ -16,6 +16,8 @@ from compresskd.stages.calibration import LayerStatistics
 from compresskd.stages.size import Size
 
 Make = Callable[[nn.Module], nn.Module | tt.Skipped]
+_MAX_POINTS = 512  # sizes of one layer that are told apart
+_NUM_FILLED = 4  # layers that are tried for what a budget leaves over
 _BYTES = 4  # of one parameter in a file
 _SEARCH_STEPS = 9  # of the bisection for max_drop: the budget is found within 1/500 of the model
 
@@ -89,7 +91,7 @@ class _SensitivityTable:
         self._points: dict[str, list[tt.CurvePoint]] = {}
         self._curves: dict[str, list[allocation.Size]] = {}
         for name, layer in self._layers.items():
-            points = tt.error_curve(layer, **method.options(name))
+            points = tt.error_curve(layer, max_points=_MAX_POINTS, **method.options(name))
             weight = layer.weight.numel()
             self._points[name] = points
             self._curves[name] = [
@@ -110,16 +112,22 @@ class _SensitivityTable:
             return self.of_parameters(budget)
         allowed = budget * artifact.bytes_of(self._model)
         plan, share = self.of_parameters(budget), budget
+        kept: tuple[int, dict[str, Make]] | None = None
         for _ in range(4):  # what a file has beside its parameters is only known once it is written
             taken = artifact.bytes_of(applied(self._model, plan))
-            if 0.99 * allowed <= taken <= allowed:
+            if taken <= allowed and (kept is None or taken > kept[0]):
+                kept = (taken, plan)
+            if 0.985 * allowed <= taken <= allowed:
                 break
-            share += 0.995 * (allowed - taken) / (_BYTES * self.total)
+            share += (0.995 * allowed - taken) / (_BYTES * self.total)
             plan = self.of_parameters(share)
-        return plan
+        return plan if kept is None else kept[1]
 
-    def of_parameters(self, share: float) -> dict[str, Make]:
-        """The plan of least error whose model takes at most `share` of the dense one's parameters."""
+    def of_parameters(self, share: float, *, fill: bool = True) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `share` of the dense one's parameters.
+
+        With `fill`, one layer takes what whole steps leave over.
+        """
         allowed = int(share * self.total) - self._fixed
         try:
             chosen = allocation.allocate(self._curves, allowed)
@@ -128,23 +136,39 @@ class _SensitivityTable:
                 f"compress.budget: came {share:.4g} of {self.total:,} parameters; allowed: at least "
                 f"{self.least:.4g}, which every layer at its least rank takes"
             ) from None
-        left = allowed - sum(size.num_parameters for size in chosen.values())
         plan = {name: self._make(name, size) for name, size in chosen.items()}
-        name = self._most_gained(chosen, left)
-        if name is not None:
-            plan[name] = functools.partial(
-                tt.factorize,
-                num_parameters=chosen[name].num_parameters + left,
-                **self._method.options(name),
-            )
-        return plan
+        left = allowed - sum(size.num_parameters for size in chosen.values())
+        return plan | self._filled(chosen, left) if fill else plan
 
-    def _most_gained(self, chosen: Mapping[str, allocation.Size], left: int) -> str | None:
-        """The layer that most of what is left over could go into."""
+    def _filled(self, chosen: Mapping[str, allocation.Size], left: int) -> dict[str, Make]:
+        """One layer made a little larger than a whole step, where what is left over allows it."""
         dense = {name: curve[-1].num_parameters for name, curve in self._curves.items()}
         room = {n: dense[n] - s.num_parameters for n, s in chosen.items() if not s.dense}
-        fitting = [n for n, free in room.items() if free > left > 0]
-        return max(fitting, key=lambda n: chosen[n].error / room[n], default=None)
+        fitting = sorted(
+            (n for n, free in room.items() if free > left > 0), key=lambda n: -chosen[n].error / room[n]
+        )
+        best: tuple[int, str, int] | None = None
+        for name in fitting[:_NUM_FILLED]:
+            wish = chosen[name].num_parameters + left
+            found = self._candidate(name, wish)
+            if (
+                found is not None
+                and found > chosen[name].num_parameters
+                and (best is None or found > best[0])
+            ):
+                best = (found, name, wish)
+        if best is None:
+            return {}
+        _, name, wish = best
+        return {name: functools.partial(tt.factorize, num_parameters=wish, **self._method.options(name))}
+
+    def _candidate(self, name: str, wish: int) -> int | None:
+        """Parameters that the layer would take of `wish`, where it would lose less than at its step."""
+        options = {k: v for k, v in self._method.options(name).items() if k != "method"}
+        if self._method.name != "tensor_train":
+            return None
+        found = tt.candidates(self._layers[name], num_parameters=wish, **options)
+        return found[0].num_parameters if found and found[0].decomposition is not None else None
 
     def _make(self, name: str, size: allocation.Size) -> Make:
         if size.dense:
@@ -168,7 +192,7 @@ def _smallest(
     best: dict[str, Make] | None = None
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
-        plan = table.of_parameters(middle)
+        plan = table.of_parameters(middle, fill=False)
         if accuracy(plan) >= least_accuracy:
             best, high = plan, middle
         else:

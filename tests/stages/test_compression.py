@@ -1,0 +1,153 @@
+"""Size by any wish, on a trained model: what is realised, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compresskd import artifact, swap, tt
+from compresskd.stages import Compression
+from compresskd.stages.compression import NothingCompressed
+from compresskd.stages.plan import Method, plan_layers
+from compresskd.stages.size import Size
+
+TEACHER = ("strategy=compress", "teacher.hidden=[256,256]")
+
+
+def final(record):
+    return record.stage(record.final)
+
+
+def test_rank_caps_every_bond(run_strategy):
+    record, directory = run_strategy(*TEACHER, "rank=5")
+    layers = final(record)["layers"]
+    assert set(layers) == {"fc1", "fc2", "fc3"}
+    assert all(max(layer["ranks"]) <= 5 for layer in layers.values())
+    reloaded = artifact.load(directory / final(record)["checkpoint"])
+    for name, described in swap.structure(reloaded).items():
+        assert list(described["ranks"]) == layers[name]["ranks"]
+
+
+def test_ranks_by_pattern_and_what_stays_dense(run_strategy):
+    record, _ = run_strategy(
+        *TEACHER, "rank=4", "+compress.ranks.fc2=12", "compress.num_cores=2", "compress.exclude=[fc3]"
+    )
+    layers = final(record)["layers"]
+    assert layers["fc1"]["ranks"] == [4]
+    assert layers["fc2"]["ranks"] == [12]
+    assert "compress.exclude" in final(record)["skipped"]["fc3"]
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("of", ["parameters", "bytes"])
+def test_budget_is_met_within_two_percent(run_strategy, budget, of):
+    record, _ = run_strategy(*TEACHER, f"compress.budget={budget}", f"compress.budget_of={of}")
+    key = {"parameters": "num_parameters", "bytes": "stored_bytes"}[of]
+    realised = final(record)["size"][key] / record.teacher["size"][key]
+    assert 0.98 * budget <= realised <= budget
+
+
+def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
+    record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    compressed = artifact.load(directory / final(record)["checkpoint"])
+    teacher = artifact.load(Path(record.teacher["directory"]) / "checkpoints" / "train")
+    for name in final(record)["layers"]:
+        weight = teacher.get_submodule(name).weight
+        error = (compressed.get_submodule(name).to_dense() - weight).norm() / weight.norm()
+        assert 0.1 < error <= 0.2 + 1e-5, name
+
+
+def test_energy_is_the_same_wish_as_tolerance(run_strategy):
+    by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.data_aware=false")
+    by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    assert final(by_energy)["layers"] == final(by_tolerance)["layers"]
+
+
+def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
+    generous, _ = run_strategy(*TEACHER, "compress.max_drop=10")
+    strict, _ = run_strategy(*TEACHER, "compress.max_drop=1")
+    for record, allowed in ((generous, 10), (strict, 1)):
+        teacher = record.teacher["metrics"]["validation_accuracy"]
+        assert 100 * (teacher - final(record)["metrics"]["validation_accuracy"]) <= allowed + 1e-9
+    assert final(generous)["size"]["num_parameters"] < final(strict)["size"]["num_parameters"]
+
+
+def test_data_aware_loses_less_than_weight_error_alone(run_strategy):
+    aware, _ = run_strategy(*TEACHER, "compress.budget=0.08")
+    plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.data_aware=false")
+    assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
+def test_other_methods_behind_the_same_switch(run_strategy, method):
+    record, _ = run_strategy(*TEACHER, f"compress={method}", "rank=8")
+    assert (
+        final(record)["layers"]["fc2"]["kind"]
+        == {"svd": "TTLinear", "tucker": "TuckerLinear", "cp": "CPLinear"}[method]
+    )
+    assert final(record)["size"]["num_parameters"] < record.teacher["size"]["num_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": 0}, "rank: came 0"),
+        ({"ranks": {"fc1": 0}}, "compress.ranks: came 0 for 'fc1'"),
+        ({"tolerance": 0.1, "budget": 0.2}, "one wish for the size"),
+        ({"tolerance": 1.5}, "compress.tolerance: came 1.5"),
+        ({"energy": 0.0}, "compress.energy: came 0.0"),
+        ({"budget": 2}, "compress.budget: came 2"),
+        ({"budget": 0.5, "budget_of": "watts"}, "compress.budget_of: came 'watts'"),
+        ({"max_drop": -1}, "compress.max_drop: came -1"),
+        ({"method": "magic"}, "compress.method: came 'magic'"),
+        ({"num_cores": 1}, "compress.num_cores: came 1"),
+        ({"num_cores": 3, "method": "svd"}, "compress.num_cores: came 3 with method svd"),
+        ({"data_aware": True, "method": "cp"}, "compress.data_aware: came true with method cp"),
+        ({"budget": 0.5, "method": "tucker"}, "compress.budget: came with method tucker"),
+        ({"include": []}, "compress.include: came an empty list"),
+        ({"num_calibration": 0}, "compress.num_calibration: came 0"),
+    ],
+)
+def test_impossible_wishes_name_their_key(options, words):
+    with pytest.raises(ValueError, match=words):
+        Compression(**{"rank": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": ["layer9"]}, "compress.include: 'layer9' fits no layer; the layers are 0, 1"),
+        ({"exclude": ["x*"]}, "compress.exclude: 'x\\*' fits no layer"),
+        ({"ranks": {"y": 2}}, "compress.ranks: 'y' fits no layer"),
+    ],
+)
+def test_patterns_that_fit_nothing(options, words):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=words):
+        Compression(**{"rank": 2, **options}).check(model)
+
+
+def test_a_model_in_which_nothing_gets_smaller_fails_loudly():
+    with pytest.raises(NothingCompressed, match=r"break-even: \d+ parameters at rank \d, 16 dense"):
+        Compression(rank=64).check(nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_a_budget_below_the_least_says_what_is_possible():
+    layers = {"0": nn.Linear(32, 32)}
+    model = nn.Sequential(layers["0"])
+    with pytest.raises(
+        ValueError, match=r"compress.budget: came 0.001 of 1,056 parameters; allowed: at least 0\.\d+"
+    ):
+        plan_layers(layers, Size(4, budget=0.001), Method("tensor_train", None, {}), model, lambda _: 0.0)
+
+
+def test_rounding_goes_on_from_factors():
+    torch.manual_seed(0)
+    layer = tt.factorize(nn.Linear(64, 64), rank=16, method="svd")
+    rounded = Size(4).rounded("fc", layer)
+    assert rounded.ranks == (4,)
+    best = torch.linalg.svdvals(layer.to_dense().double())[4:].norm()
+    torch.testing.assert_close(
+        (layer.to_dense() - rounded.to_dense()).double().norm(), best, rtol=1e-3, atol=1e-6
+    )
