@@ -33,7 +33,8 @@ class FakeQuant(nn.Module):
         granularity: which elements share a scale.
         estimator: `learned_step` or `straight_through`.
         initial_scale: `mse` or `absmax`.
-        start: scale and zero point to start from instead, for instance those of `quantize_cores`.
+        start: scale, zero point, kind of grid and granularity to start from instead, such as `quantize_cores`
+            found; its number of bits must be that of `grid`.
 
     Raises:
         ValueError: an unknown estimator or initial scale, weights that are not finite, or a granularity that
@@ -123,11 +124,12 @@ class FakeQuant(nn.Module):
     def _first_scale(self, weight: Tensor, start: QuantizedTensor | None) -> tuple[Tensor, Tensor | None]:
         if start is None:
             return find_scale(weight, self.grid, self.granularity, self.initial_scale)
-        if (start.grid, start.granularity, start.shape) != (self.grid, self.granularity, weight.shape):
+        if start.grid.bits != self.grid.bits or start.shape != weight.shape:
             raise ValueError(
-                f"the start on {start.grid}, {start.granularity}, shape {tuple(start.shape)} does not fit a weight "
-                f"on {self.grid}, {self.granularity}, shape {tuple(weight.shape)}"
+                f"the start has {start.grid.bits} bits, but {self.grid.bits} are asked for; shapes "
+                f"{tuple(start.shape)} and {tuple(weight.shape)}"
             )
+        self.grid, self.granularity = start.grid, start.granularity
         return start.scale, start.zero_point
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ def balance(cores: Sequence[Tensor]) -> list[Tensor]:
         result[k] = _padded(v, 0, left).reshape(result[k].shape)
         result[k - 1] = torch.einsum("amnb,bc->amnc", result[k - 1], _padded(u * s, 1, left))
         s = _padded(s, 0, left)
-        roots.insert(0, s.clamp(min=float(s.max()) * 1e-6 + 1e-100).sqrt())
+        roots.insert(0, s.clamp(min=float(s.max()) * 1e-8 + 1e-100).sqrt())
     for k, root in enumerate(roots):
         result[k] = result[k] / root
         result[k + 1] = result[k + 1] * root[:, None, None, None]
@@ -75,7 +75,7 @@ def rotate(cores: Sequence[Tensor], gauge: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mixing_matrix(size: int, generator: torch.Generator) -> Tensor:
-    """A randomised orthogonal matrix [size, size] (float64) that spreads every direction evenly: H diag(+-1).
+    """A randomised orthogonal matrix [size, size] (float64) that spreads every direction evenly: diag(+-1) H.
 
     H is Hadamard's where size is a power of two, else Hartley's, cos + sin of 2 pi i j / size over
     sqrt(size).
@@ -88,7 +88,7 @@ def mixing_matrix(size: int, generator: torch.Generator) -> Tensor:
     else:
         angle = 2 * torch.pi / size * torch.outer(torch.arange(size), torch.arange(size)).double()
         matrix = angle.cos() + angle.sin()
-    return matrix / size**0.5 * signs
+    return signs[:, None] * matrix / size**0.5
 
 
 def learn_gauge(
@@ -136,7 +136,8 @@ def _search(
     angles = [core.new_zeros(core.shape[3], core.shape[3], requires_grad=True) for core in cores[:-1]]
     first = [find_scale(core, grid, granularity) for core in cores]
     log_scales = [scale.float().log().requires_grad_() for scale, _ in first]
-    optimizer = torch.optim.Adam([{"params": angles, "lr": 0.02}, {"params": log_scales, "lr": 0.01}])
+    rate = 0.01 if grid.bits == 8 else 0.05  # what 8 bits lose is so little that larger steps overshoot
+    optimizer = torch.optim.Adam([{"params": angles, "lr": rate}, {"params": log_scales, "lr": 0.01}])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
     best, least = (angles, [scale for scale, _ in first]), torch.inf
     for _ in range(num_steps + 1):

@@ -141,9 +141,13 @@ def prepare(
             by_tensor[id(weight)] = _fake_quant(target, spec, start.get(target.name))
         made[target.name] = by_tensor[id(weight)]
         parametrize.register_parametrization(target.holder, target.key, made[target.name])
+        target.holder.train(
+            target.holder.training
+        )  # what was added is in training mode whatever its holder is in
     if spec.activation_bits is not None:
         for owner in dict.fromkeys(target.owner for target in chosen):
-            quantize_input(module.get_submodule(owner), ActivationQuant(estimator=spec.estimator))
+            layer = module.get_submodule(owner)
+            quantize_input(layer, ActivationQuant(estimator=spec.estimator).train(layer.training))
     return made
 
 
