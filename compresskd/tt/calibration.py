@@ -33,7 +33,7 @@ Plane = list[list[float]]
 Grid = list[Plane]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Machine:
     """Seconds per multiply-add on the grids, bytes per second by size of operand, seconds per operation."""
 
@@ -45,14 +45,14 @@ class Machine:
     def mm_seconds(self, rows: int, inner: int, columns: int, *, itemsize: int = 4) -> float:
         """One product [rows, inner] x [inner, columns], columns being those of a weight."""
         work = rows * inner * columns
-        rate = _interpolate(self.mm, (MM_ROWS, MM_INNER, MM_COLUMNS), (rows, inner, columns))
+        rate = _mm_rate(self, rows, inner, columns)
         size = itemsize * (rows * inner + inner * columns + rows * columns)
         return max(work * rate, self.bytes_seconds(size)) + self.operation
 
     def bmm_seconds(self, batch: int, rows: int, inner: int, columns: int, *, itemsize: int = 4) -> float:
         """One matrix [rows, inner] on `batch` matrices [inner, columns]."""
         work = batch * rows * inner * columns
-        rate = _interpolate(self.bmm, (BMM_ROWS, BMM_INNER, BMM_COLUMNS), (rows, inner, columns))
+        rate = _bmm_rate(self, rows, inner, columns)
         size = itemsize * (rows * inner + batch * columns * (inner + rows))
         return max(work * rate, self.bytes_seconds(size)) + self.operation
 
@@ -64,6 +64,16 @@ class Machine:
         """Reading `size` bytes from where an operand of that size lives."""
         level = bisect_right(GEMV_BYTES, 2 * size)
         return size / self.bandwidth[min(level, len(GEMV_BYTES) - 1)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _mm_rate(on: Machine, rows: int, inner: int, columns: int) -> float:
+    return _interpolate(on.mm, (MM_ROWS, MM_INNER, MM_COLUMNS), (rows, inner, columns))
+
+
+@lru_cache(maxsize=1 << 16)
+def _bmm_rate(on: Machine, rows: int, inner: int, columns: int) -> float:
+    return _interpolate(on.bmm, (BMM_ROWS, BMM_INNER, BMM_COLUMNS), (rows, inner, columns))
 
 
 def machine(device_type: str, dtype: torch.dtype, num_threads: int) -> Machine:

@@ -16,8 +16,8 @@ from compresskd.tt.calibration import Machine, machine
 from compresskd.tt.contraction import NARROW, Plan, Step, all_cuts, steps
 from compresskd.tt.streamed import BLOCK_ROWS, split_bond
 
-INFERENCE_CHUNKS = (0, 32, 64, 256)
-TRAINING_CHUNKS = (0, 32, 64, 256)
+CHUNKS = (0, 32, 64, 256)
+MOST_WORK = 6
 RECOMPUTE_ROWS = 32
 FOLDED_MARGIN = 0.9
 AUTOGRAD_OPERATIONS = 4
@@ -64,29 +64,42 @@ def rank_plans(
     """All plans, the fastest first."""
     time = _training_seconds if training else _inference_seconds
     found = [
-        Cost(plan, time(plan, shapes, rows, machine, itemsize)) for plan in plans(len(shapes), rows, training)
+        Cost(plan, time(plan, shapes, rows, machine, itemsize))
+        for plan in plans(len(shapes), rows, training, _worthwhile(shapes))
     ]
     return sorted(found, key=lambda cost: cost.seconds)
 
 
-def plans(num_cores: int, rows: int, training: bool) -> Iterator[Plan]:
-    """The plans that can run `rows` rows through `num_cores` cores."""
+def _worthwhile(shapes: Shapes) -> list[tuple[tuple[int, ...], bool]]:
+    """The paths (cuts, from_right) within a few times the work of the one with the least."""
+    work = {}
+    for cuts in all_cuts(len(shapes)):
+        for from_right in (True, False):
+            path = steps(shapes, cuts, from_right=from_right)
+            work[cuts, from_right] = sum(step.a * step.b * step.P * step.C for step in path)
+    limit = MOST_WORK * min(work.values(), default=0)
+    return [path for path, amount in work.items() if amount <= limit]
+
+
+def plans(
+    num_cores: int, rows: int, training: bool, paths: Sequence[tuple[tuple[int, ...], bool]] | None = None
+) -> Iterator[Plan]:
+    """The plans that can run `rows` rows through `num_cores` cores, along all paths or those given."""
     yield Plan("folded")
     if training and num_cores > 1:
         yield Plan("streamed")
-    for cuts in all_cuts(num_cores):
-        for from_right in (True, False):
-            if training:
-                yield Plan("chain", cuts, from_right)
-            kind = "recompute" if training else "chain"
-            if training and rows < RECOMPUTE_ROWS:
-                continue
-            for chunk in TRAINING_CHUNKS if training else INFERENCE_CHUNKS:
-                if chunk >= rows:
-                    continue
-                yield Plan(kind, cuts, from_right, False, chunk)
+    if paths is None:
+        paths = [(cuts, from_right) for cuts in all_cuts(num_cores) for from_right in (True, False)]
+    for cuts, from_right in paths:
+        if training:
+            yield Plan("chain", cuts, from_right)
+        if training and rows < RECOMPUTE_ROWS:
+            continue
+        for chunk in CHUNKS:
+            if chunk < rows:
+                yield Plan("recompute" if training else "chain", cuts, from_right, False, chunk)
                 if rows >= NARROW:
-                    yield Plan(kind, cuts, from_right, True, chunk)
+                    yield Plan("recompute" if training else "chain", cuts, from_right, True, chunk)
 
 
 def _inference_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsize: int) -> float:
