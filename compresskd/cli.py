@@ -38,16 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "resume": _resume,
-        "compare": _compare,
-        "evaluate": _evaluate,
-    }
     first = arguments[0] if arguments else ""
-    if first in verbs:
-        return verbs[first](arguments[1:])
+    if first in VERBS:
+        return VERBS[first](arguments[1:])
     if first and first[0] not in "-+~" and "=" not in first:
-        return _unknown_verb(first, list(verbs))
+        return _unknown_verb(first)
     if "--version" in arguments:
         print(f"compresskd {__version__}")
         return 0
@@ -73,11 +68,11 @@ def _complain(text: str) -> None:
     print(f"compresskd: {text}", file=sys.stderr)
 
 
-def _unknown_verb(word: str, verbs: Sequence[str]) -> int:
+def _unknown_verb(word: str) -> int:
     from compresskd.config.faults import nearest
 
     _complain(
-        f"'{word}' is no verb and no override{nearest(word, verbs)}; an override is written key=value, "
+        f"'{word}' is no verb and no override{nearest(word, VERBS)}; an override is written key=value, "
         "and --help shows the keys"
     )
     return USAGE_ERROR
@@ -138,7 +133,7 @@ def _hydra(arguments: list[str]) -> int:
     from compresskd.sweep import naming_overrides
 
     flags = read_flags(arguments)
-    register(*flags.config_dirs)
+    register(*flags.searched)
     prebuilt: dict[str, Any] = {}
     naming: list[str] = []
     multirun = flags.multirun
@@ -313,3 +308,11 @@ def _check_same_config(run: Any, experiment: Any) -> None:
             f"{run.directory} holds an unfinished run of another configuration ({'; '.join(changed)}); "
             "write another hydra.run.dir=DIR, or go on with: compresskd resume DIR"
         )
+
+
+# The first word of a command line that is not Hydra's; each takes the other words and returns the exit code.
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "resume": _resume,
+    "compare": _compare,
+    "evaluate": _evaluate,
+}

@@ -61,9 +61,11 @@ def run_cli(work, monkeypatch, capsys):
     store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
     Plugins.instance()  # which adds to the store when it is first asked for
     repo, handlers, propagate = deepcopy(store.repo), list(log.handlers), log.propagate
-    before = _files(work)
+    root = logging.getLogger()
+    root_handlers, root_level = list(root.handlers), root.level
 
     def run(*arguments):
+        before = _files(work)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(list(arguments))
@@ -74,6 +76,8 @@ def run_cli(work, monkeypatch, capsys):
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
     store.repo, log.handlers, log.propagate = repo, handlers, propagate
+    root.handlers = root_handlers
+    root.setLevel(root_level)
     for name in set(sys.modules) - modules:
         if str(work.parent) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -38,6 +38,16 @@ class Flags:
     config_name: str | None
 
     @property
+    def searched(self) -> list[Path]:
+        """Every folder that is searched besides the shipped configuration, also those of `hydra.searchpath=[...]`."""
+        typed = [line.partition("=")[2] for line in self.overrides if line.startswith("hydra.searchpath=")]
+        named = [part.strip("'\" ") for line in typed for part in line.strip("[]").split(",")]
+        return [
+            *self.config_dirs,
+            *(Path(part.removeprefix("file://")) for part in named if "pkg://" not in part),
+        ]
+
+    @property
     def arguments(self) -> list[str]:
         """In an order that Hydra reads: it takes no override after a flag that follows another override."""
         return [*self.overrides, *self.others]

@@ -49,7 +49,7 @@ def interpolation_faults(cfg: DictConfig) -> list[Fault]:
             root = origin(cfg, key)
             written = _node(cfg, root.split("."))
             text = written._value() if written is not None else node._value()
-            faults[root] = Fault(root, f"came {text}; {_reason(cfg, str(text), error)}")
+            faults[root] = Fault(root, f"came {text}; {_reason(cfg, root, str(text), error)}")
     return list(faults.values())
 
 
@@ -118,9 +118,9 @@ def _names(text: str) -> list[str]:
     return _REFERENCE.findall(text)
 
 
-def _reason(cfg: DictConfig, text: str, error: Exception) -> str:
+def _reason(cfg: DictConfig, root: str, text: str, error: Exception) -> str:
     for name in _names(text):
         if _node(cfg, name.split(".")) is None:
-            near = close_match(name, [key for key, _ in leaves(cfg)])
+            near = close_match(name, [key for key, _ in leaves(cfg) if key != root])
             return f"there is no key {name}" + (f"; did you mean {near}?" if near else "")
     return str(error).strip().partition("\n")[0]
