@@ -11,17 +11,26 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
     "command",
-    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("lint-imports", "--no-cache"), ("pyright",)],
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("lint-imports", "--no-cache"),
+        ("pyright",),
+    ],
     ids=" ".join,
 )
 def test_tool_finds_nothing(command):
     if not (BIN / command[0]).exists():
-        pytest.skip(f"{command[0]} is not installed here; pip install -c constraints.txt -e '.[test]' brings it")
+        pytest.skip(
+            f"{command[0]} is not installed here; pip install -c constraints.txt -e '.[test]' brings it"
+        )
     result = run(*command)
     if command[0] == "pyright" and "nodeenv" in result.stderr:
         pytest.skip("pyright could not fetch its own runtime: no network")
