@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -137,3 +138,10 @@ def test_penalty_lowers_the_coded_size():
 def test_penalty_needs_a_prepared_model():
     with pytest.raises(ValueError, match="call prepare first"):
         entropy_penalty(nn.Linear(2, 2))
+
+
+def test_missing_coder_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    tensors = tensors_of(Grid(4), [(400,)], torch.Generator().manual_seed(7))
+    with pytest.raises(ImportError, match="pip install constriction"):
+        encode(tensors)
