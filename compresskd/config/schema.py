@@ -70,6 +70,9 @@ def register(*config_dirs: Path) -> None:
     """
     OmegaConf.register_new_resolver("complement", _complement, replace=True)
     store = ConfigStore.instance()
+    # Hydra copies its sources, and with them all that is stored here, each time it lists a group: a hundred times
+    # for --help. What is stored is never changed, so that the copy may be the thing itself.
+    vars(store)["__deepcopy__"] = lambda memo: store
     store.store(name="schema", node=Config)
     for folder in (conf_dir(), *config_dirs):
         for path in sorted((folder / "model").glob("*.yaml")):
