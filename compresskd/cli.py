@@ -98,6 +98,12 @@ def _resume(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    from compresskd import bench
+
+    return bench.main(arguments)
+
+
 _EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
 
 Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
@@ -315,4 +321,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "compare": _compare,
     "evaluate": _evaluate,
+    "bench": _bench,
 }

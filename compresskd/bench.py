@@ -1,0 +1,214 @@
+"""Latency of factorized layers by plan, against dense and, where it is installed, against tensorly-torch.
+
+All contenders of one case are timed in turn, in one process, and their medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskd import artifact, swap, tt
+from compresskd.run import read_record
+from compresskd.tt.calibration import machine
+from compresskd.tt.contraction import matrices, run_chain, steps
+from compresskd.tt.planner import bucket, choose, rank_plans
+
+Run = Callable[[], object]
+_SECONDS_PER_CASE = 0.4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer at one batch size: the factorized layer, its dense form, an input."""
+
+    name: str
+    layer: nn.Module
+    dense: Run
+    x: Tensor
+
+
+class BenchError(ValueError):
+    """Nothing can be timed as asked."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`compresskd bench DIR` or `compresskd bench --layer MxN --rank R`; the exit code."""
+    arguments = _parser().parse_args(list(argv))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    batches = [int(size) for size in arguments.batch.split(",")]
+    table = Table(title=f"forward, milliseconds, {torch.get_num_threads()} thread(s)")
+    for heading in ("layer", "batch", "plan", "ms", "dense ms", "x dense", "tltorch ms", "x tltorch"):
+        table.add_column(heading, justify="left" if heading in ("layer", "plan") else "right")
+    cases = _of_run(arguments.directory, batches) if arguments.directory else _of_layer(arguments, batches)
+    for case in cases:
+        _add_rows(table, case, arguments.plans)
+    console = Console()
+    # a plan's name is what one looks for: where no terminal sets the width, lines are as long as they need be
+    (console if console.is_terminal else Console(width=160)).print(table)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="compresskd bench", description=__doc__)
+    parser.add_argument(
+        "directory", nargs="?", type=Path, help="a finished run: each of its factorized layers"
+    )
+    parser.add_argument(
+        "--layer", metavar="MxN", help="instead of a run: a linear layer of M outputs and N inputs"
+    )
+    parser.add_argument("--rank", type=int, default=32, help="cap on every bond of --layer (default 32)")
+    parser.add_argument("--cores", type=int, help="number of cores of --layer (default: the search chooses)")
+    parser.add_argument("--batch", default="1,32,256", help="batch sizes (default 1,32,256)")
+    parser.add_argument(
+        "--plans", type=int, default=3, help="plans shown beside the one that is picked (default 3)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch")
+    return parser
+
+
+def _of_layer(arguments: argparse.Namespace, batches: Sequence[int]) -> Iterator[Case]:
+    try:
+        num_outputs, num_inputs = (int(size) for size in (arguments.layer or "").lower().split("x"))
+    except ValueError:
+        raise BenchError(
+            f"--layer: came {arguments.layer}; write a run's folder, or --layer MxN such as --layer 4096x4096"
+        ) from None
+    torch.manual_seed(0)
+    layer = tt.factorize(nn.Linear(num_inputs, num_outputs), rank=arguments.rank, num_cores=arguments.cores)
+    if isinstance(layer, tt.Skipped):
+        raise BenchError(f"--layer {arguments.layer} --rank {arguments.rank}: {layer.reason}")
+    for batch in batches:
+        yield _case(arguments.layer, layer.eval(), torch.randn(batch, num_inputs))
+
+
+def _of_run(directory: Path, batches: Sequence[int]) -> Iterator[Case]:
+    record = read_record(directory)
+    if record.final is None:
+        raise BenchError(f"{directory} has no finished stage")
+    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    model = artifact.load(directory / str((record.stage(record.final) or {})["checkpoint"]), trust=trust)
+    names = list(swap.structure(model))
+    if not names:
+        raise BenchError(f"{directory}: the model of stage {record.final} has no factorized layer")
+    shape = record.config["data"]["input_shape"]
+    for name, inputs in _inputs(model, names, torch.randn(max(batches), *shape)).items():
+        for batch in batches:
+            yield _case(name, model.get_submodule(name), inputs[:batch].contiguous())
+
+
+@torch.inference_mode()
+def _inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """What each named layer sees when the model runs on x."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(
+            lambda _, args, n=n: seen.__setitem__(n, args[0].clone())
+        )
+        for n in names
+    ]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _case(name: str, layer: Any, x: Tensor) -> Case:
+    weight, bias = layer.to_dense().detach(), layer.bias
+    if weight.dim() == 4:
+        options: Any = (layer.stride, layer.padding, layer.dilation)
+        return Case(name, layer, lambda: F.conv2d(x, weight, bias, *options), x)
+    return Case(name, layer, lambda: F.linear(x, weight, bias), x)
+
+
+def _add_rows(table: Table, case: Case, num_plans: int) -> None:
+    runs: dict[str, Run] = {"picked": lambda: case.layer(case.x), "dense": case.dense}
+    picked = ""
+    if isinstance(case.layer, tt.TTLinear):
+        picked, plans = _plans(case.layer, case.x, num_plans)
+        runs |= plans
+        runs |= _peer(case.layer, case.x)
+    times = _medians(runs)
+    peer = times.get("tltorch")
+    batch = str(case.x.shape[0])
+    for name in [k for k in times if k not in ("dense", "tltorch")]:
+        shown = f"picked: {picked}" if name == "picked" and picked else name
+        table.add_row(
+            case.name,
+            batch,
+            shown,
+            f"{1e3 * times[name]:.3f}",
+            f"{1e3 * times['dense']:.3f}",
+            f"{times['dense'] / times[name]:.2f}",
+            "" if peer is None else f"{1e3 * peer:.3f}",
+            "" if peer is None else f"{peer / times[name]:.2f}",
+            style="bold" if name == "picked" else None,
+        )
+    table.add_section()
+
+
+def _plans(layer: tt.TTLinear, x: Tensor, num_plans: int) -> tuple[str, dict[str, Run]]:
+    """The plan that the cost model picks, and those that it ranks first, ready to run."""
+    cores = [core.detach() for core in layer.cores]
+    shapes: Any = tuple(tuple(core.shape) for core in cores)
+    threads, rows = torch.get_num_threads(), bucket(x.shape[0])
+    picked = choose(
+        shapes, rows, training=False, device_type=x.device.type, dtype=x.dtype, num_threads=threads
+    )
+    ranked = rank_plans(
+        shapes, rows, training=False, machine=machine(x.device.type, x.dtype, threads), itemsize=x.itemsize
+    )
+    runs: dict[str, Run] = {}
+    for cost in [c for c in ranked if c.plan.kind == "chain"][:num_plans]:
+        plan = cost.plan
+        path = steps(shapes, plan.cuts, from_right=plan.from_right)
+        groups = matrices(cores, plan.cuts, from_right=plan.from_right)
+        runs[str(plan)] = lambda plan=plan, path=path, groups=groups: run_chain(
+            x, groups, path, plan, layer.bias
+        )
+    return str(picked), runs
+
+
+def _peer(layer: tt.TTLinear, x: Tensor) -> Mapping[str, Run]:
+    """tensorly-torch's factorized layer on modes and ranks like ours, where it is installed."""
+    try:
+        import tltorch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {}
+    peer = tltorch.FactorizedLinear(
+        layer.input_dims,
+        layer.output_dims,
+        bias=layer.bias is not None,
+        factorization="blocktt",
+        rank=[1, *layer.ranks, 1],
+        implementation="factorized",
+    )
+    return {"tltorch": lambda: peer(x)}
+
+
+@torch.inference_mode()
+def _medians(runs: Mapping[str, Run]) -> dict[str, float]:
+    """Median seconds of each contender, all timed in turn."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(3):
+            run()
+    start = time.perf_counter()
+    while time.perf_counter() - start < _SECONDS_PER_CASE or len(times["dense"]) < 5:
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
