@@ -113,12 +113,11 @@ def _of_run(directory: Path, batches: Sequence[int]) -> Iterator[Case]:
 def _inputs(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
     """What each named layer sees when the model runs on x."""
     seen: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(n).register_forward_pre_hook(
-            lambda _, args, n=n: seen.__setitem__(n, args[0].clone())
-        )
-        for n in names
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _, args: seen.update({name: args[0].clone()})
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     model(x)
     for handle in handles:
         handle.remove()
