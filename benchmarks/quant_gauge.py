@@ -91,7 +91,7 @@ def _accuracies(network: nn.Sequential, rounded: dict, sets: Sets, args: argpars
     """Print the accuracy of the network after rounding, and after quantization-aware training if asked for."""
     if args.qat:
         control = copy.deepcopy(network)
-        _train(control, sets, args.qat, 1e-3)
+        _train(control, sets, args.qat, args.qat_lr)
         print(f"  float, trained {args.qat} epochs more: {_accuracy(control, sets):.2%}")
     for number in args.bits:
         for method in CORE_METHODS:
@@ -106,7 +106,7 @@ def _accuracies(network: nn.Sequential, rounded: dict, sets: Sets, args: argpars
                 start = {f"{n}.cores.{k}": t for n, r in layers.items() for k, t in enumerate(r.tensors)}
                 spec = QuantSpec(bits=number, layers={str(len(model) - 1): 0})
                 prepare(model, spec, start=start)
-                _train(model, sets, args.qat, 1e-3)
+                _train(model, sets, args.qat, args.qat_lr)
                 line += f", after {args.qat} epochs of training {_accuracy(model, sets):.2%}"
             print(line)
 
