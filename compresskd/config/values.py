@@ -77,7 +77,8 @@ def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
     for stage, options in stages.items():
         key = f"strategy.stages.{stage}"
         if not isinstance(options, Mapping):
-            yield Fault(key, f"came {options!r}; write '~{key}' to leave it out, or {{_target_: ...}}")
+            came = "null" if options is None else repr(options)
+            yield Fault(key, f"came {came}; write '~{key}' to leave it out, or {{_target_: ...}}")
         if not _NAME.fullmatch(str(stage)):
             allowed = "the name of a stage is that of a folder: letters, digits and _ . -"
             yield Fault(key, allowed, literal=True)
