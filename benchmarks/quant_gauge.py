@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--qat", type=int, default=0, help="epochs of quantization-aware training from each start"
     )
+    parser.add_argument("--qat-lr", type=float, default=1e-4, help="a higher one evens out the starts")
     parser.add_argument(
         "--covariance", action="store_true", help="weigh the error by the inputs' second moments"
     )
