@@ -196,14 +196,16 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
             return math.nan
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = (
-        [sys.argv[0], *arguments],
-        "1",
-    )  # errors are told in one place: here
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
+    except Exception as error:
+        if not multirun:
+            raise
+        failures.append(error)  # the first of those of jobs in other processes, which have told theirs
     finally:
         sys.argv = old_argv
         os.environ.pop("HYDRA_FULL_ERROR")
