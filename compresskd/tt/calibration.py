@@ -24,6 +24,7 @@ LAYOUT_VERSION = 1
 MM_ROWS, MM_INNER, MM_COLUMNS = (1, 4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024)
 BMM_ROWS, BMM_INNER, BMM_COLUMNS = (4, 16, 64, 256, 1024), (4, 16, 64, 256), (16, 64, 256, 1024)
 GEMV_BYTES = (1 << 18, 1 << 22, 1 << 26)
+GEMV_LIMITS = (1 << 20, 1 << 24)
 WORK = 1 << 17
 MAX_WORK = 1 << 23
 ROUNDS, REPEATS = 3, 2
@@ -62,8 +63,7 @@ class Machine:
 
     def bytes_seconds(self, size: float) -> float:
         """Reading `size` bytes from where an operand of that size lives."""
-        level = bisect_right(GEMV_BYTES, 2 * size)
-        return size / self.bandwidth[min(level, len(GEMV_BYTES) - 1)]
+        return size / self.bandwidth[bisect_right(GEMV_LIMITS, size)]
 
 
 @lru_cache(maxsize=1 << 16)

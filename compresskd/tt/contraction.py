@@ -11,7 +11,7 @@ puts it last, [P, b, C B], so that every product is wide. `chunk` rows at a time
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -165,3 +165,44 @@ def run_chain(
         else:
             torch.add(chain_columns(part, Gs, steps).t(), bias, out=out)
     return y
+
+
+def compile_rows(
+    Gs: Sequence[Tensor], steps: Sequence[Step], rows: int, bias: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """`chain_rows` for a fixed number of rows, with all sizes worked out beforehand: the small batches' overhead."""
+    last = len(steps) - 1
+    fused = bias if steps[last].C == 1 and steps[last].P == 1 else None
+    parts = [
+        _compile_step(G, step, rows, fused if t == last else None)
+        for t, (G, step) in enumerate(zip(Gs, steps, strict=True))
+    ]
+    shape = (rows, steps[last].a * steps[last].P * steps[last].C)
+    loose = bias if fused is None else None
+    if len(parts) == 2 and loose is None and steps[0].C == steps[1].C == 1:
+        first, second = parts
+        return lambda x: second(first(x))
+
+    def run(z: Tensor) -> Tensor:
+        for part in parts:
+            z = part(z)
+        z = z.reshape(shape)
+        return z if loose is None else z.add_(loose)
+
+    return run
+
+
+def _compile_step(G: Tensor, step: Step, rows: int, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    a, b, C, R = step.a, step.b, step.C, rows * step.P
+    linear, mm, bmm = F.linear, torch.mm, torch.bmm
+    if C == 1:
+        return lambda z: linear(z.reshape(R, b), G, bias)
+    if R == 1:
+        return lambda z: mm(G, z.reshape(b, C))
+    if C < NARROW:
+        turned = G.t()
+        return lambda z: (
+            mm(z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b), turned).view(R, C, a).transpose(1, 2)
+        )
+    spread = G.unsqueeze(0).expand(R, a, b)
+    return lambda z: bmm(spread, z.reshape(R, b, C))

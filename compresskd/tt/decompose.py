@@ -63,6 +63,7 @@ def tt_svd(
             rank=None if caps is None else caps[k],
             discard=allowed / (d - 1 - k),
             eps=eps,
+            total=max(0.0, total - discarded),
         )
         cores.append(part.left.reshape(-1, output_dims[k], input_dims[k], part.left.shape[1]))
         rest, discarded, allowed = part.right, discarded + part.discarded, max(0.0, allowed - part.discarded)

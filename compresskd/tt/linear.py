@@ -27,6 +27,8 @@ class TTLinear(nn.Module):
     Changes through `core.data` are not seen; call `clear_prepared()` after them.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         input_dims: Sequence[int],
@@ -52,7 +54,8 @@ class TTLinear(nn.Module):
             self.input_dims, self.output_dims, clip_ranks(wanted, self.input_dims, self.output_dims)
         )
         self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
-        self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        vector = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", vector)
         self._prepared = Prepared()
         self.reset_parameters()
 
@@ -210,9 +213,25 @@ class TTLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-            return traced(input, cores, self.bias, self.out_features)
+            return traced(input, list(self.cores), self.bias, self.out_features)
+        runs = self._prepared.runs
+        if runs and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled():
+            # What takes longer than a few look-ups here is felt in small layers at batch 1.
+            key = 0
+            for core in self._modules["cores"]._parameters.values():  # pyright: ignore[reportOptionalMemberAccess]
+                key = 3 * key + (core._version << 50) + core.data_ptr()  # pyright: ignore
+            bias = self._parameters["bias"]
+            if bias is not None:
+                key = 3 * key + (bias._version << 50) + bias.data_ptr()
+            run = runs.get((key, input.shape, input.dtype, torch.get_num_threads()))
+            if run is not None:
+                return run(input)
+        return self._slow_forward(input)
+
+    def _slow_forward(self, input: Tensor) -> Tensor:
+        """Every case but the repeated call at inference."""
+        cores: list[Tensor] = list(self.cores)
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
         device_type = input.device.type

@@ -113,8 +113,10 @@ def _inference_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, items
 def _chain_seconds(path: Sequence[Step], plan: Plan, rows: int, on: Machine, itemsize: int) -> float:
     """Forward once, chunk by chunk; two operations per chunk go to slicing and writing the output."""
     chunk = min(plan.chunk or rows, rows)
+    # Reshaping and dispatch cost about as much as a tiny product; the closures of whole rows cost little else.
+    overhead = (len(path) + 1 + plan.columns) * on.operation
     one = _columns_seconds if plan.columns else _rows_seconds
-    seconds = sum(one(step, chunk, on, itemsize) for step in path)
+    seconds = overhead + sum(one(step, chunk, on, itemsize) for step in path)
     if plan.columns or chunk < rows:
         last = path[-1]
         seconds += on.copy_seconds(chunk * last.a * last.P * last.C, itemsize=itemsize) + 2 * on.operation

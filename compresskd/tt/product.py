@@ -5,14 +5,14 @@ they are made from the cores anew, so that gradients reach them. Modes may be la
 with zeros to the product of the input modes, y cut from that of the output modes.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compresskd.tt.contraction import Plan, chain_rows, matrices, run_chain, steps
+from compresskd.tt.contraction import Plan, chain_rows, compile_rows, matrices, run_chain, steps
 from compresskd.tt.cores import merge, to_matrix
 from compresskd.tt.planner import Shapes, bucket, choose
 from compresskd.tt.prepared import Prepared
@@ -24,40 +24,51 @@ def infer(
     x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
 ) -> Tensor:
     """x [B, N] to [B, M] without a graph; cores and bias are cast to the dtype of x."""
-    sources = cores if bias is None else (*cores, bias)
-    name = ((x.shape[0] - 1).bit_length(), x.dtype, torch.get_num_threads())
-    held = prepared.get(sources, name)
-    if held is None:
-        held = prepared.put(name, _prepare, x, cores, bias, num_outputs, prepared)
-    plan, operands, path, cast_bias, missing = held
-    if path is None:
-        return F.linear(x, operands, cast_bias)
-    if missing:
-        x = F.pad(x, (0, missing))
-    y = run_chain(x, operands, path, plan, cast_bias)
-    return y if y.shape[1] == num_outputs else y[:, :num_outputs].contiguous()
+    key = prepared.refresh(cores if bias is None else [*cores, bias])
+    name = (key, x.shape, x.dtype, torch.get_num_threads())
+    run = prepared.runs.get(name)
+    if run is None:
+        with torch.inference_mode(False), torch.no_grad():
+            run = prepared.runs[name] = _prepare(x, cores, bias, num_outputs, prepared)
+    return run(x)
 
 
 def _prepare(
     x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
-) -> tuple[Any, ...]:
-    """The plan, what it runs on, its steps (None: one product), the bias and the padding of x."""
+) -> Callable[[Tensor], Tensor]:
+    """What computes y from an x of this shape."""
     shapes, dtype = _shapes(cores), x.dtype
     plan = _plan(x, shapes, training=False)
-    cast_bias = None if bias is None else bias.detach().to(dtype)
+    if bias is not None:
+        bias = bias.detach().to(dtype)
     if plan.kind == "folded":
         # One folded weight serves all batch sizes.
         weight = prepared.peek(("weight", dtype))
         if weight is None:
             weight = prepared.put(("weight", dtype), _folded, cores, x.shape[1], num_outputs, dtype)
-        return plan, weight, None, cast_bias, 0
+        linear = F.linear
+        return lambda x: linear(x, weight, bias)
     path = steps(shapes, plan.cuts, from_right=plan.from_right)
+    name = ("groups", plan.cuts, plan.from_right, dtype)
+    Gs = prepared.peek(name)
+    if Gs is None:
+        Gs = prepared.put(name, _groups, cores, plan, dtype)
+    missing, width = path[0].b * path[0].P * path[0].C - x.shape[1], path[-1].a * path[-1].P * path[-1].C
+    if bias is not None and width != num_outputs:
+        bias = F.pad(bias, (0, width - num_outputs))
+    whole = not plan.columns and not 0 < plan.chunk < x.shape[0]
+    if whole:
+        run = compile_rows(Gs, path, x.shape[0], bias)
+    else:
+        run = partial(run_chain, Gs=Gs, steps=path, plan=plan, bias=bias)
+    if missing or width != num_outputs:
+        return lambda x: run(F.pad(x, (0, missing)))[:, :num_outputs].contiguous()
+    return run
+
+
+def _groups(cores: Sequence[Tensor], plan: Plan, dtype: torch.dtype) -> list[Tensor]:
     detached = [core.detach() for core in cores]
-    Gs = [G.to(dtype).contiguous() for G in matrices(detached, plan.cuts, from_right=plan.from_right)]
-    num_rows = path[-1].a * path[-1].P * path[-1].C
-    if cast_bias is not None and num_rows != num_outputs:
-        cast_bias = F.pad(cast_bias, (0, num_rows - num_outputs))
-    return plan, Gs, path, cast_bias, path[0].b * path[0].P * path[0].C - x.shape[1]
+    return [G.to(dtype).contiguous() for G in matrices(detached, plan.cuts, from_right=plan.from_right)]
 
 
 def _folded(cores: Sequence[Tensor], num_inputs: int, num_outputs: int, dtype: torch.dtype) -> Tensor:
