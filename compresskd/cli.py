@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -11,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from compresskd import __version__
-from compresskd.run import FINISHED, AlreadyFinished, InUse, RunDirectoryError, read_record
+from compresskd.run import (
+    FAILED,
+    FINISHED,
+    AlreadyFinished,
+    InUse,
+    Record,
+    RunDirectoryError,
+    describe_owner,
+    read_record,
+)
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
 
@@ -22,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # A console script lacks the working directory on its path; a user's own `_target_` lives there.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    _outlive_the_reader()
     verbose = "--verbose" in arguments
     arguments = [a for a in arguments if a != "--verbose"]
     try:
@@ -35,6 +46,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         _complain(_describe(error))
         status = USAGE_ERROR if _is_usage_error(error) else FAILURE
     sys.exit(status)
+
+
+class _Unbreakable(io.FileIO):
+    """Standard output that goes nowhere once its reader (`head`, `less`) has gone: a run is not lost to that."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(content)
+
+
+def _outlive_the_reader() -> None:
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.isatty():
+        return
+    sys.stdout.flush()
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Unbreakable(sys.stdout.fileno(), "w", closefd=False)),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=bool(sys.stdout.line_buffering),
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -111,8 +147,11 @@ reproduced; or score it on other data. Exit code 1 where it is not reproduced.""
 
 
 def _evaluate(arguments: list[str]) -> int:
-    changes = [a for a in arguments if a.startswith(("data=", "data."))]
-    names = [a for a in arguments if a not in changes]  # a job's folder may have an '=' in its name
+    about_data = [a for a in arguments if a.startswith(("data=", "data."))]
+    names = [a for a in arguments if a not in about_data]
+    # a job's folder may have an '=' in its name, a stage may not: what else has one is refused as an override
+    changes = about_data + [a for a in names[1:] if "=" in a]
+    names = [a for a in names if a not in changes]
     if not 1 <= len(names) <= 2 or names[0].startswith("-"):
         print(_EVALUATE)
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
@@ -142,6 +181,7 @@ def _hydra(arguments: list[str]) -> int:
     register(*flags.searched)
     prebuilt: dict[str, Any] = {}
     naming: list[str] = []
+    jobs: list[list[str]] = []
     multirun = flags.multirun
     # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
     if not flags.config_path and (flags.shows_config or not flags.informs):
@@ -161,16 +201,21 @@ def _hydra(arguments: list[str]) -> int:
             experiments = build_jobs(plan.jobs)
             multirun = plan.multirun
             if multirun:  # jobs may run in other processes, which build their own
-                outputs_dir = experiments[0].config["outputs_dir"]
-                naming = naming_overrides([job.overrides for job in plan.jobs], flags.overrides, outputs_dir)
+                jobs = [job.overrides for job in plan.jobs]
+                naming = naming_overrides(jobs, flags.overrides, experiments[0].config["outputs_dir"])
             else:
                 prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
     arguments = [*naming, *flags.arguments]
     if not multirun:
         return _run_by_hydra(arguments, multirun, prebuilt)
-    status = _run_by_hydra(arguments, multirun, prebuilt)
     directories = [_value(line) for line in arguments if line.startswith("hydra.sweep.dir=")]
-    return _end_sweep(Path(directories[-1])) or status if directories else status
+    try:
+        status = _run_by_hydra(arguments, multirun, prebuilt)
+        return _end_sweep(Path(directories[-1]), jobs) or status if directories else status
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "the sweep is interrupted, and what ran is saved; go on with: the same command"
+        ) from None
 
 
 def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]) -> int:
@@ -185,14 +230,17 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     here = os.getpid()
 
     def task(cfg: Any) -> float:
+        if os.getpid() != here:
+            _outlive_the_reader()
         try:
             return _task(cfg, prebuilt)
         except Exception as error:  # a failed job must not stop its siblings; the record has the traceback
             if multirun:
                 _complain(_describe(error))
-            if os.getpid() != here:  # another process: Hydra brings the error home
-                raise
-            failures.append(error)
+            if os.getpid() == here:
+                failures.append(error)
+            elif not _left_a_record():
+                raise JobFailed(_describe(error)) from None  # Hydra brings it home
             return math.nan
 
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -202,10 +250,8 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
-    except Exception as error:
-        if not multirun:
-            raise
-        failures.append(error)  # the first of those of jobs in other processes, which have told theirs
+    except JobFailed as error:
+        failures.append(error)
     finally:
         sys.argv = old_argv
         os.environ.pop("HYDRA_FULL_ERROR")
@@ -215,19 +261,34 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     return FAILURE if failures else 0
 
 
+class JobFailed(RuntimeError):
+    """A job failed in another process, which has said so, without a record that could tell."""
+
+
+def _left_a_record() -> bool:
+    """Whether the record of the job that has just failed says so, and so will the end of the sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    try:
+        return read_record(Path(HydraConfig.get().runtime.output_dir)).status == FAILED
+    except RunDirectoryError:
+        return False
+
+
 def _value(override: str) -> str:
     return override.partition("=")[2].strip("'\"")
 
 
-def _end_sweep(directory: Path) -> int:
+def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     """Compare the jobs of a sweep in its folder, and list every one that failed."""
     from compresskd.compare import summarize_sweep
-    from compresskd.sweep import failures
+    from compresskd.sweep import failures, wait_for_others
 
+    wait_for_others(directory, print)
     table = summarize_sweep(directory)
     if table:
         print(table)
-    failed = failures(directory)
+    failed = failures(directory, jobs)
     for folder, what in failed.items():
         _complain(f"{folder}: {what}")
     print(f"the sweep is in {directory}")
@@ -243,16 +304,20 @@ def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     directory = Path(hydra_config.runtime.output_dir)
+    in_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     try:
         record = _execute(experiment, directory, unique=not named)
-    except (AlreadyFinished, InUse) as error:
-        if hydra_config.mode is None or hydra_config.mode.name != "MULTIRUN":
+    except InUse:
+        if not in_sweep:
             raise
-        if isinstance(error, InUse):
-            print(f"skipped: {error}")
-            return math.nan
-        print(f"skipped: {directory} is finished")
+        print(f"skipped: {directory} is run by {describe_owner(directory)}")
+        return math.nan
+    except AlreadyFinished:
+        if not in_sweep:
+            raise
         record = read_record(directory)
+        _check_same_config(directory, record, experiment)
+        print(f"skipped: {directory} is finished")
     final = record.stage(record.final)
     return final["metrics"]["validation_accuracy"] if final else math.nan
 
@@ -277,7 +342,7 @@ def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     configure_logging(console)
     run = open_run(directory, unique=unique)
     try:
-        _check_same_config(run, experiment)
+        _check_same_config(run.directory, run.record, experiment)
         reporter = Reporter(console)
         reporter.note(f"{'going on in' if run.resumed else 'writing to'} {run.directory}")
         write_text(
@@ -304,17 +369,21 @@ def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     return record
 
 
-def _check_same_config(run: Any, experiment: Any) -> None:
-    """An unfinished run is only gone on with under the configuration that began it."""
-    if run.record is None:
+def _check_same_config(directory: Path, record: Record | None, experiment: Any) -> None:
+    """A run is only gone on with, or taken for done, under the configuration that began it."""
+    if record is None:
         return
     from compresskd.config.differences import differences
 
-    changed = differences(run.record.config, dict(experiment.config))
+    now = dict(experiment.config)
+    if record.status == FINISHED:
+        now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
+    changed = differences(record.config, now)
     if changed:
+        state = "a finished" if record.status == FINISHED else "an unfinished"
         raise RunDirectoryError(
-            f"{run.directory} holds an unfinished run of another configuration ({'; '.join(changed)}); "
-            "write another hydra.run.dir=DIR, or go on with: compresskd resume DIR"
+            f"{directory} holds {state} run of another configuration ({'; '.join(changed)}); write another "
+            "hydra.run.dir=DIR (of a sweep: hydra.sweep.dir=DIR), or go on with: compresskd resume DIR"
         )
 
 

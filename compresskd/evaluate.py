@@ -11,11 +11,11 @@ import torch
 
 from compresskd import artifact
 from compresskd.data.base import Data
-from compresskd.run import Record
+from compresskd.run import FINISHED, Record, RunDirectoryError
 from compresskd.training import evaluate
 
 
-class CannotEvaluate(ValueError):
+class CannotEvaluate(RunDirectoryError):
     """The run has no finished model, or the data does not fit it."""
 
 
@@ -63,11 +63,7 @@ def evaluate_run(
         CannotEvaluate: no such stage has finished, or the data has other classes or another shape.
         artifact.ArtifactError: the model's files are damaged.
     """
-    name = stage or record.final
-    entry = record.stage(name) if name else None
-    if entry is None:
-        finished = ", ".join(s["name"] for s in record.stages) or "none"
-        raise CannotEvaluate(f"{directory} has no finished stage '{name}'; finished are: {finished}")
+    entry = _entry(directory, record, stage)
     model = artifact.load(directory / entry["checkpoint"], trust=trust)
     config = record.config
     _check_fits(model, data, config)
@@ -78,8 +74,27 @@ def evaluate_run(
         precision=config["precision"],
     )
     same = data.test.fingerprint == record.data.get("test_fingerprint")
-    recorded = entry["metrics"]["test_accuracy"] if same else None
+    recorded = entry["metrics"].get("test_accuracy")
+    if recorded is None:
+        raise CannotEvaluate(f"{directory}: record.json has no test_accuracy for stage '{entry['name']}'")
+    recorded = recorded if same else None
     return Verdict(entry["name"], scores.accuracy, recorded, len(data.test))
+
+
+def _entry(directory: Path, record: Record, stage: str | None) -> Mapping[str, Any]:
+    """What the record says of the stage to score."""
+    finished = ", ".join(s["name"] for s in record.stages) or "none"
+    if stage is None and record.status != FINISHED:
+        raise CannotEvaluate(
+            f"{directory} is not finished (it is {record.status}); go on with it by: compresskd resume {directory}, "
+            f"or name a finished stage; finished are: {finished}"
+        )
+    entry = record.stage(stage or record.final)
+    if entry is None:
+        raise CannotEvaluate(
+            f"{directory} has no finished stage '{stage or record.final}'; finished are: {finished}"
+        )
+    return entry
 
 
 def _check_fits(model: torch.nn.Module, data: Data, config: Mapping[str, Any]) -> None:

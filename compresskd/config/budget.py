@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from compresskd.config.faults import ConfigError, Fault
 
+_SHARED = "${epochs}"
+
 
 def share_epochs(cfg: DictConfig) -> None:
-    """Set `epochs`, in place, so that the stages which follow it come to `total_epochs` together.
+    """Set `epochs`, in place, so that all training stages come to exactly `total_epochs` together.
 
-    A stage that sets its own number of epochs keeps it, and is not counted. A ladder of steps counts as many.
+    A stage that sets its own number of epochs keeps it, and the others share what is left. A ladder of steps counts
+    as many stages. The teacher keeps the epochs that it had.
 
     Raises:
-        ConfigError: where not even one epoch a stage is left.
+        ConfigError: where the stages cannot have equal shares of at least one epoch.
     """
     budget = cfg.get("total_epochs")
     if budget is None:
         return
-    count = sum(_count(cfg, node) for node in (cfg.strategy.get("stages") or {}).values())
+    try:
+        trainings = [
+            own for node in (cfg.strategy.get("stages") or {}).values() for own in _trainings(cfg, node)
+        ]
+    except (
+        HydraException,
+        ValueError,
+        TypeError,
+    ):  # of a schedule with faults, which are told with the others
+        return
+    count, fixed = trainings.count(None), sum(own for own in trainings if isinstance(own, int))
     if count == 0:
         return
-    if budget < count:
-        text = f"came {budget}; allowed: null, or at least {count}, one for each training stage of {cfg.strategy.name}"
+    if budget - fixed < count or (budget - fixed) % count:
+        least = max(budget - (budget - fixed) % count, fixed + count)
+        rest = f" share what the others leave of it ({fixed} are set)" if fixed else " share it"
+        stages = f"{count} training stages" if count > 1 else "1 training stage"
+        text = (
+            f"came {budget}; {stages} of {cfg.strategy.name}{rest} equally: write {least} or {least + count}"
+        )
         raise ConfigError([Fault("total_epochs", text)])
-    cfg.epochs = budget // count
+    teacher_fit = cfg.get("teacher_fit")
+    if teacher_fit and "epochs" in teacher_fit:
+        teacher_fit.epochs = teacher_fit.epochs  # a reference to `epochs` means what was typed there
+    cfg.epochs = (budget - fixed) // count
 
 
-def _count(cfg: DictConfig, node: Any) -> int:
-    """How many trainings of `epochs` a stage's node stands for."""
-    if not isinstance(node, Mapping | DictConfig) or "epochs" not in node:
-        return 0
+def _trainings(cfg: DictConfig, node: Any) -> Iterator[int | None]:
+    """The epochs of each training that a stage's node stands for; None for those that follow `epochs`."""
+    if not isinstance(node, DictConfig) or "epochs" not in node:
+        return
     raw = OmegaConf.to_container(node, resolve=False)
     assert isinstance(raw, dict)
-    if raw["epochs"] != "${epochs}":
-        return 0
-    if "stages" not in raw:
-        return 1
-    steps = (
-        instantiate(cfg.rank_schedule, _convert_="all")
-        if raw["stages"] == "${rank_schedule}"
-        else raw["stages"]
-    )
-    return sum(1 for step in steps if step.get("epochs") is None)
+    own = None if raw["epochs"] == _SHARED else node["epochs"]
+    for step in _steps(cfg, raw):
+        yield own if step.get("epochs") is None else step["epochs"]
+
+
+def _steps(cfg: DictConfig, raw: Mapping[Any, Any]) -> Sequence[Mapping[str, Any]]:
+    steps = raw.get("stages", [{}])
+    return instantiate(cfg.rank_schedule, _convert_="all") if steps == "${rank_schedule}" else steps

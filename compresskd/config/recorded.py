@@ -25,7 +25,7 @@ def data_of(config: dict[str, Any], overrides: Sequence[str] = ()) -> Data:
         ConfigError: for an override that is not about data, or data that cannot be loaded.
     """
     for line in overrides:
-        if not line.startswith(("data=", "data.", "data/")):
+        if not line.startswith(("data=", "data.")):
             raise ConfigError(
                 [Fault(line, "is not about the data; evaluate takes data=NAME and data.KEY=VALUE only")]
             )
