@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,11 +121,33 @@ def chain_rows(x: Tensor, Gs: Sequence[Tensor], steps: Sequence[Step], bias: Ten
             rows = z.reshape(B * P, b, C).transpose(1, 2).reshape(B * P * C, b)
             z = torch.mm(rows, G.t()).view(B * P, C, a).transpose(1, 2)
         else:
-            z = torch.bmm(G.unsqueeze(0).expand(B * P, a, b), z.reshape(B * P, b, C))
+            z = _SharedProduct.apply(G, z.reshape(B * P, b, C))
     y = z.reshape(B, steps[last].a * steps[last].P * steps[last].C)
     if bias is None or (steps[last].C == 1 and steps[last].P == 1):
         return y
     return y + bias
+
+
+class _SharedProduct(torch.autograd.Function):
+    """G [a, b] on each of z [R, b, C].
+
+    Autograd's own backward of a broadcast product would hold one gradient of G for each of the R, then sum them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, G: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(G, z)
+        return torch.bmm(G.unsqueeze(0).expand(z.shape[0], *G.shape), z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        G, z = ctx.saved_tensors
+        (a, b), dG, dz = G.shape, None, None
+        if ctx.needs_input_grad[0]:
+            dG = grad.transpose(0, 1).reshape(a, -1) @ z.transpose(1, 2).reshape(-1, b)
+        if ctx.needs_input_grad[1]:
+            dz = torch.bmm(G.t().unsqueeze(0).expand(z.shape[0], b, a), grad)
+        return dG, dz
 
 
 def chain_columns(x: Tensor, Gs: Sequence[Tensor], steps: Sequence[Step]) -> Tensor:

@@ -148,9 +148,10 @@ def _training_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsi
     weight = num_outputs * num_inputs
     if plan.kind == "folded":
         merge = _merge_seconds(shapes, (), on, itemsize)
-        return 3 * (dense + merge) + 3 * on.copy_seconds(weight, itemsize=itemsize)
+        # Forward and backward of the merging each permute the whole weight, and so does the cut to its size.
+        return 3 * (dense + merge) + 6 * on.copy_seconds(weight, itemsize=itemsize)
     if plan.kind == "streamed":
-        return 3 * dense + 4 * _stream_seconds(shapes, on, itemsize)
+        return 3 * dense + 6 * _stream_seconds(shapes, on, itemsize)
     path = steps(shapes, plan.cuts, from_right=plan.from_right)
     forward = _chain_seconds(path, plan, rows, on, itemsize)
     merge = 3 * _merge_seconds(shapes, plan.cuts, on, itemsize)
