@@ -267,7 +267,9 @@ class TTConv2d(nn.Module):
         """[B, I, H, W] or [I, H, W] to [B, O, H', W'] or [O, H', W']."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self._chain(input, self.stage_weights(), self.bias)
-        cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
+        cores: list[Tensor] = list(self.cores)
+        if not self.cores._parameters:
+            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         tensors = (input, *cores) if self.bias is None else (input, *cores, self.bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             if self._macs(input) < TRAINING_MARGIN:

@@ -190,7 +190,9 @@ class TTEmbedding(nn.Module):
         Raises:
             IndexError: an id is out of range (not checked under compilation).
         """
-        cores: list[Tensor] = list(self.cores._parameters.values())  # pyright: ignore[reportAssignmentType]
+        cores: list[Tensor] = list(self.cores)
+        if not self.cores._parameters:
+            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         compiling = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         ids = input.reshape(-1)
         bond = self._bond(cores)

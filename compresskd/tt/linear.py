@@ -216,10 +216,11 @@ class TTLinear(nn.Module):
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return traced(input, list(self.cores), self.bias, self.out_features)
         runs = self._prepared.runs
-        if runs and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled():
+        plain = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
+        if runs and plain and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled():
             # What takes longer than a few look-ups here is felt in small layers at batch 1.
             key = 0
-            for core in self._modules["cores"]._parameters.values():  # pyright: ignore[reportOptionalMemberAccess]
+            for core in plain.values():
                 key = 3 * key + (core._version << 50) + core.data_ptr()  # pyright: ignore
             bias = self._parameters["bias"]
             if bias is not None:
@@ -232,6 +233,8 @@ class TTLinear(nn.Module):
     def _slow_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
         cores: list[Tensor] = list(self.cores)
+        if not self.cores._parameters:
+            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
         device_type = input.device.type
