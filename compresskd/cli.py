@@ -227,11 +227,12 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     from compresskd.config.schema import conf_dir
 
     failures: list[Exception] = []
-    here = os.getpid()
+    here, threads = os.getpid(), os.environ.get("OMP_NUM_THREADS", "")
 
     def task(cfg: Any) -> float:
         if os.getpid() != here:
             _outlive_the_reader()
+            _use_threads(threads)
         try:
             return _task(cfg, prebuilt)
         except Exception as error:  # a failed job must not stop its siblings; the record has the traceback
@@ -259,6 +260,17 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
     if failures and not multirun:
         raise failures[0]
     return FAILURE if failures else 0
+
+
+def _use_threads(number: str) -> None:
+    """Use as many threads as the user said by OMP_NUM_THREADS; joblib shares the cores among its processes else.
+
+    It sets MKL_NUM_THREADS too, which for torch comes before the other.
+    """
+    if number.isdigit():
+        import torch
+
+        torch.set_num_threads(int(number))
 
 
 class JobFailed(RuntimeError):
@@ -335,11 +347,13 @@ def _execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     from rich.console import Console
 
     from compresskd.console import Reporter, configure_logging, stages_table
+    from compresskd.environment import keep_freed_memory
     from compresskd.run import open_run, write_text
     from compresskd.training.interrupt import termination_interrupts
 
     console = Console()
     configure_logging(console)
+    keep_freed_memory()
     run = open_run(directory, unique=unique)
     try:
         _check_same_config(run.directory, run.record, experiment)
@@ -380,10 +394,11 @@ def _check_same_config(directory: Path, record: Record | None, experiment: Any) 
         now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
     changed = differences(record.config, now)
     if changed:
-        state = "a finished" if record.status == FINISHED else "an unfinished"
+        finished = record.status == FINISHED
         raise RunDirectoryError(
-            f"{directory} holds {state} run of another configuration ({'; '.join(changed)}); write another "
-            "hydra.run.dir=DIR (of a sweep: hydra.sweep.dir=DIR), or go on with: compresskd resume DIR"
+            f"{directory} holds {'a ' if finished else 'an un'}finished run of another configuration "
+            f"({'; '.join(changed)}); write another hydra.run.dir=DIR (of a sweep: hydra.sweep.dir=DIR), or "
+            + ("remove that folder" if finished else f"go on with: compresskd resume {directory}")
         )
 
 
