@@ -72,3 +72,11 @@ def test_hardware_tells_machines_apart_without_naming_them(monkeypatch):
     assert platform.node() not in found.values()
     monkeypatch.setattr(environment.socket, "gethostname", lambda: "another")
     assert environment.hardware(torch.device("cpu"))["hostname_hash"] != found["hostname_hash"]
+
+
+def test_memory_is_kept_where_the_allocator_is_glibc():
+    import platform
+
+    from compresskd.environment import keep_freed_memory
+
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
