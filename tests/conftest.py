@@ -22,6 +22,10 @@ from compresskd import measure
 from compresskd.cli import main
 
 
+# Tests are small: a second thread only waits, and several test processes may share the cores.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)
