@@ -11,8 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from compresskd.config.faults import ConfigError, Fault
 
-_SHARED = "${epochs}"
-
 
 def share_epochs(cfg: DictConfig) -> None:
     """Set `epochs`, in place, so that all training stages come to exactly `total_epochs` together.
@@ -27,14 +25,8 @@ def share_epochs(cfg: DictConfig) -> None:
     if budget is None:
         return
     try:
-        trainings = [
-            own for node in (cfg.strategy.get("stages") or {}).values() for own in _trainings(cfg, node)
-        ]
-    except (
-        HydraException,
-        ValueError,
-        TypeError,
-    ):  # of a schedule with faults, which are told with the others
+        trainings = [own for node in (cfg.strategy.get("stages") or {}).values() for own in _trainings(node)]
+    except (HydraException, AttributeError, ValueError, TypeError):  # faults, which are told with the others
         return
     count, fixed = trainings.count(None), sum(own for own in trainings if isinstance(own, int))
     if count == 0:
@@ -53,17 +45,19 @@ def share_epochs(cfg: DictConfig) -> None:
     cfg.epochs = (budget - fixed) // count
 
 
-def _trainings(cfg: DictConfig, node: Any) -> Iterator[int | None]:
+def _trainings(node: Any) -> Iterator[int | None]:
     """The epochs of each training that a stage's node stands for; None for those that follow `epochs`."""
     if not isinstance(node, DictConfig) or "epochs" not in node:
         return
-    raw = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(raw, dict)
-    own = None if raw["epochs"] == _SHARED else node["epochs"]
-    for step in _steps(cfg, raw):
+    written: Any = node._get_node("epochs")
+    own = None if written._value() == "${epochs}" else node["epochs"]
+    for step in _steps(node):
         yield own if step.get("epochs") is None else step["epochs"]
 
 
-def _steps(cfg: DictConfig, raw: Mapping[Any, Any]) -> Sequence[Mapping[str, Any]]:
-    steps = raw.get("stages", [{}])
-    return instantiate(cfg.rank_schedule, _convert_="all") if steps == "${rank_schedule}" else steps
+def _steps(node: DictConfig) -> Sequence[Mapping[str, Any]]:
+    """The steps of a ladder, written out or made by a schedule; one of any other stage."""
+    if "stages" not in node:
+        return [{}]
+    steps: Any = OmegaConf.to_container(node["stages"], resolve=True)
+    return instantiate(steps, _convert_="all") if isinstance(steps, Mapping) else steps

@@ -1,0 +1,151 @@
+"""`total_epochs` shared exactly, and the studies that are one word: which jobs, at which budgets."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from compresskd.config.budget import share_epochs
+from compresskd.config.compose import compose_jobs
+from compresskd.config.faults import ConfigError
+from compresskd.config.origin import resolve
+from compresskd.config.parts import Parts, as_it_is
+from compresskd.config.schema import conf_dir, register
+
+STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
+TRAINS_NOTHING = {"compress"}
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    register()
+
+
+def composed(*overrides):
+    (job,) = compose_jobs(overrides).jobs
+    assert job.faults == []
+    return job.config
+
+
+def epochs_of(config):
+    """By stage of the built strategy, ladders expanded: the epochs that it trains."""
+    strategy = Parts(config, as_it_is).strategy()
+    assert strategy is not None
+    return {name: stage.epochs for name, stage in strategy.stages.items() if hasattr(stage, "epochs")}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
+    epochs = epochs_of(resolve(composed(f"strategy={strategy}", "total_epochs=24")))
+    assert sum(epochs.values()) == (0 if strategy in TRAINS_NOTHING else 24)
+    assert len(set(epochs.values())) <= 1
+
+
+@pytest.mark.parametrize(("steps", "budget"), [(2, 24), (3, 24), (5, 24)])
+def test_a_ladder_counts_its_steps(steps, budget):
+    typed = ("strategy=multi_stage", f"rank_schedule.num_stages={steps}", f"total_epochs={budget}", "rank=4")
+    epochs = epochs_of(resolve(composed(*typed)))
+    assert len(epochs) == steps + 1
+    assert set(epochs.values()) == {budget // (steps + 1)}
+
+
+def test_what_a_stage_or_a_step_sets_itself_counts():
+    config = resolve(composed("strategy.stages.finetune.epochs=5", "total_epochs=24"))
+    assert epochs_of(config) == {"distill": 19, "finetune": 5}
+    steps = "rank_schedule.stages=[{rank: 8, epochs: 4}, {rank: 4}]"
+    config = resolve(composed("strategy=multi_stage", "rank_schedule=explicit", steps, "total_epochs=24"))
+    assert epochs_of(config) == {"distill": 10, "step_1_r8": 4, "step_2_r4": 10}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ("strategy=multi_stage", "total_epochs=3"),
+            "total_epochs: came 3; 4 training stages of multi_stage share it equally: write 4 or 8",
+        ),
+        (
+            ("strategy=multi_stage", "total_epochs=26"),
+            "total_epochs: came 26; 4 training stages of multi_stage share it equally: write 24 or 28",
+        ),
+        (
+            ("strategy=distill", "total_epochs=0"),
+            "total_epochs: came 0; 1 training stage of distill share it equally: write 1 or 2",
+        ),
+        (
+            ("strategy.stages.finetune.epochs=5", "total_epochs=5"),
+            "total_epochs: came 5; 1 training stage of distill_then_compress share what the others leave of it "
+            "(5 are set) equally: write 6 or 7",
+        ),
+    ],
+)
+def test_a_budget_that_cannot_be_shared_is_refused(overrides, text):
+    with pytest.raises(ConfigError) as raised:
+        resolve(composed(*overrides))
+    assert str(raised.value).splitlines()[1:] == [f"  {text}"]
+
+
+def test_the_teacher_keeps_its_epochs():
+    plain = resolve(composed("epochs=7", "strategy=multi_stage", "total_epochs=8"))
+    assert (plain["epochs"], plain["teacher_fit"]["epochs"]) == (2, 7)
+    own = resolve(composed("strategy=multi_stage", "total_epochs=8", "teacher_fit.epochs=50"))
+    assert own["teacher_fit"]["epochs"] == 50
+
+
+def test_a_recorded_configuration_is_shared_no_further():
+    config = resolve(composed("strategy=multi_stage", "total_epochs=24"))
+    assert resolve(OmegaConf.create(config)) == config
+
+
+def test_without_a_budget_nothing_changes():
+    cfg = composed("strategy=multi_stage", "epochs=7")
+    before = OmegaConf.to_yaml(cfg)
+    share_epochs(cfg)
+    assert OmegaConf.to_yaml(cfg) == before
+
+
+def test_faults_of_a_schedule_are_not_raised_here():
+    falling = composed("strategy=multi_stage", "rank_schedule.ratio=0.5", "total_epochs=24")
+    odd = composed("strategy=multi_stage", "total_epochs=24")
+    OmegaConf.update(odd, "strategy.stages.step.stages", [3], force_add=True)
+    for cfg in (falling, odd):
+        share_epochs(cfg)
+        assert cfg.epochs == 30
+
+
+# Studies
+
+
+def test_compare_strategies_is_every_strategy_at_one_budget():
+    plan = compose_jobs(["experiment=compare_strategies"])
+    assert plan.multirun
+    configs = [resolve(job.config) for job in plan.jobs]
+    names = {config["strategy"]["name"] for config in configs}
+    assert names == set(STRATEGIES) - {"compress_then_distill_layerwise"}
+    assert len(configs) == 3 * len(names)
+    assert {config["seed"] for config in configs} == {0, 1, 2}
+    for config in configs:
+        expected = 0 if config["strategy"]["name"] in TRAINS_NOTHING else 24
+        assert sum(epochs_of(config).values()) == expected
+        assert config["teacher_fit"]["epochs"] == 24
+    assert (
+        len({str((c["teacher"], c["teacher_fit"], c["data"])) for c in configs}) == 1
+    )  # one teacher for all
+
+
+def test_values_on_the_command_line_take_the_place_of_the_study_s():
+    plan = compose_jobs(["experiment=compare_strategies", "strategy=distill,compress", "rank=4,8", "seed=0"])
+    assert len(plan.jobs) == 4
+    assert {(job.config.strategy.name, job.config.rank) for job in plan.jobs} == {
+        (strategy, rank) for strategy in ("distill", "compress") for rank in (4, 8)
+    }
+
+
+def test_progressive_rank_is_a_ladder_against_one_jump():
+    plan = compose_jobs(["experiment=progressive_rank"])
+    assert plan.multirun
+    configs = [resolve(job.config) for job in plan.jobs]
+    assert [(c["strategy"]["name"], c["seed"]) for c in configs] == [
+        (strategy, seed) for strategy in ("multi_stage", "distill_then_compress") for seed in (0, 1, 2)
+    ]
+    ladder, jump = epochs_of(configs[0]), epochs_of(configs[3])
+    assert ladder == {"distill": 6, "step_1_r16": 6, "step_2_r8": 6, "step_3_r4": 6}
+    assert jump == {"distill": 12, "finetune": 12}
