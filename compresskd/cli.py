@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ def _hydra(arguments: list[str]) -> int:
     prebuilt: dict[str, Any] = {}
     naming: list[str] = []
     jobs: list[list[str]] = []
+    config: Mapping[str, Any] = {}
     multirun = flags.multirun
     # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
     if not flags.config_path and (flags.shows_config or not flags.informs):
@@ -202,16 +203,17 @@ def _hydra(arguments: list[str]) -> int:
             multirun = plan.multirun
             if multirun:  # jobs may run in other processes, which build their own
                 jobs = [job.overrides for job in plan.jobs]
-                naming = naming_overrides(jobs, flags.overrides, experiments[0].config["outputs_dir"])
+                config = experiments[0].config
+                naming = naming_overrides(jobs, flags.overrides, config["outputs_dir"])
             else:
                 prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
     arguments = [*naming, *flags.arguments]
     if not multirun:
         return _run_by_hydra(arguments, multirun, prebuilt)
-    directories = [_value(line) for line in arguments if line.startswith("hydra.sweep.dir=")]
+    directory = _sweep_folder(arguments, config)
     try:
         status = _run_by_hydra(arguments, multirun, prebuilt)
-        return _end_sweep(Path(directories[-1]), jobs) or status if directories else status
+        return _end_sweep(directory, jobs) or status if directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "the sweep is interrupted, and what ran is saved; go on with: the same command"
@@ -287,8 +289,16 @@ def _left_a_record() -> bool:
         return False
 
 
-def _value(override: str) -> str:
-    return override.partition("=")[2].strip("'\"")
+def _sweep_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> Path | None:
+    """Where the sweep is, by the last word on it; None where nothing was said, or only Hydra can tell."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    said = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("hydra.sweep.dir=")]
+    try:
+        return Path(OmegaConf.create({**config, "said": said}).said[-1]) if said else None
+    except OmegaConfBaseException:
+        return None
 
 
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:

@@ -183,10 +183,12 @@ def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
 
 
 def test_folders_that_the_user_names(run_cli, work):
-    outcome = run_cli("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=mine", "hydra.sweep.subdir='job_${seed}'")
+    outcome = run_cli(
+        "-m", *SMALL, "seed=0,1", "hydra.sweep.dir='${outputs_dir}/mine'", "hydra.sweep.subdir='job_${seed}'"
+    )
     assert outcome.status == 0, outcome.err
-    assert set(records(work / "mine")) == {"job_0", "job_1"}
-    assert (work / "mine" / "compare.csv").exists()
+    assert set(records(work / "outputs" / "mine")) == {"job_0", "job_1"}
+    assert (work / "outputs" / "mine" / "compare.csv").exists()
     assert not (work / "outputs" / "sweeps").exists()
 
 
@@ -262,6 +264,72 @@ def test_slurm_composes(run_cli):
     assert outcome.status == 0, outcome.err
     assert "submitit_launcher.SlurmLauncher" in outcome.out
     assert "partition: short" in outcome.out
+
+
+# Studies
+
+TINY_STUDY = (
+    "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[16]", "teacher.hidden=[16]",
+    "seed=0", "total_epochs=4", "compress.num_calibration=32",
+)  # fmt: skip
+
+
+def trained_epochs(record):
+    """Epochs of all training stages, as the metrics of a run count them."""
+    return sum(stage.get("epochs", 0) for stage in record["stages"])
+
+
+@pytest.mark.slow
+def test_the_whole_study_by_one_word_at_matched_budgets(run_cli, work):
+    outcome = run_cli("experiment=compare_strategies", *TINY_STUDY, "rank=3")
+    assert outcome.status == 0, outcome.err
+    folder = sweep_folder(work)
+    assert folder.name.startswith("strategy_")
+    found = records(folder)
+    assert len(found) == 11
+    assert all(name == f"strategy={record['strategy']}" for name, record in found.items())
+    epochs = {record["strategy"]: trained_epochs(record) for record in found.values()}
+    assert epochs.pop("compress") == 0
+    assert set(epochs.values()) == {4}
+    for name in found:
+        lines = (
+            (folder / name / "metrics.jsonl").read_text().count("\n") if name != "strategy=compress" else 0
+        )
+        assert lines == trained_epochs(found[name])
+    (teacher,) = records(work / "outputs" / "teachers").values()
+    assert trained_epochs(teacher) == 4
+    assert len({r["teacher"]["fingerprint"] for r in found.values() if r["teacher"]}) == 1
+    dense, matched, low_rank = (
+        found[f"strategy={s}"]["stages"][-1]["size"]["stored_bytes"]
+        for s in ("train", "distill_matched", "train_to_compressed")
+    )
+    assert matched <= low_rank < dense
+    assert "11 records (11 finished) in 11 groups" in outcome.out
+
+
+@pytest.mark.slow
+def test_a_ladder_against_one_jump_by_one_word(run_cli, work):
+    outcome = run_cli("experiment=progressive_rank", *TINY_STUDY, "rank=2")
+    assert outcome.status == 0, outcome.err
+    found = records(sweep_folder(work))
+    ladder, jump = found["strategy=multi_stage"], found["strategy=distill_then_compress"]
+    assert [stage["name"] for stage in ladder["stages"]] == ["distill", "step_1_r8", "step_2_r4", "step_3_r2"]
+    assert [stage.get("epochs", 0) for stage in ladder["stages"]] == [1, 1, 1, 1]
+    assert [stage.get("epochs", 0) for stage in jump["stages"]] == [2, 0, 2]
+    reached = [
+        [s["layers"] for s in run["stages"] if s["layers"]][-1]["fc1"]["ranks"] for run in (ladder, jump)
+    ]
+    assert reached == [[2], [2]]
+
+
+def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli):
+    outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
+    assert outcome.status == 2
+    assert outcome.left == []
+    assert (
+        "total_epochs: came 6; 4 training stages of multi_stage share it equally: write 4 or 8 "
+        "(job strategy=multi_stage)"
+    ) in outcome.err
 
 
 # In processes of their own
