@@ -1,0 +1,131 @@
+"""The command line: a first bare word is a verb of ours, everything else is Hydra's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compresskd import __version__
+from compresskd.cli.endings import (
+    FAILURE,
+    INTERRUPT,
+    USAGE_ERROR,
+    complain,
+    describe,
+    is_usage_error,
+    outlive_the_reader,
+)
+from compresskd.cli.execute import execute
+from compresskd.cli.jobs import run_hydra
+from compresskd.run import FINISHED, AlreadyFinished, read_record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # A console script lacks the working directory on its path; a user's own `_target_` lives there.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    outlive_the_reader()
+    verbose = "--verbose" in arguments
+    arguments = [a for a in arguments if a != "--verbose"]
+    try:
+        status = _dispatch(arguments)
+    except KeyboardInterrupt as error:
+        complain(str(error) or "interrupted")
+        status = INTERRUPT
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        complain(describe(error))
+        status = USAGE_ERROR if is_usage_error(error) else FAILURE
+    sys.exit(status)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in VERBS:
+        return VERBS[first](arguments[1:])
+    if first and first[0] not in "-+~" and "=" not in first:
+        return _unknown_verb(first)
+    if "--version" in arguments:
+        print(f"compresskd {__version__}")
+        return 0
+    return run_hydra(arguments)
+
+
+def _unknown_verb(word: str) -> int:
+    from compresskd.config.faults import nearest
+
+    complain(
+        f"'{word}' is no verb and no override{nearest(word, VERBS)}; an override is written key=value, "
+        "and --help shows the keys"
+    )
+    return USAGE_ERROR
+
+
+def _compare(arguments: list[str]) -> int:
+    from compresskd import compare
+
+    return compare.main(arguments)
+
+
+def _resume(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
+    directory = Path(arguments[0])
+    record = read_record(directory)
+    if record.status == FINISHED:
+        raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
+    from compresskd.config.build import build_recorded
+
+    execute(build_recorded(record.config, record.overrides), directory, unique=False)
+    return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from compresskd import bench
+
+    return bench.main(arguments)
+
+
+_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
+
+Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
+reproduced; or score it on other data. Exit code 1 where it is not reproduced."""
+
+
+def _evaluate(arguments: list[str]) -> int:
+    about_data = [a for a in arguments if a.startswith(("data=", "data."))]
+    names = [a for a in arguments if a not in about_data]
+    # a job's folder may have an '=' in its name, a stage may not: what else has one is refused as an override
+    changes = about_data + [a for a in names[1:] if "=" in a]
+    names = [a for a in names if a not in changes]
+    if not 1 <= len(names) <= 2 or names[0].startswith("-"):
+        print(_EVALUATE)
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
+    directory, stage = Path(names[0]), (names[1:] or [None])[0]
+    record = read_record(directory)
+    from compresskd.config.recorded import data_of
+    from compresskd.config.schema import register
+    from compresskd.evaluate import evaluate_run
+
+    register()
+    data = data_of(record.config, changes)
+    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
+    print(verdict)
+    return FAILURE if verdict.reproduced is False else 0
+
+
+# The first word of a command line that is not Hydra's; each takes the other words and returns the exit code.
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "resume": _resume,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "bench": _bench,
+}

@@ -1,0 +1,69 @@
+"""One experiment into its directory, with what a person sees of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compresskd.run import FINISHED, Record, RunDirectoryError
+
+
+def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
+    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on."""
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from compresskd.console import Reporter, configure_logging, stages_table
+    from compresskd.environment import keep_freed_memory
+    from compresskd.run import open_run, write_text
+    from compresskd.training.interrupt import termination_interrupts
+
+    console = Console()
+    configure_logging(console)
+    keep_freed_memory()
+    run = open_run(directory, unique=unique)
+    try:
+        check_same_config(run.directory, run.record, experiment)
+        reporter = Reporter(console)
+        reporter.note(f"{'going on in' if run.resumed else 'writing to'} {run.directory}")
+        write_text(
+            run.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config)))
+        )
+        write_text(
+            run.directory / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides)))
+        )
+        with termination_interrupts():
+            record = experiment.run(run, reporter)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted and saved; go on with: compresskd resume {run.directory}"
+        ) from None
+    except OSError as error:
+        error.add_note(
+            f"make room, or mend what is wrong there, and go on with: compresskd resume {run.directory}"
+        )
+        raise
+    finally:
+        run.close()
+    console.print(stages_table(record))
+    console.print(f"everything is in {run.directory}", highlight=False, soft_wrap=True)
+    return record
+
+
+def check_same_config(directory: Path, record: Record | None, experiment: Any) -> None:
+    """A run is only gone on with, or taken for done, under the configuration that began it."""
+    if record is None:
+        return
+    from compresskd.config.differences import differences
+
+    now = dict(experiment.config)
+    if record.status == FINISHED:
+        now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
+    changed = differences(record.config, now)
+    if changed:
+        finished = record.status == FINISHED
+        raise RunDirectoryError(
+            f"{directory} holds {'a ' if finished else 'an un'}finished run of another configuration "
+            f"({'; '.join(changed)}); write another hydra.run.dir=DIR (of a sweep: hydra.sweep.dir=DIR), or "
+            + ("remove that folder" if finished else f"go on with: compresskd resume {directory}")
+        )
