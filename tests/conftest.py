@@ -21,7 +21,6 @@ import compresskd
 from compresskd import measure
 from compresskd.cli import main
 
-
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
 

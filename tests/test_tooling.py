@@ -22,9 +22,9 @@ def run(*command: str) -> subprocess.CompletedProcess:
         ("ruff", "check", "."),
         ("ruff", "format", "--check", "."),
         ("lint-imports", "--no-cache"),
-        ("pyright",),
+        ("pyright", "--pythonpath", sys.executable),
     ],
-    ids=" ".join,
+    ids=lambda command: " ".join(command[:2]),
 )
 def test_tool_finds_nothing(command):
     if not (BIN / command[0]).exists():

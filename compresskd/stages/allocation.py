@@ -72,7 +72,7 @@ def _lower_hull(sizes: Sequence[Size]) -> list[Size]:
     for size in sorted(sizes, key=lambda s: (s.num_parameters, s.error)):
         if hull and size.error >= hull[-1].error:
             continue
-        while len(hull) > 1 and _rate(hull[-2], hull[-1]) <= _rate(hull[-2], size):
+        while len(hull) > 1 and _rate(hull[-2], hull[-1]) < _rate(hull[-2], size):
             hull.pop()
         hull.append(size)
     if not hull:

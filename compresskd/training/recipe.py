@@ -33,7 +33,7 @@ class Recipe:
     ema: float | None = None  # decay of the weight average per step; the average is evaluated and kept
     patience: int | None = None  # epochs without a better validation score before training stops
     precision: str = "fp32"  # autocast: fp32, bf16, fp16
-    channels_last: bool = False
+    channels_last: bool = True
     compile: bool = False
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch; one ends every epoch anyway
 

@@ -238,7 +238,9 @@ class TTLinear(nn.Module):
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
         device_type = input.device.type
-        if torch.is_autocast_enabled(device_type) and input.dtype != torch.float64:
+        # asked first whether any: the question for one device has no answer on the meta device
+        autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device_type)
+        if autocast and input.dtype != torch.float64:
             with torch.autocast(device_type, enabled=False):
                 return self._product(input.to(torch.get_autocast_dtype(device_type)), cores)
         if input.dtype != cores[0].dtype:

@@ -33,7 +33,8 @@ Always about test accuracy, in percentage points; positive: the group is better.
 """
 
 
-def test_golden_comparison(sweep, capsys):
+def test_golden_comparison(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     assert main([str(sweep)]) == 0
     out = capsys.readouterr().out
     assert "\n".join(line.rstrip() for line in out.splitlines()) + "\n" == GOLDEN

@@ -131,7 +131,7 @@ def test_fresh_factors_keep_the_variance_of_activations():
     for name in ("fc1", "fc2", "fc3"):
         layer = model.get_submodule(name)
         y = layer(x)
-        assert math.isclose(float(y.var()), 1.0, rel_tol=0.35), name
+        assert math.isclose(float(y.detach().var()), 1.0, rel_tol=0.35), name
 
 
 def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
@@ -141,8 +141,10 @@ def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
 
 
 def test_layerwise_start_lowers_every_error(run_strategy):
-    record, _ = run_strategy("strategy=compress_then_distill_layerwise", "rank=6", "epochs=0")
+    record, _ = run_strategy(
+        "strategy=compress_then_distill_layerwise", "rank=6", "epochs=0", "compress.data_aware=false"
+    )
     errors = record.stage("fit_layers")["layer_errors"]
-    assert set(errors) == {"fc1", "fc2"}
+    assert {"fc1", "fc2"} <= set(errors)
     assert all(e["after"] <= e["before"] for e in errors.values())
     assert any(e["after"] < 0.9 * e["before"] for e in errors.values())
