@@ -191,7 +191,7 @@ class TTEmbedding(nn.Module):
             IndexError: an id is out of range (not checked under compilation).
         """
         cores: list[Tensor] = list(self.cores)
-        if not self.cores._parameters:
+        if len(self.cores._parameters) < len(cores):
             self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         compiling = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         ids = input.reshape(-1)

@@ -217,7 +217,12 @@ class TTLinear(nn.Module):
             return traced(input, list(self.cores), self.bias, self.out_features)
         runs = self._prepared.runs
         plain = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
-        if runs and plain and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled():
+        if (
+            runs
+            and len(plain) == len(self.input_dims)
+            and not torch.is_grad_enabled()
+            and not torch._C._is_any_autocast_enabled()
+        ):
             # What takes longer than a few look-ups here is felt in small layers at batch 1.
             key = 0
             for core in plain.values():
@@ -233,7 +238,7 @@ class TTLinear(nn.Module):
     def _slow_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
         cores: list[Tensor] = list(self.cores)
-        if not self.cores._parameters:
+        if len(self.cores._parameters) < len(cores):
             self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")

@@ -40,7 +40,7 @@ def by_hand(model, data, *, epochs, seed, clip):
 
 def test_equals_a_loop_written_by_hand_bit_for_bit(train, make_model, make_recipe, blobs):
     last = {}
-    recipe = make_recipe(epochs=3, scheduler=cosine, gradient_clip=0.5)
+    recipe = make_recipe(epochs=3, scheduler=cosine, gradient_clip=0.5, channels_last=False)
     _, result = train(
         recipe=recipe, checkpoint=lambda s: last.update({k: v.clone() for k, v in s["model"].items()})
     )

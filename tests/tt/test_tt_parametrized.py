@@ -18,16 +18,17 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "x"),
+    ("make", "shape"),
     [
-        (nn.Linear(64, 48), torch.randn(5, 64)),
-        (nn.Conv2d(16, 16, 3, padding=1), torch.randn(2, 16, 6, 6)),
-        (nn.Embedding(200, 32), torch.arange(7)),
+        (lambda: nn.Linear(64, 48), (5, 64)),
+        (lambda: nn.Conv2d(16, 16, 3, padding=1), (2, 16, 6, 6)),
+        (lambda: nn.Embedding(200, 32), None),
     ],
     ids=["linear", "conv", "embedding"],
 )
-def test_outputs_follow_the_parametrization(layer, x):
+def test_outputs_follow_the_parametrization(make, shape):
     torch.manual_seed(0)
+    layer, x = make(), torch.arange(7) if shape is None else torch.randn(shape)
     factorized = tt.factorize(layer, rank=3).eval()
     if getattr(factorized, "bias", None) is not None:
         nn.init.zeros_(factorized.bias)
@@ -38,4 +39,4 @@ def test_outputs_follow_the_parametrization(layer, x):
         for factor in (1.0, 2.0, -3.0, 0.5):
             scaled.factor = factor
             for _ in range(2):  # a second call must not find what the first one kept
-                torch.testing.assert_close(factorized(x), factor * before, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(factorized(x), factor * before, rtol=1e-3, atol=1e-4)
