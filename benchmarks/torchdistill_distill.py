@@ -8,7 +8,6 @@ anything is timed), batch size, SGD, schedule, epochs. Timed is training with va
 keeping of checkpoints; loading the data before, and the scores on the test set after, are not.
 
     compresskd                     the stage `distill` of an ordinary run, configured as from the command line
-    compresskd, channels_last      the same with train.channels_last=true (convolutional students)
     torchdistill, as configured    its repository's configuration for CIFAR: PIL images, transforms, a DataLoader
                                    with as many workers as are fastest here
     torchdistill, tuned            what its user could do better: see `Variant` in torchdistill_peers.py
@@ -200,10 +199,6 @@ def _sides(
     """Seconds of an epoch by number of workers, of both ways to use torchdistill; then all sides, warm."""
     sides: dict[str, Side] = {OURS: functools.partial(_ours, experiment, folder)}
     _note(f"{OURS}, to warm up: {sides[OURS](0)[0].seconds:.2f} s")
-    if any(isinstance(m, nn.Conv2d) for m in task.student.modules()):
-        recipe = dataclasses.replace(experiment.recipe, channels_last=True)
-        channels_last = dataclasses.replace(experiment, recipe=recipe)
-        sides[f"{OURS}, channels_last"] = functools.partial(_ours, channels_last, folder)
     seconds: dict[str, dict[int, float]] = {}
     for label, tuned in (("as configured", False), ("tuned", True)):
         data = peers.datasets(task, tuned=tuned)
