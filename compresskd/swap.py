@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from compresskd.models import target
 
@@ -59,10 +60,19 @@ def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
 def structure(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The structure of every structured submodule by fully qualified name; empty for an ordinary network."""
     return {
-        name: {**module.structure(), "class": f"{type(module).__module__}.{type(module).__qualname__}"}
+        name: {**module.structure(), "class": _class_path(module)}
         for name, module in model.named_modules()
         if name and isinstance(module, Structured)
     }
+
+
+def _class_path(module: Any) -> str:
+    cls = type_before_parametrizations(module)  # a rounded bias makes the class a dynamic one
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _path_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def apply_structure(

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from compresskd.config.faults import ConfigError, Fault
 
+_QUANTIZATION = "compresskd.stages.Quantization"
+
 
 def share_epochs(cfg: DictConfig) -> None:
     """Set `epochs`, in place, so that all training stages come to exactly `total_epochs` together.
@@ -49,10 +51,23 @@ def _trainings(node: Any) -> Iterator[int | None]:
     """The epochs of each training that a stage's node stands for; None for those that follow `epochs`."""
     if not isinstance(node, DictConfig) or "epochs" not in node:
         return
+    how = node.get("how")
+    if how is not None and how.get("_target_") == _QUANTIZATION:
+        if not _is_trained(how, node):
+            return
+        if how.get("epochs") is not None:
+            yield how["epochs"]
+            return
     written: Any = node._get_node("epochs")
     own = None if written._value() == "${epochs}" else node["epochs"]
     for step in _steps(node):
         yield own if step.get("epochs") is None else step["epochs"]
+
+
+def _is_trained(how: DictConfig, stage: DictConfig) -> bool:
+    """Whether a stage that quantizes does so by training."""
+    bits = stage.get("default_bits") if how.get("bits") is None else how["bits"]
+    return bits is not None and how.get("student", True) and how.get("mode", "qat") == "qat"
 
 
 def _steps(node: DictConfig) -> Sequence[Mapping[str, Any]]:

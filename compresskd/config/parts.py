@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from compresskd.config.values import device_of, value_faults
 from compresskd.data.base import Data
 from compresskd.models.build import build as build_model
 from compresskd.models.weights import load_weights
+from compresskd.stages import Quantization
 from compresskd.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.training import Recipe
 
@@ -112,7 +113,8 @@ class Parts:
             stages[name] = made
         if self._faulty("strategy"):
             return None
-        return self._attempt("strategy", lambda: Strategy(node["name"], stages))
+        self._faults += _quantization_faults(self._config, stages.values())
+        return self._attempt("strategy", lambda: _strategy(node["name"], stages))
 
     def device(self) -> torch.device | None:
         """The device, which this machine must have."""
@@ -203,6 +205,23 @@ class Parts:
         if architecture and architecture[1] in node:
             return Fault(f"{key}.{architecture[1]}{architecture[2]}", line)
         return Fault(key, line)
+
+
+def _quantization_faults(config: Plain, stages: Iterable[Any]) -> Iterator[Fault]:
+    """`bits` where no stage takes them."""
+    if config["bits"] is not None and not any(
+        isinstance(getattr(stage, "how", None), Quantization) for stage in stages
+    ):
+        name = config["strategy"]["name"]
+        text = f"came {config['bits']}, but strategy {name} has no stage that quantizes; write bits=null, or end it in"
+        yield Fault("bits", f"{text} a stage compresskd.stages.Quantize, as conf/strategy/distill.yaml does")
+
+
+def _strategy(name: str, stages: Mapping[str, Any]) -> Strategy:
+    strategy = Strategy(name, stages)
+    if not strategy.stages:
+        raise ValueError("bits: came null, and the strategy does nothing but quantize; write bits=8")
+    return strategy
 
 
 def as_it_is(key: str, *, literal: bool = False) -> str:

@@ -21,7 +21,7 @@ class Config:
         device: auto, cpu, cuda, cuda:N or mps.
         precision: fp32, bf16 or fp16, by autocast.
         rank: cap on every bond of a factorized layer.
-        bits: of quantized weights; null leaves them in floating point.
+        bits: of quantized weights; null leaves them in floating point, unless the strategy quantizes by itself.
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
@@ -62,6 +62,11 @@ def _complement(share: Any) -> Any:
     return 1 - share if is_number else share
 
 
+def _suffix(label: str, value: Any) -> str:
+    """What a value adds to a name: nothing where it is null."""
+    return "" if value is None else f"{label}{value}"
+
+
 def register(*config_dirs: Path) -> None:
     """Tell Hydra the schema, the resolvers, and the groups `teacher` and `student`.
 
@@ -69,6 +74,7 @@ def register(*config_dirs: Path) -> None:
     an architecture is written once and serves both.
     """
     OmegaConf.register_new_resolver("complement", _complement, replace=True)
+    OmegaConf.register_new_resolver("suffix", _suffix, replace=True)
     store = ConfigStore.instance()
     # Hydra copies its sources, and with them all that is stored here, each time it lists a group: a hundred times
     # for --help. What is stored is never changed, so that the copy may be the thing itself.

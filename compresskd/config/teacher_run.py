@@ -45,8 +45,10 @@ def _own_config(config: Plain) -> Plain:
     """The teacher is the student of its own run, trained alone."""
     fit = config["teacher_fit"]
     own = {k: v for k, v in config.items() if k != "teacher_fit"}
-    own["total_epochs"] = None  # which is the student's
-    own |= {"student": config["teacher"], "strategy": OmegaConf.load(conf_dir() / "strategy" / "train.yaml")}
+    own |= {"total_epochs": None, "bits": None, "quant": {}}  # which are the student's
+    strategy = OmegaConf.load(conf_dir() / "strategy" / "train.yaml")
+    strategy.stages.pop("quantize")
+    own |= {"student": config["teacher"], "strategy": strategy}
     own |= {k: fit[k] for k in ("epochs", "seed", "optimizer", "scheduler", "train")}
     return {**resolve(OmegaConf.create(own)), "teacher_fit": fit}
 

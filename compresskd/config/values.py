@@ -23,8 +23,6 @@ def value_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
         if config[key] < least:
             yield Fault(key, f"came {config[key]}; allowed: {least} or more")
     yield from _seed("seed", config["seed"])
-    if config["bits"] is not None:
-        yield Fault("bits", f"came {config['bits']}; quantization is not there yet: leave bits=null")
     yield from _teacher_fit(config["teacher_fit"])
     yield from _strategy(config["strategy"])
 

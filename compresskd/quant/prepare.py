@@ -8,10 +8,10 @@ Names of parameters are those of the module before `prepare`. A prepared module 
 deep copy shares its class): build a fresh one and load `plain_state_dict` or the values of `convert`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -22,29 +22,11 @@ from compresskd.quant.granularity import Granularity, PerChannel, PerTensor
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.scale import METHODS
+from compresskd.quant.targets import Target, find_targets, find_vectors, join
+from compresskd.quant.vectors import Half
 
-_CORES = "cores"  # the parameter list that holds the cores of a factorized layer
-
-
-@dataclass(frozen=True)
-class Target:
-    """One parameter to quantize.
-
-    `name` is that of the parameter in the whole module, `owner` that of the layer it belongs to, `holder`
-    and `key` say where it hangs; `is_core` tells a core of a factorized layer from the weight of an ordinary
-    one.
-    """
-
-    name: str
-    owner: str
-    holder: nn.Module
-    key: str
-    is_core: bool
-
-    @property
-    def value(self) -> Tensor:
-        """The parameter as the layer reads it."""
-        return getattr(self.holder, self.key)
+VECTOR_BITS = (4, 8, 16, 32)
+Quant = TypeVar("Quant", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -52,12 +34,19 @@ class QuantSpec:
     """How the weights of a model are quantized.
 
     Args:
-        bits: 2, 3, 4 or 8. grid: of the weights of Linear, Conv2d and Embedding. granularity: of these
-        weights. core_grid: of tensor-train cores. core_granularity: of tensor-train cores. estimator:
-        `learned_step` or `straight_through`. initial_scale: `mse` or `absmax`. activation_bits: 8 to round
-        the inputs of the quantized layers as well, None to leave them. layers: bits of single layers by
-        pattern of the layer's name (shell-style, the first that fits counts);
+        bits: 2, 3, 4 or 8.
+        grid: of the weights of Linear, Conv2d and Embedding.
+        granularity: of these weights.
+        core_grid: of the cores and factors of factorized layers.
+        core_granularity: of these.
+        estimator: `learned_step` or `straight_through`.
+        initial_scale: `mse` or `absmax`.
+        activation_bits: 8 to round the inputs of the quantized layers as well, None to leave them.
+        layers: bits of single layers by pattern of the layer's name (shell-style, the first that fits counts);
             0 leaves a layer in float.
+        vector_bits: of all that is no weight: 16 for half precision, 8 or 4 for integers at one scale a tensor,
+            32 to leave it. Running statistics stay at 16 where fewer are asked for: a variance that is rounded
+            to zero is divided by.
 
     Raises:
         ValueError: a value that is not allowed, with its configuration key.
@@ -72,6 +61,7 @@ class QuantSpec:
     initial_scale: str = "mse"
     activation_bits: int | None = None
     layers: Mapping[str, int] = field(default_factory=dict)
+    vector_bits: int = 32
 
     def __post_init__(self) -> None:
         for bits in (self.bits, *(bits for bits in self.layers.values() if bits != 0)):
@@ -81,6 +71,9 @@ class QuantSpec:
         _check_choice("quant.initial_scale", self.initial_scale, METHODS)
         if self.activation_bits not in (None, 8):
             raise ValueError(f"quant.activation_bits: expected 8 or null, got {self.activation_bits!r}")
+        if self.vector_bits not in VECTOR_BITS:
+            expected = ", ".join(map(str, VECTOR_BITS))
+            raise ValueError(f"quant.vector_bits: expected one of {expected}, got {self.vector_bits!r}")
 
     def bits_of(self, owner: str) -> int:
         """Bits of the layer of this name; 0 where it stays in float."""
@@ -95,35 +88,23 @@ class QuantSpec:
         return self.core_granularity if target.is_core else self.granularity
 
 
-def find_targets(module: nn.Module) -> list[Target]:
-    """The weights of all Linear, Conv2d and Embedding, and all parameters in lists named `cores`."""
-    targets = []
-    for name, holder in module.named_modules():
-        parent, _, last = name.rpartition(".")
-        if isinstance(holder, nn.Linear | nn.Conv2d | nn.Embedding):
-            targets.append(Target(_join(name, "weight"), name, holder, "weight", False))
-        elif isinstance(holder, nn.ParameterList) and last == _CORES:
-            targets += [Target(_join(name, str(k)), parent, holder, str(k), True) for k in range(len(holder))]
-    return targets
-
-
 def prepare(
     module: nn.Module, spec: QuantSpec, *, start: Mapping[str, QuantizedTensor] | None = None
 ) -> dict[str, FakeQuant]:
-    """Round the weights of `module` as they are read, from now on; in place.
+    """Round the weights and vectors of `module` as they are read, from now on; in place.
 
     Args:
-        module: ordinary and factorized layers; tied weights share one `FakeQuant`. spec: how. start: scales
-        to start from by parameter name, such as `quantize_cores` found them. The float values are
+        module: ordinary and factorized layers; tied weights share one `FakeQuant`.
+        spec: how.
+        start: scales to start from by parameter name, such as `quantize_cores` found them. The float values are
             the module's own: load the gauged cores first.
 
     Returns:
-        The parametrizations by parameter name.
+        The parametrizations of the weights by parameter name.
 
     Raises:
         ValueError: nothing to quantize, a pattern in `spec.layers` or a name in `start` that fits nothing, a
-        module
-            that was prepared before, or a granularity that does not fit a weight (named).
+            module that was prepared before, or a granularity that does not fit a weight (named).
     """
     targets = find_targets(module)
     start = start or {}
@@ -133,17 +114,9 @@ def prepare(
         raise ValueError(
             "quant: nothing to quantize: no Linear, Conv2d, Embedding or cores, or all set to 0 bits"
         )
-    by_tensor: dict[int, FakeQuant] = {}
-    made = {}
-    for target in chosen:
-        weight = target.value
-        if id(weight) not in by_tensor:
-            by_tensor[id(weight)] = _fake_quant(target, spec, start.get(target.name))
-        made[target.name] = by_tensor[id(weight)]
-        parametrize.register_parametrization(target.holder, target.key, made[target.name])
-        target.holder.train(
-            target.holder.training
-        )  # what was added is in training mode whatever its holder is in
+    vectors = [] if spec.vector_bits == 32 else list(find_vectors(module, targets))
+    made = _attach(chosen, lambda target: _fake_quant(target, spec, start.get(target.name)))
+    _attach(vectors, lambda target: _of_vector(target, spec.vector_bits))
     if spec.activation_bits is not None:
         for owner in dict.fromkeys(target.owner for target in chosen):
             layer = module.get_submodule(owner)
@@ -151,31 +124,65 @@ def prepare(
     return made
 
 
-def convert(module: nn.Module) -> dict[str, QuantizedTensor]:
-    """The integers of every prepared weight by parameter name; `dequantize` gives exactly what was evaluated."""
-    return {name: quant.convert(original) for name, quant, original in parametrized(module)}
+def _attach(targets: Sequence[Target], make: Callable[[Target], Quant]) -> dict[str, Quant]:
+    """Parametrize every target, tied ones by one module; the modules by parameter name."""
+    by_tensor: dict[int, Quant] = {}
+    made: dict[str, Quant] = {}
+    for target in targets:
+        value = target.value
+        if id(value) not in by_tensor:
+            by_tensor[id(value)] = make(target)
+        made[target.name] = by_tensor[id(value)]
+        parametrize.register_parametrization(target.holder, target.key, made[target.name])
+        target.holder.train(
+            target.holder.training
+        )  # what was added is in training mode whatever its holder is in
+    return made
+
+
+def _of_vector(target: Target, bits: int) -> FakeQuant | Half:
+    if bits == 16 or target.is_statistic:
+        return Half(is_statistic=target.is_statistic)
+    # A learned scale would never leave that of a bias which starts at zero: the scale follows the range instead.
+    return FakeQuant(target.value, Grid(bits), estimator="straight_through", initial_scale="absmax")
+
+
+def convert(module: nn.Module) -> dict[str, QuantizedTensor | Tensor]:
+    """What is stored of every prepared tensor by its plain name; its values are exactly what was evaluated.
+
+    A QuantizedTensor, or a float16 tensor for a vector in half precision.
+    """
+    return {name: quant.convert(original) for name, quant, original in _prepared(module)}
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state of the module as if it had never been prepared, with the rounded weights in place of the float ones.
+    """The state of the module as if it had never been prepared, with the rounded values in place of the float ones.
 
     A freshly built module of the same structure loads it; activation quantizers are left out.
     """
     added = {"parametrizations", CHILD}
     state = {name: value for name, value in module.state_dict().items() if not added & set(name.split("."))}
-    for name, quant, original in parametrized(module):
-        state[name] = quant.convert(original).dequantize().to(original.dtype)
+    for name, quant, original in _prepared(module):
+        stored = quant.convert(original)
+        values = stored.dequantize() if isinstance(stored, QuantizedTensor) else stored
+        state[name] = values.to(original.dtype)
     return state
 
 
 def parametrized(module: nn.Module) -> Iterator[tuple[str, FakeQuant, Tensor]]:
-    """Parameter name, parametrization and float weight of everything that was prepared."""
+    """Plain name, parametrization and float values of everything that is rounded to integers."""
+    for name, quant, original in _prepared(module):
+        if isinstance(quant, FakeQuant):
+            yield name, quant, original
+
+
+def _prepared(module: nn.Module) -> Iterator[tuple[str, FakeQuant | Half, Tensor]]:
     for name, holder in module.named_modules():
         stacks = getattr(holder, "parametrizations", None) if parametrize.is_parametrized(holder) else None
         for key, stack in stacks.items() if isinstance(stacks, nn.ModuleDict) else ():
             for quant in stack.children():
-                if isinstance(quant, FakeQuant):
-                    yield _join(name, key), quant, cast(Tensor, stack.original)
+                if isinstance(quant, FakeQuant | Half):
+                    yield join(name, key), quant, cast(Tensor, stack.original)
 
 
 def enable(module: nn.Module) -> None:
@@ -197,7 +204,7 @@ def freeze(module: nn.Module) -> None:
 
 def _set_enabled(module: nn.Module, enabled: bool) -> None:
     for quant in module.modules():
-        if isinstance(quant, FakeQuant | ActivationQuant):
+        if isinstance(quant, FakeQuant | Half | ActivationQuant):
             quant.enabled = enabled
 
 
@@ -233,7 +240,3 @@ def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, Qua
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{key}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name

@@ -7,5 +7,17 @@ from compresskd.stages.fit import Fit
 from compresskd.stages.fit_layers import FitLayers
 from compresskd.stages.matched_dense import MatchedDense
 from compresskd.stages.multi_stage import MultiStage
+from compresskd.stages.quantization import Quantization
+from compresskd.stages.quantize import Quantize
 
-__all__ = ["Admm", "Compression", "Factorize", "Fit", "FitLayers", "MatchedDense", "MultiStage"]
+__all__ = [
+    "Admm",
+    "Compression",
+    "Factorize",
+    "Fit",
+    "FitLayers",
+    "MatchedDense",
+    "MultiStage",
+    "Quantization",
+    "Quantize",
+]

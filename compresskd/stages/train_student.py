@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch
 from compresskd.objective import BoundObjective, Objective, Tapped
@@ -45,6 +46,7 @@ def train_student(
     learning_rate: float | None = None,
     penalty: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], None] | None = None,
+    before_epoch: Callable[[int], None] | None = None,
     extra_modules: Sequence[nn.Module] = (),
 ) -> None:
     """Train `student` in place; the weights of the best validation epoch are kept.
@@ -55,6 +57,7 @@ def train_student(
         learning_rate: replaces `optimizer.lr`; None keeps it.
         penalty: a further loss on the student's own parameters, added to the total.
         after_step: called with the number of updates after each.
+        before_epoch: called with the epoch, the student in training mode: the place to freeze modules.
         extra_modules: their state is saved in checkpoints along with the student's.
 
     The running stage's details get epochs, best_epoch, train_seconds and what storing teacher outputs saved.
@@ -82,6 +85,7 @@ def train_student(
             device=context.device,
             extra_modules=[*(c.bound for c in comparisons), *extra_modules],
             after_step=after_step,
+            before_epoch=before_epoch,
             checkpoint=lambda state: context.save_training(
                 {**state, "teacher_outputs": {name: each.state_dict() for name, each in outputs.items()}}
             ),
@@ -126,7 +130,8 @@ def _loss(
     comparisons: Sequence[_Comparison],
     penalty: Callable[[], Tensor] | None,
 ) -> LossOutput:
-    output = model(batch.inputs)
+    with parametrize.cached():  # a weight that is rounded as it is read is rounded once a step
+        output = model(batch.inputs)
     parts = [comparison(output, batch) for comparison in comparisons]
     total = parts[0][0] if len(parts) == 1 else torch.stack([part[0] for part in parts]).mean()
     terms: dict[str, Tensor] = {}

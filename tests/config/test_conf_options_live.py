@@ -21,7 +21,7 @@ from compresskd.training import Recipe
 PACKAGE = Path(compresskd.__file__).parent
 GROUPS = {
     group: sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
-    for group in ("data", "data/augmentation", "kd", "strategy", "compress", "rank_schedule", "optimizer",
+    for group in ("data", "data/augmentation", "kd", "strategy", "compress", "rank_schedule", "quant", "optimizer",
                   "scheduler", "train", "model")
 }  # fmt: skip
 # Keys that Python reads by name: the file that does, and the words by which it does.
@@ -32,8 +32,7 @@ READ_BY_NAME = {
     "total_epochs": ("config/budget.py", 'cfg.get("total_epochs")'),
     "device": ("config/parts.py", 'self._config["device"]'),
     "precision": ("config/parts.py", 'self._config["precision"]'),
-    "bits": ("config/values.py", 'config["bits"]'),
-    "strategy.name": ("config/parts.py", 'Strategy(node["name"], stages)'),
+    "strategy.name": ("config/parts.py", '_strategy(node["name"], stages)'),
     "teacher_fit.epochs": ("config/teacher_run.py", 'for k in ("epochs", "seed", "optimizer"'),
     "teacher_fit.seed": ("config/teacher_run.py", 'for k in ("epochs", "seed", "optimizer"'),
     "teacher_fit.train": ("config/teacher_run.py", '"optimizer", "scheduler", "train")'),

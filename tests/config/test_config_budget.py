@@ -56,6 +56,22 @@ def test_what_a_stage_or_a_step_sets_itself_counts():
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("bits=4",), {"distill": 8, "factorize": None, "finetune": 8, "quantize": 8}),
+        (("bits=4", "quant.epochs=4"), {"distill": 10, "factorize": None, "finetune": 10, "quantize": 4}),
+        (("bits=4", "quant.mode=ptq"), {"distill": 12, "factorize": None, "finetune": 12, "quantize": 0}),
+        (("bits=4", "quant.mode=none"), {"distill": 12, "factorize": None, "finetune": 12}),
+        (("strategy=distill_qat",), {"distill": 12, "quantize": 12}),
+        (("strategy=distill_qat", "quant.student=false"), {"distill": 24}),
+    ],
+)
+def test_quantization_aware_training_counts(options, expected):
+    epochs = epochs_of(resolve(composed(*options, "total_epochs=24")))
+    assert epochs == {name: count for name, count in expected.items() if count is not None}
+
+
+@pytest.mark.parametrize(
     ("overrides", "text"),
     [
         (
@@ -119,7 +135,7 @@ def test_compare_strategies_is_every_strategy_at_one_budget():
     assert plan.multirun
     configs = [resolve(job.config) for job in plan.jobs]
     names = {config["strategy"]["name"] for config in configs}
-    assert names == set(STRATEGIES) - {"compress_then_distill_layerwise"}
+    assert names == set(STRATEGIES) - {"compress_then_distill_layerwise", "distill_qat"}
     assert len(configs) == 3 * len(names)
     assert {config["seed"] for config in configs} == {0, 1, 2}
     for config in configs:

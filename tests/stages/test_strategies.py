@@ -10,7 +10,7 @@ from compresskd import artifact, swap, tt
 from compresskd.config.schema import conf_dir
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
-COMPRESSING = [s for s in STRATEGIES if s not in ("train", "distill", "distill_matched")]
+COMPRESSING = [s for s in STRATEGIES if s not in ("train", "distill", "distill_matched", "distill_qat")]
 
 
 def epochs_of(directory: Path, stage: str):

@@ -1,0 +1,143 @@
+"""Quantize the student: by training with rounded weights, or by rounding alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from compresskd import artifact, swap
+from compresskd.models.build import spec_of
+from compresskd.objective import Objective
+from compresskd.quant.activation import calibrate as calibrate_activations
+from compresskd.quant.entropy_penalty import entropy_penalty
+from compresskd.quant.prepare import freeze, plain_state_dict, prepare
+from compresskd.quant.targets import find_targets
+from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.quantization import Quantization
+from compresskd.stages.start_quantized import describe, start_quantized
+from compresskd.stages.train_student import train_student
+from compresskd.strategy import Context, Stage, State
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Quantize the student; stands for nothing where no bits are asked for.
+
+    Attributes:
+        how: the grid, what shares a scale, how it is learned.
+        objective: what quantization-aware training minimises.
+        epochs: of it, unless `how` says otherwise; 0 rounds only.
+        default_bits: where nobody asked for any; None then quantizes nothing.
+        teacher: as in `Fit`; 'previous' is the student before it was quantized.
+    """
+
+    how: Quantization
+    objective: Objective
+    epochs: int
+    default_bits: int | None = None
+    teacher: str = "original"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs: came {self.epochs}; allowed: 0 (no training) or more")
+        check_teacher(self.teacher)
+
+    def expand(self, name: str) -> Mapping[str, Stage]:
+        """See `compresskd.strategy.Expandable`: this stage with the bits that count, or none."""
+        how = self.how.wanted(self.default_bits)
+        return {} if how is None else {name: replace(self, how=how, epochs=self.num_epochs)}
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of training."""
+        epochs = self.epochs if self.how.epochs is None else self.how.epochs
+        return epochs if self.how.mode == "qat" else 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the run's teacher takes part."""
+        return self.num_epochs > 0 and self.objective.needs_teacher and self.teacher != "previous"
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
+        student = copy.deepcopy(state.student)
+        prepare(student, replace(self.how, initial_scale="absmax").spec())
+        if self.num_epochs:
+            for teacher in teachers_of(self.teacher, state, state.student).values():
+                self.objective.bind(student, teacher, example)
+        return replace(state, student=student)
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Return the state with the quantized student; details record each layer's bits, grid and errors."""
+        student, how = state.student, self.how
+        teachers = teachers_of(self.teacher, state, student)
+        start = start_quantized(
+            student, how, keep_integers=self.num_epochs == 0, covariances={}, seed=context.stage_seed
+        )
+        prepare(student, how.spec(), start=start.tensors)
+        if how.activation_bits is not None:
+            calibrate_activations(student, _samples(context, how.num_calibration))
+        context.details.update(
+            epochs=0,
+            layers=describe(student, start),
+            skipped=self._skipped(student),
+            vector_bits=how.vector_bits,
+        )
+        if self.num_epochs:
+            self._train(student, teachers, context)
+        return replace(state, student=_plain(student).to(context.device))
+
+    def _skipped(self, student: nn.Module) -> dict[str, str]:
+        spec = self.how.spec()
+        owners = dict.fromkeys(target.owner for target in find_targets(student))
+        return {name: "left in floating point by quant.layers" for name in owners if not spec.bits_of(name)}
+
+    def _train(self, student: nn.Module, teachers: Mapping[str, nn.Module], context: Context) -> None:
+        how = self.how
+        first_frozen = self.num_epochs - round(how.freeze_fraction * self.num_epochs)
+
+        def before_epoch(epoch: int) -> None:
+            if epoch >= first_frozen:
+                freeze(student)
+                if how.batch_norm == "freeze":
+                    _stop_statistics(student)
+
+        train_student(
+            student,
+            teachers,
+            self.objective,
+            context,
+            epochs=self.num_epochs,
+            learning_rate=how.learning_rate,
+            penalty=(lambda: how.entropy * entropy_penalty(student)) if how.entropy else None,
+            before_epoch=before_epoch,
+        )
+
+
+def _stop_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _plain(student: nn.Module) -> nn.Module:
+    """A network of the same structure that holds the rounded values."""
+    described = {"architecture": spec_of(student), "modules": swap.structure(student)}
+    plain = artifact.build_empty(described, trust=artifact.packages(student))
+    plain.load_state_dict(plain_state_dict(student))
+    return plain
+
+
+def _samples(context: Context, num_samples: int) -> list[Tensor]:
+    """Batches of inputs of the training split, unaugmented, `num_samples` together."""
+    batches: list[Tensor] = []
+    left = num_samples
+    for batch in context.data.train.batches(context.recipe.evaluation_batch_size):
+        if left <= 0:
+            break
+        batches.append(batch.inputs[:left])
+        left -= len(batches[-1])
+    return batches

@@ -1,0 +1,120 @@
+"""Where quantization starts: cores in the gauge that rounds best, and what each step of that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from compresskd.quant.cores import quantize_cores
+from compresskd.quant.pack import QuantizedTensor, quantize_tensor
+from compresskd.quant.targets import CORES, Target, find_targets
+from compresskd.stages.quantization import Quantization
+
+
+@dataclass(frozen=True)
+class Start:
+    """Integers by parameter name, and relative errors of each layer by step."""
+
+    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def start_quantized(
+    model: nn.Module,
+    how: Quantization,
+    *,
+    keep_integers: bool,
+    covariances: Mapping[str, Tensor],
+    seed: int,
+) -> Start:
+    """Bring the cores of `model` into the gauge that rounds best, in place, and find scales for all weights.
+
+    Args:
+        keep_integers: load the values of the integers that least squares chose, for a model that is not trained on;
+            else the exact cores in the new gauge.
+        covariances: [N, N] second moments of the inputs by layer; a layer without counts the error of its weight.
+        seed: of the start of the gauge.
+    """
+    start, spec = Start(), how.spec()
+    by_layer: dict[str, list[Target]] = {}
+    for target in find_targets(model):
+        if spec.bits_of(target.owner):
+            by_layer.setdefault(target.owner, []).append(target)
+    for name, targets in by_layer.items():
+        if not _is_train(model.get_submodule(name), targets):
+            weights = [target.value.detach() for target in targets]
+            tensors = [
+                quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=how.initial_scale)
+                for w, t in zip(weights, targets, strict=True)
+            ]
+            start.errors[name] = {"nearest": _relative_error(weights, tensors)}
+        else:
+            tensors = _start_train(
+                name, targets, how, keep_integers, covariances.get(name), seed, start.errors
+            )
+        start.tensors.update((t.name, tensor) for t, tensor in zip(targets, tensors, strict=True))
+    return start
+
+
+def _is_train(layer: nn.Module, targets: list[Target]) -> bool:
+    return isinstance(getattr(layer, CORES, None), nn.ParameterList) and all(t.is_core for t in targets)
+
+
+def _start_train(
+    name: str,
+    targets: list[Target],
+    how: Quantization,
+    keep_integers: bool,
+    covariance: Tensor | None,
+    seed: int,
+    errors: dict[str, dict[str, float]],
+) -> list[QuantizedTensor]:
+    spec = how.spec()
+    found = quantize_cores(
+        [target.value.detach().cpu() for target in targets],
+        spec.bits_of(name),
+        method=how.core_start,
+        grid=how.core_grid,
+        granularity=spec.core_granularity,
+        input_covariance=None if covariance is None else covariance.cpu(),
+        seed=seed,
+    )
+    errors[name] = dict(found.errors)
+    values = [t.dequantize() for t in found.tensors] if keep_integers else found.cores
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.value.copy_(value)
+    return found.tensors
+
+
+def _relative_error(weights: list[Tensor], tensors: list[QuantizedTensor]) -> float:
+    error = sum(
+        float((t.dequantize() - w.float()).square().sum()) for w, t in zip(weights, tensors, strict=True)
+    )
+    norm = sum(float(w.float().square().sum()) for w in weights)
+    return (error / norm) ** 0.5 if norm else 0.0
+
+
+def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
+    """Of each quantized layer: its kind, bits, grid, granularity and the errors of its start."""
+    described: dict[str, dict[str, Any]] = {}
+    for target in find_targets(model):
+        tensor = start.tensors.get(target.name)
+        if tensor is None or target.owner in described:
+            continue
+        layer = model.get_submodule(target.owner)
+        described[target.owner] = {
+            "kind": type_before_parametrizations(layer).__name__,
+            "bits": tensor.grid.bits,
+            "grid": tensor.grid.kind,
+            "granularity": tensor.granularity.plain(),
+            "errors": start.errors[target.owner],
+        }
+        if hasattr(layer, "ranks"):
+            described[target.owner]["ranks"] = list(getattr(layer, "ranks"))  # noqa: B009
+    return described

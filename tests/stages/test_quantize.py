@@ -1,0 +1,96 @@
+"""Quantization as the last stage of strategies, run whole on digits."""
+
+import json
+
+import pytest
+import torch
+
+from compresskd import artifact
+from compresskd.stages import Quantization
+
+SHORT = ("rank=6", "epochs=2", "teacher_fit.epochs=2")
+
+
+def stage_of(record):
+    assert record.status == "finished"
+    assert record.final == "quantize"
+    return record.stage("quantize")
+
+
+def num_values(tensor):
+    return len(torch.unique(tensor))
+
+
+def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
+    record, directory = run_strategy("strategy=distill_qat", "epochs=8", "teacher_fit.epochs=8")
+    stage = stage_of(record)
+    assert stage["epochs"] == 8
+    assert {layer["bits"] for layer in stage["layers"].values()} == {8}
+    gained = stage["metrics"]["test_accuracy"] - record.stage("distill")["metrics"]["test_accuracy"]
+    assert gained > -0.02
+    weight = artifact.load(directory / stage["checkpoint"]).fc1.weight
+    assert max(num_values(row) for row in weight) <= 64  # inputs of a row
+    assert num_values((weight / weight.abs().amax(1, keepdim=True)).round(decimals=4)) <= 256 * len(weight)
+
+
+def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
+    record, _ = run_strategy("strategy=distill_qat", "quant.student=false", *SHORT)
+    plain, _ = run_strategy("strategy=distill", *SHORT)
+    assert [s["name"] for s in record.stages] == ["distill"]
+    assert record.stages[0]["metrics"] == plain.stages[0]["metrics"]
+
+
+@pytest.mark.parametrize(
+    "strategy", ["distill_then_compress", "compress_then_distill", "distill_to_compressed", "multi_stage"]
+)
+def test_four_bits_on_top_of_every_strategy(run_strategy, strategy):
+    record, directory = run_strategy(f"strategy={strategy}", "bits=4", *SHORT)
+    stage = stage_of(record)
+    assert stage["layers"]["fc1"]["kind"] == "TTLinear"
+    assert stage["layers"]["fc1"]["errors"]["gauge_als"] < stage["layers"]["fc1"]["errors"]["nearest"]
+    layer = artifact.load(directory / stage["checkpoint"]).fc1
+    assert all(num_values(core.detach()) <= 16 for core in layer.cores)
+
+
+def test_post_training_quantization_trains_nothing(run_strategy):
+    record, directory = run_strategy("bits=4", "quant.mode=ptq", *SHORT)
+    stage = stage_of(record)
+    assert stage["epochs"] == 0
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert "quantize" not in {line["stage"] for line in lines}
+    layer = artifact.load(directory / stage["checkpoint"]).fc1
+    assert all(num_values(core.detach()) <= 16 for core in layer.cores)
+
+
+def test_mode_none_is_the_float_model(run_strategy):
+    record, _ = run_strategy("bits=4", "quant.mode=none", *SHORT)
+    assert record.final == "finetune"
+
+
+BAD = {
+    "bits": ({"bits": 5}, "bits: came 5; allowed: 2, 3, 4, 8, null"),
+    "grid": (
+        {"grid": "round"},
+        "quant.grid: came 'round'; allowed: symmetric, affine, half_integer, ternary",
+    ),
+    "group": ({"granularity": 0}, "quant.granularity: came 0; allowed: tensor, channel, or a whole number"),
+    "layer": (
+        {"layers": {"fc1": 7}},
+        "quant.layers: came 7 for 'fc1'; allowed: 0 (floating point), 2, 3, 4, 8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_values_out_of_range(options, message):
+    with pytest.raises(ValueError, match="came") as raised:
+        Quantization(**options)
+    assert message in str(raised.value)
+
+
+def test_all_faults_are_told_together():
+    with pytest.raises(ValueError, match="came") as raised:
+        Quantization(mode="later", epochs=-1, entropy=-1.0)
+    assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
+        "quant.mode", "quant.entropy", "quant.epochs",
+    ]  # fmt: skip
