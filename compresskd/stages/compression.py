@@ -18,9 +18,8 @@ from compresskd.strategy import Context, score
 
 INITS = ("decomposed", "random")
 METHODS = ("tensor_train", "svd", "tucker", "cp")
-_TOO_LARGE_TO_TRY = (
-    2**20
-)  # parameters; decomposing such a layer only to see whether it gets smaller takes too long
+_TOO_LARGE_TO_TRY = 2**20  # parameters; decomposing such a layer only to see if it gets smaller takes too long
+_MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
 Layers = dict[str, dict[str, Any]]
 
 
@@ -213,8 +212,10 @@ def factorize_model(model: nn.Module, plan: Mapping[str, Make]) -> tuple[Layers,
 
 
 def _nothing_compressed(skipped: Mapping[str, str]) -> NothingCompressed:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layer"
-    return NothingCompressed(f"no layer gets smaller ({reasons}); write a smaller rank=, or other layers")
+    reasons = [f"{name}: {reason}" for name, reason in skipped.items()] or ["it has no such layer"]
+    more = len(reasons) - _MAX_REASONS
+    told = "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+    return NothingCompressed(f"no layer gets smaller ({told}); write a smaller rank=, or other layers")
 
 
 def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:
