@@ -71,10 +71,6 @@ def _class_path(module: Any) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _path_of(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 def apply_structure(
     model: nn.Module, recorded: Mapping[str, Mapping[str, Any]], *, trust: Sequence[str] = ()
 ) -> None:

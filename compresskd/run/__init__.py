@@ -7,6 +7,7 @@ DIRECTORY/
   metrics.jsonl     one line an epoch
   predictions.npz   predicted class of every test sample, one array a stage
   log.txt
+  model/            the final model of a finished run: model.safetensors and structure.json, and model.ckd
   run.lock          held by the process that writes here, which run.owner names; both gone from a finished run
   checkpoints/STAGE/  model.safetensors and structure.json of each finished stage
   checkpoints/training.ckpt   where an unfinished stage stands
@@ -19,12 +20,13 @@ from compresskd.run.directory import Run, open_run
 from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
 from compresskd.run.files import atomic, atomic_folder, read_checked, write_checked, write_text
 from compresskd.run.lock import describe_owner
-from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RUNNING, SCHEMA, Record, read_record
+from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RECORD, RUNNING, SCHEMA, Record, read_record
 
 __all__ = [
     "FAILED",
     "FINISHED",
     "INTERRUPTED",
+    "RECORD",
     "RUNNING",
     "SCHEMA",
     "AlreadyFinished",

@@ -1,0 +1,227 @@
+"""The smallest form of a model: one file, `.ckd`, everything included.
+
+    b"CKD" | format, 128 added where integers are entropy-coded | length of the header, 7 bits a byte, the last
+    byte below 128 | header | scales, float16, with packed zero points | floats | integers | checksum
+
+The checksum is an 8-byte BLAKE2b over all before it: it tells damage, and is no signature. Lengths of all parts
+but the header's are those of the architecture that the header names. Numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compresskd.artifact.content import Content, check
+from compresskd.artifact.errors import ArtifactError, refusing
+from compresskd.artifact.header import MAX_BYTES, Header, pack_header, unpack_header
+from compresskd.quant import entropy
+from compresskd.quant.grid import Grid
+from compresskd.quant.pack import QuantizedTensor, pack, unpack
+from compresskd.run import atomic
+
+MAGIC = b"CKD"
+FORMAT = 2
+SUFFIX = ".ckd"
+_CODED = 128
+_CHECKSUM = 8
+_LEAST = len(MAGIC) + 2 + _CHECKSUM
+_MAX_PER_BYTE = 4096  # values; coded integers that are nearly all alike come to 1,000 a byte
+_ALWAYS_ALLOWED = 2**26
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the bytes of a compact file are; they sum to its size."""
+
+    header: int
+    integers: int
+    scales: int
+    floats: int
+    checksum: int
+
+    @property
+    def total(self) -> int:
+        """Size of the file."""
+        return self.header + self.integers + self.scales + self.floats + self.checksum
+
+
+def write_compact(content: Content, path: Path, *, coded: bool = True, trust: Sequence[str] = ()) -> Split:
+    """Write a model to one file, replacing it as a whole; where its bytes are.
+
+    Args:
+        content: the model. path: of the file; the suffix is the caller's affair, `.ckd` by custom.
+        coded: entropy-code the integers, where that gains anything; else they are packed.
+        trust: packages besides compresskd that its architecture is built from.
+    """
+    data, split = encode(content, coded=coded, trust=trust)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return split
+
+
+def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
+    """Read what `write_compact` wrote, verified. Raises ArtifactError saying what is wrong."""
+    with refusing(path):
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is no file")
+        return decode(path.read_bytes(), trust=trust)
+
+
+def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
+    """The bytes of the file, the same for the same content."""
+    header = pack_header(content, trust=trust)
+    ordered = _in_order(content, unpack_header(header, stored=_num_values(content), trust=trust))
+    quantized = [value for value in ordered if isinstance(value, QuantizedTensor)]
+    integers = b"".join(pack(value.integers, value.grid) for value in quantized)
+    best = entropy.encode(quantized) if coded and quantized else integers
+    coded = len(best) < len(integers)
+    head = MAGIC + bytes([FORMAT | (_CODED if coded else 0)]) + _varint(len(header)) + header
+    scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
+    floats = b"".join(_bytes(value) for value in ordered if isinstance(value, Tensor))
+    integers = best if coded else integers
+    body = head + scales + floats + integers
+    split = Split(len(head), len(integers), len(scales), len(floats), _CHECKSUM)
+    return body + _checksum(body), split
+
+
+def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
+    """The model in these bytes. Raises ArtifactError, or ValueError, saying what is wrong."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(f"it is no compact model file: it begins with {data[:8]!r}, expected {MAGIC!r}")
+    if len(data) < _LEAST:
+        raise ArtifactError(f"it is cut short: {len(data)} bytes, the least is {_LEAST}")
+    version = data[len(MAGIC)] & ~_CODED
+    if version != FORMAT:
+        raise ArtifactError(f"it has format {version}; this version reads format {FORMAT}")
+    body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
+    if _checksum(body) != checksum:
+        raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
+    size, start = _read_varint(body, len(MAGIC) + 1)
+    if size > min(MAX_BYTES, len(body) - start):
+        raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
+    header = unpack_header(body[start : start + size], stored=len(data), trust=trust)
+    content = _read_body(_Reader(body, start + size), header, coded=bool(data[len(MAGIC)] & _CODED))
+    check(content)
+    return content
+
+
+class _Reader:
+    """Takes the parts of the body one after the other."""
+
+    def __init__(self, data: bytes, position: int):
+        self.data, self.position = data, position
+
+    def take(self, size: int, what: str) -> bytes:
+        """The next bytes. Raises ArtifactError where there are fewer."""
+        left = len(self.data) - self.position
+        if size > left:
+            raise ArtifactError(f"{what}: expected {size} bytes, the file has {left} left")
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+
+def _read_body(reader: _Reader, header: Header, *, coded: bool) -> Content:
+    count = sum(prod(shape) for shape in header.shapes.values())
+    if count > max(_ALWAYS_ALLOWED, _MAX_PER_BYTE * len(reader.data)):
+        raise ArtifactError(f"{count:,} values in {len(reader.data):,} bytes are out of proportion")
+    quantized = {name: way for name, way in header.ways.items() if isinstance(way, tuple)}
+    scales, zero_points = {}, {}
+    for name, (grid, granularity) in quantized.items():
+        num = granularity.num_scales(header.shapes[name])
+        scales[name] = _array(reader.take(2 * num, f"scales of '{name}'"), torch.float16, (num,))
+        if grid.has_zero_point:
+            size = grid.packed_bytes(num)
+            zero_points[name] = unpack(reader.take(size, f"zero points of '{name}'"), num, grid)
+    activations = {}
+    for layer in header.inputs:
+        scale = _array(reader.take(2, f"scale of the input of '{layer}'"), torch.float16, (1,))
+        zero_point = _array(reader.take(1, f"zero point of the input of '{layer}'"), torch.int8, (1,))
+        activations[layer] = (scale, zero_point)
+    tensors: dict[str, Tensor | QuantizedTensor] = dict(_floats(reader, header))
+    shapes = [header.shapes[name] for name in quantized]
+    grids = [grid for grid, _ in quantized.values()]
+    integers = _integers(reader, shapes, grids, coded=coded)
+    for (name, (grid, granularity)), values in zip(quantized.items(), integers, strict=True):
+        tensors[name] = QuantizedTensor(values, scales[name], zero_points.get(name), grid, granularity)
+    ordered = {name: tensors[name] for name in header.ways}
+    return Content(header.architecture, header.modules, ordered, activations, header.about)
+
+
+def _floats(reader: _Reader, header: Header) -> Iterator[tuple[str, Tensor]]:
+    for name, way in header.ways.items():
+        if name in header.counters:
+            yield name, torch.tensor(header.counters[name], dtype=torch.int64)
+        elif isinstance(way, torch.dtype):
+            shape = header.shapes[name]
+            yield name, _array(reader.take(prod(shape) * way.itemsize, f"'{name}'"), way, shape)
+
+
+def _integers(
+    reader: _Reader, shapes: list[tuple[int, ...]], grids: list[Grid], *, coded: bool
+) -> list[Tensor]:
+    if coded:
+        rest = len(reader.data) - reader.position
+        return entropy.decode(reader.take(rest, "integers"), shapes, grids)
+    result = []
+    for shape, grid in zip(shapes, grids, strict=True):
+        packed = reader.take(grid.packed_bytes(prod(shape)), "integers")
+        result.append(unpack(packed, prod(shape), grid).reshape(shape))
+    if reader.position != len(reader.data):
+        raise ArtifactError(f"{len(reader.data) - reader.position} bytes are left over after the integers")
+    return result
+
+
+def _in_order(content: Content, header: Header) -> list[Tensor | QuantizedTensor]:
+    """The tensors of the body in the order of the network's state."""
+    return [content.tensors[name] for name in header.ways if name not in header.counters]
+
+
+def _scale_bytes(tensor: QuantizedTensor) -> bytes:
+    zero_points = b"" if tensor.zero_point is None else pack(tensor.zero_point, tensor.grid)
+    return _bytes(tensor.scale) + zero_points
+
+
+def _activation_bytes(content: Content) -> bytes:
+    return b"".join(_bytes(value) for pair in content.activations.values() for value in pair)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _array(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    values = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    return values.view(dtype).reshape(tuple(shape))
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM).digest()
+
+
+def _num_values(content: Content) -> int:
+    return sum(value.shape.numel() for value in content.tensors.values())
+
+
+def _varint(value: int) -> bytes:
+    low, high = value & 127, value >> 7
+    return bytes([low]) if not high else bytes([low | 128]) + _varint(high)
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 28, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        value, position = value | (byte & 127) << shift, position + 1
+        if byte < 128:
+            return value, position
+    raise ArtifactError("header: its length does not end")

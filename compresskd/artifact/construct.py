@@ -1,0 +1,151 @@
+"""From what a file says to a network, without running what it names and without building what it cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+
+from compresskd import swap
+from compresskd.artifact.content import Content, check, targets
+from compresskd.artifact.errors import ArtifactError
+from compresskd.models.build import build as construct
+from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
+from compresskd.quant.pack import QuantizedTensor
+
+_MAX_MODULES = 20_000  # of the deepest networks; more are refused while they are being built
+_MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
+_ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
+
+
+def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
+    """The network, in evaluation mode and with ordinary parameters.
+
+    Quantized tensors are there as their values; input quantizers are attached again, frozen.
+
+    Raises:
+        ArtifactError: values that no model has, tensors that do not fit the architecture, or an architecture
+            that is out of all proportion to them.
+        ValueError: a path outside compresskd and `trust`, or options that the constructor refuses.
+    """
+    check(content)
+    stored = sum(value.shape.numel() for value in content.tensors.values())
+    check_fit(skeleton(content.architecture, content.modules, stored=stored, trust=trust), content.tensors)
+    described = {"architecture": content.architecture, "modules": content.modules}
+    model = build_empty(described, trust=trust)
+    _fill(model, content.tensors)
+    for name, (scale, zero_point) in content.activations.items():
+        quantize_input(_layer(model, name), _frozen(scale, zero_point))
+    return model.eval()
+
+
+def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> nn.Module:
+    """The module of an `architecture` and its structured `modules`, with parameters of no particular value."""
+    architecture = described["architecture"]
+    for path in targets(architecture):
+        swap.resolve(path, trust=trust)
+    model = construct(architecture["target"], architecture["kwargs"], seed=0)
+    swap.apply_structure(model, described["modules"], trust=trust)
+    return model
+
+
+def skeleton(
+    architecture: Mapping[str, Any],
+    modules: Mapping[str, Mapping[str, Any]],
+    *,
+    stored: int,
+    trust: Sequence[str] = (),
+) -> nn.Module:
+    """The same module without memory: names, shapes and types of what is to be filled.
+
+    Constructors of trusted packages may need real memory, and get it.
+
+    Args:
+        architecture: as in Content.
+        modules: as in Content.
+        stored: about how many values the file holds; an architecture of thousands of times more is refused.
+        trust: as `load`'s.
+    """
+    named = [*targets(architecture), *(values["class"] for values in modules.values())]
+    ours = not any(str(path).partition(".")[0] in trust for path in named)
+    limit = max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)
+    with torch.device("meta" if ours else torch.get_default_device()), _bounded(limit):
+        return build_empty({"architecture": architecture, "modules": modules}, trust=trust)
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor]) -> None:
+    """Raise ArtifactError where the tensors are not exactly those of the network."""
+    state = model.state_dict()
+    faults = [f"Missing key: {name}" for name in state if name not in tensors]
+    faults += [f"Unexpected key: {name}" for name in tensors if name not in state]
+    faults += [
+        f"size mismatch for {name}: {tuple(tensors[name].shape)} stored, the architecture has {tuple(own.shape)}"
+        for name, own in state.items()
+        if name in tensors and tensors[name].shape != own.shape
+    ]
+    if faults:
+        raise ArtifactError("; ".join(faults[:10]) + (" ..." if len(faults) > 10 else ""))
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor]) -> None:
+    """Load the values; what is neither quantized nor half precision keeps the type that it was stored in."""
+    values = {k: v.dequantize() if isinstance(v, QuantizedTensor) else v for k, v in tensors.items()}
+    for name, own in model.state_dict(keep_vars=True).items():
+        stored = tensors[name]
+        if isinstance(stored, Tensor) and stored.dtype not in (torch.float16, own.dtype):
+            own.data = own.data.to(stored.dtype)
+    model.load_state_dict(values)
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ArtifactError(
+            f"the architecture has no layer '{name}' whose input could be quantized"
+        ) from None
+
+
+def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
+    quant = ActivationQuant()
+    with torch.no_grad():
+        quant.log_scale.copy_(scale.float().log())
+    quant.zero_point.copy_(zero_point)
+    quant.set_extra_state(torch.tensor([True, True, 1]))
+    if not torch.equal(quant.scale, scale):
+        raise ArtifactError(f"{CHILD}: the scale {scale.item()} is none that is ever stored")
+    return quant
+
+
+@contextmanager
+def _bounded(max_values: int) -> Iterator[None]:
+    """Refuse, inside, to register more parameters or modules than allowed."""
+    values, modules = 0, 0
+
+    def count_values(_holder: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal values
+        values += 0 if parameter is None else parameter.numel()
+        if values > max_values:
+            raise ArtifactError(
+                f"an architecture of over {max_values:,} values ('{name}') is out of proportion"
+            )
+
+    def count_modules(_holder: nn.Module, _name: str, _module: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > _MAX_MODULES:
+            raise ArtifactError(f"an architecture of over {_MAX_MODULES:,} modules is out of proportion")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(count_values),
+        registration.register_module_module_registration_hook(count_modules),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

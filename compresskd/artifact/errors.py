@@ -1,0 +1,34 @@
+"""What can be wrong with a model file, and how the errors of what reads it are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+
+# what parsing and building from hostile values may raise; anything else is a fault of this program
+_OF_CONTENT = (
+    ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+    safetensors.SafetensorError,
+)  # fmt: skip
+
+
+class ArtifactError(ValueError):
+    """A model's files are incomplete, damaged, or name what may not be loaded."""
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the content of `path` becomes an ArtifactError that begins with it."""
+    try:
+        yield
+    except ArtifactError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ArtifactError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _OF_CONTENT as error:
+        raise ArtifactError(f"{path}: {str(error) or type(error).__name__}") from error

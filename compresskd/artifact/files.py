@@ -1,0 +1,79 @@
+"""Models on disk: whichever form they are in."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compresskd.artifact import compact, construct, folder
+from compresskd.artifact.content import Content, content_of
+from compresskd.artifact.errors import ArtifactError, refusing
+from compresskd.run import FINISHED, RECORD, atomic_folder, read_record
+
+MODEL = "model"  # of a run directory: its final model in both forms
+
+
+def save(model: nn.Module, directory: Path) -> int:
+    """Write `model` to `directory` in the form for interchange, replacing what was there as a whole.
+
+    Returns the bytes that the folder takes on disk, everything included.
+    Raises ValueError for a model that does not say how it was built, OSError where it cannot be written.
+    """
+    content = content_of(model)
+    with atomic_folder(directory) as temporary:
+        folder.write(content, temporary)
+    return stored_bytes(directory)
+
+
+def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> nn.Module:
+    """Read a model in any form; it comes back in evaluation mode, with ordinary parameters.
+
+    Args:
+        path: a `.ckd` file, a folder with `model.safetensors` and `structure.json`, or a finished run's directory.
+        device: where its parameters go.
+        trust: packages besides compresskd whose architecture and modules may be built.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, of an unknown format, does not fit its structure, or names
+            what lies outside compresskd and `trust`.
+    """
+    path = Path(path)
+    content = read(path, trust=trust)
+    with refusing(path):
+        model = construct.build(content, trust=trust)
+    return model.to(device)
+
+
+def read(path: Path | str, *, trust: Sequence[str] = ()) -> Content:
+    """The content of a model in any form, verified; arguments and errors as `load`'s."""
+    path = _of_run(Path(path))
+    if path.is_dir():
+        return folder.read(path)
+    return compact.read_compact(path, trust=trust)
+
+
+def _of_run(path: Path) -> Path:
+    """Where the final model of a run directory is; any other path is itself one of a model."""
+    if not (path / RECORD).is_file():
+        return path
+    if (path / MODEL / folder.STRUCTURE).exists():
+        return path / MODEL
+    record = read_record(path)
+    if record.status != FINISHED:
+        raise ArtifactError(f"{path} is not finished (it is {record.status}): it has no final model yet")
+    return path / str((record.stage(record.final) or {}).get("checkpoint"))
+
+
+def stored_bytes(directory: Path) -> int:
+    """Bytes of all files of a model's folder."""
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes that `save` takes on disk for this model, by saving it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return save(model, Path(temporary) / MODEL)

@@ -1,0 +1,196 @@
+"""The form for interchange: `model.safetensors` with its values, `structure.json` with how to build and read it.
+
+Quantized integers lie there packed, as uint8, in the bit order of `compresskd.quant.pack`; the scales of tensor
+`fc1.weight` are `fc1.weight:scale` (float16), its zero points `fc1.weight:zero_point` (int8), and those of the
+8-bit input of layer `fc1` are `fc1:input_scale` and `fc1:input_zero_point`. The structure says of every
+quantized tensor its bits, grid, granularity and shape.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compresskd import __version__
+from compresskd.artifact.content import Content, check_plain
+from compresskd.artifact.errors import ArtifactError, refusing
+from compresskd.quant.granularity import granularity_from_plain
+from compresskd.quant.grid import Grid
+from compresskd.quant.pack import QuantizedTensor, pack, unpack
+
+FORMAT = 2  # 1 had no quantized tensors
+WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
+_NEEDED = {"format", "architecture", "modules", "sha256"}
+
+
+def write(content: Content, folder: Path) -> None:
+    """Write both files into an existing folder. Raises OSError where they cannot be written."""
+    described = {
+        "format": FORMAT,
+        "compresskd": __version__,
+        "architecture": content.architecture,
+        "modules": content.modules,
+        "tensors": {k: _described(v) for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)},
+        "activations": list(content.activations),
+        "about": content.about,
+    }
+    try:
+        save_file(_stored(content), folder / WEIGHTS, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # how it says that the disk is full
+        raise OSError(errno.EIO, str(error), str(folder / WEIGHTS)) from error
+    described["sha256"] = digest(folder / WEIGHTS, described)
+    (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
+
+
+def read(folder: Path) -> Content:
+    """Read what `write` wrote, verified. Raises ArtifactError saying what is wrong."""
+    described = _read_structure(folder / STRUCTURE)
+    weights = folder / WEIGHTS
+    with refusing(weights):
+        _check_file(weights)
+        if digest(weights, described) != described["sha256"]:
+            raise ArtifactError(
+                f"{folder} is damaged: the SHA-256 of {WEIGHTS} and {STRUCTURE} is not the one recorded there"
+            )
+    with refusing(folder):
+        stored = load_file(weights)
+        activations = {name: _activation(name, stored) for name in described.get("activations", [])}
+        quantized = {k: _quantized(k, v, stored) for k, v in described.get("tensors", {}).items()}
+        return Content(
+            described["architecture"],
+            described["modules"],
+            {**stored, **quantized},
+            activations,
+            described.get("about", {}),
+        )
+
+
+def digest(weights: Path, described: Mapping[str, Any]) -> str:
+    """SHA-256 over the weights file and what the structure says besides this very digest."""
+    rest = {k: v for k, v in described.items() if k != "sha256"}
+    with weights.open("rb") as file:
+        result = hashlib.file_digest(file, "sha256")
+    result.update(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+    return result.hexdigest()
+
+
+def _described(tensor: QuantizedTensor) -> dict[str, Any]:
+    grid = tensor.grid
+    return {
+        "bits": grid.bits,
+        "grid": grid.kind,
+        "granularity": tensor.granularity.plain(),
+        "shape": list(tensor.shape),
+    }
+
+
+def _stored(content: Content) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for name, tensor in content.tensors.items():
+        if isinstance(tensor, Tensor):
+            stored[name] = tensor
+            continue
+        packed = np.frombuffer(pack(tensor.integers, tensor.grid), np.uint8)
+        stored[name] = torch.from_numpy(packed.copy())
+        stored[f"{name}:scale"] = tensor.scale
+        if tensor.zero_point is not None:
+            stored[f"{name}:zero_point"] = tensor.zero_point
+    for layer, (scale, zero_point) in content.activations.items():
+        stored[f"{layer}:input_scale"], stored[f"{layer}:input_zero_point"] = scale, zero_point
+    return stored
+
+
+def _quantized(name: str, how: Any, stored: dict[str, Tensor]) -> QuantizedTensor:
+    """Take tensor `name` and what belongs to it out of `stored`."""
+    if not isinstance(how, dict) or how.keys() != {"bits", "grid", "granularity", "shape"}:
+        raise ArtifactError(f"'{name}': expected bits, grid, granularity and shape, got {how!r}")
+    shape = how["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ArtifactError(f"'{name}': expected a shape of whole numbers from 0, got {shape!r}")
+    grid, granularity = Grid(how["bits"], how["grid"]), granularity_from_plain(how["granularity"])
+    packed = _take(stored, name, torch.uint8)
+    scale = _take(stored, f"{name}:scale", torch.float16)
+    zero_point = _take(stored, f"{name}:zero_point", torch.int8) if grid.has_zero_point else None
+    try:
+        integers = unpack(packed.numpy().tobytes(), math.prod(shape), grid).reshape(shape)
+        return QuantizedTensor(integers, scale, zero_point, grid, granularity)
+    except ValueError as error:
+        raise ArtifactError(f"'{name}': {error}") from error
+
+
+def _activation(layer: str, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    scale = _take(stored, f"{layer}:input_scale", torch.float16)
+    zero_point = _take(stored, f"{layer}:input_zero_point", torch.int8)
+    for value in (scale, zero_point):
+        if value.shape != (1,):
+            raise ArtifactError(f"'{layer}': expected one scale of its input, got shape {tuple(value.shape)}")
+    return scale, zero_point
+
+
+def _take(stored: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    if name not in stored:
+        raise ArtifactError(f"Missing key: {name}")
+    tensor = stored.pop(name)
+    if tensor.dtype != dtype:
+        raise ArtifactError(f"'{name}': expected {dtype}, got {tensor.dtype}")
+    return tensor
+
+
+def _check_file(path: Path) -> None:
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a link: a model's folder holds the files themselves")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is no file")
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    with refusing(path):
+        _check_file(path)
+        text = path.read_bytes()
+    try:
+        described = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+    if not isinstance(described, dict) or not described.keys() >= _NEEDED:
+        raise ArtifactError(f"{path} is not a model's structure: expected the keys {sorted(_NEEDED)}")
+    if described["format"] not in range(1, FORMAT + 1):
+        raise ArtifactError(
+            f"{path} has format {described['format']!r}; this version reads formats 1 to {FORMAT}"
+        )
+    with refusing(path):
+        _check_types(described)
+    return described
+
+
+def _check_types(described: Mapping[str, Any]) -> None:
+    check_architecture(described["architecture"], described["modules"])
+    for key, kind in (("tensors", dict), ("activations", list), ("about", dict)):
+        value = described.get(key, kind())
+        if not isinstance(value, kind):
+            raise ArtifactError(f"{key}: expected a {kind.__name__}, got {type(value).__name__}")
+        check_plain(value, key)
+    if not all(isinstance(name, str) for name in described.get("activations", [])):
+        raise ArtifactError(f"activations: expected names of layers, got {described['activations']!r}")
+
+
+def check_architecture(architecture: Any, modules: Any) -> None:
+    """Raise ArtifactError where these are not of the form that Content documents."""
+    if not (isinstance(architecture, dict) and isinstance(architecture.get("kwargs"), dict)):
+        raise ArtifactError(f"architecture: expected a target and its kwargs, came {architecture!r:.200}")
+    if not (
+        isinstance(modules, dict) and all(isinstance(m, dict) and "class" in m for m in modules.values())
+    ):
+        raise ArtifactError(f"modules: expected a structure with its class by name, came {modules!r:.200}")
+    check_plain(architecture, "architecture")
+    check_plain(modules, "modules")

@@ -1,0 +1,235 @@
+"""The header of the compact form: msgpack, compressed by zlib with a dictionary of what headers usually say.
+
+    [target, kwargs, modules, how tensors are stored, about, exceptions, quantized inputs, counters]
+
+with empty values at the end left out. Names, shapes and types are those of the architecture, which is built
+without memory to read them; keywords that equal the constructor's defaults are left out. Of the four roles of a
+tensor (core, weight, other floats, integers) the header has the usual way to store each, then the exceptions as
+position, way, position, way ... in the state of the network. Integers without a dimension (the counters of batch
+norms) are written here, one for all where they are equal.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+from torch import Tensor, nn
+
+from compresskd import swap
+from compresskd.artifact.about import restore_about, shorten_about
+from compresskd.artifact.construct import skeleton
+from compresskd.artifact.content import Content, check_plain
+from compresskd.artifact.description import FLOAT32, INT64, Description, describe, understand
+from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
+from compresskd.artifact.errors import ArtifactError
+from compresskd.artifact.structures import restore, shorten
+
+MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000
+_RAW = -15  # zlib without its own header and checksum
+_FIELDS = 8
+_OURS = "compresskd."
+_UNTOLD = (FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header with what the architecture adds to it: name, shape and way to store each tensor, in order.
+
+    `counters` are the integers without a dimension by name; `inputs` the layers whose input is quantized.
+    """
+
+    architecture: dict[str, Any]
+    modules: dict[str, dict[str, Any]]
+    about: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    ways: dict[str, Description]
+    inputs: list[str]
+    counters: dict[str, int]
+
+
+def pack_header(content: Content, *, trust: Sequence[str] = ()) -> bytes:
+    """The header of a model. Raises ValueError for a type of tensor that the format does not know."""
+    architecture = content.architecture
+    stored = sum(value.shape.numel() for value in content.tensors.values())
+    plain = skeleton(architecture, {}, stored=stored, trust=trust)
+    model = skeleton(architecture, content.modules, stored=stored, trust=trust)
+    ways = [describe(content.tensors[name]) for name in model.state_dict()]
+    roles, exceptions = _usual(_roles(model), ways)
+    path = architecture["target"]
+    fields = [
+        path.removeprefix(_OURS) if path.startswith(_OURS) else f":{path}",
+        _without_defaults(architecture["kwargs"], path, trust),
+        shorten(content.modules, plain),
+        roles,
+        shorten_about(content.about, architecture["kwargs"]),
+        exceptions,
+        _positions(content, model),
+        _counters(content, model),
+    ]
+    while fields and not fields[-1]:
+        fields.pop()
+    return compress(plain_bytes(fields))
+
+
+def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Header:
+    """Read what `pack_header` wrote.
+
+    Args:
+        data: the compressed header.
+        stored: about how many values the file holds, against architectures out of proportion.
+        trust: as `load`'s.
+
+    Raises:
+        ArtifactError: it cannot be decompressed or is no header. ValueError: it names what may not be built.
+    """
+    fields = msgpack.unpackb(decompress(data))
+    if not isinstance(fields, list) or not 2 <= len(fields) <= _FIELDS:
+        raise ArtifactError(f"header: expected 2 to {_FIELDS} fields, got {fields!r:.80}")
+    check_plain(fields, "header")
+    empty: tuple[Any, ...] = ("", {}, [], [], {}, [], [], [])
+    path, kwargs, entries, roles, about, exceptions, inputs, counters = [*fields, *empty[len(fields) :]]
+    for value, kind in zip(
+        (path, kwargs, entries, roles, about, exceptions, inputs, counters), empty, strict=True
+    ):
+        if not isinstance(value, type(kind)):
+            raise ArtifactError(f"header: expected a {type(kind).__name__}, got {value!r:.80}")
+    path = path[1:] if path.startswith(":") else _OURS + path
+    architecture = {"target": path, "kwargs": kwargs}
+    plain = skeleton(architecture, {}, stored=stored, trust=trust)
+    architecture = {"target": path, "kwargs": {**_defaults(path, trust), **kwargs}}
+    modules = restore(entries, plain)
+    model = skeleton(architecture, modules, stored=stored, trust=trust)
+    names = list(model.state_dict())
+    ways = _ways(_roles(model), roles, exceptions)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    counted = [n for n, way in zip(names, ways, strict=True) if _is_counter(model.state_dict()[n], way)]
+    return Header(
+        architecture,
+        modules,
+        restore_about(about, architecture["kwargs"]),
+        shapes,
+        {name: understand(way) for name, way in zip(names, ways, strict=True)},
+        _layers(inputs, model),
+        dict(zip(counted, _counted(counters, len(counted)), strict=True)),
+    )
+
+
+def compress(data: bytes) -> bytes:
+    """zlib without its wrapper, with the dictionary of usual headers."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, _RAW, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+    return coder.compress(data) + coder.flush()
+
+
+def decompress(data: bytes) -> bytes:
+    """Read what `compress` wrote, up to `MAX_BYTES`. Raises ArtifactError for more, or for anything else."""
+    decoder = zlib.decompressobj(_RAW, DICTIONARY)
+    try:
+        result = decoder.decompress(data, MAX_BYTES)
+    except zlib.error as error:
+        raise ArtifactError(f"header: it cannot be decompressed: {error}") from error
+    if decoder.unconsumed_tail:
+        raise ArtifactError(f"header: it is larger than {MAX_BYTES:,} bytes when decompressed")
+    if not decoder.eof or decoder.unused_data:
+        raise ArtifactError("header: the compressed data does not end where the header does")
+    return result
+
+
+def _roles(model: nn.Module) -> list[int]:
+    """0: core of a factorized module, 1: other weight, 2: other floats, 3: integers."""
+    return [
+        3 if not value.is_floating_point() else 0 if ".cores." in name else 1 if value.ndim > 1 else 2
+        for name, value in model.state_dict().items()
+    ]
+
+
+def _usual(roles: list[int], ways: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The most frequent way of every role, and the exceptions."""
+    usual = list(_UNTOLD)
+    for role in range(len(usual)):
+        keys = Counter(json.dumps(way) for way, own in zip(ways, roles, strict=True) if own == role)
+        usual[role] = json.loads(keys.most_common(1)[0][0]) if keys else _UNTOLD[role]
+    while usual and usual[-1] == _UNTOLD[len(usual) - 1]:
+        usual.pop()
+    exceptions: list[Any] = []
+    for position, (way, role) in enumerate(zip(ways, roles, strict=True)):
+        if way != _at(usual, role):
+            exceptions += [position, way]
+    return usual, exceptions
+
+
+def _ways(roles: list[int], usual: list[Any], exceptions: list[Any]) -> list[Any]:
+    ways = [_at(usual, role) for role in roles]
+    for position, way in zip(exceptions[::2], exceptions[1::2], strict=True):
+        if type(position) is not int or not 0 <= position < len(ways):
+            raise ArtifactError(f"header: {position!r:.80} is no position among {len(ways)} tensors")
+        ways[position] = way
+    return ways
+
+
+def _at(usual: list[Any], role: int) -> Any:
+    return usual[role] if role < len(usual) else _UNTOLD[role]
+
+
+def _is_counter(value: Tensor, way: Any) -> bool:
+    return way == INT64 and value.ndim == 0
+
+
+def _counters(content: Content, model: nn.Module) -> list[int]:
+    """The values of the counters in order: one where all are equal, none where all are zero."""
+    stored = [content.tensors[name] for name in model.state_dict()]
+    values = [int(v) for v in stored if isinstance(v, Tensor) and _is_counter(v, describe(v))]
+    if not any(values):
+        return []
+    return values[:1] if len(set(values)) == 1 else values
+
+
+def _counted(counters: list[Any], count: int) -> list[int]:
+    if not counters:
+        return [0] * count
+    if len(counters) not in (count, 1) or not all(type(value) is int for value in counters):
+        raise ArtifactError(f"header: expected {count} counters, or one for all, got {counters!r:.80}")
+    return counters * count if len(counters) == 1 else counters
+
+
+def _positions(content: Content, model: nn.Module) -> list[int]:
+    positions = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    return [positions[name] for name in content.activations]
+
+
+def _layers(positions: list[Any], model: nn.Module) -> list[str]:
+    names = [name for name, _ in model.named_modules()]
+    if not all(type(p) is int and 0 <= p < len(names) for p in positions) or len(set(positions)) < len(
+        positions
+    ):
+        raise ArtifactError(
+            f"header: expected positions of layers with quantized inputs, got {positions!r:.80}"
+        )
+    return [names[position] for position in positions]
+
+
+def _without_defaults(kwargs: Mapping[str, Any], path: str, trust: Sequence[str]) -> dict[str, Any]:
+    defaults = _defaults(path, trust)
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if name not in defaults or json.dumps(value) != json.dumps(defaults[name])
+    }
+
+
+def _defaults(path: str, trust: Sequence[str]) -> dict[str, Any]:
+    """Plain keyword defaults of a shipped architecture; those of other packages may change under the file."""
+    if not path.startswith(_OURS):
+        return {}
+    parameters = inspect.signature(swap.resolve(path, trust=trust)).parameters.values()
+    return {
+        p.name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for p in parameters
+        if p.default is None or isinstance(p.default, str | bool | int | float | tuple)
+    }
