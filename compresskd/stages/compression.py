@@ -18,7 +18,9 @@ from compresskd.strategy import Context, score
 
 INITS = ("decomposed", "random")
 METHODS = ("tensor_train", "svd", "tucker", "cp")
-_TOO_LARGE_TO_TRY = 2**20  # parameters; decomposing such a layer only to see if it gets smaller takes too long
+_TOO_LARGE_TO_TRY = (
+    2**20
+)  # parameters; decomposing such a layer only to see if it gets smaller takes too long
 _MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
 Layers = dict[str, dict[str, Any]]
 
