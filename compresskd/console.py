@@ -91,7 +91,7 @@ class Reporter:
         self.note(
             f"{entry['name']}: validation {100 * metrics['validation_accuracy']:.2f}%  "
             f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
-            f"{entry['size']['stored_bytes']:,} bytes"
+            f"{entry['size'].get('compact_bytes', entry['size']['stored_bytes']):,} bytes"
         )
         for name, reason in entry["skipped"].items():
             self.note(f"{entry['name']}: {name} left dense ({reason})")
@@ -132,7 +132,8 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("parameters", lambda e: f"{e['size']['num_parameters']:,}"),
     ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
     ("stored bytes", lambda e: f"{e['size']['stored_bytes']:,}"),
-    ("  times smaller than teacher", lambda e: _times(e.get("compression", {}).get("stored_bytes"))),
+    ("compact file, bytes", lambda e: _count(e["size"].get("compact_bytes"))),
+    ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
     ("MACs", lambda e: f"{e['size']['macs']:,}"),
     ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
     ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
@@ -162,6 +163,15 @@ def stages_table(record: Record) -> Table:
 
 def _percent(fraction: float | None) -> str:
     return "" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _of_bytes(values: Mapping[str, float]) -> float | None:
+    """Of the compact file; runs of earlier versions have the folder alone."""
+    return values.get("compact_bytes", values.get("stored_bytes"))
 
 
 def _times(ratio: float | None) -> str:

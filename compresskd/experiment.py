@@ -76,6 +76,13 @@ class Experiment:
             teacher = teacher.to(self.device)
             self._record_teacher(teacher, origin, context)
         self.strategy.run(State(student, teacher), context)
+        final = context.record.stage(context.record.final) or {}
+        context.record.model = artifact.write_final(
+            run.directory / final["checkpoint"],
+            run.directory,
+            artifact.about_of(data),
+            trust=final["packages"],
+        )
 
     def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
         """Score and measure the teacher, as each stage's student is."""
@@ -86,6 +93,7 @@ class Experiment:
         reporter = context.reporter
         validation = score(teacher, context.data.validation, context)
         test = score(teacher, context.data.test, context)
+        content = artifact.content_of(teacher, artifact.about_of(context.data))
         store_predictions(context, "teacher", test)
         context.record.teacher = {
             **origin,
@@ -99,6 +107,7 @@ class Experiment:
             "size": {
                 "num_parameters": measure.num_parameters(teacher),
                 "stored_bytes": artifact.bytes_of(teacher),
+                **artifact.compact_sizes(content, trust=artifact.packages(teacher)),
                 "macs": measure.macs(teacher, context.example),
             },
             "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],

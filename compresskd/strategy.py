@@ -201,7 +201,7 @@ class Strategy:
             seconds = time.perf_counter() - context.started
             stored = _store(name, result, context, new_teacher=result.teacher is not state.teacher)
             state = _restore(stored, result, context)
-            entry = _assess(name, stage, state, context, seconds) | stored
+            entry = _assess(name, stage, state, context, seconds, stored) | stored
             context.record.stages.append(entry)
             context.record.final = name
             context.run.save()
@@ -240,13 +240,20 @@ def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
     return state
 
 
-def _assess(name: str, stage: Stage, state: State, context: Context, seconds: float) -> dict[str, Any]:
+def _assess(
+    name: str, stage: Stage, state: State, context: Context, seconds: float, stored: Mapping[str, Any]
+) -> dict[str, Any]:
     """Score and measure the student; the record's entry for the stage."""
     student, data = state.student, context.data
     validation, test = (score(student, split, context) for split in (data.validation, data.test))
+    checkpoint = context.run.directory / stored["checkpoint"]
+    content = replace(
+        artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
+    )
     size = {
         "num_parameters": measure.num_parameters(student),
-        "stored_bytes": artifact.stored_bytes(context.run.checkpoints / name),
+        "stored_bytes": artifact.stored_bytes(checkpoint),
+        **artifact.compact_sizes(content, trust=stored["packages"]),
         "macs": measure.macs(student, context.example),
     }
     models = {"student": student, "dense_student": context.reference}
@@ -275,7 +282,8 @@ def _assess(name: str, stage: Stage, state: State, context: Context, seconds: fl
     }
     predictions = store_predictions(context, name, test)
     if teacher is not None:
-        entry["compression"] = {k: teacher["size"][k] / max(1, v) for k, v in size.items()}
+        of_teacher = teacher["size"]
+        entry["compression"] = {k: of_teacher[k] / max(1, v) for k, v in size.items() if k in of_teacher}
         if "teacher" in predictions:
             agree = predictions["teacher"] == predictions[name]
             metrics["teacher_agreement"] = float(agree.mean())

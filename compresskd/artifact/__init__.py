@@ -9,19 +9,23 @@ the caller names in `trust`.
     artifact.write_compact(artifact.content_of(model), Path("model.ckd"))
 """
 
+from compresskd.artifact.about import about_of
 from compresskd.artifact.compact import Split, encode, write_compact
 from compresskd.artifact.construct import build, build_empty
 from compresskd.artifact.content import Content, content_of, fingerprint, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.files import bytes_of, load, read, save, stored_bytes
+from compresskd.artifact.sizes import compact_sizes, write_final
 
 __all__ = [
     "ArtifactError",
     "Content",
     "Split",
+    "about_of",
     "build",
     "build_empty",
     "bytes_of",
+    "compact_sizes",
     "content_of",
     "encode",
     "fingerprint",
@@ -32,4 +36,5 @@ __all__ = [
     "stored_bytes",
     "targets",
     "write_compact",
+    "write_final",
 ]

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from compresskd import __version__
+
+if TYPE_CHECKING:
+    from compresskd.data.base import Data
 
 _DECIMALS = 10_000  # normalisation is given with four digits
+
+
+def about_of(data: Data) -> dict[str, Any]:
+    """What whoever runs the model must know of the data that it was trained on."""
+    return {
+        "class_names": [str(name) for name in data.class_names],
+        "input_shape": list(data.input_shape),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "data": data.name,
+        "versions": {"compresskd": __version__},
+    }
 
 
 def shorten_about(about: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Record:
 
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
-    versions and hardware was not as recorded at the beginning.
+    versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
+    how the bytes of the compact one split.
     """
 
     strategy: str
@@ -41,6 +42,7 @@ class Record:
     teacher: dict[str, Any] | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     final: str | None = None
+    model: dict[str, Any] | None = None
     error: dict[str, str] | None = None
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
