@@ -6,16 +6,16 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
-from compresskd import artifact, swap
-from compresskd.models.build import spec_of
 from compresskd.objective import Objective
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
-from compresskd.quant.prepare import freeze, plain_state_dict, prepare
+from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
 from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.quantization import Quantization
 from compresskd.stages.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import train_student
@@ -64,6 +64,10 @@ class Quantize:
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
+        if self.how.batch_norm == "fold":
+            generator = torch.Generator().manual_seed(0)
+            student = with_statistics(student, generator)
+            fold_batch_norms(student, torch.randn(example.shape, generator=generator))
         prepare(student, replace(self.how, initial_scale="absmax").spec())
         if self.num_epochs:
             for teacher in teachers_of(self.teacher, state, state.student).values():
@@ -74,6 +78,8 @@ class Quantize:
         """Return the state with the quantized student; details record each layer's bits, grid and errors."""
         student, how = state.student, self.how
         teachers = teachers_of(self.teacher, state, student)
+        if how.batch_norm == "fold":
+            context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
         start = start_quantized(
             student, how, keep_integers=self.num_epochs == 0, covariances={}, seed=context.stage_seed
         )
@@ -88,7 +94,7 @@ class Quantize:
         )
         if self.num_epochs:
             self._train(student, teachers, context)
-        return replace(state, student=_plain(student).to(context.device))
+        return replace(state, student=student)
 
     def _skipped(self, student: nn.Module) -> dict[str, str]:
         spec = self.how.spec()
@@ -121,14 +127,6 @@ def _stop_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def _plain(student: nn.Module) -> nn.Module:
-    """A network of the same structure that holds the rounded values."""
-    described = {"architecture": spec_of(student), "modules": swap.structure(student)}
-    plain = artifact.build_empty(described, trust=artifact.packages(student))
-    plain.load_state_dict(plain_state_dict(student))
-    return plain
 
 
 def _samples(context: Context, num_samples: int) -> list[Tensor]:
