@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 
 from compresskd import swap
 from compresskd.artifact.content import Content, check, targets
@@ -73,8 +74,11 @@ def skeleton(
     named = [*targets(architecture), *(values["class"] for values in modules.values())]
     ours = not any(str(path).partition(".")[0] in trust for path in named)
     limit = max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)
-    with torch.device("meta" if ours else torch.get_default_device()), _bounded(limit):
-        return build_empty({"architecture": architecture, "modules": modules}, trust=trust)
+    described = {"architecture": architecture, "modules": modules}
+    if not ours:
+        return build_empty(described, trust=trust)
+    with torch.device("meta"), _WithoutDrawing(), _bounded(limit):
+        return build_empty(described, trust=trust)
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor]) -> None:
@@ -119,6 +123,13 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
     if not torch.equal(quant.scale, scale):
         raise ArtifactError(f"{CHILD}: the scale {scale.item()} is none that is ever stored")
     return quant
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Inside, no normal numbers are drawn: for tensors without memory PyTorch would import its compiler to do so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 @contextmanager

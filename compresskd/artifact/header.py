@@ -3,10 +3,10 @@
     [target, kwargs, modules, how tensors are stored, about, exceptions, quantized inputs, counters]
 
 with empty values at the end left out. Names, shapes and types are those of the architecture, which is built
-without memory to read them; keywords that equal the constructor's defaults are left out. Of the four roles of a
-tensor (core, weight, other floats, integers) the header has the usual way to store each, then the exceptions as
-position, way, position, way ... in the state of the network. Integers without a dimension (the counters of batch
-norms) are written here, one for all where they are equal.
+without memory to read them; keywords that equal the constructor's defaults are left out. Of the five roles of a
+tensor (core, weight, other floats, running statistics, integers) the header has the usual way to store each, then
+the exceptions as position, way, position, way ... in the state of the network. Integers without a dimension (the
+counters of batch norms) are written here, one for all where they are equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,0
 _RAW = -15  # zlib without its own header and checksum
 _FIELDS = 8
 _OURS = "compresskd."
-_UNTOLD = (FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
+_UNTOLD = (FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,15 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
     architecture = {"target": path, "kwargs": {**_defaults(path, trust), **kwargs}}
     modules = restore(entries, plain)
     model = skeleton(architecture, modules, stored=stored, trust=trust)
-    names = list(model.state_dict())
-    ways = _ways(_roles(model), roles, exceptions)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    counted = [n for n, way in zip(names, ways, strict=True) if _is_counter(model.state_dict()[n], way)]
+    state = model.state_dict()
+    ways = dict(zip(state, _ways(_roles(model), roles, exceptions), strict=True))
+    counted = [name for name, value in state.items() if _is_counter(value, ways[name])]
     return Header(
         architecture,
         modules,
         restore_about(about, architecture["kwargs"]),
-        shapes,
-        {name: understand(way) for name, way in zip(names, ways, strict=True)},
+        {name: tuple(value.shape) for name, value in state.items()},
+        {name: understand(way) for name, way in ways.items()},
         _layers(inputs, model),
         dict(zip(counted, _counted(counters, len(counted)), strict=True)),
     )
@@ -142,11 +141,18 @@ def decompress(data: bytes) -> bytes:
 
 
 def _roles(model: nn.Module) -> list[int]:
-    """0: core of a factorized module, 1: other weight, 2: other floats, 3: integers."""
-    return [
-        3 if not value.is_floating_point() else 0 if ".cores." in name else 1 if value.ndim > 1 else 2
-        for name, value in model.state_dict().items()
-    ]
+    """The role of every tensor: its position in `_UNTOLD`."""
+    return [_role(name, value) for name, value in model.state_dict().items()]
+
+
+def _role(name: str, value: Tensor) -> int:
+    if not value.is_floating_point():
+        return 4
+    if name.endswith((".running_mean", ".running_var")):
+        return 3
+    if ".cores." in name:
+        return 0
+    return 1 if value.ndim > 1 else 2
 
 
 def _usual(roles: list[int], ways: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -8,6 +8,7 @@ written with.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -80,6 +81,7 @@ def _shortest(
     return min(candidates, key=lambda candidate: candidate.num_bytes(counts))
 
 
+@lru_cache(maxsize=4096)  # of one tensor after the other the same candidates are asked for
 def _parametric_probabilities(model: int, centre: int, width: int, num_levels: int) -> NDArray[np.float64]:
     """Base^distance, or base^(distance^2), with base = 1 - 2^(-(width + 1) / 16) and distances in half levels."""
     distance = np.abs(2 * np.arange(num_levels) - centre)
@@ -109,6 +111,7 @@ def _normalised(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return shares / total
 
 
+@lru_cache(maxsize=1024)
 def _power_of_half(numerator: int, num_roots: int) -> float:
     """2^(-numerator / 2^num_roots), by square roots and multiplication."""
     root = 0.5

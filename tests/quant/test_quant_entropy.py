@@ -83,6 +83,17 @@ def test_models_are_read_with_the_numbers_they_were_written_with():
     assert len(seen) >= 3
 
 
+def test_tensors_alike_share_one_model():
+    generator = torch.Generator().manual_seed(8)
+    tensors = tensors_of(Grid(4), [(300,)] * 6, generator)
+    apart = sum(len(encode([tensor])) for tensor in tensors)
+    together = encode(tensors)
+    assert together[:8].count(5) >= 4
+    assert apart - len(together) > 2 * 4
+    for integers, tensor in zip(read_back(together, tensors), tensors, strict=True):
+        assert torch.equal(integers, tensor.integers)
+
+
 def test_damaged_streams_are_refused():
     tensors = tensors_of(Grid(4), [(400,), (300,)], torch.Generator().manual_seed(5))
     data = encode(tensors)
@@ -90,7 +101,9 @@ def test_damaged_streams_are_refused():
         (b"", "ends after 0 bytes"),
         (b"\x09" + data[1:], "byte 0 is damaged"),
         (data[:2], "bytes at least"),
-        (data[:-1], "no whole number of words"),
+        (b"\x05" + data[1:], "there is no model before it"),
+        (data[:-1], "does not end where its tensors do"),
+        (data + b"\0", "ends in a zero byte"),
     ):
         with pytest.raises(ValueError, match=words):
             read_back(damaged, tensors)
