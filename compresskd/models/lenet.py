@@ -15,11 +15,14 @@ class LeNet5(nn.Module):
 
     LeCun et al., "Gradient-based learning applied to document recognition" (1998), in the widths of Caffe's
     `lenet_train_test.prototxt`, which Han et al., "Deep compression" (2016) and their successors compress.
-    A ReLU follows the convolutions too, which Caffe's file leaves out: it adds no parameter.
+    A ReLU follows the convolutions too, which Caffe's file leaves out: it adds no parameter. It stands behind the
+    pooling, with which it commutes, and has a quarter of the values to look at there.
 
     Args:
         width_multiplier: factor on the 20, 50 and 500 units; may be a fraction such as 0.5.
         padding: zeros around the input of each convolution: 0 as published, 2 for images under 16x16.
+        bias: whether layers add one. The 580 biases are 0.13% of the dense model, but not of one a thousand times
+            smaller.
         num_classes: number of logits.
         input_shape: `[C, H, W]`, at least 16x16 with padding 0 (4x4 with padding 2).
 
@@ -32,6 +35,7 @@ class LeNet5(nn.Module):
         *,
         width_multiplier: float = 1.0,
         padding: int = 0,
+        bias: bool = True,
         num_classes: int,
         input_shape: Sequence[int],
     ) -> None:
@@ -46,15 +50,16 @@ class LeNet5(nn.Module):
         )
         at_least("num_classes", num_classes, 2, architecture="LeNet5")
         first, second, hidden = (max(1, round(units * factor)) for units in (20, 50, 500))
-        self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding)
-        self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding)
-        self.fc1 = nn.Linear(second * _size_after(height, padding) * _size_after(width, padding), hidden)
-        self.fc2 = nn.Linear(hidden, num_classes)
+        self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding, bias=bias)
+        self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding, bias=bias)
+        num_inputs = second * _size_after(height, padding) * _size_after(width, padding)
+        self.fc1 = nn.Linear(num_inputs, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, num_classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C, H, W]` to logits `[B, num_classes]`."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 

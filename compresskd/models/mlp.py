@@ -26,6 +26,7 @@ class MLP(nn.Module):
     Args:
         hidden: widths of the hidden layers; an empty list gives a linear classifier.
         activation: one of `relu`, `gelu`, `silu`, `tanh`, `leaky_relu`.
+        bias: whether layers add one.
         num_classes: width of the last layer.
         input_shape: shape of one sample, any number of dimensions: inputs are flattened here.
 
@@ -38,6 +39,7 @@ class MLP(nn.Module):
         *,
         hidden: Sequence[int] = (256, 256),
         activation: str = "relu",
+        bias: bool = True,
         num_classes: int,
         input_shape: Sequence[int],
     ) -> None:
@@ -54,7 +56,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.num_layers = len(widths) - 1
         for number, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
-            self.add_module(f"fc{number}", nn.Linear(fan_in, fan_out))
+            self.add_module(f"fc{number}", nn.Linear(fan_in, fan_out, bias=bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *input_shape]` to logits `[B, num_classes]`."""

@@ -37,6 +37,9 @@ class Compression:
         rank, ranks, tolerance, energy, budget, budget_of, max_drop: the wish for the size, see `Size`.
         method: tensor_train (whose search over modes includes the low-rank SVD), svd, tucker or cp.
         num_cores: of a tensor train; None lets the search choose.
+        modes: layer-name pattern to the modes to take in place of the search: [input modes, output modes] of a linear
+            layer, the kernels of the stages of a convolution; the first pattern that fits counts. Of a tensor train
+            sized by ranks, tolerance or energy.
         data_aware: whether the error that counts is that of a layer's output, over inputs seen on
             `num_calibration` training samples; tensor_train and svd only.
         include: shell-style patterns of module names; a layer is taken if any fits.
@@ -47,7 +50,7 @@ class Compression:
     """
 
     rank: int
-    ranks: Mapping[str, int] | None = None
+    ranks: Mapping[str, int | Sequence[int]] | None = None
     tolerance: float | None = None
     energy: float | None = None
     budget: float | None = None
@@ -55,6 +58,7 @@ class Compression:
     max_drop: float | None = None
     method: str = "tensor_train"
     num_cores: int | None = None
+    modes: Mapping[str, Sequence[Sequence[int]]] | None = None
     data_aware: bool = False
     num_calibration: int = 512
     include: Sequence[str] = ("*",)
@@ -76,6 +80,17 @@ class Compression:
             )
         if self.method in ("tucker", "cp"):
             self._check_by_rank_only(size)
+        if self.modes and (self.method != "tensor_train" or size.is_shared or self.num_cores is not None):
+            raise ValueError(
+                "compress.modes: came with another method, num_cores, budget or max_drop; allowed: method tensor_train "
+                "sized by rank, ranks, tolerance or energy"
+            )
+        for pattern, ranks in (self.ranks or {}).items():
+            if not isinstance(ranks, int) and not self.modes:
+                raise ValueError(
+                    f"compress.ranks: came a list for '{pattern}', whose bonds are not known; allowed: one number, or "
+                    "compress.modes as well"
+                )
 
     def _check_by_rank_only(self, size: Size) -> None:
         if self.data_aware:
@@ -113,7 +128,11 @@ class Compression:
             return score(applied(model, plan), context.data.validation, context).accuracy
 
         plan = plan_layers(
-            layers, self.size, Method(self.method, self.num_cores, statistics), model, accuracy
+            layers,
+            self.size,
+            Method(self.method, self.num_cores, statistics, self.modes or {}),
+            model,
+            accuracy,
         )
         if init == "random":
             return {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
@@ -122,8 +141,8 @@ class Compression:
     def _taken(self, model: nn.Module) -> dict[str, nn.Module]:
         found = dict(factorizable(model))
         _check_patterns(list(found), self.include, self.exclude)
-        if self.ranks:
-            _check_fit(list(found), "compress.ranks", list(self.ranks))
+        for key in ("ranks", "modes"):
+            _check_fit(list(found), f"compress.{key}", list(getattr(self, key) or ()))
         return {n: m for n, m in found.items() if swap.matches(n, self.include, self.exclude)}
 
     def _statistics(
@@ -149,7 +168,11 @@ class Compression:
     def _check_smaller(self, layers: Mapping[str, nn.Module]) -> None:
         """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""
         plan = plan_layers(
-            layers, self.size, Method(self.method, self.num_cores, {}), nn.Module(), lambda _: 0.0
+            layers,
+            self.size,
+            Method(self.method, self.num_cores, {}, self.modes or {}),
+            nn.Module(),
+            lambda _: 0.0,
         )
         skipped: dict[str, str] = {}
         for name, module in sorted(layers.items(), key=lambda pair: measure.num_parameters(pair[1])):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd import artifact, measure, tt
+from compresskd import artifact, measure, swap, tt
 from compresskd.stages import allocation
 from compresskd.stages.calibration import LayerStatistics
 from compresskd.stages.size import Size
@@ -30,11 +30,13 @@ class Method:
         name: tensor_train, svd, tucker or cp.
         num_cores: restricts the search over modes of a tensor train; None searches all.
         statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
+        modes: layer-name pattern to modes in place of the search; the first that fits counts.
     """
 
     name: str
     num_cores: int | None
     statistics: Mapping[str, LayerStatistics]
+    modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def covariance(self, name: str) -> Tensor | None:
         """E[x x^T] of a layer's inputs, or None."""
@@ -47,6 +49,9 @@ class Method:
             options["input_covariance"] = self.covariance(name)
         if self.name == "tensor_train":
             options["num_cores"] = self.num_cores
+        given = (modes for pattern, modes in self.modes.items() if swap.matches(name, [pattern], []))
+        if (modes := next(given, None)) is not None:
+            options["modes"] = modes
         return options
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,8 @@ class Size:
 
     Attributes:
         rank: cap on every bond.
-        ranks: layer-name pattern to cap; the first pattern that fits counts, other layers take `rank`.
+        ranks: layer-name pattern to cap, or to a list with a cap for each bond of given modes; the first pattern that
+            fits counts, other layers take `rank`.
         tolerance: largest relative error of each layer (of its output where that is data-aware, else its weight).
         energy: share of each layer's squared norm to keep.
         budget: fraction of the dense model that the whole factorized model may take.
@@ -30,7 +32,7 @@ class Size:
     """
 
     rank: int
-    ranks: Mapping[str, int] | None = None
+    ranks: Mapping[str, int | Sequence[int]] | None = None
     tolerance: float | None = None
     energy: float | None = None
     budget: float | None = None
@@ -41,8 +43,11 @@ class Size:
         if self.rank < 1:
             raise ValueError(f"rank: came {self.rank}; allowed: 1 or more")
         for pattern, rank in (self.ranks or {}).items():
-            if not isinstance(rank, int) or rank < 1:
-                raise ValueError(f"compress.ranks: came {rank!r} for '{pattern}'; allowed: 1 or more")
+            caps = rank if isinstance(rank, Sequence) and rank and not isinstance(rank, str) else [rank]
+            if not all(isinstance(cap, int) and cap >= 1 for cap in caps):
+                raise ValueError(
+                    f"compress.ranks: came {rank!r} for '{pattern}'; allowed: 1 or more, or a list of such"
+                )
         wishes = [
             name for name in ("ranks", "tolerance", "energy", "budget", "max_drop") if self._given(name)
         ]
@@ -75,20 +80,21 @@ class Size:
         """Whether ranks are what is wished."""
         return self.tolerance is None and self.energy is None and not self.is_shared
 
-    def rank_of(self, name: str) -> int:
-        """The cap for the layer called `name`."""
+    def rank_of(self, name: str) -> int | Sequence[int]:
+        """The cap for the layer called `name`, or one for each of its bonds."""
         for pattern, rank in (self.ranks or {}).items():
             if swap.matches(name, [pattern], []):
                 return rank
         return self.rank
 
-    def of_layer(self, name: str) -> dict[str, float | int]:
+    def of_layer(self, name: str) -> dict[str, Any]:
         """The wish for one layer, as `tt.factorize` takes it."""
         if self.tolerance is not None:
             return {"tolerance": self.tolerance}
         if self.energy is not None:
             return {"energy": self.energy}
-        return {"rank": self.rank_of(name)}
+        cap = self.rank_of(name)
+        return {"rank": cap} if isinstance(cap, int) else {"ranks": tuple(cap)}
 
     def rounded(self, name: str, layer: nn.Module) -> nn.Module | tt.Skipped:
         """A layer that holds a tensor train already, rounded without forming the dense weight."""
@@ -101,4 +107,7 @@ class Size:
             return layer.round(tolerance=tolerance)  # pyright: ignore[reportCallIssue]
         ranks: tuple[int, ...] = layer.ranks  # pyright: ignore[reportAssignmentType]
         cap = self.rank_of(name)
-        return layer.round(ranks=[min(rank, cap) for rank in ranks])  # pyright: ignore[reportCallIssue]
+        caps = [cap] * len(ranks) if isinstance(cap, int) else cap
+        if len(caps) != len(ranks):
+            raise ValueError(f"compress.ranks: came {list(caps)} for '{name}', which has {len(ranks)} bonds")
+        return layer.round(ranks=[min(pair) for pair in zip(ranks, caps, strict=True)])  # pyright: ignore[reportCallIssue]

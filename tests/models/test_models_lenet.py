@@ -20,6 +20,12 @@ def test_parameter_count_is_the_published_one():
     assert sum(sizes.values()) == 431_080
 
 
+def test_without_biases_only_weights_are_left():
+    model = LeNet5(bias=False, num_classes=10, input_shape=[1, 28, 28])
+    assert sum(p.numel() for p in model.parameters()) == 430_500
+    assert model(torch.zeros(1, 1, 28, 28)).count_nonzero() == 0
+
+
 @pytest.mark.parametrize(
     ("input_shape", "padding"),
     [([1, 28, 28], 0), ([3, 32, 32], 0), ([1, 16, 19], 0), ([2, 16, 16], 0), ([1, 8, 8], 2), ([1, 4, 4], 2)],

@@ -25,6 +25,11 @@ def test_forward_equals_the_formula():
     torch.testing.assert_close(model(x_BF), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_without_biases_only_weights_are_left():
+    model = MLP(hidden=[300, 100], bias=False, num_classes=10, input_shape=[1, 28, 28])
+    assert [tuple(p.shape) for p in model.parameters()] == [(300, 784), (100, 300), (10, 100)]
+
+
 def test_no_hidden_layer_is_a_linear_classifier():
     model = MLP(hidden=[], num_classes=3, input_shape=[7])
     assert [tuple(p.shape) for p in model.parameters()] == [(3, 7), (3,)]

@@ -39,6 +39,35 @@ def test_ranks_by_pattern_and_what_stays_dense(run_strategy):
     assert "compress.exclude" in final(record)["skipped"]["fc3"]
 
 
+def test_modes_by_pattern_take_the_place_of_the_search(run_strategy):
+    record, _ = run_strategy(
+        *TEACHER,
+        "rank=4",
+        "+compress.modes.fc2=[[4,8,8],[8,8,4]]",
+        "+compress.ranks.fc2=[3,5]",
+        "data=digits",
+    )
+    layer = final(record)["layers"]["fc2"]
+    assert (layer["input_dims"], layer["output_dims"]) == ([4, 8, 8], [8, 8, 4])
+    assert layer["ranks"] == [3, 5]
+    assert len(final(record)["layers"]["fc1"]["ranks"]) in (1, 2, 3)
+
+
+def test_modes_of_a_convolution_are_its_stages():
+    model = nn.Sequential(nn.Conv2d(3, 16, 5))
+    how = Compression(rank=4, ranks={"0": [2, 3]}, modes={"0": [[1, 1], [5, 1], [1, 5]]})
+    plan = plan_layers(
+        dict(model.named_children()),
+        how.size,
+        Method("tensor_train", None, {}, how.modes),
+        model,
+        lambda _: 0.0,
+    )
+    layer = plan["0"](model[0])
+    assert layer.stages == ((1, 1), (5, 1), (1, 5))
+    assert layer.ranks == (2, 3)
+
+
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize("of", ["parameters", "bytes"])
 def test_budget_is_met_within_two_percent(run_strategy, budget, of):
@@ -105,6 +134,13 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"num_cores": 3, "method": "svd"}, "compress.num_cores: came 3 with method svd"),
         ({"data_aware": True, "method": "cp"}, "compress.data_aware: came true with method cp"),
         ({"budget": 0.5, "method": "tucker"}, "compress.budget: came with method tucker"),
+        ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, "compress.modes: came with another method"),
+        ({"modes": {"fc1": [[4], [4]]}, "method": "svd"}, "compress.modes: came with another method"),
+        ({"ranks": {"fc1": [4, 4]}}, "compress.ranks: came a list for 'fc1', whose bonds are not known"),
+        (
+            {"ranks": {"fc1": [4, 0]}, "modes": {"fc1": [[4], [4]]}},
+            r"compress.ranks: came \[4, 0\] for 'fc1'",
+        ),
         ({"include": []}, "compress.include: came an empty list"),
         ({"num_calibration": 0}, "compress.num_calibration: came 0"),
     ],
@@ -120,6 +156,7 @@ def test_impossible_wishes_name_their_key(options, words):
         ({"include": ["layer9"]}, "compress.include: 'layer9' fits no layer; the layers are 0, 1"),
         ({"exclude": ["x*"]}, "compress.exclude: 'x\\*' fits no layer"),
         ({"ranks": {"y": 2}}, "compress.ranks: 'y' fits no layer"),
+        ({"modes": {"y": [[8], [8]]}}, "compress.modes: 'y' fits no layer"),
     ],
 )
 def test_patterns_that_fit_nothing(options, words):
@@ -147,6 +184,9 @@ def test_rounding_goes_on_from_factors():
     layer = tt.factorize(nn.Linear(64, 64), rank=16, method="svd")
     rounded = Size(4).rounded("fc", layer)
     assert rounded.ranks == (4,)
+    assert Size(4, ranks={"fc": [3]}).rounded("fc", layer).ranks == (3,)
+    with pytest.raises(ValueError, match=r"compress.ranks: came \[3, 3\] for 'fc', which has 1 bonds"):
+        Size(4, ranks={"fc": [3, 3]}).rounded("fc", layer)
     best = torch.linalg.svdvals(layer.to_dense().double())[4:].norm()
     torch.testing.assert_close(
         (layer.to_dense() - rounded.to_dense()).double().norm(), best, rtol=1e-3, atol=1e-6
