@@ -8,7 +8,6 @@ quantized tensor its bits, grid, granularity and shape.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compresskd import __version__
@@ -45,26 +43,22 @@ def write(content: Content, folder: Path) -> None:
         "activations": list(content.activations),
         "about": content.about,
     }
-    try:
-        save_file(_stored(content), folder / WEIGHTS, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # how it says that the disk is full
-        raise OSError(errno.EIO, str(error), str(folder / WEIGHTS)) from error
-    described["sha256"] = digest(folder / WEIGHTS, described)
+    weights = safetensors.torch.save(_stored(content), metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(weights)
+    described["sha256"] = digest(weights, described)
     (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
 
 
 def read(folder: Path) -> Content:
     """Read what `write` wrote, verified. Raises ArtifactError saying what is wrong."""
     described = _read_structure(folder / STRUCTURE)
-    weights = folder / WEIGHTS
-    with refusing(weights):
-        _check_file(weights)
-        if digest(weights, described) != described["sha256"]:
-            raise ArtifactError(
-                f"{folder} is damaged: the SHA-256 of {WEIGHTS} and {STRUCTURE} is not the one recorded there"
-            )
+    weights = _read_file(folder / WEIGHTS)
+    if digest(weights, described) != described["sha256"]:
+        raise ArtifactError(
+            f"{folder} is damaged: the SHA-256 of {WEIGHTS} and {STRUCTURE} is not the one recorded there"
+        )
     with refusing(folder):
-        stored = load_file(weights)
+        stored = safetensors.torch.load(weights)
         activations = {name: _activation(name, stored) for name in described.get("activations", [])}
         quantized = {k: _quantized(k, v, stored) for k, v in described.get("tensors", {}).items()}
         return Content(
@@ -76,11 +70,10 @@ def read(folder: Path) -> Content:
         )
 
 
-def digest(weights: Path, described: Mapping[str, Any]) -> str:
+def digest(weights: bytes, described: Mapping[str, Any]) -> str:
     """SHA-256 over the weights file and what the structure says besides this very digest."""
     rest = {k: v for k, v in described.items() if k != "sha256"}
-    with weights.open("rb") as file:
-        result = hashlib.file_digest(file, "sha256")
+    result = hashlib.sha256(weights)
     result.update(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
     return result.hexdigest()
 
@@ -147,17 +140,17 @@ def _take(stored: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def _check_file(path: Path) -> None:
-    if path.is_symlink():
-        raise ArtifactError(f"{path} is a link: a model's folder holds the files themselves")
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path} is no file")
+def _read_file(path: Path) -> bytes:
+    with refusing(path):
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a link: a model's folder holds the files themselves")
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is no file")
+        return path.read_bytes()
 
 
 def _read_structure(path: Path) -> dict[str, Any]:
-    with refusing(path):
-        _check_file(path)
-        text = path.read_bytes()
+    text = _read_file(path)
     try:
         described = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -6,66 +6,14 @@ import sys
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from stored_models import NAMES, assert_same, inputs_for, make, mlp, shake
 from torch import nn
 
 from compresskd import artifact, swap, tt
 from compresskd.artifact import ArtifactError
-from compresskd.config.schema import conf_dir, register
+from compresskd.artifact.folder import digest
 from compresskd.models.build import build
-
-NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "custom")
-MLP = {"hidden": [32, 32], "num_classes": 10, "input_shape": [1, 8, 8]}
-
-
-SHAPES = {"tt_mlp": [1, 8, 8], "tt_lenet_300_100": [1, 28, 28]}  # their modes fix the size of the input
-
-
-def shape_for(name):
-    return SHAPES.get(name, [3, 32, 32])
-
-
-def inputs_for(name):
-    return torch.rand(2, *shape_for(name), generator=torch.Generator().manual_seed(0))
-
-
-def make(name):
-    """The student of conf/model/NAME, for inputs of `shape_for(name)`."""
-    register()
-    data = [f"data.input_shape={shape_for(name)}".replace(" ", ""), "data.num_classes=10"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("config", [f"student={name}", "data=synthetic", *data])
-    node = OmegaConf.to_container(cfg.student, resolve=True)
-    options = {k: v for k, v in node.items() if k not in ("_target_", "weights")}
-    return build(node["_target_"], options, seed=0)
-
-
-def shake(model):
-    """Values of every tensor, buffers too, that no constructor makes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(0.1 * torch.rand(tensor.shape, generator=generator) + 0.01)
-            else:
-                tensor.fill_(3)
-    return model
-
-
-def assert_same(model, again):
-    ours, theirs = model.state_dict(), again.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert tensor.dtype == theirs[name].dtype
-        assert torch.equal(tensor.cpu(), theirs[name]), name
-    assert not any(module.training for module in again.modules())
-    assert again.spec == model.spec
-
-
-def mlp():
-    return build("compresskd.models.mlp.MLP", MLP, seed=0)
 
 
 @pytest.fixture
@@ -82,7 +30,7 @@ def rewrite(folder):
         path = folder / "structure.json"
         described = json.loads(path.read_text())
         change(described)
-        described["sha256"] = artifact.folder.digest(folder / "model.safetensors", described)
+        described["sha256"] = digest((folder / "model.safetensors").read_bytes(), described)
         path.write_text(json.dumps(described))
 
     return rewrite
