@@ -39,21 +39,19 @@ def shorten_about(about: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[s
     for key, letter in (("data", "d"), ("versions", "v")):
         if key in short:
             short[letter] = short.pop(key)
-    if (
-        short.keys() >= set("cidnv") and short["c"] == 0 == short["i"]
-    ):  # what nearly every file has, without keys
-        return {
-            "": [short.pop(letter) for letter in "dnv"],
-            **{k: short[k] for k in short.keys() - {"c", "i"}},
-        }
-    return short
+    if not short.keys() >= set("cidnv") or short["i"] != 0:
+        return short
+    # what nearly every file has, without its keys
+    rest = {key: value for key, value in short.items() if key not in "idnv" and value != 0}
+    return {"": [short[letter] for letter in "dnv"], **rest}
 
 
 def restore_about(short: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What `shorten_about` was given."""
     rest = dict(short)
     if "" in rest:
-        rest |= {"c": 0, "i": 0, **dict(zip("dnv", rest.pop(""), strict=True))}
+        usual = dict(zip("dnv", rest.pop(""), strict=True))
+        rest = {"c": 0, "i": 0, **rest, **usual}
     about: dict[str, Any] = {}
     if "c" in rest:
         names = rest.pop("c")

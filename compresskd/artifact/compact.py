@@ -77,8 +77,8 @@ def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
 
 def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
     """The bytes of the file, the same for the same content."""
-    header = pack_header(content, trust=trust)
-    ordered = _in_order(content, unpack_header(header, stored=_num_values(content), trust=trust))
+    header, names = pack_header(content, trust=trust)
+    ordered = [content.tensors[name] for name in names]
     quantized = [value for value in ordered if isinstance(value, QuantizedTensor)]
     integers = b"".join(pack(value.integers, value.grid) for value in quantized)
     best = entropy.encode(quantized) if coded and quantized else integers
@@ -179,11 +179,6 @@ def _integers(
     return result
 
 
-def _in_order(content: Content, header: Header) -> list[Tensor | QuantizedTensor]:
-    """The tensors of the body in the order of the network's state."""
-    return [content.tensors[name] for name in header.ways if name not in header.counters]
-
-
 def _scale_bytes(tensor: QuantizedTensor) -> bytes:
     zero_points = b"" if tensor.zero_point is None else pack(tensor.zero_point, tensor.grid)
     return _bytes(tensor.scale) + zero_points
@@ -204,10 +199,6 @@ def _array(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
 
 def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM).digest()
-
-
-def _num_values(content: Content) -> int:
-    return sum(value.shape.numel() for value in content.tensors.values())
 
 
 def _varint(value: int) -> bytes:

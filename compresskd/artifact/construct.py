@@ -18,7 +18,7 @@ from compresskd.models.build import build as construct
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
-_MAX_MODULES = 20_000  # of the deepest networks; more are refused while they are being built
+_MAX_MODULES = 10_000  # of the deepest networks; more are refused while they are being built
 _MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
 _ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
 
@@ -34,10 +34,11 @@ def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
         ValueError: a path outside compresskd and `trust`, or options that the constructor refuses.
     """
     check(content)
-    stored = sum(value.shape.numel() for value in content.tensors.values())
-    check_fit(skeleton(content.architecture, content.modules, stored=stored, trust=trust), content.tensors)
-    described = {"architecture": content.architecture, "modules": content.modules}
-    model = build_empty(described, trust=trust)
+    empty = skeleton(content.architecture, stored=num_values(content), trust=trust)
+    check_fit(furnish(empty, content.modules, stored=num_values(content), trust=trust), content.tensors)
+    with _WithoutDrawing():
+        described = {"architecture": content.architecture, "modules": content.modules}
+        model = build_empty(described, trust=trust)
     _fill(model, content.tensors)
     for name, (scale, zero_point) in content.activations.items():
         quantize_input(_layer(model, name), _frozen(scale, zero_point))
@@ -46,39 +47,37 @@ def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
 
 def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> nn.Module:
     """The module of an `architecture` and its structured `modules`, with parameters of no particular value."""
-    architecture = described["architecture"]
-    for path in targets(architecture):
-        swap.resolve(path, trust=trust)
-    model = construct(architecture["target"], architecture["kwargs"], seed=0)
+    model = _construct(described["architecture"], trust)
     swap.apply_structure(model, described["modules"], trust=trust)
     return model
 
 
-def skeleton(
-    architecture: Mapping[str, Any],
-    modules: Mapping[str, Mapping[str, Any]],
-    *,
-    stored: int,
-    trust: Sequence[str] = (),
-) -> nn.Module:
-    """The same module without memory: names, shapes and types of what is to be filled.
+def skeleton(architecture: Mapping[str, Any], *, stored: int, trust: Sequence[str] = ()) -> nn.Module:
+    """An architecture without memory: names, shapes and types of what is to be filled.
 
     Constructors of trusted packages may need real memory, and get it.
 
     Args:
         architecture: as in Content.
-        modules: as in Content.
         stored: about how many values the file holds; an architecture of thousands of times more is refused.
         trust: as `load`'s.
     """
-    named = [*targets(architecture), *(values["class"] for values in modules.values())]
-    ours = not any(str(path).partition(".")[0] in trust for path in named)
-    limit = max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)
-    described = {"architecture": architecture, "modules": modules}
-    if not ours:
-        return build_empty(described, trust=trust)
-    with torch.device("meta"), _WithoutDrawing(), _bounded(limit):
-        return build_empty(described, trust=trust)
+    with _without_memory(targets(architecture), stored, trust):
+        return _construct(architecture, trust)
+
+
+def furnish(
+    model: nn.Module, modules: Mapping[str, Mapping[str, Any]], *, stored: int, trust: Sequence[str] = ()
+) -> nn.Module:
+    """Put the structured modules into a skeleton, in place; arguments as its."""
+    with _without_memory([values["class"] for values in modules.values()], stored, trust):
+        swap.apply_structure(model, modules, trust=trust)
+    return model
+
+
+def num_values(content: Content) -> int:
+    """How many numbers the tensors have."""
+    return sum(value.shape.numel() for value in content.tensors.values())
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor]) -> None:
@@ -125,11 +124,29 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
     return quant
 
 
+def _construct(architecture: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
+    for path in targets(architecture):
+        swap.resolve(path, trust=trust)
+    return construct(architecture["target"], architecture["kwargs"], seed=0)
+
+
+@contextmanager
+def _without_memory(paths: Sequence[str], stored: int, trust: Sequence[str]) -> Iterator[None]:
+    """Inside, what compresskd constructs takes no memory, and may not be out of proportion."""
+    if any(str(path).partition(".")[0] in trust for path in paths):
+        yield
+        return
+    with torch.device("meta"), _WithoutDrawing(), _bounded(max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)):
+        yield
+
+
 class _WithoutDrawing(TorchFunctionMode):
-    """Inside, no normal numbers are drawn: for tensors without memory PyTorch would import its compiler to do so."""
+    """Inside, tensors without memory are not filled at random: PyTorch would import its compiler to do so."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+        if func is Tensor.normal_ and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

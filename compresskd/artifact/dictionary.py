@@ -21,6 +21,12 @@ _DATA = {
     "fashion_mnist": ([2860], [3530]),
     "mnist": ([1307], [3081]),
 }
+_NAMES = {
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    "fashion_mnist": [
+        "T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ],
+}  # fmt: skip
 _MODELS: tuple[tuple[str, dict[str, object]], ...] = (
     ("models.tt_mlp.TTMLP", {"layers": [{"input_dims": [], "output_dims": [], "tt_rank": 8}]}),
     ("models.vit.VisionTransformer", {}),
@@ -43,7 +49,8 @@ def plain_bytes(value: Any) -> bytes:
 def _pieces() -> list[bytes]:
     pieces = [plain_bytes(word) for word in _WORDS]
     for name, (mean, std) in _DATA.items():
-        pieces.append(plain_bytes({"": [[*mean, *std], name, {"compresskd": "0.1.0"}]}))
+        names = {"c": _NAMES[name]} if name in _NAMES else {}
+        pieces.append(plain_bytes({"": [name, [*mean, *std], {"compresskd": "0.1.0"}], **names}))
     for shape in ([3, 32, 32], [1, 28, 28]):
         for target, options in _MODELS:
             kwargs = {**options, "num_classes": 10, "input_shape": shape}

@@ -149,10 +149,17 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a name is there twice among {[name for name, _ in pairs]!r:.200}")
+    return values
+
+
 def _read_structure(path: Path) -> dict[str, Any]:
     text = _read_file(path)
     try:
-        described = json.loads(text.decode("utf-8"))
+        described = json.loads(text.decode("utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
     if not isinstance(described, dict) or not described.keys() >= _NEEDED:

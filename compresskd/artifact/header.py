@@ -17,14 +17,14 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 from torch import Tensor, nn
 
 from compresskd import swap
 from compresskd.artifact.about import restore_about, shorten_about
-from compresskd.artifact.construct import skeleton
+from compresskd.artifact.construct import check_fit, furnish, num_values, skeleton
 from compresskd.artifact.content import Content, check_plain
 from compresskd.artifact.description import FLOAT32, INT64, Description, describe, understand
 from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
@@ -54,28 +54,33 @@ class Header:
     counters: dict[str, int]
 
 
-def pack_header(content: Content, *, trust: Sequence[str] = ()) -> bytes:
-    """The header of a model. Raises ValueError for a type of tensor that the format does not know."""
-    architecture = content.architecture
-    stored = sum(value.shape.numel() for value in content.tensors.values())
-    plain = skeleton(architecture, {}, stored=stored, trust=trust)
-    model = skeleton(architecture, content.modules, stored=stored, trust=trust)
-    ways = [describe(content.tensors[name]) for name in model.state_dict()]
-    roles, exceptions = _usual(_roles(model), ways)
+def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, list[str]]:
+    """The header of a model, and the names of the tensors that the body has to hold, in order.
+
+    Raises ValueError for a type of tensor that the format does not know.
+    """
+    architecture, stored = content.architecture, num_values(content)
+    model = skeleton(architecture, stored=stored, trust=trust)
+    entries = shorten(content.modules, model)
+    furnish(model, content.modules, stored=stored, trust=trust)
+    check_fit(model, content.tensors)
+    ways = {name: describe(content.tensors[name]) for name in model.state_dict()}
+    counters = [name for name, value in model.state_dict().items() if _is_counter(value, ways[name])]
+    roles, exceptions = _usual(_roles(model), list(ways.values()))
     path = architecture["target"]
     fields = [
         path.removeprefix(_OURS) if path.startswith(_OURS) else f":{path}",
         _without_defaults(architecture["kwargs"], path, trust),
-        shorten(content.modules, plain),
+        entries,
         roles,
         shorten_about(content.about, architecture["kwargs"]),
         exceptions,
         _positions(content, model),
-        _counters(content, model),
+        _counts([int(cast(Tensor, content.tensors[name])) for name in counters]),
     ]
     while fields and not fields[-1]:
         fields.pop()
-    return compress(plain_bytes(fields))
+    return compress(plain_bytes(fields)), [name for name in ways if name not in counters]
 
 
 def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Header:
@@ -102,10 +107,10 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
             raise ArtifactError(f"header: expected a {type(kind).__name__}, got {value!r:.80}")
     path = path[1:] if path.startswith(":") else _OURS + path
     architecture = {"target": path, "kwargs": kwargs}
-    plain = skeleton(architecture, {}, stored=stored, trust=trust)
+    model = skeleton(architecture, stored=stored, trust=trust)
     architecture = {"target": path, "kwargs": {**_defaults(path, trust), **kwargs}}
-    modules = restore(entries, plain)
-    model = skeleton(architecture, modules, stored=stored, trust=trust)
+    modules = restore(entries, model)
+    furnish(model, modules, stored=stored, trust=trust)
     state = model.state_dict()
     ways = dict(zip(state, _ways(_roles(model), roles, exceptions), strict=True))
     counted = [name for name, value in state.items() if _is_counter(value, ways[name])]
@@ -187,10 +192,8 @@ def _is_counter(value: Tensor, way: Any) -> bool:
     return way == INT64 and value.ndim == 0
 
 
-def _counters(content: Content, model: nn.Module) -> list[int]:
-    """The values of the counters in order: one where all are equal, none where all are zero."""
-    stored = [content.tensors[name] for name in model.state_dict()]
-    values = [int(v) for v in stored if isinstance(v, Tensor) and _is_counter(v, describe(v))]
+def _counts(values: list[int]) -> list[int]:
+    """One where all are equal, none where all are zero."""
     if not any(values):
         return []
     return values[:1] if len(set(values)) == 1 else values

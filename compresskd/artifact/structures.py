@@ -27,6 +27,7 @@ _CLASSES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("compresskd.tt.tucker.TuckerLinear", ("input_dims", "output_dims", "ranks"), ("bias",)),
     ("compresskd.tt.cp.CPLinear", ("input_dims", "output_dims", "ranks"), ("bias",)),
     ("compresskd.tt.cp.CPConv2d", ("kernel_size", "ranks"), _CONV),
+    ("compresskd.models.folded.FoldedBatchNorm", ("scale", "bias"), ("num_features",)),
 )
 
 

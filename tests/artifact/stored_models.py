@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from compresskd import artifact, swap, tt
-from compresskd.artifact import compact
 from compresskd.config.schema import conf_dir, register
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
@@ -139,14 +138,10 @@ def content(model, **about):
     return replace(artifact.content_of(model), about={**ABOUT, **about})
 
 
-def both_forms(stored, tmp_path, trust=()):
-    """The content as read back from either form on disk."""
+def read_back(stored, tmp_path, trust=()):
+    """The content as read back from the folder, and from the compact file with coded and with packed integers."""
     tmp_path.mkdir(exist_ok=True)
     artifact.folder.write(stored, tmp_path)
     artifact.write_compact(stored, tmp_path / "model.ckd", trust=trust)
-    packed, _ = artifact.encode(stored, coded=False, trust=trust)
-    return [
-        artifact.read(tmp_path, trust=trust),
-        artifact.read(tmp_path / "model.ckd", trust=trust),
-        compact.decode(packed, trust=trust),
-    ]
+    artifact.write_compact(stored, tmp_path / "packed.ckd", coded=False, trust=trust)
+    return [artifact.read(tmp_path / name, trust=trust) for name in (".", "model.ckd", "packed.ckd")]

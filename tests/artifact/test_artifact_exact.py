@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from stored_models import GRANULARITIES, GRIDS, TRUST, both_forms, content, zoo
+from stored_models import GRANULARITIES, GRIDS, TRUST, content, read_back, zoo
 
 from compresskd import artifact
 from compresskd.quant.activation import calibrate
@@ -19,7 +19,7 @@ VECTORS = {
     "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "tt_conv.bias", "linear.bias",
     "tt_linear.bias",
 }  # fmt: skip
-SEEDS = range(3)  # x 13 grids x 4 granularities x 9 weights = 1,404 cases
+SEEDS = range(2)  # x 13 grids x 4 granularities x 9 weights and most of 8 vectors
 
 
 def prepared(grid, granularity, core_granularity, seed):
@@ -45,7 +45,7 @@ def prepared(grid, granularity, core_granularity, seed):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_a_thousand_random_cases_in_both_forms(grid, tmp_path):
+def test_a_thousand_random_cases_in_all_forms(grid, tmp_path):
     num_cases = 0
     for granularity, core_granularity in GRANULARITIES:
         for seed in SEEDS:
@@ -54,23 +54,22 @@ def test_a_thousand_random_cases_in_both_forms(grid, tmp_path):
             evaluated = {name: _value(model, name).detach() for name in WEIGHTS | VECTORS}
             with torch.inference_mode():
                 y = model(x)
-            for read in both_forms(stored, tmp_path, TRUST):
-                again = artifact.build(read, trust=TRUST)
+            for read in read_back(stored, tmp_path, TRUST):
                 for name in WEIGHTS:
-                    assert isinstance(read.tensors[name], QuantizedTensor)
                     assert torch.equal(read.tensors[name].dequantize(), evaluated[name]), name
+                again = artifact.build(read, trust=TRUST)
                 for name, value in evaluated.items():
                     assert torch.equal(_value(again, name), value), (name, granularity, seed)
                 with torch.inference_mode():
                     assert torch.equal(again(x), y)
-            num_cases += len(WEIGHTS)
+            num_cases += sum(_is_rounded(stored.tensors[name]) for name in evaluated)
     assert num_cases * len(GRIDS) >= 1000
 
 
-def test_content_is_the_same_in_both_forms_down_to_integers_scales_and_description(tmp_path):
+def test_content_is_the_same_in_all_forms_down_to_integers_scales_and_description(tmp_path):
     model, _ = prepared(GRIDS[6], *GRANULARITIES[1], seed=0)
     stored = content(model, input_shape=[2, 4, 4])
-    for read in both_forms(stored, tmp_path, TRUST):
+    for read in read_back(stored, tmp_path, TRUST):
         assert read.about == stored.about
         assert read.architecture == stored.architecture
         assert read.modules == stored.modules
@@ -92,7 +91,7 @@ def test_quantized_inputs_come_back_frozen_and_embeddings_have_none(tmp_path):
     prepare(model, QuantSpec(bits=4, activation_bits=8))
     x = torch.randn(3, 2, 4, 4)
     calibrate(model, [x])
-    for read in both_forms(content(model.eval()), tmp_path, TRUST):
+    for read in read_back(content(model.eval()), tmp_path, TRUST):
         assert set(read.activations) == {"conv", "tt_conv", "linear", "tt_linear"}
         again = artifact.build(read, trust=TRUST)
         with torch.inference_mode():
@@ -107,6 +106,10 @@ def test_a_range_that_was_never_observed_is_not_stored():
     prepare(model, QuantSpec(bits=4, activation_bits=8))
     with pytest.raises(ValueError, match="'conv': the range of its input was never observed"):
         artifact.content_of(model)
+
+
+def _is_rounded(value):
+    return isinstance(value, QuantizedTensor) or value.dtype == torch.float16
 
 
 def _value(model, name):
