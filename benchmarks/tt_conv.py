@@ -7,7 +7,7 @@ import argparse
 
 import torch
 from torch import nn
-from tt_linear import medians
+from tt_cases import medians
 
 from compresskd.tt import TTConv2d, factorize
 

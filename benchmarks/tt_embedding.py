@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from tt_linear import medians
+from tt_cases import medians
 
 from compresskd.tt import TTEmbedding
 

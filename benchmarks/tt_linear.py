@@ -1,165 +1,123 @@
 """Tensor-train linear layers against dense, tensorly-torch, torchTT and t3nsor's way, side by side in one process.
 
     python benchmarks/tt_linear.py [--quick] [--threads 1,2] [--shapes 784x256,4096x4096] [--training] [--regret]
+    python benchmarks/tt_linear.py --save times.jsonl --shapes 784x256     # a table in pieces ...
+    python benchmarks/tt_linear.py --merge times.jsonl                     # ... and its summary
 
 Peers run on the same cores where they are installed. Every figure is a ratio of the medians of interleaved runs:
-above 1, compresskd is faster. The plan is the one that the cost model picks.
+above 1, compresskd is faster. The plan is the one that the library picks by itself.
 """
 
 import argparse
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from statistics import fmean, geometric_mean, median, quantiles
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, geometric_mean, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from tt_cases import PATTERNS, Run, medians, peers, step, tt_layer, use_opt_einsum
 
 from compresskd.tt import TTLinear
 from compresskd.tt.calibration import machine
-from compresskd.tt.contraction import matrices, run_chain, steps
-from compresskd.tt.modes import nearest_factors
-from compresskd.tt.planner import bucket, choose, rank_plans
+from compresskd.tt.chain import Chain
+from compresskd.tt.choice import choose
+from compresskd.tt.execution import folded_weight, groups, inference_run, training_run
+from compresskd.tt.planner import bucket, rank_plans
 
-PATTERNS = {
-    "svd": (0.0, 1.0),
-    "opposed2": (1 / 3, 2 / 3),
-    "balanced2": (0.5, 0.5),
-    "opposed3": (1 / 6, 1 / 3, 1 / 2),
-    "balanced3": (1 / 3, 1 / 3, 1 / 3),
-    "opposed4": (0.1, 0.2, 0.3, 0.4),
-}
-Run = Callable[[], object]
+HINDSIGHT = 10
+Case = tuple[tuple[int, int], str, int, int]
 
 
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each, the runs interleaved; short ones repeat to a millisecond."""
-    repeats = {}
-    for name, run in runs.items():
-        run()
-        start = time.perf_counter()
-        run()
-        repeats[name] = max(1, min(100, int(1e-3 / (time.perf_counter() - start))))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: median(values) for name, values in times.items()}
-
-
-def t3nsor_forward(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
-    """Left to right by one large product and permutation for each core, as t3nsor contracts."""
-    B, d = x.shape[0], len(cores)
-    z = x.reshape(B, *[core.shape[2] for core in cores])
-    z = z.unsqueeze(-1)
-    for core in cores:
-        # z [B, n_k, ..., n_d, m_1, ..., m_{k-1}, r]: contract n_k and r, append m_k.
-        z = torch.tensordot(z, core, dims=([1, z.dim() - 1], [2, 0]))
-    return z.reshape(B, -1) if d else z
-
-
-def peers(layer: TTLinear, x: Tensor, training: bool) -> dict[str, Run]:
-    """Runs of what is installed, on the same cores, their output checked."""
-    found: dict[str, Run] = {}
-    cores = [core.detach().clone().requires_grad_(training) for core in layer.cores]
-    found["t3nsor"] = _step(lambda: t3nsor_forward(x, cores), x, training)
-    try:
-        import tltorch
-    except ImportError:
-        return found
-    ranks = [1, *layer.ranks, 1]
-    for implementation in ("factorized", "reconstructed"):
-        peer = tltorch.FactorizedLinear(
-            layer.input_dims,
-            layer.output_dims,
-            bias=False,
-            factorization="blocktt",
-            rank=ranks,
-            implementation=implementation,
-        )
-        with torch.no_grad():
-            for theirs, ours in zip(peer.weight.factors, layer.cores, strict=True):
-                theirs.copy_(ours)
-            assert torch.allclose(peer(x), layer(x), rtol=1e-3, atol=1e-3)
-        found[f"tltorch_{implementation}"] = _step(lambda peer=peer: peer(x), x, training)
-    try:
-        import torchtt
-    except ImportError:
-        return found
-    other = torchtt.nn.LinearLayerTT(
-        list(layer.input_dims), list(layer.output_dims), ranks, dtype=torch.float32
-    )
-    shaped = x.reshape(x.shape[0], *layer.input_dims)
-    found["torchtt"] = _step(lambda: other(shaped), x, training)
-    return found
-
-
-def _step(run: Callable[[], Tensor], x: Tensor, training: bool) -> Run:
-    if not training:
-        return torch.no_grad()(run)
-
-    def step() -> None:
-        y = run()
-        y.backward(torch.ones_like(y))
-
-    return step
-
-
-def bench(
-    shape: tuple[int, int], pattern: str, rank: int, B: int, options: argparse.Namespace
-) -> dict[str, float]:
+def bench(case: Case, options: argparse.Namespace) -> dict[str, float]:
     """Ratios of one case."""
-    num_inputs, num_outputs = shape
-    share = PATTERNS[pattern]
-    dims = nearest_factors(num_inputs, share, padding=False)
-    out = nearest_factors(num_outputs, tuple(reversed(share)), padding=False)
-    layer, dense = TTLinear(dims, out, rank, bias=False), nn.Linear(num_inputs, num_outputs, bias=False)
-    with torch.no_grad():
-        dense.weight.copy_(layer.to_dense())
+    (num_inputs, num_outputs), pattern, rank, B = case
+    torch.manual_seed(0)
+    layer, dense = (
+        tt_layer((num_inputs, num_outputs), pattern, rank),
+        nn.Linear(num_inputs, num_outputs, bias=False),
+    )
     x = torch.randn(B, num_inputs, requires_grad=options.training)
     runs = {
-        "ours": _step(lambda: layer(x), x, options.training),
-        "dense": _step(lambda: dense(x), x, options.training),
-        **peers(layer, x, options.training),
+        "ours": step(lambda: layer(x), options.training),
+        "dense": step(lambda: dense(x), options.training),
+        **_peers(layer, x, options),
     }
     times = medians(runs, options.rounds)
     best = min((times[k] for k in times if k.startswith("tltorch")), default=math.nan)
     others = min((times[k] for k in ("t3nsor", "torchtt") if k in times), default=math.nan)
     result = {"dense": times["dense"], "tltorch": best, "left_to_right": others}
     ratios = {name: value / times["ours"] for name, value in result.items()}
-    if options.regret and not options.training:
-        ratios["regret"] = regret(layer, x.detach(), dense.weight.detach(), options.rounds)
+    if options.regret:
+        ratios["regret"] = regret(layer, x, options)
     return ratios
 
 
-def regret(layer: TTLinear, x: Tensor, weight: Tensor, rounds: int) -> float:
-    """Seconds of the plan picked over those of the best plan in hindsight."""
-    cores = [core.detach() for core in layer.cores]
-    shapes = tuple((c.shape[0], c.shape[1], c.shape[2], c.shape[3]) for c in cores)
-    threads, rows = torch.get_num_threads(), bucket(x.shape[0])
-    ranked = rank_plans(shapes, rows, training=False, machine=machine("cpu", torch.float32, threads))
-    picked = choose(shapes, rows, training=False, device_type="cpu", dtype=torch.float32, num_threads=threads)
-    plans = [cost.plan for cost in ranked[:10]]
-    plans += [cost.plan for cost in ranked[10:] if cost.plan.kind == "folded"]
-    runs: dict[str, Run] = {}
-    for plan in plans:
-        if plan.kind == "folded":
-            runs[str(plan)] = lambda: F.linear(x, weight)
-            continue
-        Gs = [G.contiguous() for G in matrices(cores, plan.cuts, from_right=plan.from_right)]
-        path = steps(shapes, plan.cuts, from_right=plan.from_right)
-        runs[str(plan)] = lambda Gs=Gs, path=path, plan=plan: run_chain(x, Gs, path, plan, None)
-    with torch.inference_mode():
-        times = medians(runs, rounds)
+def _peers(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> dict[str, Run]:
+    """Those asked for; left-to-right contraction of large batches takes minutes and gigabytes."""
+    found = peers(layer, x, options.training)
+    slow = x.shape[0] > options.left_to_right or options.training
+    return {name: run for name, run in found.items() if not (slow and name in ("t3nsor", "torchtt"))}
+
+
+def regret(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> float:
+    """Seconds of the plan picked over those of the best plan in hindsight, of all that the model puts near."""
+    shapes: Any = tuple(tuple(core.shape) for core in layer.cores)
+    threads, rows, training = torch.get_num_threads(), bucket(x.shape[0]), options.training
+    ranked = rank_plans(shapes, rows, training=training, machine=machine("cpu", torch.float32, threads))
+    picked = choose(
+        shapes, rows, training=training, device_type="cpu", dtype=torch.float32, num_threads=threads
+    )
+    plans = [cost.plan for cost in ranked[:HINDSIGHT]]
+    firsts = {(cost.plan.kind, cost.plan.columns): cost.plan for cost in reversed(ranked)}
+    plans += [plan for plan in (*firsts.values(), picked) if plan not in plans]
+    runs = {str(plan): _plan_run(layer, Chain.of(plan, shapes), x, training) for plan in dict.fromkeys(plans)}
+    times = medians(runs, options.rounds)
     return times[str(picked)] / min(times.values())
+
+
+def _plan_run(layer: TTLinear, chain: Chain, x: Tensor, training: bool) -> Run:
+    cores = list(layer.cores)
+    if training:
+        return step(lambda: training_run(chain, x, cores, None, layer.out_features), True)
+    if chain.plan.kind == "folded":
+        weight = folded_weight(cores, layer.in_features, layer.out_features, x.dtype)
+        return torch.no_grad()(lambda: nn.functional.linear(x, weight))
+    run = inference_run(chain, groups(cores, chain, x.dtype), x.shape[0], None)
+    return torch.no_grad()(lambda: run(x))
 
 
 def main() -> None:
     """Print one line for each case and the geometric means."""
+    options = _options()
+    if options.merge:
+        lines = [json.loads(line) for path in options.merge for line in Path(path).read_text().splitlines()]
+        last = {(line["training"], line["threads"], str(line["case"])): line for line in lines}
+        for training, threads in sorted({(line["training"], line["threads"]) for line in last.values()}):
+            chosen = [
+                line for line in last.values() if (line["training"], line["threads"]) == (training, threads)
+            ]
+            _title(training, threads)
+            _summaries([(line["case"][3], line["ratios"]) for line in chosen])
+        return
+    use_opt_einsum()
+    cases: list[Case] = [
+        ((int(a), int(b)), pattern, int(rank), int(B))
+        for a, b in (shape.split("x") for shape in options.shapes.split(","))
+        for pattern in options.modes.split(",")
+        for rank in options.ranks.split(",")
+        for B in options.batch.split(",")
+    ]
+    started = time.perf_counter()
+    for threads in map(int, options.threads.split(",")):
+        torch.set_num_threads(threads)
+        _table(cases, threads, options, started)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -172,44 +130,49 @@ def main() -> None:
     parser.add_argument("--ranks", default="4,16,64")
     parser.add_argument("--batch", default="1,32,256,2048")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--left-to-right", type=int, default=256, help="largest batch for t3nsor and torchTT")
+    parser.add_argument("--save", help="append every case to this file, and leave out those that are in it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after so many")
+    parser.add_argument("--merge", nargs="+", help="summarize such files")
     options = parser.parse_args()
     if options.quick:
-        options.modes, options.ranks, options.batch, options.rounds = (
-            "svd,opposed3,balanced2",
-            "4,16",
-            "1,32,256",
-            5,
-        )
-    try:
-        from tensorly import plugins
-
-        plugins.use_opt_einsum()
-    except ImportError:
-        pass
-    cases = [
-        ((int(a), int(b)), pattern, int(rank), int(B))
-        for a, b in (shape.split("x") for shape in options.shapes.split(","))
-        for pattern in options.modes.split(",")
-        for rank in options.ranks.split(",")
-        for B in options.batch.split(",")
-    ]
-    for threads in map(int, options.threads.split(",")):
-        torch.set_num_threads(threads)
-        _table(cases, threads, options)
+        options.modes, options.ranks, options.batch = "svd,opposed3,balanced2", "4,16", "1,32,256"
+        options.rounds = 5
+    return options
 
 
-def _table(
-    cases: Sequence[tuple[tuple[int, int], str, int, int]], threads: int, options: argparse.Namespace
-) -> None:
-    mode = "forward with backward" if options.training else "forward"
-    print(f"\n{mode}, {threads} thread(s), ratios of medians (above 1: compresskd is faster)")
+def _table(cases: Sequence[Case], threads: int, options: argparse.Namespace, started: float) -> None:
+    _title(options.training, threads)
+    file = Path(options.save) if options.save else None
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
+    done = {(line["training"], line["threads"], str(line["case"])) for line in known}
     rows: list[tuple[int, dict[str, float]]] = []
-    for shape, pattern, rank, B in cases:
-        ratios = bench(shape, pattern, rank, B, options)
-        rows.append((B, ratios))
+    for case in cases:
+        plain = json.loads(json.dumps(case))
+        if (options.training, threads, str(plain)) in done:
+            continue
+        if time.perf_counter() - started > options.seconds:
+            print("out of time")
+            return
+        ratios = bench(case, options)
+        rows.append((case[3], ratios))
+        (a, b), pattern, rank, B = case
         cells = "  ".join(f"{name} {value:8.2f}" for name, value in ratios.items())
-        print(f"{shape[0]}x{shape[1]:<5} {pattern:<10} rank {rank:<3} batch {B:<5} {cells}", flush=True)
-    for name in rows[0][1]:
+        print(f"{a}x{b:<5} {pattern:<10} rank {rank:<3} batch {B:<5} {cells}", flush=True)
+        if file:
+            line = {"training": options.training, "threads": threads, "case": case, "ratios": ratios}
+            with file.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+    _summaries(rows)
+
+
+def _title(training: bool, threads: int) -> None:
+    mode = "forward with backward" if training else "forward"
+    print(f"\n{mode}, {threads} thread(s), ratios of medians (above 1: compresskd is faster)")
+
+
+def _summaries(rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+    for name in rows[0][1] if rows else ():
         _summary(name, [(B, ratios[name]) for B, ratios in rows if not math.isnan(ratios[name])])
 
 
@@ -224,7 +187,10 @@ def _summary(name: str, values: list[tuple[int, float]]) -> None:
     by_batch = ", ".join(
         f"batch {B}: {geometric_mean([v for b, v in values if b == B]):.2f}" for B in batches
     )
-    print(f"against {name}: geometric mean {geometric_mean(every):.2f}, least {min(every):.2f} ({by_batch})")
+    few = f"{sum(value < 0.9 for value in every)} of {len(every)} under 0.9"
+    print(
+        f"against {name}: geometric mean {geometric_mean(every):.2f}, least {min(every):.2f}, {few} ({by_batch})"
+    )
 
 
 if __name__ == "__main__":

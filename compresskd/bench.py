@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from compresskd import artifact, swap, tt
 from compresskd.run import read_record
 from compresskd.tt.calibration import machine
-from compresskd.tt.contraction import matrices, run_chain, steps
-from compresskd.tt.planner import bucket, choose, rank_plans
+from compresskd.tt.chain import Chain
+from compresskd.tt.choice import choose
+from compresskd.tt.contraction import matrices
+from compresskd.tt.planner import bucket, rank_plans
 
 Run = Callable[[], object]
 _SECONDS_PER_CASE = 0.4
@@ -172,11 +174,8 @@ def _plans(layer: tt.TTLinear, x: Tensor, num_plans: int) -> tuple[str, dict[str
     runs: dict[str, Run] = {}
     for cost in [c for c in ranked if c.plan.kind == "chain"][:num_plans]:
         plan = cost.plan
-        path = steps(shapes, plan.cuts, from_right=plan.from_right)
-        groups = matrices(cores, plan.cuts, from_right=plan.from_right)
-        runs[str(plan)] = lambda plan=plan, path=path, groups=groups: run_chain(
-            x, groups, path, plan, layer.bias
-        )
+        groups, chain = matrices(cores, plan.cuts, from_right=plan.from_right), Chain.of(plan, shapes)
+        runs[str(plan)] = lambda chain=chain, groups=groups: chain.forward(x, groups, layer.bias)
     return str(picked), runs
 
 

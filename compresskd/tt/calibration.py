@@ -20,11 +20,14 @@ from pathlib import Path
 
 import torch
 
-LAYOUT_VERSION = 1
+from compresskd.tt.undisturbed import undisturbed
+
+LAYOUT_VERSION = 2
 MM_ROWS, MM_INNER, MM_COLUMNS = (1, 4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024)
 BMM_ROWS, BMM_INNER, BMM_COLUMNS = (4, 16, 64, 256, 1024), (4, 16, 64, 256), (16, 64, 256, 1024)
 GEMV_BYTES = (1 << 18, 1 << 22, 1 << 26)
 GEMV_LIMITS = (1 << 20, 1 << 24)
+TURN_ROWS, TURN_COLUMNS = 64, 1024
 WORK = 1 << 17
 MAX_WORK = 1 << 23
 ROUNDS, REPEATS = 3, 2
@@ -36,12 +39,16 @@ Grid = list[Plane]
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """Seconds per multiply-add on the grids, bytes per second by size of operand, seconds per operation."""
+    """Seconds per multiply-add on the grids, bytes per second by size of operand, seconds per operation.
+
+    `turn` is the seconds per number of a transposing copy.
+    """
 
     mm: Grid
     bmm: Grid
     bandwidth: list[float]
     operation: float
+    turn: float
 
     def mm_seconds(self, rows: int, inner: int, columns: int, *, itemsize: int = 4) -> float:
         """One product [rows, inner] x [inner, columns], columns being those of a weight."""
@@ -58,8 +65,12 @@ class Machine:
         return max(work * rate, self.bytes_seconds(size)) + self.operation
 
     def copy_seconds(self, elements: int, *, itemsize: int = 4) -> float:
-        """One pass that reads and writes so many elements, in another order."""
+        """One pass that reads and writes so many elements, in runs that stay together."""
         return 3 * self.bytes_seconds(itemsize * elements) + self.operation
+
+    def turn_seconds(self, elements: int) -> float:
+        """One pass that transposes so many elements."""
+        return elements * self.turn + self.operation
 
     def bytes_seconds(self, size: float) -> float:
         """Reading `size` bytes from where an operand of that size lives."""
@@ -140,12 +151,12 @@ def create_once(path: Path, text: str) -> None:
         return
 
 
-@torch.inference_mode()
 def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     """The grids, bandwidths and operation cost of this device: the least over rounds spread in time."""
     new = partial(torch.ones, dtype=dtype, device=device)
-    rounds = [_round(new, device, dtype.itemsize) for _ in range(ROUNDS)]
-    mm, bmm, bandwidth, operation = zip(*rounds, strict=True)
+    with undisturbed(grad=False):
+        rounds = [_round(new, device, dtype.itemsize) for _ in range(ROUNDS)]
+    mm, bmm, bandwidth, operation, turn = zip(*rounds, strict=True)
     least = [
         [[[min(v) for v in zip(*c, strict=True)] for c in zip(*r, strict=True)] for r in zip(*g, strict=True)]
         for g in (mm, bmm)
@@ -155,12 +166,13 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
         _smoothed(least[1]),
         [max(values) for values in zip(*bandwidth, strict=True)],
         min(operation),
+        min(turn),
     )
 
 
 def _round(
     new: Callable[..., torch.Tensor], device: torch.device, itemsize: int
-) -> tuple[Grid, Grid, list[float], float]:
+) -> tuple[Grid, Grid, list[float], float, float]:
     mm = [[[_mm(new, m, k, n, device) for n in MM_COLUMNS] for k in MM_INNER] for m in MM_ROWS]
     bmm = [[[_bmm(new, m, k, n, device) for n in BMM_COLUMNS] for k in BMM_INNER] for m in BMM_ROWS]
     bandwidth = []
@@ -168,8 +180,10 @@ def _round(
         side = math.isqrt(size // itemsize)
         W, x = new(side, side), new(1, side)
         bandwidth.append(size / _seconds(partial(torch.nn.functional.linear, x, W), device, 4))
-    tiny, small = new(1, 4), new(4, 4)
-    return mm, bmm, bandwidth, _seconds(partial(torch.mm, tiny, small), device, 64)
+    tiny, small, wide = new(1, 4), new(4, 4), new(TURN_ROWS, TURN_COLUMNS)
+    operation = _seconds(partial(torch.mm, tiny, small), device, 64)
+    turn = _seconds(lambda: wide.t().contiguous(), device, 4) / wide.numel()
+    return mm, bmm, bandwidth, operation, turn
 
 
 def _smoothed(grid: Grid) -> Grid:

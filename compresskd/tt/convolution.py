@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from compresskd.tt.decisions import decide
 from compresskd.tt.modes import Pair
+from compresskd.tt.undisturbed import undisturbed
 
 ROUNDS = 5
 MARGIN = 0.95
@@ -154,13 +155,13 @@ def chain_is_faster(
         torch.get_num_threads(),
         torch.__version__,
     )
-    return decide("convolution", f"{name} {place}", lambda: _measure(x, chain, folded))
+    return decide("convolution", f"{name} {place}", lambda: _measure(x, chain, folded), False)
 
 
 def _measure(x: Tensor, chain: Callable[[Tensor], Tensor], folded: Callable[[Tensor], Tensor]) -> bool:
     least = [math.inf, math.inf]
-    for _ in range(ROUNDS + 1):
-        for i, run in enumerate((chain, folded)):
+    with undisturbed(grad=False):
+        for i, run in list(enumerate((chain, folded))) * (ROUNDS + 1):
             start = time.perf_counter()
             run(x)
             if x.device.type == "cuda":

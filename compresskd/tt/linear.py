@@ -237,8 +237,10 @@ class TTLinear(nn.Module):
 
     def _slow_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
-        cores: list[Tensor] = list(self.cores)
-        if len(self.cores._parameters) < len(cores):
+        held = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
+        cores: list[Any] = list(held.values())
+        if len(cores) < len(self.input_dims):
+            cores = list(self.cores)
             self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
@@ -256,8 +258,10 @@ class TTLinear(nn.Module):
         shape, bias = x.shape, self.bias
         rows = x if len(shape) == 2 else x.reshape(math.prod(shape[:-1]), shape[-1])
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cores, bias) if t is not None):
-            cores = [core.to(x.dtype) for core in cores]
-            y = train(rows, cores, None if bias is None else bias.to(x.dtype), self.out_features)
+            if cores[0].dtype != x.dtype:
+                cores = [core.to(x.dtype) for core in cores]
+                bias = None if bias is None else bias.to(x.dtype)
+            y = train(rows, cores, bias, self.out_features)
         else:
             y = infer(rows, cores, bias, self.out_features, self._prepared)
         return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)

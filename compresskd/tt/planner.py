@@ -1,26 +1,21 @@
-"""Which plan is the fastest, by a cost model over the measured machine.
+"""All plans for given cores and rows in the order of a cost model over the measured machine.
 
-Every plan's time is the sum of its products and copies at the rates of `calibration.Machine`; the choice is cached
-by shapes, batch bucket (the next power of two), mode, dtype and threads. At inference a chain must promise a tenth
-less than the folded weight, so that noise in the model cannot make a layer slower than dense.
+Every plan's time is the sum of its products and copies at the rates of `calibration.Machine`. Plans are made by batch
+bucket: the next power of two.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
-import torch
-
-from compresskd.tt.calibration import Machine, machine
-from compresskd.tt.contraction import NARROW, Plan, Step, all_cuts, steps
+from compresskd.tt.calibration import Machine
+from compresskd.tt.contraction import Plan, Step, all_cuts, steps
+from compresskd.tt.rows import NARROW
 from compresskd.tt.streamed import BLOCK_ROWS, split_bond
 
 CHUNKS = (0, 32, 64, 256)
 MOST_WORK = 6
-RECOMPUTE_ROWS = 32
-FOLDED_MARGIN = 0.9
-AUTOGRAD_OPERATIONS = 4
+AUTOGRAD_OPERATIONS = 30
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 
@@ -38,36 +33,21 @@ def bucket(rows: int) -> int:
     return 1 << max(0, rows - 1).bit_length()
 
 
-@lru_cache(maxsize=4096)
-def choose(
-    shapes: Shapes, rows: int, *, training: bool, device_type: str, dtype: torch.dtype, num_threads: int
-) -> Plan:
-    """The fastest plan for cores of these shapes [r, m, n, s] and `rows` rows."""
-    costs = rank_plans(
-        shapes,
-        rows,
-        training=training,
-        machine=machine(device_type, dtype, num_threads),
-        itemsize=dtype.itemsize,
-    )
-    best = costs[0]
-    if not training:
-        folded = next(cost for cost in costs if cost.plan.kind == "folded")
-        if best.seconds > FOLDED_MARGIN * folded.seconds:
-            return folded.plan
-    return best.plan
-
-
 def rank_plans(
     shapes: Shapes, rows: int, *, training: bool, machine: Machine, itemsize: int = 4
 ) -> list[Cost]:
     """All plans, the fastest first."""
-    time = _training_seconds if training else _inference_seconds
     found = [
-        Cost(plan, time(plan, shapes, rows, machine, itemsize))
+        Cost(plan, seconds(plan, shapes, rows, training, machine, itemsize))
         for plan in plans(len(shapes), rows, training, _worthwhile(shapes))
     ]
     return sorted(found, key=lambda cost: cost.seconds)
+
+
+def seconds(plan: Plan, shapes: Shapes, rows: int, training: bool, on: Machine, itemsize: int) -> float:
+    """What the model gives the plan."""
+    time = _training_seconds if training else _inference_seconds
+    return time(plan, shapes, rows, on, itemsize)
 
 
 def _worthwhile(shapes: Shapes) -> list[tuple[tuple[int, ...], bool]]:
@@ -91,19 +71,20 @@ def plans(
     if paths is None:
         paths = [(cuts, from_right) for cuts in all_cuts(num_cores) for from_right in (True, False)]
     for cuts, from_right in paths:
-        if training:
-            yield Plan("chain", cuts, from_right)
-        if training and rows < RECOMPUTE_ROWS:
-            continue
         for chunk in CHUNKS:
-            if chunk < rows:
-                yield Plan("recompute" if training else "chain", cuts, from_right, False, chunk)
-                if rows >= NARROW:
-                    yield Plan("recompute" if training else "chain", cuts, from_right, True, chunk)
+            if chunk >= rows:
+                continue
+            if not training or chunk == 0:
+                yield Plan("chain", cuts, from_right, False, chunk)
+            if rows >= NARROW:
+                yield Plan("chain", cuts, from_right, True, chunk)
+            if training and chunk:
+                yield Plan("recompute", cuts, from_right, False, chunk)
+                yield Plan("recompute", cuts, from_right, True, chunk)
 
 
 def _inference_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsize: int) -> float:
-    num_outputs, num_inputs = _dense(shapes)
+    num_outputs, num_inputs = dense_sizes(shapes)
     if plan.kind == "folded":
         return on.mm_seconds(rows, num_inputs, num_outputs, itemsize=itemsize)
     path = steps(shapes, plan.cuts, from_right=plan.from_right)
@@ -117,11 +98,13 @@ def _chain_seconds(path: Sequence[Step], plan: Plan, rows: int, on: Machine, ite
     overhead = (len(path) + 1 + plan.columns) * on.operation
     one = _columns_seconds if plan.columns else _rows_seconds
     seconds = overhead + sum(one(step, chunk, on, itemsize) for step in path)
-    if plan.columns or chunk < rows:
-        last = path[-1]
-        seconds += on.copy_seconds(chunk * last.a * last.P * last.C, itemsize=itemsize) + 2 * on.operation
+    outputs = chunk * path[-1].a * path[-1].P * path[-1].C
+    if plan.columns:
+        seconds += on.turn_seconds(outputs) + 2 * on.operation
+    elif chunk < rows:
+        seconds += on.copy_seconds(outputs, itemsize=itemsize) + 2 * on.operation
     if plan.columns and path[0].C > 1:
-        seconds += on.copy_seconds(chunk * path[0].b * path[0].P * path[0].C, itemsize=itemsize)
+        seconds += on.turn_seconds(chunk * path[0].b * path[0].P * path[0].C)
     return seconds * rows / chunk
 
 
@@ -131,8 +114,7 @@ def _rows_seconds(step: Step, rows: int, on: Machine, itemsize: int) -> float:
         # A single row's product streams the matrix either way round.
         return on.mm_seconds(rows * P * C, b, a, itemsize=itemsize)
     if C < NARROW:
-        copies = on.copy_seconds(rows * P * C * b, itemsize=itemsize)
-        copies += on.copy_seconds(rows * P * C * a, itemsize=itemsize)
+        copies = on.turn_seconds(rows * P * C * b) + on.turn_seconds(rows * P * C * a)
         return on.mm_seconds(rows * P * C, b, a, itemsize=itemsize) + copies
     return on.bmm_seconds(rows * P, a, b, C, itemsize=itemsize)
 
@@ -143,7 +125,7 @@ def _columns_seconds(step: Step, rows: int, on: Machine, itemsize: int) -> float
 
 def _training_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsize: int) -> float:
     """Forward and backward, with what autograd and the merging of groups cost."""
-    num_outputs, num_inputs = _dense(shapes)
+    num_outputs, num_inputs = dense_sizes(shapes)
     dense = on.mm_seconds(rows, num_inputs, num_outputs, itemsize=itemsize)
     weight = num_outputs * num_inputs
     if plan.kind == "folded":
@@ -156,11 +138,10 @@ def _training_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsi
     forward = _chain_seconds(path, plan, rows, on, itemsize)
     merge = 3 * _merge_seconds(shapes, plan.cuts, on, itemsize)
     if plan.kind == "recompute":
-        return 4 * forward + merge + 20 * on.operation
-    # What autograd keeps is written to memory and read again.
-    kept = sum(rows * step.P * step.C * (step.a + step.b) for step in path)
-    autograd = AUTOGRAD_OPERATIONS * len(path) * on.operation
-    return 3 * forward + merge + autograd + on.copy_seconds(kept, itemsize=itemsize)
+        return 4 * forward + merge + AUTOGRAD_OPERATIONS * on.operation
+    # What is kept is written to memory and read again.
+    kept = sum(rows * step.P * step.C * step.b for step in path)
+    return 3 * forward + merge + AUTOGRAD_OPERATIONS * on.operation + on.copy_seconds(kept, itemsize=itemsize)
 
 
 def _merge_seconds(shapes: Shapes, cuts: Sequence[int], on: Machine, itemsize: int) -> float:
@@ -194,7 +175,8 @@ def _halves(shapes: Shapes, bond: int) -> tuple[int, int, int, int]:
     return m1, n1, m2, n2
 
 
-def _dense(shapes: Shapes) -> tuple[int, int]:
+def dense_sizes(shapes: Shapes) -> tuple[int, int]:
+    """Outputs and inputs of the dense weight."""
     num_outputs = num_inputs = 1
     for _, m, n, _ in shapes:
         num_outputs, num_inputs = num_outputs * m, num_inputs * n

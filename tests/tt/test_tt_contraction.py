@@ -4,10 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskd.tt.calibration import Machine, cache_directory, machine
-from compresskd.tt.contraction import Plan, all_cuts, chain_rows, matrices, run_chain, steps
+from compresskd.tt.chain import Chain, ChainProduct
+from compresskd.tt.choice import choose
+from compresskd.tt.contraction import Plan, all_cuts, matrices
 from compresskd.tt.cores import core_shapes, merge, to_matrix
-from compresskd.tt.planner import bucket, choose, plans, rank_plans
-from compresskd.tt.recompute import RecomputedChain
+from compresskd.tt.planner import bucket, plans, rank_plans
 from compresskd.tt.streamed import StreamedLinear, split_bond
 
 
@@ -41,15 +42,18 @@ def test_every_plan_equals_the_dense_product_forward_and_backward(product, chunk
     grad_scale = max(1.0, *(float(g.abs().max()) for g in expected_grads))
     for cuts in all_cuts(len(cores)):
         for from_right in (True, False):
-            path = steps([core.shape for core in cores], cuts, from_right=from_right)
-            Gs = matrices(cores, cuts, from_right=from_right)
-            outputs = [chain_rows(x, Gs, path)]
-            for columns in (False, True):
-                plan = Plan("recompute", cuts, from_right, columns, chunk)
-                with torch.no_grad():
-                    y = run_chain(x, Gs, path, plan, bias)
+            Gs = [G.detach() for G in matrices(cores, cuts, from_right=from_right)]
+            outputs = []
+            for kind, columns in (
+                ("chain", False),
+                ("chain", True),
+                ("recompute", False),
+                ("recompute", True),
+            ):
+                chain = Chain.of(Plan(kind, cuts, from_right, columns, chunk), [core.shape for core in cores])
+                y, _ = chain.forward(x.detach(), Gs, bias)
                 assert torch.allclose(y, expected + bias, rtol=0, atol=1e-11 * scale)
-                outputs.append(RecomputedChain.apply(x, path, plan, *Gs))
+                outputs.append(ChainProduct.apply(chain, x, bias, *cores) - bias)
             for y in outputs:
                 grads = torch.autograd.grad(y, [x, *cores], grad, retain_graph=True)
                 assert torch.allclose(y, expected, rtol=0, atol=1e-11 * scale)
@@ -76,7 +80,7 @@ def test_streamed_product_equals_the_dense_one(product):
 def flat_machine(rate=1e-11, operation=1e-6):
     mm = [[[rate] * 5] * 5] * 6
     bmm = [[[rate] * 4] * 4] * 5
-    return Machine(mm, bmm, [5e10, 4e10, 1e10], operation)
+    return Machine(mm, bmm, [5e10, 4e10, 1e10], operation, 1e-9)
 
 
 def test_model_prefers_little_work_on_a_machine_of_one_rate():
@@ -100,7 +104,7 @@ def test_streamed_is_chosen_for_large_batches_of_high_rank():
 
 def test_interpolation_is_exact_on_the_grid_and_monotone_between():
     mm = [[[1e-9 / (i + 1) / (j + 1) / (k + 1) for k in range(5)] for j in range(5)] for i in range(6)]
-    on = Machine(mm, [[[1e-9] * 4] * 4] * 5, [1e15] * 3, 0.0)
+    on = Machine(mm, [[[1e-9] * 4] * 4] * 5, [1e15] * 3, 0.0, 0.0)
     assert on.mm_seconds(16, 64, 256) == pytest.approx(16 * 64 * 256 * mm[2][2][3])
     assert on.mm_seconds(1, 4, 4) == pytest.approx(16 * mm[0][0][0])
     assert on.mm_seconds(9999, 4096, 4096) == pytest.approx(9999 * 4096**2 * mm[5][4][4])

@@ -1,0 +1,153 @@
+"""Which plan is used: the fastest of the few that the cost model puts first, tried once on this machine.
+
+A trial takes some tens of milliseconds for each layer shape, batch bucket, mode, dtype and number of threads, and its
+outcome is kept on disk beside the calibration before it is used, so that later runs compute alike, bit for bit.
+With COMPRESSKD_TRIALS=0 in the environment the cost model alone decides.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from compresskd.tt.calibration import Machine, machine
+from compresskd.tt.chain import Chain
+from compresskd.tt.contraction import Plan
+from compresskd.tt.decisions import decide
+from compresskd.tt.execution import folded_weight, groups, inference_run, training_run
+from compresskd.tt.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
+from compresskd.tt.undisturbed import undisturbed
+
+FOLDED_MARGIN = 0.9
+TRIED_MARGIN = 0.95
+NUM_TRIED = 4
+FARTHEST = 2.0
+TRIAL_SECONDS = 0.03
+ROUNDS = 4
+LEAST_ROWS = 32
+VERSION = 1
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    shapes: Shapes, rows: int, *, training: bool, device_type: str, dtype: torch.dtype, num_threads: int
+) -> Plan:
+    """The plan for cores of these shapes [r, m, n, s] and `rows` rows."""
+    on = machine(device_type, dtype, num_threads)
+    costs = rank_plans(shapes, rows, training=training, machine=on, itemsize=dtype.itemsize)
+    predicted = _predicted(costs, training)
+    tried = _shortlist(costs, training)
+    if len(tried) < 2 or device_type == "meta" or os.environ.get("COMPRESSKD_TRIALS") == "0":
+        return predicted
+    name = (
+        f"v{VERSION} {shapes} {rows} {training} {device_type} {dtype} {num_threads} torch{torch.__version__}"
+    )
+    outcome = decide(
+        "plans",
+        name,
+        lambda: asdict(_tried(tried, shapes, rows, training, torch.device(device_type), dtype, on)),
+        asdict(predicted),
+    )
+    return Plan(**{**outcome, "cuts": tuple(outcome["cuts"])})
+
+
+def _predicted(costs: Sequence[Cost], training: bool) -> Plan:
+    """At inference a chain must promise a tenth less than the folded weight: the model is not exact."""
+    folded = next(cost for cost in costs if cost.plan.kind == "folded")
+    if not training and costs[0].seconds > FOLDED_MARGIN * folded.seconds:
+        return folded.plan
+    return costs[0].plan
+
+
+def _shortlist(costs: Sequence[Cost], training: bool) -> list[Cost]:
+    """The first few, and the first of every kind and layout, that the model puts near the best."""
+    near = [cost for cost in costs if cost.seconds <= FARTHEST * costs[0].seconds]
+    kinds: dict[tuple[str, bool], Cost] = {}
+    for cost in near:
+        kinds.setdefault((cost.plan.kind, cost.plan.columns), cost)
+    found = near[:NUM_TRIED] + [cost for cost in kinds.values() if cost not in near[:NUM_TRIED]]
+    if not training:
+        found += [cost for cost in costs if cost.plan.kind == "folded" and cost not in found]
+    return found if len(near) > 1 else near
+
+
+def _tried(
+    tried: Sequence[Cost],
+    shapes: Shapes,
+    rows: int,
+    training: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    on: Machine,
+) -> Plan:
+    """The fastest by measurement; where that takes long, on fewer rows, and the model tells how time grows."""
+    fewer = rows
+    while fewer > LEAST_ROWS and ROUNDS * _total(tried, shapes, fewer, training, on, dtype) > TRIAL_SECONDS:
+        fewer //= 2
+    with undisturbed(grad=training):
+        measured = _measure([cost.plan for cost in tried], shapes, fewer, training, device, dtype)
+    times = {}
+    for cost, least in zip(tried, measured, strict=True):
+        grown = cost.seconds / seconds(cost.plan, shapes, fewer, training, on, dtype.itemsize)
+        times[cost.plan] = least * grown
+    best = min(times, key=times.__getitem__)
+    folded = next((plan for plan in times if plan.kind == "folded"), None)
+    if not training and folded is not None and times[best] > TRIED_MARGIN * times[folded]:
+        return folded
+    return best
+
+
+def _total(
+    tried: Sequence[Cost], shapes: Shapes, rows: int, training: bool, on: Machine, dtype: torch.dtype
+) -> float:
+    return sum(seconds(cost.plan, shapes, rows, training, on, dtype.itemsize) for cost in tried)
+
+
+def _measure(
+    plans: Sequence[Plan],
+    shapes: Shapes,
+    rows: int,
+    training: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[float]:
+    """Seconds of each: the least of interleaved runs."""
+    make = _training_step if training else _inference_step
+    runs = [make(Chain.of(plan, shapes), shapes, rows, device, dtype) for plan in plans]
+    least = [math.inf] * len(plans)
+    for _ in range(ROUNDS + 1):
+        for k, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            least[k] = min(least[k], time.perf_counter() - start)
+    return least
+
+
+def _training_step(
+    chain: Chain, shapes: Shapes, rows: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    num_outputs, num_inputs = dense_sizes(shapes)
+    cores = [torch.full(shape, 0.01, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    x = torch.ones(rows, num_inputs, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.ones(rows, num_outputs, device=device, dtype=dtype)
+    return lambda: torch.autograd.grad(training_run(chain, x, cores, None, num_outputs), [x, *cores], dy)
+
+
+def _inference_step(
+    chain: Chain, shapes: Shapes, rows: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    num_outputs, num_inputs = dense_sizes(shapes)
+    cores = [torch.full(shape, 0.01, device=device, dtype=dtype) for shape in shapes]
+    x = torch.ones(rows, num_inputs, device=device, dtype=dtype)
+    if chain.plan.kind == "folded":
+        weight = folded_weight(cores, num_inputs, num_outputs, dtype)
+        return lambda: F.linear(x, weight)
+    run = inference_run(chain, groups(cores, chain, dtype), rows, None)
+    return lambda: run(x)

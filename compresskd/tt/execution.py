@@ -1,0 +1,64 @@
+"""How each kind of plan runs: prepared for the repeated call at inference, or differentiable in training."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from compresskd.tt import rows
+from compresskd.tt.chain import Chain, ChainProduct
+from compresskd.tt.contraction import matrices
+from compresskd.tt.cores import merge, to_matrix
+from compresskd.tt.streamed import StreamedLinear, split_bond
+
+
+def inference_run(
+    chain: Chain, Gs: Sequence[Tensor], num_rows: int, bias: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """What takes x [num_rows, N] to [num_rows, M] by a chain plan whose groups are ready."""
+    if chain.plan.columns or 0 < chain.plan.chunk < num_rows:
+        return partial(_chunked, chain, Gs=Gs, bias=bias)
+    return rows.prepare(Gs, chain.steps, num_rows, bias)
+
+
+def _chunked(chain: Chain, x: Tensor, Gs: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    return chain.forward(x, Gs, bias)[0]
+
+
+def groups(cores: Sequence[Tensor], chain: Chain, dtype: torch.dtype) -> list[Tensor]:
+    """The matrices that the plan's steps multiply by, for inference."""
+    detached = [core.detach() for core in cores]
+    Gs = matrices(detached, chain.plan.cuts, from_right=chain.plan.from_right)
+    return [G.to(dtype).contiguous() for G in Gs]
+
+
+def folded_weight(cores: Sequence[Tensor], num_inputs: int, num_outputs: int, dtype: torch.dtype) -> Tensor:
+    """The dense weight [num_outputs, num_inputs], for inference."""
+    weight = to_matrix([core.detach() for core in cores])[:num_outputs, :num_inputs]
+    return weight.to(dtype).clone(memory_format=torch.contiguous_format)
+
+
+def training_run(
+    chain: Chain, x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, missing: int = 0
+) -> Tensor:
+    """x [B, N - missing] to [B, num_outputs] with a graph, by any plan."""
+    if chain.plan.kind == "folded":
+        return F.linear(x, to_matrix(cores)[:num_outputs, : x.shape[1]], bias)
+    if missing:
+        x = F.pad(x, (0, missing))
+    if chain.plan.kind == "streamed":
+        bond = split_bond([tuple(core.shape) for core in cores])  # pyright: ignore[reportArgumentType]
+        left, right = merge(cores[:bond])[0], merge(cores[bond:])[..., 0].transpose(0, 1)
+        y = StreamedLinear.apply(x, left.contiguous(), right.contiguous())
+        return cut(y, bias, num_outputs)  # pyright: ignore[reportArgumentType]
+    if chain.num_outputs == num_outputs:
+        return ChainProduct.apply(chain, x, bias, *cores)  # pyright: ignore[reportReturnType]
+    return cut(ChainProduct.apply(chain, x, None, *cores), bias, num_outputs)  # pyright: ignore[reportArgumentType]
+
+
+def cut(y: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:
+    """y [..., M] to [..., num_outputs], the bias added."""
+    y = y if y.shape[-1] == num_outputs else y[..., :num_outputs]
+    return y if bias is None else y + bias

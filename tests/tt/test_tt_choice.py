@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from compresskd.tt import TTLinear, choice, decisions
+from compresskd.tt.calibration import cache_directory
+from compresskd.tt.choice import choose
+from compresskd.tt.contraction import Plan
+from compresskd.tt.rows import outer, outer_sum
+
+SHAPES = ((1, 32, 8, 2), (2, 8, 32, 1))
+OPTIONS = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1}
+
+
+def forget(monkeypatch):
+    choose.cache_clear()
+    monkeypatch.setattr(decisions, "_made", {})
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_trial_is_kept_on_disk_and_the_next_process_follows_it(monkeypatch, training):
+    forget(monkeypatch)
+    first = choose(SHAPES, 64, training=training, **OPTIONS)
+    files = {path: json.loads(path.read_text()) for path in (cache_directory() / "plans").glob("*.json")}
+    (path,) = [p for p, stored in files.items() if f"{SHAPES} 64 {training} " in stored["name"]]
+    assert Plan(**{**files[path]["outcome"], "cuts": tuple(files[path]["outcome"]["cuts"])}) == first
+    other = {"kind": "chain", "cuts": [1], "from_right": False, "columns": True, "chunk": 32}
+    path.write_text(json.dumps({**files[path], "outcome": other}))
+    forget(monkeypatch)
+    monkeypatch.setattr(choice, "_tried", lambda *_: pytest.fail("tried again"))
+    assert choose(SHAPES, 64, training=training, **OPTIONS) == Plan("chain", (1,), False, True, 32)
+    path.unlink()
+    choose.cache_clear()
+
+
+def test_the_cost_model_alone_decides_where_trials_are_off_or_nothing_can_be_kept(monkeypatch, tmp_path):
+    forget(monkeypatch)
+    monkeypatch.setenv("COMPRESSKD_TRIALS", "0")
+    monkeypatch.setattr(choice, "_tried", lambda *_: pytest.fail("tried"))
+    predicted = choose(SHAPES, 128, training=True, **OPTIONS)
+    forget(monkeypatch)
+    monkeypatch.delenv("COMPRESSKD_TRIALS")
+    monkeypatch.setattr(choice, "_tried", lambda *_: Plan("streamed"))
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setattr(decisions, "cache_directory", lambda: blocked)
+    assert choose(SHAPES, 128, training=True, **OPTIONS) == predicted
+    choose.cache_clear()
+
+
+def test_trials_leave_no_trace_in_the_call_they_are_made_in(monkeypatch):
+    forget(monkeypatch)
+    layer, x = TTLinear((3, 12), (12, 3), 4), torch.randn(48, 36)
+    state = torch.get_rng_state()
+    counts = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    choose.cache_clear()
+
+
+@pytest.mark.parametrize(("R", "a", "b"), [(1, 9, 2), (8, 40, 3), (200, 30, 20), (200, 20, 30)])
+def test_products_turned_for_speed_are_the_same_products(R, a, b):
+    dz, z = torch.randn(R, a, dtype=torch.float64), torch.randn(R, b, dtype=torch.float64)
+    assert torch.allclose(outer(dz, z), dz.T @ z, atol=1e-12)
+    wide, other = torch.randn(5, a, 17, dtype=torch.float64), torch.randn(5, b, 17, dtype=torch.float64)
+    expected = torch.einsum("rac,rbc->ab", wide, other)
+    assert torch.allclose(outer_sum(wide, other), expected, atol=1e-11)
