@@ -93,6 +93,12 @@ def _bench(arguments: list[str]) -> int:
     return bench.main(arguments)
 
 
+def _export(arguments: list[str]) -> int:
+    from compresskd.export import command
+
+    return command.main(arguments)
+
+
 _EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
 
 Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
@@ -128,4 +134,5 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "evaluate": _evaluate,
     "bench": _bench,
+    "export": _export,
 }

@@ -43,6 +43,7 @@ class TTMLP(nn.Module):
             raise ValueError(f"TTMLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         at_least("num_classes", num_classes, 2, architecture="TTMLP")
         widths = _widths(layers, flat_size(input_shape, architecture="TTMLP"), num_classes)
+        self._dense = {"activation": activation, "num_classes": num_classes, "input_shape": list(input_shape)}
         self.activation = ACTIVATIONS[activation]
         self.num_layers = len(layers)
         for number, layer in enumerate(layers, start=1):
@@ -54,6 +55,11 @@ class TTMLP(nn.Module):
                 out_features=widths[number],
             )
             self.add_module(f"fc{number}", linear)
+
+    def dense_architecture(self) -> dict[str, Any]:
+        """Target and keywords of the perceptron whose dense layers have the names and sizes of these."""
+        hidden = [self.get_submodule(f"fc{number}").out_features for number in range(1, self.num_layers)]
+        return {"target": "compresskd.models.mlp.MLP", "kwargs": {"hidden": hidden, **self._dense}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, *input_shape]` to logits `[B, num_classes]`."""

@@ -1,0 +1,85 @@
+"""How far an exported model is from its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compresskd.export.errors import ExportFailed
+from compresskd.export.samples import Samples
+
+Run = Callable[[Tensor], Tensor]
+BATCH_SIZES = (1, 32)
+_ONE_BY_ONE = 16  # samples that are also given one by one
+_FLOAT_TOLERANCE = 1e-4
+_FEWEST_EQUAL = 0.98
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Over all samples and batch sizes.
+
+    Attributes:
+        largest_difference: of any output, absolute.
+        largest_output: of the source, absolute: what a difference is to be seen against.
+        equal_predictions: fraction of the samples with the same largest output.
+        num_compared: outputs; a sample counts for every batch size.
+    """
+
+    largest_difference: float
+    largest_output: float
+    equal_predictions: float
+    num_compared: int
+
+
+@torch.inference_mode()
+def compare(
+    source: Run, exported: Run, inputs: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> Agreement:
+    """Outputs of both on inputs [N, ...], in batches of each of the sizes; at size 1 the first few."""
+    difference, largest, equal, count = 0.0, 0.0, 0, 0
+    for size in batch_sizes:
+        for batch in (inputs[:_ONE_BY_ONE] if size == 1 else inputs).split(size):
+            expected, came = source(batch), exported(batch)
+            if came.shape != expected.shape:
+                raise ExportFailed(
+                    f"expected outputs of shape {list(expected.shape)}, got {list(came.shape)}"
+                )
+            difference = max(difference, float((expected - came).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+            equal += int((expected.argmax(-1) == came.argmax(-1)).sum())
+            count += len(batch)
+    return Agreement(difference, largest, equal / count, count)
+
+
+def worst(found: Sequence[Agreement]) -> Agreement:
+    """The largest difference and the fewest equal predictions of several ways to run the same file."""
+    return Agreement(
+        max(one.largest_difference for one in found),
+        max(one.largest_output for one in found),
+        min(one.equal_predictions for one in found),
+        found[0].num_compared,
+    )
+
+
+def check(agreement: Agreement, samples: Samples, *, rounds_inputs: bool) -> None:
+    """Raise ExportFailed where the exported model answers otherwise than the source.
+
+    Float arithmetic in another order is allowed 1e-4 of the largest output. Where inputs are rounded to integers, a
+    value at the border of two may fall to either side; then two predictions in a hundred may differ.
+    """
+    allowed = _FLOAT_TOLERANCE * max(1.0, agreement.largest_output)
+    close = (
+        agreement.equal_predictions >= _FEWEST_EQUAL
+        if rounds_inputs
+        else agreement.largest_difference <= allowed
+    )
+    if not close:
+        raise ExportFailed(
+            f"the exported model answers otherwise than its source on {samples.kind}: largest difference "
+            f"{agreement.largest_difference:.3g} (outputs up to {agreement.largest_output:.3g}), equal predictions "
+            f"{100 * agreement.equal_predictions:.2f}%; nothing was kept"
+        )

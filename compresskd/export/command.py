@@ -1,0 +1,132 @@
+"""The verb: which model, in which form, where to, and what a person is told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from compresskd.export.agreement import BATCH_SIZES
+from compresskd.export.errors import ExportError, ExportFailed
+from compresskd.export.export import FORMS, Exported, export, report_of
+from compresskd.export.samples import Samples, first_of, random
+from compresskd.export.source import Source, open_source
+
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`compresskd export DIR --to onnx|pt2|dense`; the exit code: 0, or 1 where the export answers otherwise."""
+    arguments = _parser().parse_args(list(argv))
+    path: Path = arguments.path
+    source = open_source(path, trust=arguments.trust)
+    out = arguments.out or _default_out(source, arguments.to)
+    _check_out(out, arguments.to, overwrite=arguments.overwrite)
+    samples = _samples(source, arguments.check_samples)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        exported = export(source, arguments.to, out, samples)
+    except ExportFailed as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"compresskd: {error}", markup=False)
+        return 1
+    console.print(_summary(exported), markup=False)
+    console.print(_table(exported))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compresskd export",
+        description="Write a finished model in a form that other programs run, and compare its outputs with its own.",
+    )
+    parser.add_argument(
+        "path", type=Path, metavar="DIR", help="run directory, folder of a model, or .ckd file"
+    )
+    parser.add_argument("--to", required=True, choices=list(FORMS), help="the form")
+    parser.add_argument(
+        "--out", type=Path, help="file (of dense: folder) to write; default: beside the model"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    parser.add_argument(
+        "--check-samples", type=_count, default=256, metavar="N", help="samples to compare on (default 256)"
+    )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="package of an architecture of your own",
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _default_out(source: Source, form: str) -> Path:
+    """In a run's folder `export/model.onnx` and the like, else beside the model and named after it."""
+    suffix = _SUFFIXES[form]
+    if source.record is not None:
+        return source.path / "export" / f"model{suffix}"
+    path = source.path.resolve()
+    return path.with_name(f"{path.stem if path.is_file() else path.name}{suffix}")
+
+
+def _check_out(out: Path, form: str, *, overwrite: bool) -> None:
+    if not (out.exists() or report_of(out).exists()):
+        return
+    if not overwrite:
+        raise ExportError(f"{out} is there already; write another --out, or --overwrite to replace it")
+    if out.exists() and out.is_dir() != (form == "dense"):
+        raise ExportError(
+            f"{out} is a {'folder' if out.is_dir() else 'file'}, which this form does not replace"
+        )
+    if out.is_dir() and not (out / "structure.json").exists() and any(out.iterdir()):
+        raise ExportError(f"{out} is a folder of something else than a model, which is never replaced")
+
+
+def _samples(source: Source, count: int) -> Samples:
+    """Of the run's own test split where there is a run, else random ones."""
+    if source.record is None:
+        return random(source.input_shape, count)
+    from compresskd.config.recorded import data_of
+    from compresskd.config.schema import register
+
+    register()
+    data = data_of(source.record.config)
+    return first_of(data.test, count, data.name)
+
+
+def _summary(exported: Exported) -> str:
+    agreement = exported.agreement
+    lines = [
+        f"wrote {exported.path} ({exported.num_bytes:,} bytes) and {report_of(exported.path).name}",
+        f"compared on {exported.samples.kind}, in batches of {' and '.join(map(str, BATCH_SIZES))}: largest "
+        f"difference {agreement.largest_difference:.2g} (outputs up to {agreement.largest_output:.3g}), equal "
+        f"predictions {100 * agreement.equal_predictions:.2f}%",
+    ]
+    types = list(exported.written.integers.values())
+    if types:
+        counts = ", ".join(f"{types.count(kind)} {kind}" for kind in sorted(set(types)))
+        lines.append(f"quantized tensors: {counts}; no float copy among the initializers")
+    for key, value in exported.written.session_options.items():
+        lines.append(
+            f"to unpack the integers at load: SessionOptions.add_session_config_entry('{key}', '{value}')"
+        )
+    return "\n".join(lines)
+
+
+def _table(exported: Exported) -> Table:
+    table = Table(title="forward, milliseconds")
+    table.add_column("")
+    for size in BATCH_SIZES:
+        table.add_column(f"batch {size}", justify="right")
+    for name, times in exported.latency_ms.items():
+        table.add_row(name, *(f"{times[f'batch_{size}']:.3f}" for size in BATCH_SIZES))
+    return table

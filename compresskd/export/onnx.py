@@ -1,0 +1,113 @@
+"""The ONNX form: a graph that onnxruntime and others run, quantized tensors in it as integers.
+
+Constant folding would turn the integers back into floats, so while the graph is simplified the quantized tensors
+are inputs of it, which nothing can fold; only then are they put in as integers (see `qdq`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.export.agreement import Run
+from compresskd.export.errors import ExportError
+from compresskd.export.rounding import rounding_as_operators
+from compresskd.quant.pack import QuantizedTensor
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+OPSET = 21  # the first in which DequantizeLinear reads 4-bit integers
+UNPACK_AT_LOAD = {"session.disable_quant_qdq": "1"}
+
+
+def require_packages() -> None:
+    """Raise ExportError where a package of the extra is not installed."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"--to onnx needs {', '.join(missing)}, which is not installed; write: pip install 'compresskd[export]'"
+        )
+
+
+def write(
+    model: nn.Module, quantized: Mapping[str, QuantizedTensor], example: Tensor, path: Path
+) -> dict[str, str]:
+    """Write the model, in evaluation mode, with a dynamic first dimension.
+
+    Args:
+        model: ordinary parameters; its `ActivationQuant` children become QuantizeLinear and DequantizeLinear.
+        quantized: integers of parameters and buffers by name.
+        example: [B, ...] with B of 2 or more.
+        path: of the file.
+
+    Returns:
+        The ONNX type of every quantized tensor by name.
+    """
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    from compresskd.export import qdq
+
+    graph_model = _graph_of(model, example)
+    qdq.hold_out(graph_model.graph, quantized)
+    optimizer.optimize(graph_model)
+    types = qdq.put_in(graph_model, quantized)
+    ir.save(graph_model, path)
+    return types
+
+
+def read(path: Path, *, options: Mapping[str, str] | None = None) -> Run:
+    """The file in onnxruntime, on as many threads as torch uses; `options` are configuration entries of the session."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+    def run(x: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"input": x.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def _graph_of(model: nn.Module, example: Tensor) -> Any:
+    batch: Any = torch.export.Dim("batch")
+    with torch.no_grad(), _quiet(), rounding_as_operators(model):
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            dynamic_shapes=({0: batch},),
+            input_names=["input"],
+            output_names=["logits"],
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about itself and about packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
