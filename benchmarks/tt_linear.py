@@ -29,6 +29,7 @@ from compresskd.tt.execution import folded_weight, groups, inference_run, traini
 from compresskd.tt.planner import bucket, rank_plans
 
 HINDSIGHT = 10
+LARGEST = 1 << 24
 Case = tuple[tuple[int, int], str, int, int]
 
 
@@ -57,9 +58,16 @@ def bench(case: Case, options: argparse.Namespace) -> dict[str, float]:
 
 
 def _peers(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> dict[str, Run]:
-    """Those asked for; left-to-right contraction of large batches takes minutes and gigabytes."""
+    """Those that fit: contraction from the left takes gigabytes where the left output modes are long."""
     found = peers(layer, x, options.training)
-    slow = x.shape[0] > options.left_to_right or options.training
+    largest = max(
+        x.shape[0]
+        * math.prod(layer.output_dims[:k])
+        * math.prod(layer.input_dims[k:])
+        * (layer.ranks[k - 1] if k < len(layer.cores) else 1)
+        for k in range(1, len(layer.cores) + 1)
+    )
+    slow = x.shape[0] > options.left_to_right or options.training or largest > LARGEST
     return {name: run for name, run in found.items() if not (slow and name in ("t3nsor", "torchtt"))}
 
 

@@ -22,11 +22,12 @@ import torch
 
 from compresskd.tt.undisturbed import undisturbed
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 MM_ROWS, MM_INNER, MM_COLUMNS = (1, 4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024), (4, 16, 64, 256, 1024)
 BMM_ROWS, BMM_INNER, BMM_COLUMNS = (4, 16, 64, 256, 1024), (4, 16, 64, 256), (16, 64, 256, 1024)
 GEMV_BYTES = (1 << 18, 1 << 22, 1 << 26)
 GEMV_LIMITS = (1 << 20, 1 << 24)
+FRESH_BYTES, FRESH_LIMIT = 36 << 20, 1 << 25
 TURN_ROWS, TURN_COLUMNS = 64, 1024
 WORK = 1 << 17
 MAX_WORK = 1 << 23
@@ -41,7 +42,8 @@ Grid = list[Plane]
 class Machine:
     """Seconds per multiply-add on the grids, bytes per second by size of operand, seconds per operation.
 
-    `turn` is the seconds per number of a transposing copy.
+    `turn` is the seconds per number of a transposing copy, `fresh` the seconds per byte of a result so large that its
+    memory comes new from the system.
     """
 
     mm: Grid
@@ -49,6 +51,7 @@ class Machine:
     bandwidth: list[float]
     operation: float
     turn: float
+    fresh: float
 
     def mm_seconds(self, rows: int, inner: int, columns: int, *, itemsize: int = 4) -> float:
         """One product [rows, inner] x [inner, columns], columns being those of a weight."""
@@ -71,6 +74,12 @@ class Machine:
     def turn_seconds(self, elements: int) -> float:
         """One pass that transposes so many elements."""
         return elements * self.turn + self.operation
+
+    def spill_seconds(self, size: float) -> float:
+        """What writing and reading again an intermediate of `size` bytes takes beyond the products' own time."""
+        if size > FRESH_LIMIT:
+            return size * self.fresh + self.bytes_seconds(size)
+        return 2 * self.bytes_seconds(size) if size > GEMV_LIMITS[0] else 0.0
 
     def bytes_seconds(self, size: float) -> float:
         """Reading `size` bytes from where an operand of that size lives."""
@@ -156,6 +165,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     new = partial(torch.ones, dtype=dtype, device=device)
     with undisturbed(grad=False):
         rounds = [_round(new, device, dtype.itemsize) for _ in range(ROUNDS)]
+        fresh = _seconds(partial(new, FRESH_BYTES // dtype.itemsize), device, 1) / FRESH_BYTES
     mm, bmm, bandwidth, operation, turn = zip(*rounds, strict=True)
     least = [
         [[[min(v) for v in zip(*c, strict=True)] for c in zip(*r, strict=True)] for r in zip(*g, strict=True)]
@@ -167,6 +177,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
         [max(values) for values in zip(*bandwidth, strict=True)],
         min(operation),
         min(turn),
+        fresh,
     )
 
 

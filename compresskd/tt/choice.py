@@ -28,8 +28,8 @@ TRIED_MARGIN = 0.95
 NUM_TRIED = 4
 FARTHEST = 2.0
 TRIAL_SECONDS = 0.03
-ROUNDS = 4
-LEAST_ROWS = 32
+LEAST_ROUNDS, MOST_ROUNDS = 2, 6
+LEAST_ROWS = 64
 VERSION = 1
 
 
@@ -87,10 +87,12 @@ def _tried(
 ) -> Plan:
     """The fastest by measurement; where that takes long, on fewer rows, and the model tells how time grows."""
     fewer = rows
-    while fewer > LEAST_ROWS and ROUNDS * _total(tried, shapes, fewer, training, on, dtype) > TRIAL_SECONDS:
+    while fewer > LEAST_ROWS and _total(tried, shapes, fewer, training, on, dtype) > TRIAL_SECONDS:
         fewer //= 2
+    rounds = TRIAL_SECONDS / _total(tried, shapes, fewer, training, on, dtype)
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(rounds)))
     with undisturbed(grad=training):
-        measured = _measure([cost.plan for cost in tried], shapes, fewer, training, device, dtype)
+        measured = _measure([cost.plan for cost in tried], shapes, fewer, training, device, dtype, rounds)
     times = {}
     for cost, least in zip(tried, measured, strict=True):
         grown = cost.seconds / seconds(cost.plan, shapes, fewer, training, on, dtype.itemsize)
@@ -115,12 +117,13 @@ def _measure(
     training: bool,
     device: torch.device,
     dtype: torch.dtype,
+    rounds: int,
 ) -> list[float]:
     """Seconds of each: the least of interleaved runs."""
     make = _training_step if training else _inference_step
     runs = [make(Chain.of(plan, shapes), shapes, rows, device, dtype) for plan in plans]
     least = [math.inf] * len(plans)
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         for k, run in enumerate(runs):
             start = time.perf_counter()
             run()

@@ -13,6 +13,10 @@ from compresskd.tt.prepared import Prepared
 from compresskd.tt.product import infer, traced, train
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
+_is_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
+_is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_threads
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+
 
 class TTLinear(nn.Module):
     """y = x W^T + b with W [out_features, in_features] in tensor-train format.
@@ -213,25 +217,19 @@ class TTLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if _is_compiling() or _tracing_state() is not None:
             return traced(input, list(self.cores), self.bias, self.out_features)
         runs = self._prepared.runs
-        plain = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
-        if (
-            runs
-            and len(plain) == len(self.input_dims)
-            and not torch.is_grad_enabled()
-            and not torch._C._is_any_autocast_enabled()
-        ):
+        if runs and not _is_grad_enabled() and not _is_any_autocast_enabled():
             # What takes longer than a few look-ups here is felt in small layers at batch 1.
-            key = 0
+            plain, key = self._modules["cores"]._parameters, 0  # pyright: ignore[reportOptionalMemberAccess]
             for core in plain.values():
                 key = 3 * key + (core._version << 50) + core.data_ptr()  # pyright: ignore
             bias = self._parameters["bias"]
             if bias is not None:
                 key = 3 * key + (bias._version << 50) + bias.data_ptr()
-            run = runs.get((key, input.shape, input.dtype, torch.get_num_threads()))
-            if run is not None:
+            run = runs.get((key, input.shape, input.dtype, _get_num_threads()))
+            if run is not None and len(plain) == len(self.input_dims):
                 return run(input)
         return self._slow_forward(input)
 

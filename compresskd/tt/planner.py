@@ -98,6 +98,7 @@ def _chain_seconds(path: Sequence[Step], plan: Plan, rows: int, on: Machine, ite
     overhead = (len(path) + 1 + plan.columns) * on.operation
     one = _columns_seconds if plan.columns else _rows_seconds
     seconds = overhead + sum(one(step, chunk, on, itemsize) for step in path)
+    seconds += sum(on.spill_seconds(itemsize * chunk * step.a * step.P * step.C) for step in path[:-1])
     outputs = chunk * path[-1].a * path[-1].P * path[-1].C
     if plan.columns:
         seconds += on.turn_seconds(outputs) + 2 * on.operation

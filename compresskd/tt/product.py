@@ -7,7 +7,7 @@ with zeros to the product of the input modes, y cut from that of the output mode
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -47,8 +47,7 @@ def _prepare(
         weight = prepared.peek(("weight", dtype))
         if weight is None:
             weight = prepared.put(("weight", dtype), folded_weight, cores, x.shape[1], num_outputs, dtype)
-        linear = F.linear
-        return lambda x: linear(x, weight, bias)
+        return partial(F.linear, weight=weight, bias=bias)
     name = ("groups", chain.plan.cuts, chain.plan.from_right, dtype)
     Gs = prepared.peek(name)
     if Gs is None:

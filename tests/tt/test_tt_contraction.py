@@ -80,7 +80,7 @@ def test_streamed_product_equals_the_dense_one(product):
 def flat_machine(rate=1e-11, operation=1e-6):
     mm = [[[rate] * 5] * 5] * 6
     bmm = [[[rate] * 4] * 4] * 5
-    return Machine(mm, bmm, [5e10, 4e10, 1e10], operation, 1e-9)
+    return Machine(mm, bmm, [5e10, 4e10, 1e10], operation, 1e-9, 4e-10)
 
 
 def test_model_prefers_little_work_on_a_machine_of_one_rate():
@@ -104,7 +104,7 @@ def test_streamed_is_chosen_for_large_batches_of_high_rank():
 
 def test_interpolation_is_exact_on_the_grid_and_monotone_between():
     mm = [[[1e-9 / (i + 1) / (j + 1) / (k + 1) for k in range(5)] for j in range(5)] for i in range(6)]
-    on = Machine(mm, [[[1e-9] * 4] * 4] * 5, [1e15] * 3, 0.0, 0.0)
+    on = Machine(mm, [[[1e-9] * 4] * 4] * 5, [1e15] * 3, 0.0, 0.0, 0.0)
     assert on.mm_seconds(16, 64, 256) == pytest.approx(16 * 64 * 256 * mm[2][2][3])
     assert on.mm_seconds(1, 4, 4) == pytest.approx(16 * mm[0][0][0])
     assert on.mm_seconds(9999, 4096, 4096) == pytest.approx(9999 * 4096**2 * mm[5][4][4])
