@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from compresskd.run import Record
+from compresskd.run import Record, factors
 from compresskd.training import EpochRecord, StepProgress
 
 log = logging.getLogger("compresskd")
@@ -158,7 +159,18 @@ def stages_table(record: Record) -> Table:
         cells = [cell(entry) for entry in entries]
         if any(cells):
             table.add_row(heading, *cells)
+    table.caption = _factors(record)
     return table
+
+
+def _factors(record: Record) -> str | None:
+    """What the final model's ratio of bytes is made of, where it is of more than the student."""
+    teacher, final = record.teacher or {}, record.stage(record.final) or {}
+    found = factors(teacher.get("size"), final.get("size", {}))
+    if all(abs(value - 1) < 0.01 for name, value in found.items() if name != "student"):
+        return None
+    parts = " x ".join(f"{value:.3g} {name}" for name, value in found.items())
+    return f"{record.final}: {math.prod(found.values()):.4g} times smaller = {parts}"
 
 
 def _percent(fraction: float | None) -> str:

@@ -20,6 +20,9 @@ from compresskd.data.base import Data, Split
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
+# sizes that are given as ratios of the teacher's too
+_COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
+
 
 @dataclass(frozen=True)
 class State:
@@ -283,7 +286,7 @@ def _assess(
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]
-        entry["compression"] = {k: of_teacher[k] / max(1, v) for k, v in size.items() if k in of_teacher}
+        entry["compression"] = {k: of_teacher[k] / max(1, size[k]) for k in _COMPARED if k in of_teacher}
         if "teacher" in predictions:
             agree = predictions["teacher"] == predictions[name]
             metrics["teacher_agreement"] = float(agree.mean())

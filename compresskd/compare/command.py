@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compresskd.compare import output, tables, tabular, terminal
 from compresskd.compare.comparison import Comparison, Options, compare
+from compresskd.compare.factors import factor_table
 from compresskd.compare.keys import UnknownKeyError
 from compresskd.compare.markdown import markdown
 from compresskd.compare.pairing import PairedTests, against_reference
@@ -102,6 +103,7 @@ def _html(comparison: Comparison, tests: PairedTests) -> str:
 def _markdown(comparison: Comparison, tests: PairedTests) -> str:
     shown = [
         tables.group_table(comparison, tests, every_number=True),
+        factor_table(comparison),
         tables.paired_table(comparison, tests),
         tables.difference_table(comparison),
         tables.flag_table(comparison),
@@ -144,7 +146,8 @@ def _terminal_tables(comparison: Comparison, tests: PairedTests, rows: int) -> l
     if rows and len(flags.rows) > min(rows, 15):
         flags = _flag_counts(comparison)
     results = tables.group_table(comparison, tests)
-    return [results, tables.without(tables.paired_table(comparison, tests), "McNemar per seed"), flags]
+    paired = tables.without(tables.paired_table(comparison, tests), "McNemar per seed")
+    return [results, factor_table(comparison), paired, flags]
 
 
 def _flag_counts(comparison: Comparison) -> tables.Table:

@@ -14,6 +14,7 @@ from importlib.resources import files
 from compresskd.compare import numbers, plots, tables
 from compresskd.compare.comparison import Comparison
 from compresskd.compare.curves import Curve, curve, read_epochs
+from compresskd.compare.factors import factor_table
 from compresskd.compare.grouping import Group
 from compresskd.compare.output import MARKS
 from compresskd.compare.pairing import PairedTests
@@ -35,6 +36,7 @@ def html(title: str, head: Sequence[str], comparison: Comparison, tests: PairedT
     records = {id(group): _first_record(comparison, group) for group in detailed}
     sections = [
         ("results", "Results", _table(tables.group_table(comparison, tests, every_number=True))),
+        ("factors", "Compression by factor", _table(factor_table(comparison))),
         ("plots", "Accuracy against cost", _scatters(comparison)),
         ("tests", "Paired tests", _table(tables.paired_table(comparison, tests), "tests")),
         ("curves", "Training curves", _curves(comparison, detailed)),

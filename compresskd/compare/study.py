@@ -10,8 +10,10 @@ from sys import intern
 from compresskd.compare.discovery import Problem, find_records
 from compresskd.compare.keys import canonical, change, flatten
 from compresskd.compare.records import Record, RecordError, StageRecord, read_record
+from compresskd.run.factors import factors
 
 FINAL, ALL = "final", "all"
+_PARTS = ("compact_bytes", "packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +142,32 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
 
 
 def _numbers(record: Record, stage: StageRecord | None) -> dict[str, float]:
-    """Flat names: metrics and sizes as they are, `compression_KEY`, `latency_KEY` (ms), times in seconds."""
+    """Flat names: metrics, sizes, `compression_KEY`, `latency_KEY` (ms), `factor_NAME`, times in seconds.
+
+    `stored_bytes` are those of the compact file where the record has them, else of the folder.
+    """
     numbers: dict[str, float | None] = {"wall_seconds": record.wall_seconds}
     if stage is not None:
-        numbers |= {**stage.metrics, **stage.size}
-        numbers |= {intern(f"compression_{key}"): value for key, value in stage.compression.items()}
+        numbers |= {**stage.metrics, **_smallest(stage.size)}
+        compression = _smallest(stage.compression)
+        numbers |= {intern(f"compression_{key}"): value for key, value in compression.items()}
+        teacher = record.teacher.size if record.teacher else None
+        numbers |= {f"factor_{key}": value for key, value in factors(teacher, stage.size).items()}
         numbers |= {intern(f"latency_{key}"): value for key, value in stage.latency_ms.items()}
         numbers |= {"seconds": stage.seconds, "epochs": stage.epochs, "best_epoch": stage.best_epoch}
     teacher_accuracy = record.teacher.metrics.get("test_accuracy") if record.teacher else None
     numbers["teacher_test_accuracy"] = teacher_accuracy
     return {intern(key): value for key, value in numbers.items() if value is not None}
+
+
+def _smallest(sizes: Mapping[str, float]) -> dict[str, float]:
+    """Sizes in which the stored bytes are those of the smallest file that the run keeps."""
+    kept = {key: value for key, value in sizes.items() if key not in _PARTS}
+    if "compact_bytes" in sizes:
+        kept["stored_bytes"] = sizes["compact_bytes"]
+        if "stored_bytes" in sizes:
+            kept["folder_bytes"] = sizes["stored_bytes"]
+    return kept
 
 
 def _swept_key(override: str) -> str:

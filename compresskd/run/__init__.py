@@ -18,11 +18,13 @@ torch, so that reading records stays instant.
 
 from compresskd.run.directory import Run, open_run
 from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
+from compresskd.run.factors import FACTORS, factors
 from compresskd.run.files import atomic, atomic_folder, read_checked, write_checked, write_text
 from compresskd.run.lock import describe_owner
 from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RECORD, RUNNING, SCHEMA, Record, read_record
 
 __all__ = [
+    "FACTORS",
     "FAILED",
     "FINISHED",
     "INTERRUPTED",
@@ -37,6 +39,7 @@ __all__ = [
     "atomic",
     "atomic_folder",
     "describe_owner",
+    "factors",
     "open_run",
     "read_checked",
     "read_record",

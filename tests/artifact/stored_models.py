@@ -14,7 +14,7 @@ from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, Per
 from compresskd.quant.grid import Grid
 
 NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "custom")
-MLP = {"hidden": [32, 32], "activation": "relu", "num_classes": 10, "input_shape": [1, 8, 8]}
+MLP = {"hidden": [32, 32], "num_classes": 10, "input_shape": [1, 8, 8]}
 
 
 SHAPES = {"tt_mlp": [1, 8, 8], "tt_lenet_300_100": [1, 28, 28]}  # their modes fix the size of the input

@@ -150,7 +150,22 @@ def test_sizes_of_the_record_are_those_of_files(tmp_path):
         "structure.json",
     ]
     stored = artifact.read(folder)
-    assert artifact.compact_sizes(stored) == {k: record[k] for k in ("compact_bytes", "packed_bytes")}
+    sizes = artifact.compact_sizes(stored)
+    assert (sizes["compact_bytes"], sizes["packed_bytes"]) == (
+        record["compact_bytes"],
+        record["packed_bytes"],
+    )
+
+
+def test_sizes_without_each_way_to_make_the_file_smaller():
+    dense, tensor_train = lenet5(), lenet5(8)
+    stored = quantized(lenet5(8), 4)
+    sizes = artifact.compact_sizes(stored)
+    assert sizes["float_bytes"] == len(artifact.encode(content(tensor_train))[0])
+    assert sizes["dense_bytes"] == len(artifact.encode(content(dense))[0])
+    assert sizes["dense_bytes"] > sizes["float_bytes"] > sizes["packed_bytes"] > sizes["compact_bytes"]
+    alike = artifact.compact_sizes(content(dense))
+    assert len(set(alike.values())) == 1
 
 
 def test_counters_of_batch_norms_cost_nothing_where_they_agree():
