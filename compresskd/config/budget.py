@@ -67,7 +67,8 @@ def _trainings(node: Any) -> Iterator[int | None]:
 def _is_trained(how: DictConfig, stage: DictConfig) -> bool:
     """Whether a stage that quantizes does so by training."""
     bits = stage.get("default_bits") if how.get("bits") is None else how["bits"]
-    return bits is not None and how.get("student", True) and how.get("mode", "qat") == "qat"
+    asked = bits is not None or how.get("budget") is not None
+    return asked and how.get("student", True) and how.get("mode", "qat") == "qat"
 
 
 def _steps(node: DictConfig) -> Sequence[Mapping[str, Any]]:

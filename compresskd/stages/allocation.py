@@ -1,10 +1,11 @@
-"""Share one budget of parameters among layers: each next step goes where it removes most error per parameter."""
+"""Share one budget among layers: each next step goes where it removes most error for what it costs."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,22 +13,28 @@ class Size:
     """A size that a layer can have.
 
     Attributes:
-        num_parameters: of its factors, or of its dense weight.
+        cost: parameters, or bytes: in what the budget counts.
         error: what the layer adds to the model's error at this size; 0 for the dense layer.
         dense: whether this is the layer as it was.
+        form: what the size stands for, to whoever asked.
     """
 
-    num_parameters: int
+    cost: int
     error: float
     dense: bool = False
+    form: Any = None
 
 
 class BudgetTooSmallError(ValueError):
-    """Even the smallest form of every layer takes more than the budget."""
+    """Even the smallest form of every layer takes more than the budget; `least` is what these take."""
+
+    def __init__(self, budget: int, least: int):
+        super().__init__(f"came {budget:,} for the layers; their least is {least:,}")
+        self.least = least
 
 
 def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Size]:
-    """Choose a size for every layer, at most `budget` parameters together.
+    """Choose a size for every layer, at most `budget` together.
 
     Greedy steps along each layer's lower convex hull, which is optimal for the sum of errors up to the last step
     (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers", section III). What the
@@ -35,23 +42,23 @@ def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Siz
 
     Args:
         curves: the sizes that each layer can have, in any order.
-        budget: parameters that all layers may take together.
+        budget: what all layers may cost together.
 
     Raises:
         BudgetTooSmallError: with the least number that is possible.
     """
     hulls = {name: _lower_hull(sizes) for name, sizes in curves.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
-    spent = sum(size.num_parameters for size in chosen.values())
+    spent = sum(size.cost for size in chosen.values())
     if spent > budget:
-        raise BudgetTooSmallError(f"came {budget:,} parameters for the layers; their least is {spent:,}")
+        raise BudgetTooSmallError(budget, spent)
     rising = {name: iter(hull[1:]) for name, hull in hulls.items()}
     queue: list[tuple[float, str, Size]] = []
     for name in hulls:
         _push(queue, name, chosen[name], rising[name])
     while queue:
         _, name, size = heapq.heappop(queue)
-        cost = size.num_parameters - chosen[name].num_parameters
+        cost = size.cost - chosen[name].cost
         if spent + cost > budget:
             continue  # a layer whose next step is too dear takes no more; cheaper ones go on
         chosen[name], spent = size, spent + cost
@@ -62,14 +69,14 @@ def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Siz
 def _push(queue: list[tuple[float, str, Size]], name: str, now: Size, rising: Iterator[Size]) -> None:
     following = next(rising, None)
     if following is not None:
-        gain = (now.error - following.error) / (following.num_parameters - now.num_parameters)
+        gain = (now.error - following.error) / (following.cost - now.cost)
         heapq.heappush(queue, (-gain, name, following))
 
 
 def _lower_hull(sizes: Sequence[Size]) -> list[Size]:
-    """The sizes worth having: more parameters always buy less error, at a falling rate."""
+    """The sizes worth having: more cost always buys less error, at a falling rate."""
     hull: list[Size] = []
-    for size in sorted(sizes, key=lambda s: (s.num_parameters, s.error)):
+    for size in sorted(sizes, key=lambda s: (s.cost, s.error)):
         if hull and size.error >= hull[-1].error:
             continue
         while len(hull) > 1 and _rate(hull[-2], hull[-1]) < _rate(hull[-2], size):
@@ -81,4 +88,4 @@ def _lower_hull(sizes: Sequence[Size]) -> list[Size]:
 
 
 def _rate(a: Size, b: Size) -> float:
-    return (a.error - b.error) / (b.num_parameters - a.num_parameters)
+    return (a.error - b.error) / (b.cost - a.cost)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compresskd import tt
 from compresskd.data.base import Split
 from compresskd.training.evaluation import evaluation_mode
 
@@ -21,16 +23,19 @@ class LayerStatistics:
     """Second moments of one layer, N its inputs (of a convolution: of its unfolded patches).
 
     Attributes:
-        covariance: [N, N] float32, E[x x^T].
+        covariance: [N, N] float32, E[x x^T]; None for layers that are no matrix applied to every input alike.
+        power: mean squared norm of the output at one position.
         sensitivity: by how much E|logits - logits'|^2 grows when the mean squared norm of the layer's output
             error at one position grows by 1, errors taken as isotropic: sum over positions of |d logits / d y|^2,
             divided by the number of output features.
     """
 
-    covariance: Tensor
+    covariance: Tensor | None
     sensitivity: float = 0.0
+    power: float = 0.0
     _rows: int = field(default=0, repr=False)
     _samples: int = field(default=0, repr=False)
+    _positions: int = field(default=0, repr=False)
 
 
 def calibrate(
@@ -38,7 +43,7 @@ def calibrate(
 ) -> dict[str, LayerStatistics]:
     """Run `num_samples` samples of `split`, unaugmented, through the model and look at the named layers.
 
-    The layers are `nn.Linear` or ungrouped `nn.Conv2d`; the model's mode and gradients are left as they were.
+    Any layer will do that maps one tensor to another; the model's mode and gradients are left as they were.
     """
     statistics: dict[str, LayerStatistics] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +64,9 @@ def calibrate(
             probe = torch.randn(logits.shape, generator=generator).to(device)
             torch.autograd.grad((logits.float() * probe).sum(), inputs)
     for found in statistics.values():
-        found.covariance /= max(1, found._rows)
+        if found.covariance is not None:
+            found.covariance /= max(1, found._rows)
+        found.power /= max(1, found._positions)
         found.sensitivity /= max(1, found._samples)
     return statistics
 
@@ -69,15 +76,17 @@ def _watched(
     name: str, layer: nn.Module, statistics: dict[str, LayerStatistics], generator: torch.Generator
 ) -> Iterator[None]:
     def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        rows = _input_rows(layer, args[0].detach(), generator)
-        found = statistics.get(name)
-        if found is None:
-            size = rows.shape[1]
-            found = statistics[name] = LayerStatistics(torch.zeros(size, size, device=rows.device))
-        found.covariance.addmm_(rows.T, rows)
-        found._rows += len(rows)
+        found = statistics.setdefault(name, LayerStatistics(None))
+        if _is_matrix(layer):
+            rows = _input_rows(layer, args[0].detach(), generator)
+            if found.covariance is None:
+                found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
+            found.covariance.addmm_(rows.T, rows)
+            found._rows += len(rows)
+        num_features = output.shape[1] if output.dim() == 4 else output.shape[-1]
+        found.power += float(output.detach().float().square().sum())
+        found._positions += output.numel() // num_features
         found._samples += len(output)
-        num_features = output.shape[1] if isinstance(layer, nn.Conv2d) else output.shape[-1]
         output.register_hook(lambda g: _add_sensitivity(found, g, num_features))
 
     handle = layer.register_forward_hook(hook)
@@ -91,16 +100,20 @@ def _add_sensitivity(found: LayerStatistics, gradient: Tensor, num_features: int
     found.sensitivity += float(gradient.float().square().sum()) / num_features
 
 
-def _input_rows(layer: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+def _is_matrix(layer: nn.Module) -> bool:
+    kinds = nn.Linear | nn.Conv2d | tt.TTLinear | tt.TTConv2d
+    return isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1
+
+
+def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """[rows, N] float32: what the weight, seen as a matrix, is applied to."""
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, nn.Conv2d | tt.TTConv2d):
         return x.reshape(-1, x.shape[-1]).float()
+    pads = layer.geometry.pads if isinstance(layer, tt.TTConv2d) else layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x.float(), tuple(pads), mode=mode)
     patches = F.unfold(
-        x.float(),
-        layer.kernel_size,  # pyright: ignore[reportArgumentType]
-        dilation=layer.dilation,  # pyright: ignore[reportArgumentType]
-        padding=layer.padding,  # pyright: ignore[reportArgumentType]
-        stride=layer.stride,  # pyright: ignore[reportArgumentType]
+        padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )  # [B, N, positions]
     num_positions = patches.shape[2]
     if num_positions > MAX_POSITIONS:

@@ -103,8 +103,8 @@ class _SensitivityTable:
                 *(allocation.Size(p.num_parameters, self._loss(name, p)) for p in points),
                 allocation.Size(weight, 0.0, dense=True),
             ]
-        self._fixed = self.total - sum(curve[-1].num_parameters for curve in self._curves.values())
-        least = sum(curve[0].num_parameters for curve in self._curves.values())
+        self._fixed = self.total - sum(curve[-1].cost for curve in self._curves.values())
+        least = sum(curve[0].cost for curve in self._curves.values())
         self.least = (self._fixed + least) / self.total
 
     def _loss(self, name: str, point: tt.CurvePoint) -> float:
@@ -142,25 +142,21 @@ class _SensitivityTable:
                 f"{self.least:.4g}, which every layer at its least rank takes"
             ) from None
         plan = {name: self._make(name, size) for name, size in chosen.items()}
-        left = allowed - sum(size.num_parameters for size in chosen.values())
+        left = allowed - sum(size.cost for size in chosen.values())
         return plan | self._filled(chosen, left) if fill else plan
 
     def _filled(self, chosen: Mapping[str, allocation.Size], left: int) -> dict[str, Make]:
         """One layer made a little larger than a whole step, where what is left over allows it."""
-        dense = {name: curve[-1].num_parameters for name, curve in self._curves.items()}
-        room = {n: dense[n] - s.num_parameters for n, s in chosen.items() if not s.dense}
+        dense = {name: curve[-1].cost for name, curve in self._curves.items()}
+        room = {n: dense[n] - s.cost for n, s in chosen.items() if not s.dense}
         fitting = sorted(
             (n for n, free in room.items() if free > left > 0), key=lambda n: -chosen[n].error / room[n]
         )
         best: tuple[int, str, int] | None = None
         for name in fitting[:_NUM_FILLED]:
-            wish = chosen[name].num_parameters + left
+            wish = chosen[name].cost + left
             found = self._candidate(name, wish)
-            if (
-                found is not None
-                and found > chosen[name].num_parameters
-                and (best is None or found > best[0])
-            ):
+            if found is not None and found > chosen[name].cost and (best is None or found > best[0]):
                 best = (found, name, wish)
         if best is None:
             return {}
@@ -178,7 +174,7 @@ class _SensitivityTable:
     def _make(self, name: str, size: allocation.Size) -> Make:
         if size.dense:
             return _dense
-        point = next(p for p in self._points[name] if p.num_parameters == size.num_parameters)
+        point = next(p for p in self._points[name] if p.num_parameters == size.cost)
         options = self._method.options(name)
         options.pop("num_cores", None)  # the modes are chosen
         return functools.partial(tt.factorize, ranks=point.ranks, modes=point.modes, **options)

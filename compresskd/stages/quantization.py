@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Self, TypeGuard
 
 from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
@@ -15,7 +16,7 @@ from compresskd.quant.scale import METHODS
 
 MODES = ("qat", "ptq", "none")
 BATCH_NORMS = ("freeze", "keep", "fold")
-_BEST = "best"
+BEST = "best"
 _GRANULARITIES: dict[str, dict[str, Granularity]] = {
     "granularity": {"tensor": PerTensor(), "channel": PerChannel()},
     "core_granularity": {"tensor": PerTensor(), "rank_slice": PerRankSlice()},
@@ -44,6 +45,8 @@ class Quantization:
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
+        budget: bytes of the model file before entropy coding (2 or more), or a share (below 1) of those of the
+            student as it comes: bits and ranks of the layers are then chosen to fit; None takes `bits`.
         entropy: weight of the entropy of the integers, bits a weight, in the loss.
         epochs, learning_rate: of quantization-aware training; None takes the stage's, and `optimizer.lr`.
 
@@ -54,10 +57,10 @@ class Quantization:
     student: bool = True
     mode: str = "qat"
     bits: int | None = None
-    layers: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, int] | None = None
     grid: str = "symmetric"
     granularity: str | int = "channel"
-    core_grid: str = _BEST
+    core_grid: str = BEST
     core_granularity: str | int = "tensor"
     core_start: str = "gauge_als"
     data_aware: bool = False
@@ -68,6 +71,7 @@ class Quantization:
     vector_bits: int = 16
     batch_norm: str = "freeze"
     freeze_fraction: float = 0.25
+    budget: int | float | None = None
     entropy: float = 0.0
     epochs: int | None = None
     learning_rate: float | None = None
@@ -80,12 +84,12 @@ class Quantization:
     def _faults(self) -> Iterator[str]:
         if self.bits is not None:
             yield from _one_of("bits", self.bits, BITS, "null")
-        for pattern, bits in self.layers.items():
+        for pattern, bits in self.patterns.items():
             if not _is_one_of(bits, (0, *BITS)):
                 allowed = "0 (floating point), " + ", ".join(map(str, BITS))
                 yield f"quant.layers: came {bits!r} for '{pattern}'; allowed: {allowed}"
         for key, allowed in {
-            "mode": MODES, "grid": KINDS, "core_grid": (_BEST, *KINDS), "core_start": CORE_METHODS,
+            "mode": MODES, "grid": KINDS, "core_grid": (BEST, *KINDS), "core_start": CORE_METHODS,
             "estimator": ESTIMATORS, "initial_scale": METHODS, "vector_bits": VECTOR_BITS, "batch_norm": BATCH_NORMS,
         }.items():  # fmt: skip
             yield from _one_of(f"quant.{key}", getattr(self, key), allowed)
@@ -103,6 +107,10 @@ class Quantization:
             yield f"quant.num_calibration: came {self.num_calibration}; allowed: 1 or more"
         if not 0 <= self.freeze_fraction <= 1:
             yield f"quant.freeze_fraction: came {self.freeze_fraction}; allowed: 0 to 1"
+        is_bytes = _is_whole(self.budget) and self.budget >= 2
+        if self.budget is not None and not (is_bytes or 0 < self.budget < 1):
+            allowed = "a whole number of bytes (2 or more), a share of the student's (above 0, below 1), null"
+            yield f"quant.budget: came {self.budget}; allowed: {allowed}"
         if not self.entropy >= 0:
             yield f"quant.entropy: came {self.entropy}; allowed: 0 or more"
         if self.epochs is not None and self.epochs < 0:
@@ -122,12 +130,18 @@ class Quantization:
         if not self.student or self.mode == "none":
             return None
         bits = default_bits if self.bits is None else self.bits
+        if self.budget is not None:
+            if self.bits is not None:
+                raise ValueError(
+                    f"bits: came {bits} with quant.budget={self.budget}, which chooses bits; write bits=null"
+                )
+            bits = 2  # any: those of each layer are chosen
         if bits is None:
             self._check_unused()
             return None
         chosen = replace(self, bits=bits)
         for key in ("grid", "core_grid"):
-            wrong = next((b for b in (bits, *self.layers.values()) if b not in (0, 2)), None)
+            wrong = next((b for b in (bits, *self.patterns.values()) if b not in (0, 2)), None)
             if getattr(self, key) == "ternary" and wrong is not None:
                 raise ValueError(f"quant.{key}: came ternary with {wrong} bits; ternary weights take bits=2")
         return chosen
@@ -138,6 +152,15 @@ class Quantization:
             if value:
                 raise ValueError(f"quant.{key}: came {_plain(value)}, but bits is null; write bits=8 as well")
 
+    @property
+    def patterns(self) -> Mapping[str, int]:
+        """`layers`, empty where there are none."""
+        return self.layers or {}
+
+    def bits_of_pattern(self, layer: str) -> int | None:
+        """Bits that `layers` gives a layer; None where no pattern fits its name."""
+        return next((bits for pattern, bits in self.patterns.items() if fnmatchcase(layer, pattern)), None)
+
     def spec(self) -> QuantSpec:
         """How `compresskd.quant` is told."""
         assert self.bits is not None
@@ -145,12 +168,12 @@ class Quantization:
             bits=self.bits,
             grid=self.grid,
             granularity=self._granularity("granularity"),
-            core_grid="symmetric" if self.core_grid == _BEST else self.core_grid,
+            core_grid="symmetric" if self.core_grid == BEST else self.core_grid,
             core_granularity=self._granularity("core_granularity"),
             estimator=self.estimator,
             initial_scale=self.initial_scale,
             activation_bits=self.activation_bits,
-            layers=self.layers,
+            layers=self.patterns,
             vector_bits=self.vector_bits,
         )
 
@@ -168,7 +191,7 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     return value in allowed and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from compresskd import tt
 from compresskd.objective import Objective
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
+from compresskd.stages.calibration import calibrate
 from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
+from compresskd.stages.precision_budget import check_budget, fit_budget
 from compresskd.stages.quantization import Quantization
 from compresskd.stages.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import train_student
@@ -69,6 +72,8 @@ class Quantize:
             student = with_statistics(student, generator)
             fold_batch_norms(student, torch.randn(example.shape, generator=generator))
         prepare(student, replace(self.how, initial_scale="absmax").spec())
+        if self.how.budget is not None:
+            check_budget(student, self.how.budget, example)
         if self.num_epochs:
             for teacher in teachers_of(self.teacher, state, state.student).values():
                 self.objective.bind(student, teacher, example)
@@ -80,8 +85,14 @@ class Quantize:
         teachers = teachers_of(self.teacher, state, student)
         if how.batch_norm == "fold":
             context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
+        if how.budget is not None:
+            how = fit_budget(student, how, context)
         start = start_quantized(
-            student, how, keep_integers=self.num_epochs == 0, covariances={}, seed=context.stage_seed
+            student,
+            how,
+            keep_integers=self.num_epochs == 0,
+            covariances=self._covariances(student, context),
+            seed=context.stage_seed,
         )
         prepare(student, how.spec(), start=start.tensors)
         if how.activation_bits is not None:
@@ -95,6 +106,17 @@ class Quantize:
         if self.num_epochs:
             self._train(student, teachers, context)
         return replace(state, student=student)
+
+    def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
+        """Of the inputs of tensor trains, where the gauge weighs errors by them."""
+        names = [n for n, m in student.named_modules() if isinstance(m, tt.TTLinear | tt.TTConv2d)]
+        if not self.how.data_aware or not names:
+            return {}
+        num_samples = self.how.num_calibration
+        found = calibrate(
+            student, names, context.data.train, num_samples=num_samples, seed=context.stage_seed
+        )
+        return {n: each.covariance for n, each in found.items() if each.covariance is not None}
 
     def _skipped(self, student: nn.Module) -> dict[str, str]:
         spec = self.how.spec()

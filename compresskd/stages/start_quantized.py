@@ -31,14 +31,16 @@ def start_quantized(
     keep_integers: bool,
     covariances: Mapping[str, Tensor],
     seed: int,
+    num_steps: int = 300,
 ) -> Start:
     """Bring the cores of `model` into the gauge that rounds best, in place, and find scales for all weights.
 
     Args:
-        keep_integers: load the values of the integers that least squares chose, for a model that is not trained on;
-            else the exact cores in the new gauge.
+        keep_integers: load the rounded values, for a model that is not trained on: least squares chose integers that
+            are not the nearest. Else the exact cores in the new gauge are loaded.
         covariances: [N, N] second moments of the inputs by layer; a layer without counts the error of its weight.
         seed: of the start of the gauge.
+        num_steps: of learning it.
     """
     start, spec = Start(), how.spec()
     by_layer: dict[str, list[Target]] = {}
@@ -46,56 +48,45 @@ def start_quantized(
         if spec.bits_of(target.owner):
             by_layer.setdefault(target.owner, []).append(target)
     for name, targets in by_layer.items():
-        if not _is_train(model.get_submodule(name), targets):
-            weights = [target.value.detach() for target in targets]
+        weights = [target.value.detach() for target in targets]
+        if _is_train(model.get_submodule(name)):
+            found = quantize_cores(
+                [weight.cpu() for weight in weights],
+                spec.bits_of(name),
+                method=how.core_start,
+                grid=how.core_grid,
+                granularity=spec.core_granularity,
+                input_covariance=covariances[name].cpu() if name in covariances else None,
+                num_steps=num_steps,
+                seed=seed,
+            )
+            tensors, values = found.tensors, found.cores
+            start.errors[name] = dict(found.errors)
+        else:
             tensors = [
                 quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=how.initial_scale)
                 for w, t in zip(weights, targets, strict=True)
             ]
+            values = weights
             start.errors[name] = {"nearest": _relative_error(weights, tensors)}
-        else:
-            tensors = _start_train(
-                name, targets, how, keep_integers, covariances.get(name), seed, start.errors
-            )
+        _load(targets, [t.dequantize() for t in tensors] if keep_integers else values)
         start.tensors.update((t.name, tensor) for t, tensor in zip(targets, tensors, strict=True))
     return start
 
 
-def _is_train(layer: nn.Module, targets: list[Target]) -> bool:
-    return isinstance(getattr(layer, CORES, None), nn.ParameterList) and all(t.is_core for t in targets)
+def _is_train(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, CORES, None), nn.ParameterList)
 
 
-def _start_train(
-    name: str,
-    targets: list[Target],
-    how: Quantization,
-    keep_integers: bool,
-    covariance: Tensor | None,
-    seed: int,
-    errors: dict[str, dict[str, float]],
-) -> list[QuantizedTensor]:
-    spec = how.spec()
-    found = quantize_cores(
-        [target.value.detach().cpu() for target in targets],
-        spec.bits_of(name),
-        method=how.core_start,
-        grid=how.core_grid,
-        granularity=spec.core_granularity,
-        input_covariance=None if covariance is None else covariance.cpu(),
-        seed=seed,
-    )
-    errors[name] = dict(found.errors)
-    values = [t.dequantize() for t in found.tensors] if keep_integers else found.cores
-    with torch.no_grad():
-        for target, value in zip(targets, values, strict=True):
-            target.value.copy_(value)
-    return found.tensors
+@torch.no_grad()
+def _load(targets: list[Target], values: list[Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.value.copy_(value)
 
 
 def _relative_error(weights: list[Tensor], tensors: list[QuantizedTensor]) -> float:
-    error = sum(
-        float((t.dequantize() - w.float()).square().sum()) for w, t in zip(weights, tensors, strict=True)
-    )
+    pairs = list(zip(weights, tensors, strict=True))
+    error = sum(float((t.dequantize() - w.float()).square().sum()) for w, t in pairs)
     norm = sum(float(w.float().square().sum()) for w in weights)
     return (error / norm) ** 0.5 if norm else 0.0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compresskd.data.base import Split
 from compresskd.training.precision import autocast, check_precision
@@ -51,7 +52,8 @@ def evaluate(
     device = torch.device(device)
     check_precision(precision, device)
     losses, predictions, logits = [], [], []
-    with evaluation_mode(model), torch.inference_mode(), autocast(precision, device):
+    # what is rounded as it is read is rounded once for the whole split
+    with evaluation_mode(model), torch.inference_mode(), autocast(precision, device), parametrize.cached():
         for batch in split.batches(batch_size):
             logits_BK = model(batch.inputs).float()
             losses.append(F.cross_entropy(logits_BK, batch.targets, reduction="sum"))

@@ -86,6 +86,49 @@ OVERRIDES = {
     "option of a model": ("student.activation=rule", "student.activation: MLP: activation must be one of relu"),
     "missing target": ("student=custom", "student._target_: is missing; write the dotted path"),
     "wrong target": ("student._target_=torch.nn.Linearr", "torch.nn has no 'Linearr'; did you mean 'Linear'?"),
+    "bits": ("bits=5", "bits: came 5; allowed: 2, 3, 4, 8, null"),
+    "no bits": ("bits=0", "bits: came 0; allowed: 2, 3, 4, 8, null"),
+    "word for bits": ("bits=four", "bits: came four; allowed: a whole number"),
+    "bits without a stage": (
+        ["bits=4", "~strategy.stages.quantize"],
+        "bits: came 4, but strategy distill_then_compress has no stage that quantizes; write bits=null",
+    ),
+    "nothing but quantization": (
+        ["~strategy.stages.distill", "~strategy.stages.factorize", "~strategy.stages.finetune"],
+        "bits: came null, and the strategy does nothing but quantize; write bits=8",
+    ),
+    "bits and a budget": (
+        ["bits=4", "quant.budget=5000"],
+        "bits: came 4 with quant.budget=5000, which chooses bits; write bits=null",
+    ),
+    "option of quantization": ("quant.grd=affine", "quant.grd: unknown option; did you mean quant.grid?"),
+    "unused layers": ("quant.layers={fc1: 4}", "quant.layers: came {'fc1': 4}, but bits is null; write bits=8"),
+    "unused activations": ("quant.activation_bits=8", "quant.activation_bits: came 8, but bits is null"),
+    "quant.mode": (["bits=4", "quant.mode=later"], "quant.mode: came 'later'; allowed: qat, ptq, none"),
+    "pattern of quant.layers": (
+        ["bits=4", "quant.layers={conv*: 8}"],
+        "quant.layers: 'conv*' fits none of the layers ['fc1', 'fc2', 'fc3']",
+    ),
+    "bits of quant.layers": (
+        ["bits=4", "quant.layers={fc1: 6}"],
+        "quant.layers: came 6 for 'fc1'; allowed: 0 (floating point), 2, 3, 4, 8",
+    ),
+    "everything in float": (["bits=4", "quant.layers={fc*: 0}"], "quant: nothing to quantize"),
+    "activation bits": (["bits=4", "quant.activation_bits=4"], "quant.activation_bits: came 4; allowed: 8, null"),
+    "vector bits": (["bits=4", "quant.vector_bits=12"], "quant.vector_bits: came 12; allowed: 4, 8, 16, 32"),
+    "ternary": (["bits=4", "quant.grid=ternary"], "quant.grid: came ternary with 4 bits; ternary weights take bits=2"),
+    "granularity": (["bits=4", "quant.granularity=row"], "quant.granularity: came 'row'; allowed: tensor, channel"),
+    "rank slices": (
+        ["bits=4", "quant.granularity=rank_slice"],
+        "quant.granularity: came 'rank_slice'; allowed: tensor, channel, or a whole number, the size of groups",
+    ),
+    "estimator": (["bits=4", "quant.estimator=lsq"], "quant.estimator: came 'lsq'; allowed: learned_step, straight_th"),
+    "batch norm": (["bits=4", "quant.batch_norm=late"], "quant.batch_norm: came 'late'; allowed: freeze, keep, fold"),
+    "freeze": (["bits=4", "quant.freeze_fraction=2"], "quant.freeze_fraction: came 2; allowed: 0 to 1"),
+    "entropy": (["bits=4", "quant.entropy=-1"], "quant.entropy: came -1; allowed: 0 or more"),
+    "budget": ("quant.budget=1.5", "quant.budget: came 1.5; allowed: a whole number of bytes (2 or more), a share"),
+    "tiny budget": ("quant.budget=100", "quant.budget: came 100"),
+    "epochs of quantization": (["bits=4", "quant.epochs=-1"], "quant.epochs: came -1; allowed: 0 (no training)"),
     "weights": ("teacher.weights=/no/such.pt", "teacher.weights: /no/such.pt: no such file"),
     "validation": ("data.validation_fraction=1.5", "data.validation_fraction: expected a number between 0 and 1"),
     "empty outputs_dir": ("outputs_dir=", "outputs_dir: came nothing; write outputs_dir=DIR"),
@@ -102,7 +145,7 @@ def refused(outcome, *needles):
 
 @pytest.mark.parametrize(("override", "needle"), OVERRIDES.values(), ids=OVERRIDES)
 def test_override_is_refused(run_cli, override, needle):
-    outcome = run_cli(*DATA, override)
+    outcome = run_cli(*DATA, *([override] if isinstance(override, str) else override))
     refused(outcome, needle)
     assert outcome.err.startswith("compresskd: 1 fault; nothing was run:\n")
     assert outcome.err.count("\n") == 2  # each thing is said once

@@ -23,7 +23,7 @@ from compresskd.kd.features import Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.objective import Objective
 from compresskd.run import RunDirectoryError
-from compresskd.stages import Compression, Factorize, Fit
+from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
 from compresskd.strategy import State
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -101,6 +101,17 @@ def with_hints():
     return {"hints": Fit(objective, epochs=2), "plain": Fit(plain, epochs=3)}
 
 
+def quantized():
+    objective = Objective({"cross_entropy": CrossEntropy(0.3), "soft_targets": SoftTargets(0.7)})
+    frozen = {"freeze_fraction": 0.5, "core_start": "nearest"}
+    how = Quantization(bits=4, vector_bits=8, activation_bits=8, entropy=0.01, **frozen)
+    return {
+        "fit": Fit(objective, epochs=1),
+        "factorize": Factorize(Compression(rank=2)),
+        "quantize": Quantize(how, objective, epochs=2),
+    }
+
+
 def resnet(width):
     return {"target": "compresskd.models.resnet.ResNet", "kwargs": {"depth": 8, "width_multiplier": width}}
 
@@ -124,6 +135,7 @@ CASES = {
         bank(),
         7,
     ),
+    "quantization-aware training": ({"stages": quantized(), "student": resnet(0.25)}, {}, 13),
     "augmentation bank": ({}, bank(), 7),
     "fresh augmentation": ({}, bank() | {"augmentation_bank": None}, 7),
 }

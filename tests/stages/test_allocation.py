@@ -24,11 +24,11 @@ def convex_curves(draw):
 @given(convex_curves(), st.integers(3, 12))
 def test_greedy_equals_exhaustive_search_on_unit_steps(curves, budget):
     chosen = allocate(curves, budget)
-    assert sum(s.num_parameters for s in chosen.values()) <= budget
+    assert sum(s.cost for s in chosen.values()) <= budget
     best = min(
         sum(s.error for s in combination)
         for combination in itertools.product(*curves.values())
-        if sum(s.num_parameters for s in combination) <= budget
+        if sum(s.cost for s in combination) <= budget
     )
     assert sum(s.error for s in chosen.values()) == pytest.approx(best)
 
@@ -43,10 +43,10 @@ def test_points_above_the_hull_are_never_chosen():
 def test_what_is_left_goes_to_steps_that_fit():
     curves = {"big": [Size(1, 10.0), Size(50, 0.0)], "small": [Size(1, 1.0), Size(3, 0.9)]}
     chosen = allocate(curves, 10)
-    assert chosen["big"].num_parameters == 1
-    assert chosen["small"].num_parameters == 3
+    assert chosen["big"].cost == 1
+    assert chosen["small"].cost == 3
 
 
 def test_a_budget_below_the_least_says_what_the_least_is():
-    with pytest.raises(BudgetTooSmallError, match="came 1 parameters for the layers; their least is 2"):
+    with pytest.raises(BudgetTooSmallError, match="came 1 for the layers; their least is 2"):
         allocate({"a": [Size(1, 1.0)], "b": [Size(1, 1.0)]}, 1)

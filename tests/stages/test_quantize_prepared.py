@@ -1,6 +1,7 @@
 """The stage alone, on networks as they are built: what flows on, what is frozen, what is stored of it."""
 
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from compresskd.kd.logits import CrossEntropy
 from compresskd.models.build import build
 from compresskd.objective import Objective
 from compresskd.quant.fake_quantize import FakeQuant
+from compresskd.quant.prepare import convert, plain_state_dict
 from compresskd.stages import Quantization, Quantize
 from compresskd.strategy import State
 from compresskd.training import Recipe
@@ -68,10 +70,12 @@ def mlp():
     return model
 
 
-def quantized(context, model=None, *, epochs=1, **options):
-    how = Quantization(bits=4, core_start="nearest", **options)
+def quantized(context, model=None, **options):
+    defaults = {"bits": 4, "core_start": "nearest", "epochs": 1}
+    how = Quantization(**(defaults | options)).wanted(None)
     model = resnet() if model is None else model
-    return Quantize(how, OBJECTIVE, epochs)(State(model), context).student
+    context.details.clear()
+    return Quantize(how, OBJECTIVE, epochs=1)(State(model), context).student
 
 
 OPTIONS = {
@@ -96,3 +100,134 @@ def test_a_stored_model_answers_bit_for_bit_as_it_was_evaluated(context, tmp_pat
     with torch.inference_mode():
         assert torch.equal(loaded(x), model(x))
     assert not any(isinstance(m, FakeQuant) for m in loaded.modules())
+
+
+def values(model):
+    return torch.cat([value.double().flatten() for value in plain_state_dict(model).values()])
+
+
+ALWAYS = {"epochs": 2}
+CHANGES = {
+    "bits": ({}, {"bits": 3}),
+    "mode": ({}, {"mode": "ptq"}),
+    "layers": ({}, {"layers": {"conv1": 2}}),
+    "grid": ({}, {"grid": "half_integer"}),
+    "granularity": ({}, {"granularity": "tensor"}),
+    "core_grid": ({"core_grid": "symmetric"}, {"core_grid": "half_integer"}),
+    "core_granularity": ({}, {"core_granularity": "rank_slice"}),
+    "core_start": ({}, {"core_start": "gauge"}),
+    "least squares": ({"core_start": "gauge"}, {"core_start": "gauge_als"}),
+    "data_aware": ({"core_start": "gauge"}, {"core_start": "gauge", "data_aware": True}),
+    "estimator": ({}, {"estimator": "straight_through"}),
+    "initial_scale": ({}, {"initial_scale": "absmax"}),
+    "activation_bits": ({}, {"activation_bits": 8}),
+    "num_calibration": ({"activation_bits": 8}, {"activation_bits": 8, "num_calibration": 4}),
+    "vector_bits": ({}, {"vector_bits": 8}),
+    "batch_norm=keep": ({"freeze_fraction": 0.5}, {"freeze_fraction": 0.5, "batch_norm": "keep"}),
+    "batch_norm=fold": ({}, {"batch_norm": "fold"}),
+    "freeze_fraction": ({}, {"freeze_fraction": 1.0}),
+    "entropy": ({}, {"entropy": 0.5}),
+    "epochs": ({}, {"epochs": 1}),
+    "learning_rate": ({}, {"learning_rate": 1e-4}),
+    "budget": ({}, {"budget": 0.1, "bits": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
+def test_every_option_changes_what_comes_out(context, before, after):
+    one, two = (values(quantized(context, **(ALWAYS | options))) for options in (before, after))
+    assert one.shape != two.shape or not torch.equal(one, two)
+
+
+def test_what_comes_out_is_a_function_of_the_seed(context):
+    one, two = (values(quantized(context, core_start="gauge_als")) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_a_layer_at_zero_bits_stays_in_float_and_is_told(context):
+    model = quantized(context, layers={"linear": 0, "conv1": 8})
+    stored = convert(model)
+    assert "linear.weight" not in stored
+    assert stored["conv1.weight"].grid.bits == 8
+    assert stored["layer2.0.conv1.weight"].grid.bits == 4
+    assert context.details["skipped"] == {"linear": "left in floating point by quant.layers"}
+    assert context.details["layers"]["layer3.0.conv2"]["kind"] == "TTConv2d"
+
+
+def test_vectors_are_stored_as_half_precision(context):
+    stored = convert(quantized(context))
+    vectors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+    assert {"bn1.weight", "bn1.running_var", "linear.bias"} <= vectors.keys()
+    assert {value.dtype for value in vectors.values()} == {torch.float16}
+    fewer = convert(quantized(context, vector_bits=8))
+    assert {n for n, v in fewer.items() if isinstance(v, torch.Tensor)} == {
+        n for n in vectors if "running" in n
+    }
+
+
+@pytest.mark.parametrize(("batch_norm", "renewed"), [("freeze", False), ("keep", True)])
+def test_statistics_stop_late(context, batch_norm, renewed):
+    model, seen = resnet(), []
+    how = Quantization(bits=4, core_start="nearest", batch_norm=batch_norm, freeze_fraction=0.5)
+    context.save_training = lambda state: seen.append(state["model"]["bn1.num_batches_tracked"].clone())
+    Quantize(how, OBJECTIVE, epochs=4)(State(model), context)
+    assert len(set(seen)) > 0
+    counts = [int(count) for count in seen]
+    assert (counts[-1] > counts[1]) is renewed
+    assert counts[1] == 2 * context.data.train.num_batches(16)
+
+
+def test_scales_stop_late(context):
+    model, seen = resnet(), []
+    context.save_training = lambda state: seen.append(
+        state["model"]["conv1.parametrizations.weight.0.log_scale"].clone()
+    )
+    Quantize(Quantization(bits=4, core_start="nearest", freeze_fraction=0.5), OBJECTIVE, epochs=4)(
+        State(model), context
+    )
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[1], seen[3])
+
+
+def test_folded_norms_are_counted_and_gone(context):
+    model = quantized(context, batch_norm="fold")
+    assert context.details["folded_batch_norms"] == 7
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+class TestBudget:
+    @pytest.mark.parametrize("budget", [13_000, 22_000, 0.12])
+    @pytest.mark.parametrize(
+        "options", [{}, {"batch_norm": "fold", "activation_bits": 8}], ids=["", "folded"]
+    )
+    def test_the_file_fits(self, context, budget, options):
+        model = quantized(context, bits=None, budget=budget, mode="ptq", **options)
+        told = context.details["budget"]
+        content = replace(artifact.content_of(model), about=artifact.about_of(context.data))
+        packed = artifact.compact_sizes(content)["packed_bytes"]
+        assert packed <= told["bytes"]
+        assert packed > 0.9 * told["bytes"]
+
+    def test_more_bytes_lose_less(self, context):
+        x = next(iter(context.data.train.batches(64))).inputs
+        exact = resnet().eval()(x).detach()
+        errors = []
+        for budget in (12_500, 18_000, 30_000):
+            model = quantized(context, bits=None, budget=budget, mode="ptq").eval()
+            errors.append(float((model(x).detach() - exact).norm() / exact.norm()))
+        assert errors == sorted(errors, reverse=True)
+        assert errors[2] < 0.7 * errors[0]
+
+    def test_patterns_keep_what_they_say(self, context):
+        model = quantized(context, bits=None, budget=16_000, layers={"conv1": 8, "linear": 0}, mode="ptq")
+        stored = convert(model)
+        assert stored["conv1.weight"].grid.bits == 8
+        assert "linear.weight" not in stored
+
+    def test_what_cannot_be_is_refused_with_the_least(self, context):
+        with pytest.raises(
+            ValueError, match=r"quant\.budget: came 900, 900 bytes; allowed: [\d,]+ bytes"
+        ) as raised:
+            quantized(context, bits=None, budget=900, mode="ptq")
+        least = int(str(raised.value).partition("allowed: ")[2].split()[0].replace(",", ""))
+        quantized(context, bits=None, budget=least, mode="ptq")
