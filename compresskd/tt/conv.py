@@ -268,8 +268,8 @@ class TTConv2d(nn.Module):
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return self._chain(input, self.stage_weights(), self.bias)
         cores: list[Tensor] = list(self.cores)
-        if len(self.cores._parameters) < len(cores):
-            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
+        if len(self.cores._parameters) < len(cores) or "parametrizations" in self._modules:
+            self._prepared.clear()  # what is parametrized is a new tensor at each call: nothing tells old from new
         tensors = (input, *cores) if self.bias is None else (input, *cores, self.bias)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             if self._macs(input) < TRAINING_MARGIN:

@@ -220,7 +220,7 @@ class TTLinear(nn.Module):
         if _is_compiling() or _tracing_state() is not None:
             return traced(input, list(self.cores), self.bias, self.out_features)
         runs = self._prepared.runs
-        if runs and not _is_grad_enabled() and not _is_any_autocast_enabled():
+        if runs and not _is_grad_enabled() and not _is_any_autocast_enabled() and "bias" in self._parameters:
             # What takes longer than a few look-ups here is felt in small layers at batch 1.
             plain, key = self._modules["cores"]._parameters, 0  # pyright: ignore[reportOptionalMemberAccess]
             for core in plain.values():
@@ -237,9 +237,9 @@ class TTLinear(nn.Module):
         """Every case but the repeated call at inference."""
         held = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
         cores: list[Any] = list(held.values())
-        if len(cores) < len(self.input_dims):
+        if len(cores) < len(self.input_dims) or "bias" not in self._parameters:
             cores = list(self.cores)
-            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
+            self._prepared.clear()  # what is parametrized is a new tensor at each call: nothing tells old from new
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
         device_type = input.device.type
