@@ -85,6 +85,10 @@ def _put(
         integers = integers_of(quantized)
         assert integers is not None
     read = _dequantize(graph, str(value.name), integers)
+    if product is None and _is_right_factor(last):
+        # onnxruntime would else make a MatMulNBits, which rounds the other factor to 8 bits that nobody asked for
+        shape = _constant(graph, f"{value.name}_shape", np.array(integers.values.shape))
+        read = _node(graph, "Reshape", [read, shape])
     convenience.replace_all_uses_with(last, read)
     if product is not None and integers.offset is None:
         _round_bias(graph, product, integers, vectors)
@@ -146,6 +150,11 @@ def _integer_product(value: ir.Value) -> ir.Node | None:
     other = use.node.inputs[0]
     reader = None if other is None else other.producer()
     return use.node if reader is not None and reader.op_type == "DequantizeLinear" else None
+
+
+def _is_right_factor(value: ir.Value) -> bool:
+    use = _only_use(value)
+    return use is not None and use.node.op_type == "MatMul" and use.idx == 1
 
 
 def _layout(value: ir.Value) -> list[tuple[ir.Node, Transform]]:
