@@ -22,6 +22,7 @@ from torch import Tensor
 from compresskd.artifact.content import Content, check
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.artifact.header import MAX_BYTES, Header, pack_header, unpack_header
+from compresskd.artifact.varint import read_varint, varint
 from compresskd.quant import entropy
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
@@ -83,7 +84,7 @@ def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -
     integers = b"".join(pack(value.integers, value.grid) for value in quantized)
     best = entropy.encode(quantized) if coded and quantized else integers
     coded = len(best) < len(integers)
-    head = MAGIC + bytes([FORMAT | (_CODED if coded else 0)]) + _varint(len(header)) + header
+    head = MAGIC + bytes([FORMAT | (_CODED if coded else 0)]) + varint(len(header)) + header
     scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
     floats = b"".join(_bytes(value) for value in ordered if isinstance(value, Tensor))
     integers = best if coded else integers
@@ -104,7 +105,7 @@ def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
     body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     if _checksum(body) != checksum:
         raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
-    size, start = _read_varint(body, len(MAGIC) + 1)
+    size, start = read_varint(body, len(MAGIC) + 1, "header")
     if size > min(MAX_BYTES, len(body) - start):
         raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
     header = unpack_header(body[start : start + size], stored=len(data), trust=trust)
@@ -199,20 +200,3 @@ def _array(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
 
 def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM).digest()
-
-
-def _varint(value: int) -> bytes:
-    low, high = value & 127, value >> 7
-    return bytes([low]) if not high else bytes([low | 128]) + _varint(high)
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 28, 7):
-        if position >= len(data):
-            break
-        byte = data[position]
-        value, position = value | (byte & 127) << shift, position + 1
-        if byte < 128:
-            return value, position
-    raise ArtifactError("header: its length does not end")

@@ -38,6 +38,8 @@ _MODELS: tuple[tuple[str, dict[str, object]], ...] = (
     ("models.mlp.MLP", {"hidden": [300, 100]}),
     ("models.lenet.LeNet5", {"width_multiplier": 0.5}),
     ("models.lenet.LeNet5", {}),
+    ("models.mlp.MLP", {"hidden": [300, 100], "bias": False}),
+    ("models.lenet.LeNet5", {"bias": False}),
 )
 
 

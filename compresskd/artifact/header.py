@@ -33,7 +33,16 @@ from compresskd.artifact.structures import restore, shorten
 
 MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000
 _RAW = -15  # zlib without its own header and checksum
-_FIELDS = 8
+_EMPTY: tuple[Any, ...] = (
+    "",
+    {},
+    b"",
+    [],
+    {},
+    [],
+    [],
+    [],
+)  # fields at the end are left out where they are these
 _OURS = "compresskd."
 _UNTOLD = (FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
 
@@ -94,17 +103,7 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
     Raises:
         ArtifactError: it cannot be decompressed or is no header. ValueError: it names what may not be built.
     """
-    fields = msgpack.unpackb(decompress(data))
-    if not isinstance(fields, list) or not 2 <= len(fields) <= _FIELDS:
-        raise ArtifactError(f"header: expected 2 to {_FIELDS} fields, got {fields!r:.80}")
-    check_plain(fields, "header")
-    empty: tuple[Any, ...] = ("", {}, [], [], {}, [], [], [])
-    path, kwargs, entries, roles, about, exceptions, inputs, counters = [*fields, *empty[len(fields) :]]
-    for value, kind in zip(
-        (path, kwargs, entries, roles, about, exceptions, inputs, counters), empty, strict=True
-    ):
-        if not isinstance(value, type(kind)):
-            raise ArtifactError(f"header: expected a {type(kind).__name__}, got {value!r:.80}")
+    path, kwargs, entries, roles, about, exceptions, inputs, counters = _fields(decompress(data))
     path = path[1:] if path.startswith(":") else _OURS + path
     architecture = {"target": path, "kwargs": kwargs}
     model = skeleton(architecture, stored=stored, trust=trust)
@@ -123,6 +122,22 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
         _layers(inputs, model),
         dict(zip(counted, _counted(counters, len(counted)), strict=True)),
     )
+
+
+def _fields(data: bytes) -> list[Any]:
+    """All fields, of the right types. Raises ArtifactError, or msgpack's ValueErrors, where these are none."""
+    fields = msgpack.unpackb(data)
+    if not isinstance(fields, list) or not 2 <= len(fields) <= len(_EMPTY):
+        raise ArtifactError(f"header: expected 2 to {len(_EMPTY)} fields, got {fields!r:.80}")
+    fields += _EMPTY[len(fields) :]
+    for value, empty in zip(fields, _EMPTY, strict=True):
+        kinds = (bytes, list) if empty == b"" else type(empty)
+        if not isinstance(value, kinds):
+            raise ArtifactError(f"header: expected a {type(empty).__name__}, got {value!r:.80}")
+        # bytes are there at one place: the tensor trains, alone or in front of the other modules
+        if not isinstance(value, bytes):
+            check_plain(value[1:] if empty == b"" else value, "header")
+    return fields
 
 
 def compress(data: bytes) -> bytes:

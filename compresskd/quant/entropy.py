@@ -1,14 +1,16 @@
 """Entropy coding of quantized tensors.
 
 `encode` writes the integers of several tensors into one stream of bytes, `decode` reads them back exactly.
-The stream is: for every tensor one byte naming the model of its frequencies and the model's parameters
-(`frequencies`), then the integers of all tensors, coded by one range-ANS coder (Duda 2013, arXiv:1311.2540)
-of `constriction`, without the zero bytes at the end of its last word. A byte 5 stands for the model of the last
-coded tensor with as many levels. A tensor that coding cannot shrink is packed behind a byte 0 instead. Nothing
-else is stored: the reader knows shapes and grids.
+Tensors with equally many levels come one after the other, and are divided into runs that share a model of their
+frequencies (`frequencies`). The stream is: for every run one byte, the number of the model and 8 times how many
+tensors beyond the first it has, and the model's parameters; then the integers of all tensors, coded by one
+range-ANS coder (Duda 2013, arXiv:1311.2540) of `constriction`, without the zero bytes at the end of its last word.
+A run that coding cannot shrink has the model 0 and its integers packed behind it. Nothing else is stored: the
+reader knows shapes and grids.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -21,7 +23,8 @@ from compresskd.quant.frequencies import Frequencies, best_frequencies, paramete
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
 
-_PACKED, _AS_BEFORE = 0, 5  # in place of a model
+_PACKED = 0  # in place of a model
+_LONGEST = 32  # run, in tensors: what one byte holds beside the model
 _WORD_BYTES = 4  # of the coder
 
 
@@ -32,33 +35,69 @@ def encode(tensors: Sequence[QuantizedTensor]) -> bytes:
         ImportError: `constriction` is not installed.
     """
     coder = _constriction().stream.stack.AnsCoder()
+    ordered = [tensors[index] for index in _order([tensor.grid for tensor in tensors])]
     heads: list[bytes] = []
     coded: list[tuple[NDArray[np.int32], Frequencies]] = []
-    before: dict[int, Frequencies] = {}  # by number of levels
-    for tensor in tensors:
-        codes = _codes(tensor)
-        head, frequencies = _shortest(tensor, codes, before.get(tensor.grid.num_levels))
-        heads.append(head)
-        if frequencies is not None:
-            coded.append((codes, frequencies))
-            before[tensor.grid.num_levels] = frequencies
+    for run in _runs(ordered):
+        head = run.model.model if run.is_coded else _PACKED
+        heads.append(bytes([head + 8 * (len(run.tensors) - 1)]))
+        if run.is_coded:
+            heads.append(run.model.parameters)
+            coded += [(_codes(tensor), run.model) for tensor in run.tensors]
+        else:
+            heads += [pack(tensor.integers, tensor.grid) for tensor in run.tensors]
     for codes, frequencies in reversed(coded):  # a stack: the first tensor must come out first
         coder.encode_reverse(codes, _categorical(frequencies))
     return b"".join(heads) + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
 
-def _shortest(
-    tensor: QuantizedTensor, codes: NDArray[np.int32], before: Frequencies | None
-) -> tuple[bytes, Frequencies | None]:
-    """The head of a tensor, and the model of its integers where they are coded and not in the head."""
-    counts = np.bincount(codes, minlength=tensor.grid.num_levels).astype(np.int64)
-    best = best_frequencies(counts)
-    head, size = bytes([best.model]) + best.parameters, best.num_bytes(counts)
-    if before is not None and before.num_bytes(counts) - len(before.parameters) <= size:
-        best, head, size = before, bytes([_AS_BEFORE]), before.num_bytes(counts) - len(before.parameters)
-    if size >= 1 + tensor.grid.packed_bytes(len(codes)):
-        return bytes([_PACKED]) + pack(tensor.integers, tensor.grid), None
-    return head, best
+@dataclass(frozen=True)
+class _Run:
+    """Tensors that share a model; `counts` are those of their integers together."""
+
+    tensors: tuple[QuantizedTensor, ...]
+    counts: NDArray[np.int64]
+    model: Frequencies
+
+    @classmethod
+    def of(cls, tensors: tuple[QuantizedTensor, ...], counts: NDArray[np.int64]) -> "_Run":
+        return cls(tensors, counts, best_frequencies(counts))
+
+    @property
+    def is_coded(self) -> bool:
+        return self.model.num_bytes(self.counts) < self.packed_bytes
+
+    @property
+    def packed_bytes(self) -> int:
+        return 1 + sum(tensor.grid.packed_bytes(tensor.integers.numel()) for tensor in self.tensors)
+
+    @property
+    def num_bytes(self) -> float:
+        return min(self.model.num_bytes(self.counts), self.packed_bytes)
+
+
+def _runs(ordered: Sequence[QuantizedTensor]) -> list[_Run]:
+    """Every tensor joins the run before it where that is shorter than a run of its own."""
+    runs: list[_Run] = []
+    for tensor in ordered:
+        levels = tensor.grid.num_levels
+        alone = _Run.of((tensor,), np.bincount(_codes(tensor), minlength=levels).astype(np.int64))
+        last = runs[-1] if runs else None
+        if last is not None and len(last.counts) == levels and len(last.tensors) < _LONGEST:
+            joined = _Run.of((*last.tensors, tensor), last.counts + alone.counts)
+            if joined.num_bytes <= last.num_bytes + alone.num_bytes:
+                runs[-1] = joined
+                continue
+        runs.append(alone)
+    return runs
+
+
+def _order(grids: Sequence[Grid]) -> list[int]:
+    """Positions of the tensors in the stream: equally many levels together, otherwise as they came."""
+    first: dict[int, int] = {}
+    for grid in grids:
+        first.setdefault(grid.num_levels, len(first))
+    return sorted(range(len(grids)), key=lambda index: first[grids[index].num_levels])
 
 
 def decode(data: bytes, shapes: Sequence[Sequence[int]], grids: Sequence[Grid]) -> list[Tensor]:
@@ -68,31 +107,26 @@ def decode(data: bytes, shapes: Sequence[Sequence[int]], grids: Sequence[Grid]) 
         ValueError: the stream is cut short, has bytes left over, or names a model that does not exist.
         ImportError: `constriction` is not installed.
     """
-    position, models = 0, []
-    before: dict[int, Frequencies] = {}
-    for shape, grid in zip(shapes, grids, strict=True):
-        model, position = _read_model(data, position, prod(shape), grid, before.get(grid.num_levels))
-        models.append(model)
-        if isinstance(model, Frequencies):
-            before[grid.num_levels] = model
-    words = data[position:]
+    order = _order(grids)
+    counts = [prod(shapes[index]) for index in order]
+    models, words = _read_models(data, counts, [grids[index] for index in order])
     if words.endswith(b"\0"):
         raise ValueError("entropy-coded integers: the stream ends in a zero byte, which no stream does")
     words += bytes(-len(words) % _WORD_BYTES)
     coder = _constriction().stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    result = []
-    for shape, grid, model in zip(shapes, grids, models, strict=True):
+    result: dict[int, Tensor] = {}
+    for index, count, model in zip(order, counts, models, strict=True):
         if isinstance(model, Tensor):
             integers = model
         else:
-            codes = coder.decode(_categorical(model), prod(shape))
-            integers = torch.from_numpy((codes + grid.low).astype(np.int8))
-        result.append(integers.reshape(tuple(shape)))
+            codes = coder.decode(_categorical(model), count)
+            integers = torch.from_numpy((codes + grids[index].low).astype(np.int8))
+        result[index] = integers.reshape(tuple(shapes[index]))
     if not coder.is_empty():
         raise ValueError(
             "entropy-coded integers: the stream does not end where its tensors do; it is damaged"
         )
-    return result
+    return [result[index] for index in range(len(shapes))]
 
 
 def entropy_bits(integers: Tensor) -> float:
@@ -101,32 +135,45 @@ def entropy_bits(integers: Tensor) -> float:
     return float(-(counts * (counts / counts.sum()).log2()).sum())
 
 
-def _read_model(
-    data: bytes, position: int, count: int, grid: Grid, before: Frequencies | None
-) -> tuple[Frequencies | Tensor, int]:
-    """The model at this position, or the integers themselves where they are packed; and the position after it."""
-    if position >= len(data):
-        raise ValueError(
-            f"entropy-coded integers: the stream ends after {len(data)} bytes, before its tensors do"
-        )
-    if data[position] == _AS_BEFORE:
-        if before is None:
+def _read_models(
+    data: bytes, counts: Sequence[int], grids: Sequence[Grid]
+) -> tuple[list[Frequencies | Tensor], bytes]:
+    """The model of every tensor, or its integers where they are packed; and what comes behind the models."""
+    models: list[Frequencies | Tensor] = []
+    position = 0
+    while len(models) < len(counts):
+        if position >= len(data):
             raise ValueError(
-                f"entropy-coded integers: byte {position} is damaged: there is no model before it"
+                f"entropy-coded integers: the stream ends after {len(data)} bytes, before its tensors do"
             )
-        return before, position + 1
-    packed = data[position] == _PACKED
+        number, length = data[position] % 8, data[position] // 8 + 1
+        own = grids[len(models) : len(models) + length]
+        if len(own) < length or len({grid.num_levels for grid in own}) > 1:
+            raise ValueError(
+                f"entropy-coded integers: byte {position} is damaged: {length} tensors cannot share a model there"
+            )
+        sizes = [grid.packed_bytes(count) for grid, count in zip(own, counts[len(models) :], strict=False)]
+        size = sum(sizes) if number == _PACKED else _parameter_bytes(number, own[0], position)
+        body = data[position + 1 : position + 1 + size]
+        if len(body) < size:
+            raise ValueError(
+                f"entropy-coded integers: expected {position + 1 + size} bytes at least, got {len(data)}"
+            )
+        if number == _PACKED:
+            for grid, part in zip(own, sizes, strict=True):
+                models.append(unpack(body[:part], counts[len(models)], grid))
+                body = body[part:]
+        else:
+            models += [read_frequencies(number, body, own[0].num_levels)] * length
+        position += 1 + size
+    return models, data[position:]
+
+
+def _parameter_bytes(number: int, grid: Grid, position: int) -> int:
     try:
-        size = grid.packed_bytes(count) if packed else parameter_bytes(data[position], grid.num_levels)
+        return parameter_bytes(number, grid.num_levels)
     except ValueError as error:
         raise ValueError(f"entropy-coded integers: byte {position} is damaged: {error}") from error
-    end = position + 1 + size
-    parameters = data[position + 1 : end]
-    if len(parameters) != size:
-        raise ValueError(f"entropy-coded integers: expected {end} bytes at least, got {len(data)}")
-    if packed:
-        return unpack(parameters, count, grid), end
-    return read_frequencies(data[position], parameters, grid.num_levels), end
 
 
 def _codes(tensor: QuantizedTensor) -> NDArray[np.int32]:

@@ -6,10 +6,8 @@ and square root alone, which every machine rounds alike: a stream is read with e
 written with.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,26 +60,24 @@ def read_frequencies(model: int, parameters: bytes, num_levels: int) -> Frequenc
 
 
 def _parametric(model: int, counts: NDArray[np.int64]) -> Frequencies:
-    """Centre and spread by search around the moments: two bytes."""
-    levels = np.arange(len(counts))
-    mean = float(counts @ levels) / max(int(counts.sum()), 1)
+    """Centre by the mean, and the best of all spreads: two bytes."""
+    num_levels = len(counts)
+    mean = float(counts @ np.arange(num_levels)) / max(int(counts.sum()), 1)
     centres = sorted({int(np.clip(np.floor(2 * mean) + step, 0, 255)) for step in (0, 1)})
-    best = _shortest(model, centres, range(0, 256, 16), counts)
-    near = range(max(best.parameters[1] - 15, 0), min(best.parameters[1] + 16, 256))
-    return _shortest(model, centres, near, counts)
+    bits = {centre: -(_logarithms(model, centre, num_levels) @ counts) for centre in centres}
+    centre = min(centres, key=lambda candidate: float(bits[candidate].min()))
+    width = int(bits[centre].argmin())
+    return Frequencies(
+        model, bytes([centre, width]), _parametric_probabilities(model, centre, width, num_levels)
+    )
 
 
-def _shortest(
-    model: int, centres: Iterable[int], widths: Iterable[int], counts: NDArray[np.int64]
-) -> Frequencies:
-    candidates = [
-        Frequencies(model, bytes(pair), _parametric_probabilities(model, *pair, len(counts)))
-        for pair in product(centres, widths)
-    ]
-    return min(candidates, key=lambda candidate: candidate.num_bytes(counts))
+@lru_cache(maxsize=128)
+def _logarithms(model: int, centre: int, num_levels: int) -> NDArray[np.float64]:
+    """[256, num_levels] binary logarithms of the probabilities at every spread."""
+    return np.log2([_parametric_probabilities(model, centre, width, num_levels) for width in range(256)])
 
 
-@lru_cache(maxsize=4096)  # of one tensor after the other the same candidates are asked for
 def _parametric_probabilities(model: int, centre: int, width: int, num_levels: int) -> NDArray[np.float64]:
     """Base^distance, or base^(distance^2), with base = 1 - 2^(-(width + 1) / 16) and distances in half levels."""
     distance = np.abs(2 * np.arange(num_levels) - centre)

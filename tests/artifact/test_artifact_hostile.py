@@ -19,6 +19,7 @@ from stored_models import GRIDS, content, factorized, mlp
 from compresskd import artifact
 from compresskd.artifact import ArtifactError, header
 from compresskd.artifact.folder import digest
+from compresskd.artifact.structures import _read_trains
 from compresskd.quant.prepare import QuantSpec, prepare
 
 TERNARY, AFFINE = GRIDS[-1], GRIDS[5]
@@ -42,7 +43,7 @@ def stored_mlp(grid=AFFINE, activations=False):
 class Compact:
     """A compact file in its parts, to be changed and sealed again."""
 
-    def __init__(self, path, **options):
+    def __init__(self, path, *, packed_modules=False, **options):
         self.path = path
         self.split = artifact.write_compact(stored_mlp(**options), path, coded=False)
         data = path.read_bytes()
@@ -50,6 +51,9 @@ class Compact:
         self.start, self.head, self.body = data[:4], data[5:size], data[size:-8]
         assert data[4] == len(self.head) < 128
         self.fields = msgpack.unpackb(header.decompress(self.head))
+        self.trains = self.fields[2]  # fc1, fc2, fc3
+        if not packed_modules:  # spelled out, which is as valid, they are easier to change
+            self.fields[2] = [b"", *_read_trains(self.trains)]
 
     def seal(self, *, start=None, head=None, body=None, length=None):
         head = header.compress(msgpack.packb(self.fields)) if head is None else head
@@ -143,7 +147,7 @@ class TestHeader:
     @pytest.mark.parametrize(
         ("length", "words"),
         [
-            (b"\xff\xff\xff\xff\xff", "header: its length does not end"),
+            (b"\xff" * 6, "header: the number at byte 4 does not end"),
             (b"\xff\xff\x7f", "header: 2097151 bytes, the file has"),
             (b"\x00", "header: it cannot be decompressed|does not end where the header does"),
         ],
@@ -181,7 +185,7 @@ class TestHeader:
     def test_a_field_of_another_type(self, file, position):
         file.fields[position] = 7
         file.seal()
-        file.refused("header: expected a (str|dict|list), got 7")
+        file.refused("header: expected a (str|dict|list|bytes), got 7")
 
 
 HOSTILE_FIELDS = {
@@ -201,20 +205,20 @@ HOSTILE_FIELDS = {
     "overflowing width": (lambda f: f[1].update(hidden=[2**40, 2**40]), "overflow|invalid|too large|out of proportion"),
     "absurd depth": (lambda f: f[1].update(hidden=[1] * 30_000), "over 10,000 modules is out of proportion"),
     "absurd classes": (lambda f: f[1].update(num_classes=10**9), "is out of proportion"),
-    "negative rank": (lambda f: f[2][0].__setitem__(4, [-4]), "negative|rank"),
-    "absurd rank": (lambda f: f[2][0].__setitem__(4, [10**8]), "rank|is out of proportion"),
-    "rank of another type": (lambda f: f[2][0].__setitem__(4, ["4"]), "rank|str"),
-    "too many ranks": (lambda f: f[2][0].__setitem__(4, [4] * 9), "rank|integers: expected"),
-    "modes that do not fit": (lambda f: f[2][0].__setitem__(2, [3, 5]), "expected|modes|dims"),
-    "module nowhere": (lambda f: f[2][0].__setitem__(0, 99), "position 99 is none of the architecture's 1..3"),
-    "module at a negative place": (lambda f: f[2][0].__setitem__(0, -1), "position -1 is none"),
-    "the network itself replaced": (lambda f: f[2][0].__setitem__(0, 0), "position 0 is none"),
-    "class without a number": (lambda f: f[2][0].__setitem__(1, 99), "expected the number or the path of a class"),
-    "module's class outside": (lambda f: f[2].__setitem__(0, [1, "os.system", {}]), "'os.system' is not part of"),
+    "negative rank": (lambda f: f[2][1].__setitem__(4, [-4]), "negative|rank"),
+    "absurd rank": (lambda f: f[2][1].__setitem__(4, [10**8]), "rank|is out of proportion"),
+    "rank of another type": (lambda f: f[2][1].__setitem__(4, ["4"]), "rank|str"),
+    "too many ranks": (lambda f: f[2][1].__setitem__(4, [4] * 9), "rank|integers: expected"),
+    "modes that do not fit": (lambda f: f[2][1].__setitem__(2, [3, 5]), "expected|modes|dims"),
+    "module nowhere": (lambda f: f[2][1].__setitem__(0, 99), "position 99 is none of the architecture's 1..3"),
+    "module at a negative place": (lambda f: f[2][1].__setitem__(0, -1), "position -1 is none"),
+    "the network itself replaced": (lambda f: f[2][1].__setitem__(0, 0), "position 0 is none"),
+    "class without a number": (lambda f: f[2][1].__setitem__(1, 99), "expected the number or the path of a class"),
+    "module's class outside": (lambda f: f[2].__setitem__(1, [1, "os.system", {}]), "'os.system' is not part of"),
     "module without structure": (
-        lambda f: f[2].__setitem__(0, [1, "compresskd.models.mlp.MLP", {}]), "it has no from_structure"),
-    "entry that is none": (lambda f: f[2].__setitem__(0, "fc1"), "modules: expected \\[position, class"),
-    "values missing": (lambda f: f[2].__setitem__(0, [1, 0, [8, 8]]), "takes input_dims, output_dims, ranks, got 1"),
+        lambda f: f[2].__setitem__(1, [1, "compresskd.models.mlp.MLP", {}]), "it has no from_structure"),
+    "entry that is none": (lambda f: f[2].__setitem__(1, "fc1"), "modules: expected \\[position, class"),
+    "values missing": (lambda f: f[2].__setitem__(1, [1, 0, [8, 8]]), "takes input_dims, output_dims, ranks, got 1"),
     "way without a number": (lambda f: f[3].__setitem__(0, 999), "expected the number of a way to store"),
     "way of another type": (lambda f: f[3].__setitem__(0, "int4"), "expected the number of a way to store"),
     "granularity of nobody": (lambda f: f[3].__setitem__(0, [20, "per_planet"]), "quant.granularity: expected"),
@@ -244,6 +248,34 @@ def test_hostile_header(file, case):
     assert {
         name for name in set(sys.modules) - before if not name.startswith(("compresskd", "torch"))
     } == set()
+
+
+@pytest.mark.parametrize(
+    ("trains", "words"),
+    [
+        (b"\x04", "modules: expected 2 numbers, there are 1 bytes left"),
+        (b"\x04\x02\x08\x08", "modules: expected 2 numbers, there are 0 bytes left"),
+        (b"\x04\xff\xff\xff\xff\x7f", "modules: expected 34359738367 numbers, there are 0 bytes left"),
+        (b"\xff\xff\xff\xff\xff\xff", "modules: the number at byte 0 does not end"),
+        (b"\x07\x01\x01\x01", "modules: no tensor train has the number 3 and 1 modes"),
+        (b"\x04\x00", "modules: no tensor train has the number 0 and 0 modes"),
+        (b"\x00\x01\x08\x08", "position 0 is none of the architecture's 1..3"),
+        (b"\x40\x01\x08\x08", "position 16 is none of the architecture's 1..3"),
+        (b"\x04\x02\x08\x08\x08\x04\x00", "rank|expected"),
+    ],
+)
+def test_hostile_tensor_trains(file, trains, words):
+    file.fields[2] = trains
+    file.seal()
+    file.refused(words)
+
+
+def test_modules_may_be_spelled_out(file, tmp_path):
+    packed = Compact(tmp_path / "packed.ckd", packed_modules=True)
+    assert isinstance(packed.fields[2], bytes)
+    file.seal()
+    packed.seal()
+    assert artifact.read(file.path).modules == artifact.read(packed.path).modules
 
 
 class TestBody:

@@ -98,8 +98,8 @@ def test_a_folder_of_format_1_is_read(tmp_path):
 # of MLP(hidden=[4], 2 classes, 1x2x2 pixels), fc1 at 4 bits half-integer per tensor, fc2 at 2 bits per channel,
 # vectors in half precision: as written by the first version of format 2
 GOLDEN = bytes.fromhex(
-    "434b4402309b86c3dd135990b531a16a63629a3099c1821158d02f4bcfcf01fb12589d711ec156c24f5a9497bfb832b5"
-    "7812932000552d5535ab3600b8003600b000b900b40039b0f4398ec1064b9f2ddbd47c9b4f63e74f77"
+    "434b4402319b8623b826b2206b6342d5c6c474846132830523b05e5b969e9f037626b0f6e63c82ad429bb4282f7f7165"
+    "6af124264100552d5535ab3600b8003600b000b900b40039b0f4398ec1064b9f2ddbe143f6d552369cfb"
 )
 GOLDEN_OUTPUT = [[-0.6107619404792786, 1.3366563320159912]]
 
