@@ -1,5 +1,6 @@
 """Cases and contenders of the tensor-train benchmarks: modes by pattern, peers on the same cores, timing."""
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -22,7 +23,8 @@ Run = Callable[[], object]
 
 
 def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each, the runs interleaved; short ones repeat to a millisecond."""
+    """Median seconds of each, the runs interleaved in changing order; short ones repeat to a millisecond."""
+    order = random.Random(0)
     repeats = {}
     for name, run in runs.items():
         run()
@@ -31,7 +33,8 @@ def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
         repeats[name] = max(1, min(100, int(1e-3 / (time.perf_counter() - start))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name in order.sample(list(runs), len(runs)):
+            run = runs[name]
             run()  # its operands come back into the cache, whoever ran before
             start = time.perf_counter()
             for _ in range(repeats[name]):

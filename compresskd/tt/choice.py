@@ -24,13 +24,14 @@ from compresskd.tt.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
 from compresskd.tt.undisturbed import undisturbed
 
 FOLDED_MARGIN = 0.9
-TRIED_MARGIN = 0.95
+TRIED_MARGIN = 0.9
 NUM_TRIED = 4
 FARTHEST = 2.0
 TRIAL_SECONDS = 0.03
 LEAST_ROUNDS, MOST_ROUNDS = 2, 6
 LEAST_ROWS = 64
-VERSION = 1
+LONGEST = 0.2
+VERSION = 3
 
 
 @lru_cache(maxsize=4096)
@@ -41,8 +42,16 @@ def choose(
     on = machine(device_type, dtype, num_threads)
     costs = rank_plans(shapes, rows, training=training, machine=on, itemsize=dtype.itemsize)
     predicted = _predicted(costs, training)
-    tried = _shortlist(costs, training)
-    if len(tried) < 2 or device_type == "meta" or os.environ.get("COMPRESSKD_TRIALS") == "0":
+    tried = _shortlist(costs)
+    fewer = _trial_rows(tried, shapes, rows, training, on, dtype)
+    while len(tried) > 1 and (LEAST_ROUNDS + 1) * _total(tried, shapes, fewer, training, on, dtype) > LONGEST:
+        tried.pop()
+    if (
+        len(tried) < 2
+        or all(cost.plan != predicted for cost in tried)
+        or device_type == "meta"
+        or os.environ.get("COMPRESSKD_TRIALS") == "0"
+    ):
         return predicted
     name = (
         f"v{VERSION} {shapes} {rows} {training} {device_type} {dtype} {num_threads} torch{torch.__version__}"
@@ -50,7 +59,7 @@ def choose(
     outcome = decide(
         "plans",
         name,
-        lambda: asdict(_tried(tried, shapes, rows, training, torch.device(device_type), dtype, on)),
+        lambda: asdict(_tried(tried, shapes, fewer, training, torch.device(device_type), dtype, on)),
         asdict(predicted),
     )
     return Plan(**{**outcome, "cuts": tuple(outcome["cuts"])})
@@ -64,31 +73,34 @@ def _predicted(costs: Sequence[Cost], training: bool) -> Plan:
     return costs[0].plan
 
 
-def _shortlist(costs: Sequence[Cost], training: bool) -> list[Cost]:
+def _shortlist(costs: Sequence[Cost]) -> list[Cost]:
     """The first few, and the first of every kind and layout, that the model puts near the best."""
     near = [cost for cost in costs if cost.seconds <= FARTHEST * costs[0].seconds]
     kinds: dict[tuple[str, bool], Cost] = {}
     for cost in near:
         kinds.setdefault((cost.plan.kind, cost.plan.columns), cost)
     found = near[:NUM_TRIED] + [cost for cost in kinds.values() if cost not in near[:NUM_TRIED]]
-    if not training:
-        found += [cost for cost in costs if cost.plan.kind == "folded" and cost not in found]
-    return found if len(near) > 1 else near
+    return sorted(found, key=lambda cost: cost.seconds)
+
+
+def _trial_rows(
+    tried: Sequence[Cost], shapes: Shapes, rows: int, training: bool, on: Machine, dtype: torch.dtype
+) -> int:
+    while rows > LEAST_ROWS and _total(tried, shapes, rows, training, on, dtype) > TRIAL_SECONDS:
+        rows //= 2
+    return rows
 
 
 def _tried(
     tried: Sequence[Cost],
     shapes: Shapes,
-    rows: int,
+    fewer: int,
     training: bool,
     device: torch.device,
     dtype: torch.dtype,
     on: Machine,
 ) -> Plan:
-    """The fastest by measurement; where that takes long, on fewer rows, and the model tells how time grows."""
-    fewer = rows
-    while fewer > LEAST_ROWS and _total(tried, shapes, fewer, training, on, dtype) > TRIAL_SECONDS:
-        fewer //= 2
+    """The fastest by measurement on fewer rows, where all would take long; the model tells how time grows."""
     rounds = TRIAL_SECONDS / _total(tried, shapes, fewer, training, on, dtype)
     rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(rounds)))
     with undisturbed(grad=training):

@@ -79,6 +79,8 @@ class TTConv2d(nn.Module):
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
         """Fresh cores: for inputs of variance 1 the outputs, away from the borders, have variance gain^2."""
+        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for core in self.cores:
                 core.normal_(std=(core.shape[0] * core.shape[2]) ** -0.5)

@@ -48,6 +48,8 @@ class CPLinear(nn.Module):
     def reset_parameters(self, *, gain: float = 1.0) -> None:
         """Fresh factors that keep the variance of the input, times gain^2."""
         d, total = len(self.factors), self.in_features * self.factors[0].shape[1]
+        if self.factors[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for factor in self.factors:
                 factor.normal_(std=(gain**2 / total) ** (0.5 / d))
@@ -158,6 +160,8 @@ class CPConv2d(nn.Module):
     def reset_parameters(self, *, gain: float = 1.0) -> None:
         """Fresh factors: away from the borders the outputs have the variance of the input, times gain^2."""
         fan_in = self.in_channels * math.prod(self.geometry.kernel_size)
+        if self.factors[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for factor in self.factors:
                 factor.normal_(std=(gain**2 / (fan_in * factor.shape[1])) ** 0.125)

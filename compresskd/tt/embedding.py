@@ -61,6 +61,8 @@ class TTEmbedding(nn.Module):
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
         """Fresh cores: the entries of the table have variance gain^2, as nn.Embedding's have 1."""
+        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for core in self.cores:
                 core.normal_(std=core.shape[3] ** -0.5)

@@ -68,6 +68,8 @@ class TTLinear(nn.Module):
 
         Entries of core k have variance 1 / (n_k r_k), so that every step of the contraction keeps the variance.
         """
+        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for core in self.cores:
                 core.normal_(std=(core.shape[2] * core.shape[3]) ** -0.5)

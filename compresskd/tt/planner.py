@@ -4,6 +4,7 @@ Every plan's time is the sum of its products and copies at the rates of `calibra
 bucket: the next power of two.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from compresskd.tt.streamed import BLOCK_ROWS, split_bond
 
 CHUNKS = (0, 32, 64, 256)
 MOST_WORK = 6
+FREE_NUMBERS = 1 << 23
 AUTOGRAD_OPERATIONS = 30
 
 Shapes = tuple[tuple[int, int, int, int], ...]
@@ -40,6 +42,7 @@ def rank_plans(
     found = [
         Cost(plan, seconds(plan, shapes, rows, training, machine, itemsize))
         for plan in plans(len(shapes), rows, training, _worthwhile(shapes))
+        if not training or _fits(plan, shapes, rows)
     ]
     return sorted(found, key=lambda cost: cost.seconds)
 
@@ -48,6 +51,15 @@ def seconds(plan: Plan, shapes: Shapes, rows: int, training: bool, on: Machine, 
     """What the model gives the plan."""
     time = _training_seconds if training else _inference_seconds
     return time(plan, shapes, rows, on, itemsize)
+
+
+def _fits(plan: Plan, shapes: Shapes, rows: int) -> bool:
+    """Whether what is kept for backward, and its gradient beside it, take no more than a dense weight's gradient."""
+    if plan.kind != "chain":
+        return True
+    path = steps(shapes, plan.cuts, from_right=plan.from_right)
+    kept = sum(rows * step.P * step.C * step.b for step in path[1:])
+    return 2 * kept <= max(math.prod(dense_sizes(shapes)), FREE_NUMBERS)
 
 
 def _worthwhile(shapes: Shapes) -> list[tuple[tuple[int, ...], bool]]:

@@ -46,6 +46,8 @@ class TuckerLinear(nn.Module):
     def reset_parameters(self, *, gain: float = 1.0) -> None:
         """Fresh factors that keep the variance of the input, times gain^2."""
         p = len(self.output_dims)
+        if self.core.is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
         with torch.no_grad():
             for k, factor in enumerate(self.factors):
                 factor.normal_(std=factor.shape[1 if k < p else 0] ** -0.5)

@@ -102,6 +102,16 @@ def test_streamed_is_chosen_for_large_batches_of_high_rank():
     assert best.kind in ("streamed", "folded")
 
 
+def test_training_keeps_no_more_than_a_dense_gradient_would_take():
+    square = ((1, 64, 64, 16), (16, 64, 64, 1))
+    kinds = {
+        B: {c.plan.kind for c in rank_plans(square, B, training=True, machine=flat_machine())}
+        for B in (32, 2048)
+    }
+    assert "chain" in kinds[32]
+    assert kinds[2048] == {"folded", "streamed", "recompute"}
+
+
 def test_interpolation_is_exact_on_the_grid_and_monotone_between():
     mm = [[[1e-9 / (i + 1) / (j + 1) / (k + 1) for k in range(5)] for j in range(5)] for i in range(6)]
     on = Machine(mm, [[[1e-9] * 4] * 4] * 5, [1e15] * 3, 0.0, 0.0, 0.0)
