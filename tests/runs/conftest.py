@@ -100,14 +100,16 @@ def outcome():
             predictions = {name: array.tolist() for name, array in arrays.items()}
         files = {
             str(path.relative_to(directory)): path.read_bytes()
-            for path in sorted((directory / "checkpoints").rglob("*"))
+            for folder in ("checkpoints", "model")
+            for path in sorted((directory / folder).rglob("*"))
             if path.is_file()
         }
         return {
             "status": record["status"],
             "metrics": metrics(directory),
             "predictions": predictions,
-            "checkpoints": files,
+            "models": files,
+            "model": record["model"],
             "stages": [untimed_stage(stage) for stage in record["stages"]],
             "teacher": untimed_teacher(record["teacher"]),
             "final": record["final"],
