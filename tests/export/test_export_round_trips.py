@@ -136,6 +136,7 @@ def test_differences_and_predictions_are_counted():
     samples = Samples(inputs, "inputs")
     check(Agreement(1e-3, 20.0, 1.0, 8), samples, rounds_inputs=False)
     check(Agreement(2.0, 20.0, 0.99, 8), samples, rounds_inputs=True)
-    for wrong, rounds in ((Agreement(3e-3, 20.0, 1.0, 8), False), (Agreement(0.0, 20.0, 0.9, 8), True)):
+    check(Agreement(0.9, 20.0, 0.5, 8), samples, rounds_inputs=True)
+    for wrong, rounds in ((Agreement(3e-3, 20.0, 1.0, 8), False), (Agreement(1.1, 20.0, 0.9, 8), True)):
         with pytest.raises(ExportFailed):
             check(wrong, samples, rounds_inputs=rounds)
