@@ -3,10 +3,9 @@
     [target, kwargs, modules, how tensors are stored, about, exceptions, quantized inputs, counters]
 
 with empty values at the end left out. Names, shapes and types are those of the architecture, which is built
-without memory to read them; keywords that equal the constructor's defaults are left out. Of the five roles of a
-tensor (core, weight, other floats, running statistics, integers) the header has the usual way to store each, then
-the exceptions as position, way, position, way ... in the state of the network. Integers without a dimension (the
-counters of batch norms) are written here, one for all where they are equal.
+without memory to read them; keywords that equal the constructor's defaults are left out. Integers without a
+dimension (the counters of batch norms) are written here, one for all where they are equal. See `structures` for
+the modules, `ways` for how tensors are stored.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import inspect
 import json
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,10 +24,11 @@ from compresskd import swap
 from compresskd.artifact.about import restore_about, shorten_about
 from compresskd.artifact.construct import check_fit, furnish, num_values, skeleton
 from compresskd.artifact.content import Content, check_plain
-from compresskd.artifact.description import FLOAT32, INT64, Description, describe, understand
+from compresskd.artifact.description import INT64, Description, describe, understand
 from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.structures import restore, shorten
+from compresskd.artifact.ways import usual_ways, ways_of
 
 MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000
 _RAW = -15  # zlib without its own header and checksum
@@ -44,7 +43,6 @@ _EMPTY: tuple[Any, ...] = (
     [],
 )  # fields at the end are left out where they are these
 _OURS = "compresskd."
-_UNTOLD = (FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, 
     check_fit(model, content.tensors)
     ways = {name: describe(content.tensors[name]) for name in model.state_dict()}
     counters = [name for name, value in model.state_dict().items() if _is_counter(value, ways[name])]
-    roles, exceptions = _usual(_roles(model), list(ways.values()))
+    roles, exceptions = usual_ways(model, list(ways.values()))
     path = architecture["target"]
     fields = [
         path.removeprefix(_OURS) if path.startswith(_OURS) else f":{path}",
@@ -111,7 +109,7 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
     modules = restore(entries, model)
     furnish(model, modules, stored=stored, trust=trust)
     state = model.state_dict()
-    ways = dict(zip(state, _ways(_roles(model), roles, exceptions), strict=True))
+    ways = dict(zip(state, ways_of(model, roles, exceptions), strict=True))
     counted = [name for name, value in state.items() if _is_counter(value, ways[name])]
     return Header(
         architecture,
@@ -158,49 +156,6 @@ def decompress(data: bytes) -> bytes:
     if not decoder.eof or decoder.unused_data:
         raise ArtifactError("header: the compressed data does not end where the header does")
     return result
-
-
-def _roles(model: nn.Module) -> list[int]:
-    """The role of every tensor: its position in `_UNTOLD`."""
-    return [_role(name, value) for name, value in model.state_dict().items()]
-
-
-def _role(name: str, value: Tensor) -> int:
-    if not value.is_floating_point():
-        return 4
-    if name.endswith((".running_mean", ".running_var")):
-        return 3
-    if ".cores." in name:
-        return 0
-    return 1 if value.ndim > 1 else 2
-
-
-def _usual(roles: list[int], ways: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The most frequent way of every role, and the exceptions."""
-    usual = list(_UNTOLD)
-    for role in range(len(usual)):
-        keys = Counter(json.dumps(way) for way, own in zip(ways, roles, strict=True) if own == role)
-        usual[role] = json.loads(keys.most_common(1)[0][0]) if keys else _UNTOLD[role]
-    while usual and usual[-1] == _UNTOLD[len(usual) - 1]:
-        usual.pop()
-    exceptions: list[Any] = []
-    for position, (way, role) in enumerate(zip(ways, roles, strict=True)):
-        if way != _at(usual, role):
-            exceptions += [position, way]
-    return usual, exceptions
-
-
-def _ways(roles: list[int], usual: list[Any], exceptions: list[Any]) -> list[Any]:
-    ways = [_at(usual, role) for role in roles]
-    for position, way in zip(exceptions[::2], exceptions[1::2], strict=True):
-        if type(position) is not int or not 0 <= position < len(ways):
-            raise ArtifactError(f"header: {position!r:.80} is no position among {len(ways)} tensors")
-        ways[position] = way
-    return ways
-
-
-def _at(usual: list[Any], role: int) -> Any:
-    return usual[role] if role < len(usual) else _UNTOLD[role]
 
 
 def _is_counter(value: Tensor, way: Any) -> bool:
