@@ -123,8 +123,11 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
 
 
 def _fields(data: bytes) -> list[Any]:
-    """All fields, of the right types. Raises ArtifactError, or msgpack's ValueErrors, where these are none."""
-    fields = msgpack.unpackb(data)
+    """All fields, of the right types. Raises ArtifactError where these are none."""
+    try:
+        fields = msgpack.unpackb(data)
+    except ValueError as error:
+        raise ArtifactError(f"header: it is no msgpack: {error}") from error
     if not isinstance(fields, list) or not 2 <= len(fields) <= len(_EMPTY):
         raise ArtifactError(f"header: expected 2 to {len(_EMPTY)} fields, got {fields!r:.80}")
     fields += _EMPTY[len(fields) :]

@@ -15,6 +15,7 @@ import compresskd
 from compresskd import artifact
 from compresskd.artifact import ArtifactError, compact
 from compresskd.artifact.folder import digest
+from compresskd.artifact.header import _defaults
 from compresskd.models.build import spec_of
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import QuantSpec, prepare
@@ -113,6 +114,24 @@ def test_golden_file_is_read_as_ever():
 
 def test_golden_file_is_written_as_ever():
     assert artifact.encode(compact.decode(GOLDEN))[0] == GOLDEN
+
+
+def test_defaults_of_shipped_architectures_are_part_of_the_format():
+    """Files leave out what equals them: a default that changes would change what old files say."""
+    defaults = {
+        "lenet.LeNet5": {"width_multiplier": 1.0, "padding": 0, "bias": True},
+        "mlp.MLP": {"hidden": [256, 256], "activation": "relu", "bias": True},
+        "resnet.ResNet": {"depth": 20, "width_multiplier": 1.0},
+        "resnet_x4.ResNetX4": {"depth": 8},
+        "tt_mlp.TTMLP": {"activation": "relu"},
+        "vit.VisionTransformer": {
+            "patch_size": 4, "width": 192, "depth": 12, "num_heads": 3, "mlp_ratio": 4.0, "dropout": 0.0,
+        },
+        "wide_resnet.WideResNet": {"depth": 16, "width": 2, "dropout": 0.0},
+    }  # fmt: skip
+    for path, known in defaults.items():
+        found = _defaults(f"compresskd.models.{path}", trust=())
+        assert {key: found.get(key) for key in known} == known, path
 
 
 def test_float16_vectors_are_read_in_the_type_of_the_constructor():
