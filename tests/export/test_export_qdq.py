@@ -49,8 +49,7 @@ def kernels(folder):
     return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
 
 
-@pytest.mark.parametrize("granularity", [None, PerGroup(16)], ids=["channel", "group"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("bits", "granularity"), [(2, None), (3, PerGroup(16)), (4, None), (8, None)])
 def test_every_quantized_tensor_is_there_in_integers_and_in_nothing_else(bits, granularity, tmp_path):
     model = model_of("mlp_small" if bits in (2, 3) else "lenet5")
     assert factorize(model) > 0
