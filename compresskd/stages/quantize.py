@@ -71,7 +71,8 @@ class Quantize:
             generator = torch.Generator().manual_seed(0)
             student = with_statistics(student, generator)
             fold_batch_norms(student, torch.randn(example.shape, generator=generator))
-        prepare(student, replace(self.how, initial_scale="absmax").spec())
+        # inputs are not rounded here: no range was observed, and none is needed to see that layers and terms fit
+        prepare(student, replace(self.how, initial_scale="absmax", activation_bits=None).spec())
         if self.how.budget is not None:
             check_budget(student, self.how.budget, example)
         if self.num_epochs:
@@ -94,15 +95,15 @@ class Quantize:
             covariances=self._covariances(student, context),
             seed=context.stage_seed,
         )
-        prepare(student, how.spec(), start=start.tensors)
-        if how.activation_bits is not None:
-            calibrate_activations(student, _samples(context, how.num_calibration))
         context.details.update(
             epochs=0,
             layers=describe(student, start),
             skipped=self._skipped(student),
             vector_bits=how.vector_bits,
         )
+        prepare(student, how.spec(), start=start.tensors)
+        if how.activation_bits is not None:
+            calibrate_activations(student, _samples(context, how.num_calibration))
         if self.num_epochs:
             self._train(student, teachers, context)
         return replace(state, student=student)

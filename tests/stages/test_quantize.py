@@ -41,6 +41,15 @@ def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
     assert record.stages[0]["metrics"] == plain.stages[0]["metrics"]
 
 
+def test_inputs_are_rounded_in_the_model_that_is_kept(run_strategy):
+    record, directory = run_strategy("strategy=distill_qat", "quant.activation_bits=8", *SHORT)
+    model = artifact.load(directory / stage_of(record)["checkpoint"])
+    seen = []
+    model.fc2.input_quant.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(torch.rand(64, 1, 8, 8))
+    assert num_values(seen[0]) <= 256
+
+
 @pytest.mark.parametrize(
     "strategy", ["distill_then_compress", "compress_then_distill", "distill_to_compressed", "multi_stage"]
 )
