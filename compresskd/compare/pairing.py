@@ -88,6 +88,9 @@ def choose_reference(comparison: Comparison) -> tuple[Group | None, str]:
     if wanted == "baseline" and not baselines:
         raise UnknownKeyError(f"--reference: no finished group of strategy={BASELINE} to be the baseline")
     if wanted == "baseline" or (wanted is None and 0 < len(baselines) < len(judged)):
+        baselines.sort(
+            key=lambda group: _is_quantized(comparison, group)
+        )  # in floating point where there are such
         return baselines[0], f"the baseline (strategy={BASELINE})"
     if wanted in (None, "best"):
         return ranked[0], f"the best {comparison.metric.replace('_', ' ')}"
@@ -96,6 +99,10 @@ def choose_reference(comparison: Comparison) -> tuple[Group | None, str]:
 
 def _is_baseline(comparison: Comparison, group: Group) -> bool:
     return {entry.strategy for entry in comparison.entries(group.counted)} == {BASELINE}
+
+
+def _is_quantized(comparison: Comparison, group: Group) -> bool:
+    return any(entry.kind == "Quantize" for entry in comparison.entries(group.counted))
 
 
 def _named(comparison: Comparison, wanted: str, judged: Sequence[Group]) -> Group:

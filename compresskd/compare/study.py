@@ -23,6 +23,7 @@ class Entry:
     run: str
     path: Path
     stage: str
+    kind: str
     status: str
     strategy: str
     seed: int | None
@@ -123,6 +124,7 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
         run=run,
         path=record.path,
         stage=intern(stage.name) if stage else "",
+        kind=intern(stage.kind or "") if stage else "",
         status=intern(record.status or "unknown"),
         strategy=intern(record.strategy or "unknown"),
         seed=record.seed,

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
+from compresskd import measure
 from compresskd.quant.cores import quantize_cores
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
@@ -92,7 +92,7 @@ def _relative_error(weights: list[Tensor], tensors: list[QuantizedTensor]) -> fl
 
 
 def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
-    """Of each quantized layer: its kind, bits, grid, granularity and the errors of its start."""
+    """Of each layer that is to be quantized: kind, size, bits, grid, granularity and the errors of its start."""
     described: dict[str, dict[str, Any]] = {}
     for target in find_targets(model):
         tensor = start.tensors.get(target.name)
@@ -100,12 +100,15 @@ def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
             continue
         layer = model.get_submodule(target.owner)
         described[target.owner] = {
-            "kind": type_before_parametrizations(layer).__name__,
+            "kind": type(layer).__name__,
+            "num_parameters": measure.num_parameters(layer),
             "bits": tensor.grid.bits,
             "grid": tensor.grid.kind,
             "granularity": tensor.granularity.plain(),
             "errors": start.errors[target.owner],
         }
-        if hasattr(layer, "ranks"):
-            described[target.owner]["ranks"] = list(getattr(layer, "ranks"))  # noqa: B009
+        for name in ("ranks", "num_parameters_dense"):
+            if hasattr(layer, name):
+                value = getattr(layer, name)
+                described[target.owner][name] = list(value) if isinstance(value, tuple) else value
     return described

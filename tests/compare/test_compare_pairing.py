@@ -136,6 +136,15 @@ def test_the_baseline_is_the_reference_where_there_is_one(two, run):
     assert paired(two, reference="best").reference is not found.reference
 
 
+def test_the_baseline_is_in_floating_point_where_some_are(two, run):
+    common = {"strategy": "train", "config__strategy__name": "train", "config__rank": 4}
+    run(two / "float", right=right(*range(50)), config__bits=None, **common)
+    run(two / "rounded", right=right(*range(40)), config__bits=4, stages__0__kind="Quantize", **common)
+    found = paired(two)
+    assert found.why == "the baseline (strategy=train)"
+    assert found.reference.mean("test_accuracy") == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
