@@ -19,20 +19,25 @@ PATTERNS = {
     "balanced3": (1 / 3, 1 / 3, 1 / 3),
     "opposed4": (0.1, 0.2, 0.3, 0.4),
 }
+CASE_SECONDS, MOST_ROUNDS = 0.25, 60
 Run = Callable[[], object]
 
 
 def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of each, the runs interleaved in changing order; short ones repeat to a millisecond."""
-    order = random.Random(0)
-    repeats = {}
+    """Median seconds of each, the runs interleaved in changing order; short ones repeat to a millisecond.
+
+    Short cases take more rounds than asked for, to a quarter of a second, so that no single disturbance decides.
+    """
+    order, repeats, spent = random.Random(0), {}, 0.0
     for name, run in runs.items():
         run()
         start = time.perf_counter()
         run()
-        repeats[name] = max(1, min(100, int(1e-3 / (time.perf_counter() - start))))
+        once = time.perf_counter() - start
+        repeats[name] = max(1, min(100, int(1e-3 / once)))
+        spent += once * (1 + repeats[name])
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in range(max(rounds, min(MOST_ROUNDS, int(CASE_SECONDS / spent)))):
         for name in order.sample(list(runs), len(runs)):
             run = runs[name]
             run()  # its operands come back into the cache, whoever ran before

@@ -65,7 +65,8 @@ def _line(rank: int, tokens: int, threads: int, rounds: int) -> None:
 def _step(module: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
     def step() -> None:
         module.zero_grad(set_to_none=True)
-        module(ids).sum().backward()
+        y = module(ids)
+        y.backward(torch.ones_like(y))
 
     return step
 

@@ -3,19 +3,17 @@
     python benchmarks/tt_large.py [--quick] [--threads 1,2] [--parts speed,parameters,memory,rate]
 
 speed: forward and training against dense. parameters: against tensorly-torch in its own default modes (16, 16, 16) at
-the same number of parameters, the better of its implementations. memory: what one training step adds to the resident
-memory at its peak, each in a process of its own. rate: the time of plain products of the same shapes over that of the
-layer.
+the same number of parameters, the better of its implementations. memory: what one training step allocates at its
+peak. rate: the time of plain products of the same shapes over that of the layer.
 """
 
 import argparse
 import math
-import subprocess
-import sys
-from pathlib import Path
+from itertools import accumulate
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from tt_cases import Run, medians, step, tt_layer, use_opt_einsum
 
 from compresskd.tt import TTLinear, product
@@ -36,18 +34,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds, batches 1 to 256")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--parts", default="speed,parameters,memory,rate")
-    parser.add_argument("--step", nargs=2, metavar=("WHICH", "BATCH"), help="(one training step, for memory)")
+    parser.add_argument("--modes", default=",".join(PATTERNS), help="of speed and parameters")
     options = parser.parse_args()
-    if options.step:
-        _one_step(options.step[0], int(options.step[1]))
-        return
     use_opt_einsum()
     batches, rounds = ((1, 32, 256), 3) if options.quick else ((1, 32, 256, 2048), 7)
     for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
         if "speed" in options.parts or "parameters" in options.parts:
-            for pattern, name in PATTERNS.items():
-                _speed(pattern, name, batches, rounds, threads, options.parts)
+            for pattern in options.modes.split(","):
+                _speed(pattern, PATTERNS[pattern], batches, rounds, threads, options.parts)
         if "rate" in options.parts:
             _rate(batches[1:], rounds, threads)
     if "memory" in options.parts:
@@ -136,42 +131,41 @@ def _plain(plan: Plan, shapes: Shapes, B: int) -> Run:
 
 def _memory(batch: int, quick: bool) -> None:
     """Of modes (64, 64), whose chain has large intermediates, and of the two picks."""
+    torch.set_num_threads(1)
     names = ["dense", "ours:balanced2", "streamed:balanced2", "ours:svd", "ours:opposed3"]
     names += ["tltorch:balanced2", "tltorch:opposed3"]
-    print(f"\nmegabytes that a training step adds at its peak, batch {batch}")
+    edges = 3 * batch * SIZE * 4
+    print(
+        f"\nmegabytes that a training step of batch {batch} allocates at its peak, and without y, dy and dx"
+    )
     for name in names[:3] if quick else names:
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--step", name, str(batch)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(f"{name:<20} {found.stdout.strip()}", flush=True)
+        layer, plan = _contender(name, batch)
+        x = torch.randn(batch, SIZE, requires_grad=True)
+        peak = _peak(step(lambda layer=layer, x=x: layer(x), True))
+        print(f"{name:<20} {peak / 2**20:6.0f} {(peak - edges) / 2**20:6.0f}  {plan}", flush=True)
 
 
-def _one_step(name: str, batch: int) -> None:
-    """Prints the rise of the peak resident memory over one step; what a first call prepares is made before."""
+def _contender(name: str, batch: int) -> tuple[nn.Module, str]:
     kind, _, pattern = name.partition(":")
-    torch.set_num_threads(1)
-    use_opt_einsum()
-    layer: nn.Module = nn.Linear(SIZE, SIZE, bias=False)
-    if kind != "dense":
-        layer = tt_layer((SIZE, SIZE), pattern, RANK)
-        assert isinstance(layer, TTLinear)
-        shapes: Shapes = tuple(tuple(core.shape) for core in layer.cores)  # pyright: ignore
-        plan = choose(
-            shapes, bucket(batch), training=True, device_type="cpu", dtype=torch.float32, num_threads=1
-        )
-        if kind == "streamed":
-            plan = Plan("streamed")
-        product._chain = lambda *_, **__: (Chain.of(plan, shapes), 0)  # pyright: ignore
-        kind = str(plan) if kind != "tltorch" else kind
-        if kind == "tltorch":
-            layer = _like(layer)
-    x = torch.randn(batch, SIZE, requires_grad=True)
-    small = torch.randn(64, 64, requires_grad=True)
-    (small @ small).sum().backward()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    y = layer(x)
-    y.backward(torch.ones_like(y))
-    print(f"{(_status('VmHWM') - before) / 1024:7.0f}  {kind}")
+    if kind == "dense":
+        return nn.Linear(SIZE, SIZE, bias=False), ""
+    layer = tt_layer((SIZE, SIZE), pattern, RANK)
+    if kind == "tltorch":
+        return _like(layer), ""
+    shapes: Shapes = tuple(tuple(core.shape) for core in layer.cores)  # pyright: ignore
+    plan = choose(shapes, bucket(batch), training=True, device_type="cpu", dtype=torch.float32, num_threads=1)
+    plan = Plan("streamed") if kind == "streamed" else plan
+    product._chain = lambda *_, **__: (Chain.of(plan, shapes), 0)  # pyright: ignore
+    return layer, str(plan)
+
+
+def _peak(run: Run) -> int:
+    """Bytes that torch's allocator holds at most, beyond those it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    found = profiled.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
 
 
 def _like(layer: TTLinear) -> nn.Module:
@@ -185,12 +179,6 @@ def _like(layer: TTLinear) -> nn.Module:
         rank=[1, *layer.ranks, 1],
         implementation="factorized",
     )
-
-
-def _status(key: str) -> int:
-    """Kilobytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ class ChainProduct(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *_with_graph(chain, x, ctx.has_bias, cores, dy, ctx.needs_input_grad[1:])
         trails = [flat[k : k + num_steps] for k in range(0, len(flat), num_steps)]
+        dy = dy.contiguous()  # an expanded one (of a sum) would be laid out anew for every product
         dx, dGs = chain.backward(x, dy, Gs, trails, needs_x, any(needs))
         dbias = dy.sum(0) if needs_bias else None
         return None, dx, dbias, *(core_gradients(cores, chain.plan, dGs) if dGs else [None] * d)

@@ -225,7 +225,9 @@ class TTEmbedding(nn.Module):
             return (a.reshape(-1, r) @ right[0]).view(-1, D1 * D2)  # pyright: ignore[reportOptionalMemberAccess]
         b = F.embedding(ids % V2, right.flatten(1))
         product = torch.bmm(a.view(-1, D1, r), b.view(-1, r, D2))  # pyright: ignore[reportOptionalMemberAccess]
-        return product.view(-1, D1 * D2)
+        if product.requires_grad and not torch.compiler.is_compiling():
+            product = _DenseGradient.apply(product)
+        return product.view(-1, D1 * D2)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _bond(self, cores: Sequence[Tensor]) -> int:
         """Where to merge: the least work per token among bonds whose two tables stay small."""
@@ -274,6 +276,24 @@ class TTEmbedding(nn.Module):
             f"embedding_dims={self.embedding_dims}, ranks={self.ranks}, padding_idx={self.padding_idx}, "
             f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
         )
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The same numbers; their gradient is laid out in full, since a batch product copies others matrix by matrix."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(product: Tensor) -> Tensor:
+        return product.view_as(product)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.contiguous()
 
 
 class _SparseRows(torch.autograd.Function):

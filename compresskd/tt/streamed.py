@@ -47,6 +47,7 @@ class StreamedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """dW = dy^T x and dx = dy W, both one block of rows at a time."""
         x, left, right = ctx.saved_tensors
+        grad = grad.contiguous()
         (m1, n1, r), (m2, _, n2) = left.shape, right.shape
         needs_x, needs_W = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
         dx = torch.zeros_like(x) if needs_x else None
