@@ -40,7 +40,7 @@ class Quantization:
         data_aware: whether that counts errors of the layer's output, over inputs from calibration samples.
         estimator: how gradients pass through rounding.
         activation_bits: 8 rounds the inputs of quantized layers too; None leaves them.
-        num_calibration: samples that `data_aware` and `activation_bits` look at.
+        num_calibration: samples that `data_aware`, `activation_bits` and `budget` look at.
         vector_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
@@ -98,6 +98,8 @@ class Quantization:
             if value not in named and not (_is_whole(value) and value >= 1):
                 allowed = ", ".join(named)
                 yield f"quant.{key}: came {value!r}; allowed: {allowed}, or a whole number, the size of groups"
+        if self.data_aware and self.core_start == "nearest":
+            yield "quant.data_aware: came true with core_start nearest, which learns nothing; write false, or gauge"
         if self.activation_bits is not None:
             yield from _one_of("quant.activation_bits", self.activation_bits, (8,), "null")
         yield from self._number_faults()
