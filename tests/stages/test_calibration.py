@@ -1,9 +1,11 @@
 """Statistics of layers against their definitions."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compresskd import tt
 from compresskd.data.synthetic import synthetic
 from compresskd.stages.calibration import calibrate
 
@@ -50,3 +52,26 @@ def test_model_is_left_as_it_was():
     assert model.training
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert not model[0]._forward_hooks
+
+
+def test_factorized_layers_see_the_inputs_of_dense_ones():
+    data = make_data((2, 6, 6))
+    dense = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding="same"), nn.Flatten(), nn.Linear(288, 16), nn.Linear(16, 3)
+    )
+    factorized = nn.Sequential(*dense)
+    factorized[0], factorized[2] = tt.factorize(dense[0], rank=4), tt.factorize(dense[2], rank=4)
+    ours, theirs = (
+        calibrate(model, ["0", "2"], data.train, num_samples=48, seed=0) for model in (dense, factorized)
+    )
+    torch.testing.assert_close(ours["0"].covariance, theirs["0"].covariance)
+    assert theirs["2"].covariance.shape == (288, 288)
+
+
+def test_power_is_the_squared_norm_of_the_output_at_one_position():
+    data = make_data((2, 6, 6))
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 3))
+    found = calibrate(model, ["0"], data.train, num_samples=10_000, seed=0)["0"]
+    y = model[0](next(iter(data.train.batches(10_000))).inputs).detach()
+    assert found.covariance is None  # no one matrix is applied to every patch
+    assert found.power == pytest.approx(float(y.square().sum(1).mean()), rel=1e-4)
