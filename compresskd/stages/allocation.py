@@ -79,7 +79,8 @@ def _lower_hull(sizes: Sequence[Size]) -> list[Size]:
     for size in sorted(sizes, key=lambda s: (s.cost, s.error)):
         if hull and size.error >= hull[-1].error:
             continue
-        while len(hull) > 1 and _rate(hull[-2], hull[-1]) < _rate(hull[-2], size):
+        # a step whose rate only differs by rounding stays: one of twice the cost may not fit where it does
+        while len(hull) > 1 and _rate(hull[-2], hull[-1]) < (1 - 1e-9) * _rate(hull[-2], size):
             hull.pop()
         hull.append(size)
     if not hull:

@@ -50,3 +50,11 @@ def test_what_is_left_goes_to_steps_that_fit():
 def test_a_budget_below_the_least_says_what_the_least_is():
     with pytest.raises(BudgetTooSmallError, match="came 1 for the layers; their least is 2"):
         allocate({"a": [Size(1, 1.0)], "b": [Size(1, 1.0)]}, 1)
+
+
+def test_steps_of_equal_rate_up_to_rounding_stay_apart():
+    gains = [1.0, 1.0, 1.0, 0.01]
+    curves = {"a": [Size(i + 1, sum(gains[i:])) for i in range(5)], "b": [Size(1, 5.0), Size(4, 0.5)]}
+    assert 2.01 - 1.01 < 1.01 - 0.01  # of equal gains, the second is rounded below the third
+    assert {name: size.cost for name, size in allocate(curves, 6).items()} == {"a": 2, "b": 4}
+    assert {name: size.cost for name, size in allocate(curves, 7).items()} == {"a": 3, "b": 4}
