@@ -181,7 +181,8 @@ def _title(training: bool, threads: int) -> None:
 
 def _summaries(rows: Sequence[tuple[int, dict[str, float]]]) -> None:
     for name in rows[0][1] if rows else ():
-        _summary(name, [(B, ratios[name]) for B, ratios in rows if not math.isnan(ratios[name])])
+        values = [(B, ratios.get(name, math.nan)) for B, ratios in rows]
+        _summary(name, [(B, value) for B, value in values if not math.isnan(value)])
 
 
 def _summary(name: str, values: list[tuple[int, float]]) -> None:
@@ -189,7 +190,8 @@ def _summary(name: str, values: list[tuple[int, float]]) -> None:
         return
     every = [value for _, value in values]
     if name == "regret":
-        print(f"regret: mean {fmean(every):.2f}, 90th percentile {quantiles(every, n=10)[-1]:.2f}")
+        tenth = quantiles(every, n=10)[-1] if len(every) > 1 else every[0]
+        print(f"regret: mean {fmean(every):.2f}, 90th percentile {tenth:.2f}")
         return
     batches = sorted({B for B, _ in values})
     by_batch = ", ".join(

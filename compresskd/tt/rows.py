@@ -14,6 +14,7 @@ from compresskd.tt.contraction import Step
 
 NARROW = 16
 FEW = 8
+PAGE = 1024
 MANY_ROWS = 128
 
 
@@ -27,7 +28,7 @@ def forward(
         if C == 1:
             # One wide product; the bias rides along where this is the last step.
             operand = z.reshape(R, b)
-            z = F.linear(operand, G, bias if t == last and step.P == 1 else None)
+            z = linear(operand, G, bias if t == last and step.P == 1 else None)
         elif C < NARROW:
             operand = z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b)
             z = F.linear(operand, G).view(R, C, a).transpose(1, 2)
@@ -82,7 +83,26 @@ def _times(z: Tensor, G: Tensor) -> Tensor:
     """z [R, a] times G [a, b]."""
     if G.shape[1] < NARROW and z.shape[0] >= FEW:
         return F.linear(z, G.t().contiguous())
-    return torch.mm(z, G)
+    return _eight_by_eight(z, G) if _clashes(z, G.shape[1]) else torch.mm(z, G)
+
+
+def linear(z: Tensor, G: Tensor, bias: Tensor | None) -> Tensor:
+    """z [R, b] times G^T for G [a, b], as F.linear."""
+    if not _clashes(z, G.shape[0]):
+        return F.linear(z, G, bias)
+    y = _eight_by_eight(z, G.t())
+    return y if bias is None else y.add_(bias)
+
+
+def _clashes(z: Tensor, columns: int) -> bool:
+    """Whether a thin product writes rows that lie multiples of a page apart: they crowd each other out of the cache."""
+    return z.shape[1] <= FEW and columns % PAGE == 0 and z.shape[0] % FEW == 0 and z.shape[0] > FEW
+
+
+def _eight_by_eight(z: Tensor, W: Tensor) -> Tensor:
+    """z [R, k] times W [k, w], as many rows at a time as the cache has ways."""
+    batch = z.reshape(-1, FEW, z.shape[1])
+    return torch.bmm(batch, W.expand(batch.shape[0], *W.shape)).view(-1, W.shape[1])
 
 
 def outer(dz: Tensor, z: Tensor) -> Tensor:
@@ -132,14 +152,16 @@ def prepare(
 
 def _prepare_step(G: Tensor, step: Step, rows: int, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     a, b, C, R = step.a, step.b, step.C, rows * step.P
-    linear, mm, bmm = F.linear, torch.mm, torch.bmm
-    if C == 1:
+    plain, mm, bmm = F.linear, torch.mm, torch.bmm
+    if C == 1 and b <= FEW and a % PAGE == 0:
         return lambda z: linear(z.reshape(R, b), G, bias)
+    if C == 1:
+        return lambda z: plain(z.reshape(R, b), G, bias)
     if R == 1:
         return lambda z: mm(G, z.reshape(b, C))
     if C < NARROW:
         return lambda z: (
-            linear(z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b), G).view(R, C, a).transpose(1, 2)
+            plain(z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b), G).view(R, C, a).transpose(1, 2)
         )
     spread = G.unsqueeze(0).expand(R, a, b)
     return lambda z: bmm(spread, z.reshape(R, b, C))

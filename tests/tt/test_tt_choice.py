@@ -8,7 +8,7 @@ from compresskd.tt import TTLinear, choice, decisions
 from compresskd.tt.calibration import cache_directory
 from compresskd.tt.choice import choose
 from compresskd.tt.contraction import Plan
-from compresskd.tt.rows import outer, outer_sum
+from compresskd.tt.rows import linear, outer, outer_sum
 
 SHAPES = ((1, 32, 8, 2), (2, 8, 32, 1))
 OPTIONS = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1}
@@ -71,3 +71,21 @@ def test_products_turned_for_speed_are_the_same_products(R, a, b):
     wide, other = torch.randn(5, a, 17, dtype=torch.float64), torch.randn(5, b, 17, dtype=torch.float64)
     expected = torch.einsum("rac,rbc->ab", wide, other)
     assert torch.allclose(outer_sum(wide, other), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [7, 8, 16, 32])
+def test_thin_products_onto_whole_pages_are_the_same_products(rows):
+    z, G = torch.randn(rows, 4, dtype=torch.float64), torch.randn(2048, 4, dtype=torch.float64)
+    bias = torch.randn(2048, dtype=torch.float64)
+    assert torch.allclose(linear(z, G, bias), z @ G.T + bias, atol=1e-12)
+    layer = TTLinear((1, 1024), (1024, 1), 3, dtype=torch.float64)
+    x = torch.randn(rows, 1024, dtype=torch.float64, requires_grad=True)
+    dense = x @ layer.to_dense().T + layer.bias
+    dy = torch.randn_like(dense)
+    inputs = [x, *layer.cores]
+    for ours, theirs in zip(
+        torch.autograd.grad(layer(x), inputs, dy), torch.autograd.grad(dense, inputs, dy), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), dense, atol=1e-10)
