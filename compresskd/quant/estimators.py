@@ -4,14 +4,17 @@ v = w / s are weights in units of the scale, level(v) what the grid makes of the
 `highest`. Both pass the gradient of w where lowest <= v <= highest and stop it where the grid clips.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compresskd.quant.granularity import Granularity, PerTensor
+from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
+
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.default  # (grad, x, low, high): grad where low < x < high
 
 
 class Rounding(NamedTuple):
@@ -22,30 +25,45 @@ class Rounding(NamedTuple):
     grid: Grid
     granularity: Granularity
 
-    def wide(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point in float32 that broadcast against w."""
-        return spread(self.scale, self.zero_point, self.grid, self.granularity, w.shape)
+    def against(self, w: Tensor) -> "_Against":
+        """Everything in float32 and such that it broadcasts against w."""
+        scale, offset = spread(self.scale, self.zero_point, self.grid, self.granularity, w.shape)
+        return _Against(scale, scale.reciprocal(), offset, self.grid)
 
-    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """w rounded to the grid in float32, in its dtype again, and 1.0 where it was not clipped, 0.0 where it was.
 
-        The values are those of `fake_quantize`: the bounds being levels, clipping first is the same, and tells what
-        was clipped in one pass. Every pass over a large weight is felt in the time of a training step.
+class _Against(NamedTuple):
+    """Scales that broadcast against a weight, their reciprocals, and zero points or None.
+
+    Every pass over a large weight is felt in the time of a training step: there are as few as possible, in place
+    where nobody else reads, and none with booleans, whose products take ten times longer.
+    """
+
+    scale: Tensor
+    per_scale: Tensor
+    offset: Tensor | None
+    grid: Grid
+
+    def round(self, w: Tensor) -> Tensor:
+        """The values of `fake_quantize`, in the dtype of w.
+
+        The bounds being levels, clipping first is the same. Strides are kept even where several describe the same
+        memory: convolutions choose by them.
         """
-        wide_scale, offset = self.wide(w)
-        # The strides of w are kept even where several describe the same memory: convolutions choose by them.
-        ratio = torch.mul(w, 1.0 / wide_scale, out=torch.empty_like(w, dtype=torch.float32))
-        low, high = self.grid.low + self.grid.shift, self.grid.high + self.grid.shift
-        levels = torch.empty_like(ratio)
-        if offset is None:
-            torch.clamp(ratio, low, high, out=levels)
-        else:
-            torch.clamp(ratio, low - offset, high - offset, out=levels)
-        inside = torch.eq(
-            levels, ratio, out=torch.empty_like(ratio)
-        )  # products with booleans take five times longer
+        levels = torch.mul(w, self.per_scale, out=torch.empty_like(w, dtype=torch.float32))
+        torch.clamp(levels, *_bounds(self.grid, self.offset), out=levels)
         levels = levels.floor_().add_(self.grid.shift) if self.grid.shift else levels.round_()
-        return levels.mul_(wide_scale).to(w.dtype), inside
+        return levels.mul_(self.scale).to(w.dtype)
+
+    def inside(self, w: Tensor, *values: Tensor) -> list[Tensor]:
+        """Values, in float32, where the grid does not clip w, bounds included; else zero."""
+        ratio = w * self.per_scale
+        if self.offset is None:
+            low, high = _just_outside(self.grid)
+            return [_hardtanh_backward(each.float(), ratio, low, high) for each in values]
+        mask = torch.eq(
+            torch.clamp(ratio, *_bounds(self.grid, self.offset)), ratio, out=torch.empty_like(ratio)
+        )
+        return [each * mask for each in values]
 
 
 class StraightThrough(torch.autograd.Function):
@@ -57,17 +75,17 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, rounding: Rounding) -> Tensor:
-        """`rounding(w)`."""
-        rounded, inside = rounding(w)
-        ctx.save_for_backward(inside)
-        return rounded
+        """w rounded."""
+        ctx.save_for_backward(w)
+        ctx.against = rounding.against(w)
+        return ctx.against.round(w)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The incoming gradient where nothing is clipped."""
-        (inside,) = ctx.saved_tensors
-        return (grad * inside).to(grad.dtype), None
+        (w,) = ctx.saved_tensors
+        return ctx.against.inside(w, grad)[0].to(grad.dtype), None
 
 
 class LearnedStep(torch.autograd.Function):
@@ -83,30 +101,37 @@ class LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding) -> Tensor:
-        """`rounding(w)`."""
-        rounded, inside = rounding(w)
-        ctx.save_for_backward(w, log_scale, rounded, inside)
-        ctx.rounding = rounding
+        """w rounded."""
+        ctx.rounding, ctx.against = rounding, rounding.against(w)
+        rounded = ctx.against.round(w)
+        ctx.save_for_backward(w, log_scale, rounded)
         return rounded
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of w and of log_scale."""
-        w, log_scale, rounded, inside = ctx.saved_tensors
+        w, log_scale, rounded = ctx.saved_tensors
         rounding = ctx.rounding
-        # `error` is s times equation 3, and the gradient of log s is that of s over s: hence the square below
-        error = torch.addcmul(rounded.float(), w.float(), inside, value=-1)
-        slope = _inner_products(grad, error, rounding.granularity) / rounding.scale.float().square()
+        # the error is s times equation 3, and the gradient of log s is that of s over s: hence the square below
+        passed, kept = ctx.against.inside(w, grad, w)
+        products = torch.sub(rounded, kept, out=kept).mul_(grad)
         factor = learned_step_factor(w.numel() // rounding.scale.numel(), rounding.grid)
-        return (grad * inside).to(grad.dtype), (slope * factor).to(log_scale.dtype), None
+        slope = rounding.granularity.total(products) * factor / rounding.scale.float().square()
+        return passed.to(grad.dtype), slope.to(log_scale.dtype), None
 
 
-def _inner_products(a: Tensor, b: Tensor, granularity: Granularity) -> Tensor:
-    """[S]: <a, b> over each block, in float32."""
-    if a.dtype == b.dtype == torch.float32 and granularity == PerTensor():
-        return torch.dot(a.reshape(-1), b.reshape(-1)).reshape(1)
-    return granularity.total(a.float() * b.float())
+def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:
+    """Lowest and highest level: numbers, or tensors where zero points move them."""
+    low, high = grid.low + grid.shift, grid.high + grid.shift
+    return (low, high) if offset is None else (low - offset, high - offset)
+
+
+@functools.cache
+def _just_outside(grid: Grid) -> tuple[float, float]:
+    """The float32 numbers next to the bounds: hardtanh's gradient is zero at its own bounds."""
+    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in _bounds(grid, None))
+    return float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
 
 
 def learned_step_factor(num_weights: int, grid: Grid) -> float:

@@ -1,0 +1,147 @@
+"""Quantization-aware training of a trained ResNet-20 on CIFAR-10 against float training that goes on as long.
+
+Paired: every variant starts from the same weights and sees the same samples in the same order with the same
+augmentation, learning rate and number of steps; the last weights are scored. Differences are in points of test
+accuracy, with the standard error of a difference of paired predictions.
+
+    python benchmarks/qat_resnet20.py --data data/cifar10 --weights resnet20.safetensors --epochs 1 --seed 0 1 2
+    python benchmarks/qat_resnet20.py ... --samples 12800       # an epoch is a part of the training set
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from compresskd.data import Data
+from compresskd.data.augmentation import Compose, HorizontalFlip, RandomCrop
+from compresskd.data.hub import hub
+from compresskd.models.resnet import ResNet
+from compresskd.models.weights import load_weights
+from compresskd.quant.prepare import QuantSpec, freeze, prepare
+
+
+def main() -> None:
+    """Print one line a run, then the differences."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 parquet files")
+    parser.add_argument("--weights", type=Path, required=True, help="of a ResNet-20")
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4], help="besides float")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=None, help="in an epoch; default: all")
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = _cifar10(args.data)
+    start = _resnet20(args.weights)
+    print(f"start: {_correct(start, data).mean():.2%}", flush=True)
+    differences: dict[int, list[Tensor]] = {bits: [] for bits in args.bits}
+    for seed in args.seed:
+        control = _trained(args, data, seed, None)
+        for bits in args.bits:
+            differences[bits].append(_trained(args, data, seed, bits) - control)
+    for bits, each in differences.items():
+        points = torch.stack([100 * difference.mean() for difference in each])
+        error = 100 * float(torch.stack(each).mean(0).std()) / math.sqrt(len(each[0]))
+        print(
+            f"{bits} bits - float: {float(points.mean()):+.2f} points (standard error {error:.2f}; "
+            f"by seed {', '.join(f'{float(p):+.2f}' for p in points)})"
+        )
+
+
+def _trained(args: argparse.Namespace, data: Data, seed: int, bits: int | None) -> Tensor:
+    """Which test samples a network gets right after training: [N] of 0 and 1."""
+    model = _resnet20(args.weights)
+    if bits is not None:
+        prepare(model, QuantSpec(bits=bits))
+    steps = data.train.num_batches(args.batch_size)
+    if args.samples is not None:
+        steps = min(steps, args.samples // args.batch_size)
+    total, began = args.epochs * steps, time.process_time()
+    optimizer = torch.optim.SGD(_groups(model), lr=args.lr, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    done = 0
+    for epoch in range(args.epochs):
+        model.train()
+        for step, batch in enumerate(data.train.batches(args.batch_size, epoch=epoch, seed=seed)):
+            if step == steps:
+                break
+            if bits is not None and done == round(0.75 * total):
+                freeze(model)
+            with parametrize.cached():
+                loss = F.cross_entropy(model(_channels_last(batch.inputs)), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+    seconds, correct = time.process_time() - began, _correct(model, data)
+    name = "float" if bits is None else f"{bits} bits"
+    print(f"seed {seed} {name}: {correct.mean():.2%}, {seconds:.0f} s", flush=True)
+    return correct
+
+
+def _groups(model: nn.Module) -> list[dict]:
+    """Weight decay for weights alone, not for biases, the affine of batch norms, and scales."""
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": weights, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def _correct(model: nn.Module, data: Data) -> Tensor:
+    model.eval()
+    right = [model(_channels_last(b.inputs)).argmax(1) == b.targets for b in data.test.batches(256)]
+    return torch.cat(right).float()
+
+
+def _resnet20(weights: Path) -> nn.Module:
+    model = ResNet(depth=20, num_classes=10, input_shape=[3, 32, 32])
+    load_weights(model, weights)
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _cifar10(folder: Path) -> Data:
+    return hub(
+        name="cifar10",
+        id=None,
+        config=None,
+        revision=None,
+        path=str(folder),
+        image_column="img",
+        label_column="label",
+        train_split="train",
+        validation_split=None,
+        test_split="test",
+        test_fraction=None,
+        size=None,
+        channels=3,
+        num_classes=10,
+        input_shape=[3, 32, 32],
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+        validation_fraction=0.1,
+        split_seed=0,
+        augmentation=Compose(
+            {"crop": RandomCrop(padding=4, fill=0.0), "flip": HorizontalFlip(probability=0.5)}
+        ),
+        cache_dir=None,
+        max_in_memory_bytes=2**32,
+    )
+
+
+if __name__ == "__main__":
+    main()
