@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
 
-_hardtanh_backward = torch.ops.aten.hardtanh_backward.default  # (grad, x, low, high): grad where low < x < high
+_hardtanh_backward = (
+    torch.ops.aten.hardtanh_backward.default
+)  # (grad, x, low, high): grad where low < x < high
 
 
 class Rounding(NamedTuple):

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.tt.convolution import Geometry, chain_is_faster, chain_macs, run_stages, stage_options
-from compresskd.tt.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores, to_matrix
+from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import tt_svd
+from compresskd.tt.layer import TensorTrainLayer
 from compresskd.tt.modes import Pair, stage_modes
-from compresskd.tt.prepared import Prepared
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
 TRAINING_MARGIN = 0.8
 
 
-class TTConv2d(nn.Module):
+class TTConv2d(TensorTrainLayer):
     """A convolution [B, I, H, W] to [B, O, H', W'] as a chain of stages, with nn.Conv2d's options but `groups`.
 
     `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
@@ -54,27 +54,19 @@ class TTConv2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if groups != 1:
             raise ValueError(
                 f"TTConv2d has no form for groups={groups}: expected groups=1; leave such layers dense"
             )
-        if tt_rank < 1:
-            raise ValueError(f"expected tt_rank >= 1, got {tt_rank}")
+        modes = stage_modes(stages, in_channels, out_channels)
+        super().__init__(modes.input_dims, modes.output_dims, tt_rank, ranks, device, dtype)
         self.stages = tuple((a, b) for a, b in stages)
         self.in_channels, self.out_channels = in_channels, out_channels
+        self.input_dims, self.output_dims = modes.input_dims, modes.output_dims
         self.geometry = Geometry.of(self.stages, stride, padding, dilation, padding_mode)
         self._options = stage_options(self.stages, self.geometry)
         self._folded_options = stage_options([self.geometry.kernel_size], self.geometry)
-        modes = stage_modes(self.stages, in_channels, out_channels)
-        self.input_dims, self.output_dims = modes.input_dims, modes.output_dims
-        wanted = [tt_rank] * (len(self.stages) - 1) if ranks is None else ranks
-        shapes = core_shapes(
-            self.input_dims, self.output_dims, clip_ranks(wanted, self.input_dims, self.output_dims)
-        )
-        self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        self._prepared = Prepared()
         self.reset_parameters()
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
@@ -209,51 +201,17 @@ class TTConv2d(nn.Module):
         return self.geometry.padding_mode
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The inner bonds, one fewer than stages."""
-        return tuple(core.shape[0] for core in list(self.cores)[1:])
-
-    @property
-    def num_parameters(self) -> int:
-        """Of cores and bias."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
     def num_parameters_dense(self) -> int:
         """Of the dense layer that this one stands for."""
         weight = self.out_channels * self.in_channels * math.prod(self.kernel_size)
         return weight + (0 if self.bias is None else self.out_channels)
 
-    @property
-    def inference_bytes(self) -> int:
-        """Memory that inference keeps beyond the parameters: the stages' kernels or the folded kernel."""
-        return self._prepared.num_bytes
-
     def to_dense(self) -> Tensor:
         """The kernel [O, I, kh, kw], differentiable."""
         return to_matrix(list(self.cores)).reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
-    def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
-    ) -> Self:
-        """A layer of fewer ranks for nearly the same kernel, which is never formed: see `round_cores`.
-
-        `rank` caps every bond, `ranks` each by itself; `tolerance` bounds the relative error.
-        """
-        if rank is not None and ranks is None:
-            ranks = [rank] * (len(self.cores) - 1)
-        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
-
-    def orthogonalize(self, center: int = 0) -> Self:
-        """The same kernel with cores left of `center` left-orthogonal and those right of it right-orthogonal."""
-        return self._with(orthogonalize([core.detach() for core in self.cores], center))
-
-    def balance(self) -> Self:
-        """The same kernel with each bond's singular values shared evenly: see `balance`."""
-        return self._with(balance(list(self.cores)))
-
-    def _with(self, cores: Sequence[Tensor]) -> Self:
-        return self.from_cores(cores, self, self.stages).train(self.training)
+    def _from(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self, self.stages)
 
     def stage_weights(self) -> list[Tensor]:
         """The kernel [out, in, a, b] of every stage, differentiable."""
@@ -322,20 +280,6 @@ class TTConv2d(nn.Module):
 
     def _folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return run_stages(x, [weight], bias, self._folded_options, self.geometry)
-
-    def clear_prepared(self) -> None:
-        """Forget what inference keeps."""
-        self._prepared.clear()
-
-    def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; what inference keeps is dropped on the way to training."""
-        if mode:
-            self._prepared.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._prepared.clear()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Geometry, stages, ranks, parameters against dense."""

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd.tt.cores import balance, clip_ranks, core_shapes, merge, orthogonalize, round_cores, to_matrix
+from compresskd.tt.cores import balance, core_shapes, merge, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
-from compresskd.tt.prepared import Prepared
+from compresskd.tt.layer import TensorTrainLayer
 
 MAX_TABLE = 1 << 22
 
 
-class TTEmbedding(nn.Module):
+class TTEmbedding(TensorTrainLayer):
     """Token ids [...] to rows [..., embedding_dim] of a table [num_embeddings, embedding_dim] in TT format.
 
     Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. `padding_idx` rows are zero and get no
@@ -42,21 +42,14 @@ class TTEmbedding(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         check_modes(embedding_dim, num_embeddings, embedding_dims, vocabulary_dims)
-        if tt_rank < 1:
-            raise ValueError(f"expected tt_rank >= 1, got {tt_rank}")
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"expected padding_idx within {num_embeddings} embeddings, got {padding_idx}")
+        super().__init__(embedding_dims, vocabulary_dims, tt_rank, ranks, device, dtype)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         self.sparse = sparse
-        wanted = [tt_rank] * (len(self.vocabulary_dims) - 1) if ranks is None else ranks
-        clipped = clip_ranks(wanted, self.embedding_dims, self.vocabulary_dims)
-        shapes = core_shapes(self.embedding_dims, self.vocabulary_dims, clipped)
-        self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
-        self._prepared = Prepared()
         self.reset_parameters()
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
@@ -136,24 +129,9 @@ class TTEmbedding(nn.Module):
         }
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The d - 1 inner bonds."""
-        return tuple(core.shape[0] for core in list(self.cores)[1:])
-
-    @property
-    def num_parameters(self) -> int:
-        """Of all cores."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
     def num_parameters_dense(self) -> int:
         """Of the table that this layer stands for."""
         return self.num_embeddings * self.embedding_dim
-
-    @property
-    def inference_bytes(self) -> int:
-        """Memory that inference keeps beyond the parameters: the two merged tables."""
-        return self._prepared.num_bytes
 
     def to_dense(self) -> Tensor:
         """The table [num_embeddings, embedding_dim], differentiable; the padding row is zero."""
@@ -164,27 +142,8 @@ class TTEmbedding(nn.Module):
         keep[self.padding_idx] = 0.0
         return table * keep
 
-    def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
-    ) -> Self:
-        """A layer of fewer ranks for nearly the same table, which is never formed: see `round_cores`.
-
-        `rank` caps every bond, `ranks` each by itself; `tolerance` bounds the relative error.
-        """
-        if rank is not None and ranks is None:
-            ranks = [rank] * (len(self.cores) - 1)
-        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
-
-    def orthogonalize(self, center: int = 0) -> Self:
-        """The same table with cores left of `center` left-orthogonal and those right of it right-orthogonal."""
-        return self._with(orthogonalize([core.detach() for core in self.cores], center))
-
-    def balance(self) -> Self:
-        """The same table with each bond's singular values shared evenly: see `balance`."""
-        return self._with(balance(list(self.cores)))
-
-    def _with(self, cores: Sequence[Tensor]) -> Self:
-        return self.from_cores(cores, self).train(self.training)
+    def _from(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Ids [...] (int32 or int64, below num_embeddings) to [..., embedding_dim].
@@ -254,20 +213,6 @@ class TTEmbedding(nn.Module):
             raise IndexError(
                 f"expected ids from 0 to {self.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}"
             )
-
-    def clear_prepared(self) -> None:
-        """Forget what inference keeps."""
-        self._prepared.clear()
-
-    def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; what inference keeps is dropped on the way to training."""
-        if mode:
-            self._prepared.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._prepared.clear()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Modes, ranks, parameters against dense."""

@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores, to_matrix
+from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
-from compresskd.tt.prepared import Prepared
+from compresskd.tt.layer import TensorTrainLayer
 from compresskd.tt.product import infer, traced, train
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
@@ -18,7 +18,7 @@ _is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_thread
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
-class TTLinear(nn.Module):
+class TTLinear(TensorTrainLayer):
     """y = x W^T + b with W [out_features, in_features] in tensor-train format.
 
     Cores are [r_{k-1}, m_k, n_k, r_k], m output modes (`output_dims`), n input modes (`input_dims`). Where the
@@ -46,21 +46,14 @@ class TTLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        in_features = math.prod(input_dims) if in_features is None else in_features
+        out_features = math.prod(output_dims) if out_features is None else out_features
+        check_modes(in_features, out_features, input_dims, output_dims)
+        super().__init__(input_dims, output_dims, tt_rank, ranks, device, dtype)
         self.input_dims, self.output_dims = tuple(input_dims), tuple(output_dims)
-        self.in_features = math.prod(input_dims) if in_features is None else in_features
-        self.out_features = math.prod(output_dims) if out_features is None else out_features
-        check_modes(self.in_features, self.out_features, self.input_dims, self.output_dims)
-        if tt_rank < 1:
-            raise ValueError(f"expected tt_rank >= 1, got {tt_rank}")
-        wanted = [tt_rank] * (len(self.input_dims) - 1) if ranks is None else ranks
-        shapes = core_shapes(
-            self.input_dims, self.output_dims, clip_ranks(wanted, self.input_dims, self.output_dims)
-        )
-        self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
+        self.in_features, self.out_features = in_features, out_features
         vector = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", vector)
-        self._prepared = Prepared()
         self.reset_parameters()
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
@@ -169,53 +162,16 @@ class TTLinear(nn.Module):
         }
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The d - 1 inner bonds."""
-        return tuple(core.shape[0] for core in list(self.cores)[1:])
-
-    @property
-    def num_parameters(self) -> int:
-        """Of cores and bias."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
     def num_parameters_dense(self) -> int:
         """Of the dense layer that this one stands for."""
         return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
-
-    @property
-    def inference_bytes(self) -> int:
-        """Memory that inference keeps beyond the parameters: merged cores and the folded weight, if any."""
-        return self._prepared.num_bytes
 
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
         return to_matrix(list(self.cores))[: self.out_features, : self.in_features]
 
-    def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
-    ) -> Self:
-        """A layer of fewer ranks for nearly the same weight, which is never formed: see `round_cores`.
-
-        `rank` caps every bond, `ranks` each by itself; `tolerance` bounds the relative error.
-        """
-        if rank is not None and ranks is None:
-            ranks = [rank] * (len(self.cores) - 1)
-        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
-
-    def orthogonalize(self, center: int = 0) -> Self:
-        """A layer of the same weight, cores left of `center` left-orthogonal and those right of it right-orthogonal."""
-        return self._with(orthogonalize([core.detach() for core in self.cores], center))
-
-    def balance(self) -> Self:
-        """A layer of the same weight whose cores share each bond's singular values evenly: see `balance`."""
-        return self._with(balance(list(self.cores)))
-
-    def _with(self, cores: Sequence[Tensor]) -> Self:
-        layer = self.from_cores(
-            cores, self.bias, in_features=self.in_features, out_features=self.out_features
-        )
-        return layer.train(self.training)
+    def _from(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self.bias, in_features=self.in_features, out_features=self.out_features)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -265,20 +221,6 @@ class TTLinear(nn.Module):
         else:
             y = infer(rows, cores, bias, self.out_features, self._prepared)
         return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)
-
-    def clear_prepared(self) -> None:
-        """Forget what inference keeps."""
-        self._prepared.clear()
-
-    def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; what inference keeps is dropped on the way to training."""
-        if mode:
-            self._prepared.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._prepared.clear()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """Modes, ranks, parameters against dense."""
