@@ -96,9 +96,10 @@ class LearnedStep(torch.autograd.Function):
     Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3: d output / d s is
     level(v) - v where nothing is clipped, else `lowest` or `highest`; it is multiplied by 1 / sqrt(N Q), N
     weights to a scale and Q the largest level (section 2.2). What is learned here is log s, which cannot
-    turn negative. Its gradient is that of s divided by s: a step of gradient descent then changes s by the
-    ratio by which a step on s itself would have, which is the ratio that their section 2.2 matches to the
-    weights'.
+    turn negative; its gradient is that of s over the root mean square of the weights. Section 2.2 wants s to change
+    by about the ratio by which the weights change. Over s itself, as the paper has it, this ratio is missed at 8 bits,
+    where s is small and one clipped weight counts 127: a scale that shrinks then shrinks ever faster, and plain
+    gradient descent at rate 0.01 destroyed channels of a ResNet-20.
     """
 
     @staticmethod
@@ -115,11 +116,13 @@ class LearnedStep(torch.autograd.Function):
         """Gradients of w and of log_scale."""
         w, log_scale, rounded = ctx.saved_tensors
         rounding = ctx.rounding
-        # the error is s times equation 3, and the gradient of log s is that of s over s: hence the square below
         passed, kept = ctx.against.inside(w, grad, w)
-        products = torch.sub(rounded, kept, out=kept).mul_(grad)
-        factor = learned_step_factor(w.numel() // rounding.scale.numel(), rounding.grid)
-        slope = rounding.granularity.total(products) * factor / rounding.scale.float().square()
+        products = torch.sub(rounded, kept, out=kept).mul_(grad)  # s times equation 3, times the gradient
+        total, scale = rounding.granularity.total, rounding.scale.float()
+        count = w.numel() // scale.numel()
+        # half a step is what weights of zero count as, whose scale means nothing
+        size = torch.maximum(total(w.float().square()).div_(count).sqrt_(), scale / 2)
+        slope = total(products).mul_(learned_step_factor(count, rounding.grid)) / (scale * size)
         return passed.to(grad.dtype), slope.to(log_scale.dtype), None
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough, learned_step_factor
+from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.granularity import PerChannel, PerGroup, PerTensor
 from compresskd.quant.grid import Grid
 
@@ -42,7 +43,9 @@ def test_learned_step_gradient_equals_equation_3_of_lsq(grid, zero):
     levels, slopes, inside = closed_form(w.detach(), 0.375, zero or 0, grid)
     torch.testing.assert_close(out, levels * 0.375)
     assert torch.equal(w.grad, grad * inside)
-    expected = (grad.double() * slopes.double()).sum() * learned_step_factor(400, grid) / 0.375
+    size = w.detach().double().square().mean().sqrt()
+    assert size > 0.375 / 2
+    expected = (grad.double() * slopes.double()).sum() * learned_step_factor(400, grid) / size
     torch.testing.assert_close(log_scale.grad.double(), expected.reshape(1), rtol=1e-4, atol=1e-5)
 
 
@@ -79,3 +82,47 @@ def test_every_scale_gets_the_gradient_of_its_own_weights(granularity):
             w[labels == i], own, Rounding(scale[i : i + 1], None, Grid(3), PerTensor())
         ).sum().backward()
         torch.testing.assert_close(log_scale.grad[i], own.grad[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("width", [27, 144, 1152])
+def test_scale_changes_at_most_by_about_the_ratio_of_the_weights(bits, width):
+    """Section 2.2 of the paper, with a weight clipped in every channel as least squares clips: R near 1 or below."""
+    generator = torch.Generator().manual_seed(bits)
+    w = torch.randn(64, width, generator=generator, requires_grad=True)
+    scale = (0.9 * w.detach().abs().amax(1) / (2 ** (bits - 1) - 0.5)).half()
+    log_scale = scale.float().log().requires_grad_()
+    grad = torch.randn(64, width, generator=generator)
+    LearnedStep.apply(w, log_scale, Rounding(scale, None, Grid(bits), PerChannel(0))).backward(grad)
+    of_weights = w.grad.norm(dim=1) / w.detach().norm(dim=1)
+    ratio = (log_scale.grad.abs() / of_weights).square().mean().sqrt()
+    assert 0.02 < ratio < 3
+
+
+def test_weights_of_zero_give_their_scale_a_finite_gradient():
+    w = torch.zeros(3, 8, requires_grad=True)
+    log_scale = torch.full((3,), 1e-3).log().requires_grad_()
+    scale = log_scale.detach().exp().half()
+    LearnedStep.apply(
+        w, log_scale, Rounding(scale, None, Grid(2, "half_integer"), PerChannel(0))
+    ).sum().backward()
+    assert torch.isfinite(log_scale.grad).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_stay_in_place_under_gradient_descent_with_momentum(bits):
+    """Small channels with a few clipped weights, whose scales once ran away within fifty steps."""
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(0.1 * torch.randn(16, 27))
+    target = w.detach() + 0.02 * torch.randn(16, 27)
+    quantizer = FakeQuant(w, Grid(bits), PerChannel(0))
+    start = quantizer.log_scale.detach().clone()
+    optimizer = torch.optim.SGD([w, quantizer.log_scale], lr=0.01, momentum=0.9, nesterov=True)
+    for _ in range(200):
+        x = torch.randn(64, 27)
+        loss = (x @ (quantizer(w) - target).T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (quantizer.log_scale.detach() - start).abs().max() < 0.5
+    assert loss < 0.01
