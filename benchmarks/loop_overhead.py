@@ -211,12 +211,17 @@ def load(case: Case, folder: str | None) -> Data:
     )
     if folder is not None:
         name, overrides = case.data, [f"data.path={Path(folder).resolve() / case.data}"]
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose(config_name=f"data/{name}", overrides=overrides)
-    data = instantiate(config.data, _convert_="all")
+    data = configured(name, overrides)
     return replace(
         data, train=first(data.train, case.num_train), validation=first(data.validation, NUM_VALIDATION)
     )
+
+
+def configured(name: str, overrides: list[str]) -> Data:
+    """The data set of conf/data/NAME.yaml."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose(config_name=f"data/{name}", overrides=overrides)
+    return instantiate(config.data, _convert_="all")
 
 
 def first(split: Split, count: int) -> Split:

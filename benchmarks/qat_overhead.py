@@ -11,6 +11,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from compresskd.environment import keep_freed_memory
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
 from compresskd.quant.prepare import QuantSpec, prepare
+from compresskd.stages.compression import factorizable, factorize_model
 from compresskd.training import LossOutput, Recipe, fit
 from compresskd.training.schedules import cosine
 
@@ -48,7 +50,9 @@ def main() -> None:
     turns = options.turns or (5 if options.quick else 11)
     size = 1 if options.quick else 4
     print(f"torch {torch.__version__}, {options.threads} threads, {turns} turns, {options.bits} bits")
-    print(f"{'model':<24} {'batch':>5} {'float s':>8} {'QAT s':>8} {'ratio':>7} {'processor':>10}")
+    print(
+        f"{'model':<24} {'batch':>5} {'float s':>8} {'QAT s':>8} {'ratio':>7} {'processor':>10} {'allowed':>8}"
+    )
     for batch_size in options.batch_size:
         for case in _cases(size, batch_size):
             if options.models and not any(wanted in case.name for wanted in options.models):
@@ -58,7 +62,8 @@ def main() -> None:
             wall = [statistics.median(s.wall for s in side) for side in (plain, rounded)]
             print(
                 f"{case.name:<24} {batch_size:5} {wall[0]:8.3f} {wall[1]:8.3f} "
-                f"{median_ratio(rounded, plain, 'wall'):7.3f} {median_ratio(rounded, plain, 'processor'):10.3f}",
+                f"{median_ratio(rounded, plain, 'wall'):7.3f} {median_ratio(rounded, plain, 'processor'):10.3f} "
+                f"{case.allowed:8.2f}",
                 flush=True,
             )
 
@@ -85,11 +90,7 @@ def _perceptron(**options: object) -> nn.Module:
 def _factorized(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def built(**options: object) -> nn.Module:
         model = build(**options)
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                smaller = tt.factorize(layer, rank=8)
-                if isinstance(smaller, nn.Module):
-                    model.set_submodule(name, smaller)
+        factorize_model(model, {name: partial(tt.factorize, rank=8) for name, _ in factorizable(model)})
         return model
 
     return built

@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 
 import torch
+from loop_overhead import configured
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from compresskd.data import Data
-from compresskd.data.augmentation import Compose, HorizontalFlip, RandomCrop
-from compresskd.data.hub import hub
 from compresskd.models.resnet import ResNet
 from compresskd.models.weights import load_weights
 from compresskd.quant.prepare import QuantSpec, freeze, prepare
+from compresskd.training.parameters import parameter_groups
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = _cifar10(args.data)
+    data = configured("cifar10", [f"data.path={args.data.resolve()}"])
     start = _resnet20(args.weights)
     print(f"start: {_correct(start, data).mean():.2%}", flush=True)
     differences: dict[int, list[Tensor]] = {bits: [] for bits in args.bits}
@@ -67,7 +67,9 @@ def _trained(args: argparse.Namespace, data: Data, seed: int, bits: int | None) 
     if args.samples is not None:
         steps = min(steps, args.samples // args.batch_size)
     total, began = args.epochs * steps, time.process_time()
-    optimizer = torch.optim.SGD(_groups(model), lr=args.lr, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(
+        parameter_groups([model]), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     done = 0
     for epoch in range(args.epochs):
@@ -90,13 +92,6 @@ def _trained(args: argparse.Namespace, data: Data, seed: int, bits: int | None) 
     return correct
 
 
-def _groups(model: nn.Module) -> list[dict]:
-    """Weight decay for weights alone, not for biases, the affine of batch norms, and scales."""
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": weights, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
-
-
 @torch.no_grad()
 def _correct(model: nn.Module, data: Data) -> Tensor:
     model.eval()
@@ -112,35 +107,6 @@ def _resnet20(weights: Path) -> nn.Module:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _cifar10(folder: Path) -> Data:
-    return hub(
-        name="cifar10",
-        id=None,
-        config=None,
-        revision=None,
-        path=str(folder),
-        image_column="img",
-        label_column="label",
-        train_split="train",
-        validation_split=None,
-        test_split="test",
-        test_fraction=None,
-        size=None,
-        channels=3,
-        num_classes=10,
-        input_shape=[3, 32, 32],
-        mean=[0.485, 0.456, 0.406],
-        std=[0.229, 0.224, 0.225],
-        validation_fraction=0.1,
-        split_seed=0,
-        augmentation=Compose(
-            {"crop": RandomCrop(padding=4, fill=0.0), "flip": HorizontalFlip(probability=0.5)}
-        ),
-        cache_dir=None,
-        max_in_memory_bytes=2**32,
-    )
 
 
 if __name__ == "__main__":
