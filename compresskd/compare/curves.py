@@ -1,11 +1,13 @@
 """metrics.jsonl: the training curve of a run, read tolerantly and thinned to what a plot can show."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from compresskd.compare.reading import NotReadable, read_file
+from compresskd.compare.records import LARGEST
 
 METRICS = "metrics.jsonl"
 MAX_BYTES = 32 * 2**20
@@ -27,18 +29,14 @@ class Curve:
 def read_epochs(directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl in order; of an epoch that was repeated after a resume the last.
 
-    Lines that are damaged (the last one of a killed run) are left out; no file is no lines.
+    Lines that are damaged (the last one of a killed run) are left out; no file that can be read is no lines.
     """
     epochs: dict[tuple[str, int], dict[str, Any]] = {}
     try:
-        path = directory / METRICS
-        if not path.is_file():
-            return []
-        with path.open("rb") as file:
-            lines = file.read(MAX_BYTES).split(b"\n")
-    except OSError:
+        content = read_file(directory / METRICS, MAX_BYTES)
+    except (FileNotFoundError, NotReadable):
         return []
-    for number, text in enumerate(lines):
+    for number, text in enumerate(content.split(b"\n")):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
@@ -53,7 +51,7 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
 
 def curve(epochs: Sequence[dict[str, Any]], name: str, max_points: int = MAX_POINTS) -> Curve:
     """One quantity of `read_epochs`."""
-    points = [(i, float(line[name])) for i, line in enumerate(epochs) if _is_finite(line.get(name))]
+    points = [(i, float(line[name])) for i, line in enumerate(epochs) if _is_number(line.get(name))]
     starts = []
     for index, line in enumerate(epochs):
         stage = str(line.get("stage", ""))
@@ -70,5 +68,5 @@ def thin(points: Sequence[tuple[int, float]], max_points: int) -> list[tuple[int
     return [points[round(index * step)] for index in range(max_points)]
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -4,8 +4,11 @@ import re
 
 from compresskd.compare.output import MARKS
 from compresskd.compare.tables import Table
+from compresskd.compare.terminal import printable
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~!&$])")
+_SPECIAL = re.compile(
+    r"([\\`*_{}\[\]<>|#~!&$]|(?<=\])\()"
+)  # a bracket also where it would follow a link's text
 
 
 def markdown(title: str, notes: list[str], tables: list[Table], max_rows: int = 200) -> str:
@@ -19,7 +22,7 @@ def markdown(title: str, notes: list[str], tables: list[Table], max_rows: int = 
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: neither markup nor HTML nor a break of the table's row."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def _table(table: Table, max_rows: int) -> str:

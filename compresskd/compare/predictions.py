@@ -1,5 +1,6 @@
 """predictions.npz: which test samples a stage's student classified correctly."""
 
+import io
 import zipfile
 import zlib
 from pathlib import Path
@@ -7,8 +8,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compresskd.compare.reading import read_file
+
 PREDICTIONS = "predictions.npz"
 TARGETS = "targets"
+MAX_BYTES = 2**28  # of the file, and of one array in memory: more samples than any test set has
+_DAMAGE = (  # what zipfile and numpy raise on a file that is cut off, changed or made up
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 class PredictionsError(ValueError):
@@ -21,26 +37,22 @@ def read_predictions(directory: Path, stage: str) -> tuple[NDArray[np.integer], 
     Raises:
         PredictionsError: no such file, damaged, without this stage, or arrays of other shapes or types.
     """
-    path = directory / PREDICTIONS
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = [name for name in (stage, TARGETS) if name not in arrays]
-            if missing:
-                raise PredictionsError(f"{PREDICTIONS} holds no {' and no '.join(missing)}")
+        content = io.BytesIO(read_file(directory / PREDICTIONS, MAX_BYTES))
+        with zipfile.ZipFile(content) as archive:
+            sizes = {one.filename.removesuffix(".npy"): one.file_size for one in archive.infolist()}
+        missing = [name for name in (stage, TARGETS) if name not in sizes]
+        if missing:
+            raise PredictionsError(f"{PREDICTIONS} holds no {' and no '.join(missing)}")
+        if max(sizes[stage], sizes[TARGETS]) > MAX_BYTES:
+            raise PredictionsError(f"{PREDICTIONS}: an array of more than {MAX_BYTES:,} bytes")
+        with np.load(content, allow_pickle=False) as arrays:
             predicted, targets = arrays[stage], arrays[TARGETS]
     except FileNotFoundError:
         raise PredictionsError(f"no {PREDICTIONS}") from None
     except PredictionsError:
         raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        TypeError,
-    ) as error:
+    except _DAMAGE as error:
         raise PredictionsError(f"{PREDICTIONS} cannot be read: {str(error)[:80]}") from None
     for name, array in ((stage, predicted), (TARGETS, targets)):
         if array.ndim != 1 or array.dtype.kind not in "iu":

@@ -1,19 +1,21 @@
 """A run's `record.json` as typed data, read tolerantly: what is missing or wrong is said, never guessed.
 
-Imports nothing but the standard library, so that anything (a dashboard, a notebook) can share it.
+Imports nothing heavier than the standard library, so that anything (a dashboard, a notebook) can share it.
 """
 
 import json
 import math
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compresskd.compare.numbers import is_fraction
+from compresskd.compare.reading import NotReadable, read_file
+
 SCHEMA = 1
 MAX_BYTES = 64 * 2**20  # a record is some kilobytes: a larger file is something else and would eat the memory
+LARGEST = 1e60  # no measurement is farther from zero, and the squares of what is nearer do not overflow
 STATUSES = ("running", "finished", "failed", "interrupted")
 _MARKS = (
     "schema",
@@ -45,7 +47,7 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What one stage left behind. Every mapping holds finite numbers only; accuracies are fractions 0..1."""
+    """What one stage left behind. Every mapping holds possible numbers only: fractions 0 to 1, no negative sizes."""
 
     name: str
     kind: str | None
@@ -153,15 +155,11 @@ def read_record(path: Path, *, details: bool = True) -> Record:
 
 def _load(path: Path) -> Any:
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise RecordError(path, "not a regular file")
-            if about.st_size > MAX_BYTES:
-                raise RecordError(path, f"{about.st_size} bytes: too large for a record (limit {MAX_BYTES})")
-            content = file.read()
-    except OSError as error:
-        raise RecordError(path, f"cannot be read: {error.strerror or error}") from None
+        content = read_file(path, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise RecordError(path, f"cannot be read: {error.strerror}") from None
+    except NotReadable as error:
+        raise RecordError(path, str(error)) from None
     if not content.strip():
         raise RecordError(path, "empty file")
     try:
@@ -170,10 +168,6 @@ def _load(path: Path) -> Any:
         raise RecordError(path, "not JSON that can be read: nested too deeply") from None
     except ValueError as error:
         raise RecordError(path, f"not valid JSON (cut off or damaged): {error}") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO of this name must not hang the reader
 
 
 def _record(path: Path, fields: "_Fields", details: bool) -> Record:
@@ -190,7 +184,7 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
         strategy=fields.text("strategy", required=True),
         created=fields.text("created"),
         updated=fields.text("updated"),
-        wall_seconds=fields.number("wall_seconds"),
+        wall_seconds=fields.amount("wall_seconds"),
         overrides=tuple(item for item in fields.list("overrides") if isinstance(item, str)),
         config=fields.mapping("config", required=True),
         seed=None if seed is None else int(seed),
@@ -200,13 +194,13 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
             hardware.text("cpu"),
             hardware.text("gpu"),
             hardware.text("device"),
-            hardware.number("num_threads"),
+            hardware.amount("num_threads"),
         ),
         data=DataRecord(
             data.text("name"),
             data.text("fingerprint", required=True),
             data.text("test_fingerprint", required=True),
-            data.number("num_test"),
+            data.amount("num_test"),
         ),
         teacher=_teacher(fields),
         stages=_stages(fields, details),
@@ -224,9 +218,9 @@ def _teacher(fields: "_Fields") -> TeacherRecord | None:
         teacher.text("key"),
         teacher.text("source"),
         teacher.text("directory"),
-        teacher.numbers("metrics"),
-        teacher.numbers("size"),
-        teacher.numbers("latency_ms"),
+        teacher.metrics("metrics"),
+        teacher.amounts("size"),
+        teacher.amounts("latency_ms"),
     )
 
 
@@ -247,13 +241,13 @@ def _stage(fields: "_Fields", number: int, details: bool) -> StageRecord:
         name=fields.text("name", required=True) or f"stage {number}",
         kind=fields.text("kind"),
         status=status,
-        seconds=fields.number("seconds"),
-        epochs=fields.number("epochs"),
-        best_epoch=fields.number("best_epoch"),
-        metrics=fields.numbers("metrics", required=status == "finished"),
-        size=fields.numbers("size"),
-        compression=fields.numbers("compression"),
-        latency_ms=fields.numbers("latency_ms"),
+        seconds=fields.amount("seconds"),
+        epochs=fields.amount("epochs"),
+        best_epoch=fields.amount("best_epoch"),
+        metrics=fields.metrics("metrics", required=status == "finished"),
+        size=fields.amounts("size"),
+        compression=fields.amounts("compression"),
+        latency_ms=fields.amounts("latency_ms"),
         layers=_layers(fields.child("layers")) if details else {},
         skipped={k: str(v) for k, v in fields.mapping("skipped").items()} if details else {},
     )
@@ -267,8 +261,8 @@ def _layers(fields: "_Fields") -> dict[str, LayerRecord]:
         layers[name] = LayerRecord(
             layer.text("kind") or "?",
             ranks,
-            layer.number("num_parameters"),
-            layer.number("num_parameters_dense"),
+            layer.amount("num_parameters"),
+            layer.amount("num_parameters_dense"),
         )
     return layers
 
@@ -307,16 +301,24 @@ class _Fields:
         self.complain(key, f"expected text, got {_kind(value)}")
         return None
 
-    def number(self, key: str, required: bool = False) -> float | None:
+    def number(
+        self, key: str, required: bool = False, *, low: float = -LARGEST, high: float = LARGEST
+    ) -> float | None:
         value = self._get(key, "a number", required)
         if value is None:
             return None
-        if type(value) is int and abs(value) < 2**63:
+        is_number = (type(value) is int and abs(value) < 2**63) or type(value) is float
+        if not is_number or not math.isfinite(value):
+            self.complain(key, f"expected a finite number, got {_kind(value)} {str(value)[:40]}")
+        elif not low <= value <= high:
+            self.complain(key, f"expected a number from {low:g} to {high:g}, got {value:g}")
+        else:
             return value
-        if type(value) is float and math.isfinite(value):
-            return value
-        self.complain(key, f"expected a finite number, got {_kind(value)} {str(value)[:40]}")
         return None
+
+    def amount(self, key: str) -> float | None:
+        """What is counted or measured from zero: bytes, parameters, milliseconds, ratios."""
+        return self.number(key, low=0.0)
 
     def mapping(self, key: str, required: bool = False) -> Mapping[str, Any]:
         value = self._get(key, "an object", required)
@@ -337,7 +339,18 @@ class _Fields:
     def child(self, key: str, required: bool = False) -> "_Fields":
         return _Fields(self.mapping(key, required), f"{self.where}{key}.", self.problems)
 
-    def numbers(self, key: str, required: bool = False) -> dict[str, float]:
+    def amounts(self, key: str) -> dict[str, float]:
+        fields = self.child(key)
+        return _known({name: fields.amount(name) for name in fields.raw})
+
+    def metrics(self, key: str, required: bool = False) -> dict[str, float]:
         fields = self.child(key, required)
-        read = {name: fields.number(name) for name in fields.raw}
-        return {name: value for name, value in read.items() if value is not None}
+        read = {
+            name: fields.number(name, low=0.0, high=1.0) if is_fraction(name) else fields.number(name)
+            for name in fields.raw
+        }
+        return _known(read)
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}

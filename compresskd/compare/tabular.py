@@ -11,8 +11,10 @@ from compresskd.compare.comparison import Comparison
 from compresskd.compare.grouping import Group
 from compresskd.compare.output import GENERATOR, MARKS
 from compresskd.compare.pairing import PairedTests
+from compresskd.compare.terminal import printable
 
 FORMAT = 1
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -23,7 +25,7 @@ def csv_text(comparison: Comparison) -> str:
     header += [*(f"pareto_{cost}" for cost in numbers.COSTS), "flags"]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(_harmless, header))
     assert stream.getvalue().startswith(MARKS["csv"])
     for number, group in enumerate(comparison.groups, 1):
         by_index = [text for key, text in zip(comparison.by, group.values, strict=True) if key in by]
@@ -31,22 +33,21 @@ def csv_text(comparison: Comparison) -> str:
         for index in group.members:
             entry = comparison.study.entries[index]
             counted = index in group.counted
-            writer.writerow(
-                [
-                    number,
-                    _harmless(entry.run),
-                    entry.status,
-                    _harmless(entry.strategy),
-                    _harmless(entry.stage),
-                    "" if entry.seed is None else entry.seed,
-                    *map(_harmless, by_index),
-                    *(entry.numbers.get(name, "") for name in comparison.names),
-                    int(counted),
-                    *statistics,
-                    *(int(counted and cost in group.fronts) for cost in numbers.COSTS),
-                    "; ".join(flag.code for flag in comparison.flags[index]),
-                ]
-            )
+            row = [
+                number,
+                entry.run,
+                entry.status,
+                entry.strategy,
+                entry.stage,
+                "" if entry.seed is None else entry.seed,
+                *by_index,
+                *(entry.numbers.get(name, "") for name in comparison.names),
+                int(counted),
+                *statistics,
+                *(int(counted and cost in group.fronts) for cost in numbers.COSTS),
+                "; ".join(flag.code for flag in comparison.flags[index]),
+            ]
+            writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in row])
     return stream.getvalue()
 
 
@@ -57,8 +58,21 @@ def _statistics(comparison: Comparison, group: Group) -> list[Any]:
 
 
 def _harmless(text: str) -> str:
-    """Spreadsheets run a cell that begins like a formula; an apostrophe before it makes it text."""
-    return "'" + text if text.startswith(("=", "+", "@", "\t")) else text
+    """A cell that no spreadsheet runs and that cannot begin a row or a cell of its own.
+
+    What begins like a formula (in the full-width signs too) is made text by an apostrophe before it; a number keeps
+    its sign. Control characters, a carriage return among them, are written out.
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def json_text(comparison: Comparison, tests: PairedTests) -> str:
