@@ -48,7 +48,10 @@ class _Unbreakable(io.FileIO):
 
 
 def outlive_the_reader() -> None:
-    """Go on where whoever reads standard output goes away."""
+    """Go on where whoever reads standard output goes away, or cannot show every character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal gets \\u2605 for a star, and no error
+            stream.reconfigure(errors="backslashreplace")
     if sys.stdout is not sys.__stdout__ or sys.stdout is None or sys.stdout.isatty():
         return
     sys.stdout.flush()

@@ -6,11 +6,13 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
+from compresskd.cli.workers import KILLED, Watch, busy, record_loss
 from compresskd.run import (
     FAILED,
     AlreadyFinished,
@@ -64,7 +66,7 @@ def run_hydra(arguments: list[str]) -> int:
         return _run_by_hydra(arguments, multirun, prebuilt)
     directory = _sweep_folder(arguments, config)
     try:
-        status = _run_by_hydra(arguments, multirun, prebuilt)
+        status = _run_sweep(arguments)
         return _end_sweep(directory, jobs) or status if directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -72,7 +74,31 @@ def run_hydra(arguments: list[str]) -> int:
         ) from None
 
 
-def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]) -> int:
+def _run_sweep(arguments: list[str]) -> int:
+    """Let Hydra run all jobs; a worker process that is killed loses its own job, and the others are started again."""
+    lost: set[Path] = set()
+    while True:
+        with Watch() as watch:
+            try:
+                return _run_by_hydra(arguments, True, {}, watch.notes, frozenset(lost)) or bool(lost)
+            except BrokenExecutor:
+                found = watch.lost() - lost
+                if not found:
+                    raise
+        for directory in found:
+            record_loss(directory)
+            complain(f"{directory}: {KILLED}; the other jobs go on")
+        lost |= found
+
+
+def _run_by_hydra(
+    arguments: list[str],
+    multirun: bool,
+    prebuilt: dict[str, Any],
+    notes: str = "",
+    lost: frozenset[Path] = frozenset(),
+) -> int:
+    """Call Hydra; see `workers.busy` for `notes`; jobs of the directories in `lost` are not run."""
     import hydra
     from hydra.errors import HydraException
 
@@ -88,7 +114,11 @@ def _run_by_hydra(arguments: list[str], multirun: bool, prebuilt: dict[str, Any]
             outlive_the_reader()
             _use_threads(threads)
         try:
-            return _task(cfg, prebuilt)
+            if os.getpid() == here:
+                return _task(cfg, prebuilt)
+            directory = _output_directory()
+            with busy(notes, directory):
+                return math.nan if directory in lost else _task(cfg, prebuilt)
         except Exception as error:  # a failed job must not stop its siblings; the record has the traceback
             if multirun:
                 complain(describe(error))
@@ -133,12 +163,17 @@ class JobFailed(RuntimeError):
 
 def _left_a_record() -> bool:
     """Whether the record of the job that has just failed says so, and so will the end of the sweep."""
-    from hydra.core.hydra_config import HydraConfig
-
     try:
-        return read_record(Path(HydraConfig.get().runtime.output_dir)).status == FAILED
+        return read_record(_output_directory()).status == FAILED
     except RunDirectoryError:
         return False
+
+
+def _output_directory() -> Path:
+    """Where Hydra wants the results of the job that is running."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def _sweep_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> Path | None:
@@ -177,7 +212,7 @@ def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
     overrides = list(hydra_config.overrides.task)
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
-    directory = Path(hydra_config.runtime.output_dir)
+    directory = _output_directory()
     in_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     try:
         record = execute(experiment, directory, unique=not named)

@@ -453,6 +453,29 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
 
 
 @pytest.mark.slow
+def test_a_killed_worker_loses_its_own_job_only(program, work):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    command = ("-m", *LONGER, "seed=0,1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    running = program(*command)
+    wait_for(running, in_the_middle_of_job(work, 1))
+    folder = sweep_folder(work)
+    chosen = next(path.parent for path in folder.rglob("run.owner"))
+    os.kill(int((chosen / "run.owner").read_text().split()[1]), signal.SIGKILL)
+    assert running.wait(timeout=120) == 1, running.said()
+    assert "Traceback" not in running.said()
+    found = records(folder)
+    failed = {name for name, record in found.items() if record["status"] == "failed"}
+    assert failed == {chosen.name}, running.said()
+    assert found[chosen.name]["error"]["type"] == "WorkerKilled"
+    assert {r["status"] for name, r in found.items() if name not in failed} == {"finished"}
+    assert len(found) == 5
+    assert f"compresskd: {chosen}: WorkerKilled: its worker process was killed" in running.said()
+    again = program(*command)
+    assert again.wait(timeout=120) == 0, again.said()
+    assert {record["status"] for record in records(folder).values()} == {"finished"}
+
+
+@pytest.mark.slow
 def test_the_local_executor_of_submitit(program, work):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     running = program("-m", *SMALL, "optimizer.lr=0.01,1e30", "hydra/launcher=submitit_local")
