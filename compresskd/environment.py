@@ -49,7 +49,9 @@ def git_revision() -> dict[str, Any] | None:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    # a repository that was copied from somebody must not start its file system monitor here
+    command = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return result.stdout.strip()
 
 

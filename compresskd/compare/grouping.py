@@ -67,7 +67,7 @@ def _summaries(
         for name, value in entries[index].numbers.items():
             if latency_fair or not name.startswith(numbers.LATENCY):
                 collected.setdefault(name, []).append(value)
-    found = {name: summarize(measured) for name, measured in collected.items()}
+    found = {name: summarize(measured, **numbers.limits(name)) for name, measured in collected.items()}
     return {name: summary for name, summary in found.items() if summary is not None}
 
 

@@ -26,6 +26,11 @@ def is_fraction(name: str) -> bool:
     return name.endswith(("accuracy", "agreement"))
 
 
+def limits(name: str) -> dict[str, float]:
+    """What a number can be, as `statistics.summarize` takes it."""
+    return {"low": 0.0, "high": 1.0} if is_fraction(name) else {}
+
+
 def label(name: str) -> str:
     """Heading of a number: with its unit."""
     if name in _LABELS:

@@ -185,7 +185,7 @@ def _test(comparison: Comparison, group: Group, reference: Group, right: _Correc
         len(differences),
         None,
         paired_bootstrap(difference_SN),
-        summarize([float(difference) for difference in difference_SN.mean(axis=1)]),
+        summarize([float(difference) for difference in difference_SN.mean(axis=1)], low=-1.0, high=1.0),
         None,
         tuple(single),
         tuple(dict.fromkeys(notes)),

@@ -30,8 +30,12 @@ class Summary:
     high: float | None
 
 
-def summarize(values: Sequence[float]) -> Summary | None:
-    """Summary of finite values; None of none."""
+def summarize(values: Sequence[float], *, low: float = -math.inf, high: float = math.inf) -> Summary | None:
+    """Summary of finite values; None of none.
+
+    low, high: what a value can be. The interval is cut there: the part beyond holds no mean, so that what is left
+    covers as often as the whole.
+    """
     n = len(values)
     if n == 0:
         return None
@@ -40,7 +44,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
         return Summary(1, mean, None, None, None)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * std / math.sqrt(n)
-    return Summary(n, mean, std, mean - half, mean + half)
+    return Summary(n, mean, std, max(low, mean - half), min(high, mean + half))
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from compresskd.compare.command import main
 from compresskd.compare.comparison import Options, compare
 from compresskd.compare.keys import UnknownKeyError
 from compresskd.compare.numbers import is_fraction, lower_is_better, pick_latency, show
@@ -208,3 +209,12 @@ def test_directions_and_texts_of_numbers():
     assert show("macs", None) == "–"
     assert pick_latency(["latency_batch_32", "latency_batch_4", "macs"]) == "latency_batch_4"
     assert pick_latency([]) is None
+
+
+def test_the_interval_of_an_accuracy_stays_within_0_to_100_percent(tmp_path, run, capsys):
+    for seed, accuracy in enumerate((0.999, 1.0, 0.9)):
+        run(
+            tmp_path / str(seed), seed=seed, config__seed=seed, stages__0__metrics={"test_accuracy": accuracy}
+        )
+    assert main([str(tmp_path)]) == 0
+    assert "… 100.00" in capsys.readouterr().out

@@ -130,3 +130,9 @@ def test_bootstrap_is_seeded_and_symmetric_and_calibrated_at_the_ends():
 def test_bootstrap_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one seed and one sample"):
         paired_bootstrap(np.zeros((0, 5), dtype=np.int8))
+
+
+def test_an_interval_ends_where_values_do():
+    found = summarize([0.99, 1.0, 0.95], low=0.0, high=1.0)
+    assert found is not None
+    assert (found.high, found.low) == (1.0, summarize([0.99, 1.0, 0.95]).low)
