@@ -94,6 +94,8 @@ class Reporter:
             f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
             f"{entry['size'].get('compact_bytes', entry['size']['stored_bytes']):,} bytes"
         )
+        if entry["macs_unknown"]:
+            self.note(f"{entry['name']}: MACs unknown ({entry['macs_unknown']})")
         for name, reason in entry["skipped"].items():
             self.note(f"{entry['name']}: {name} left dense ({reason})")
 
@@ -135,7 +137,7 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("stored bytes", lambda e: f"{e['size']['stored_bytes']:,}"),
     ("compact file, bytes", lambda e: _count(e["size"].get("compact_bytes"))),
     ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
-    ("MACs", lambda e: f"{e['size']['macs']:,}"),
+    ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
     ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
     ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
     ("  times faster than dense student", lambda e: _speed_up(e, "dense_student")),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compresskd import artifact, measure
+from compresskd import artifact, macs, measure
 from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
@@ -95,6 +95,7 @@ class Experiment:
         test = score(teacher, context.data.test, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
         store_predictions(context, "teacher", test)
+        products = macs.count(teacher, context.example)
         context.record.teacher = {
             **origin,
             "fingerprint": fingerprint,
@@ -108,11 +109,14 @@ class Experiment:
                 "num_parameters": measure.num_parameters(teacher),
                 "stored_bytes": artifact.bytes_of(teacher),
                 **artifact.compact_sizes(content, trust=artifact.packages(teacher)),
-                "macs": measure.macs(teacher, context.example),
+                "macs": products.number,
             },
+            "macs_unknown": products.unknown,
             "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
         }
         context.run.save()
+        if products.unknown:
+            reporter.note(f"teacher: MACs unknown ({products.unknown})")
         reporter.note(
             f"teacher: validation {100 * validation.accuracy:.2f}%  test {100 * test.accuracy:.2f}%"
         )

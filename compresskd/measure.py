@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, latency. Stored bytes are the artifact's business."""
+"""What a model costs: parameters and latency. Multiply-accumulates are counted in `macs`, bytes by the artifact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from compresskd.training.evaluation import evaluation_mode
 
@@ -17,23 +16,6 @@ from compresskd.training.evaluation import evaluation_mode
 def num_parameters(model: nn.Module) -> int:
     """Number of scalars among the parameters; tied parameters count once."""
     return sum(p.numel() for p in model.parameters())
-
-
-def macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of one forward pass over one sample, as the model really executes it.
-
-    Args:
-        model: counted in evaluation mode; a layer that has folded its factors to a dense weight costs that weight.
-        example: [1, ...] one input.
-
-    Convolutions and matrix products are counted (two floating-point operations each, as PyTorch's counter has
-    it); element-wise work is not.
-    """
-    with evaluation_mode(model), torch.inference_mode():
-        model(example)  # a first call may fold and cache; what counts is the steady state
-        with FlopCounterMode(display=False) as counter:
-            model(example)
-    return counter.get_total_flops() // 2
 
 
 def latency(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compresskd import artifact, measure
+from compresskd import artifact, macs, measure
 from compresskd.console import Reporter
 from compresskd.data.base import Data, Split
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
@@ -253,11 +253,12 @@ def _assess(
     content = replace(
         artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
     )
+    products = macs.count(student, context.example)
     size = {
         "num_parameters": measure.num_parameters(student),
         "stored_bytes": artifact.stored_bytes(checkpoint),
         **artifact.compact_sizes(content, trust=stored["packages"]),
-        "macs": measure.macs(student, context.example),
+        "macs": products.number,
     }
     models = {"student": student, "dense_student": context.reference}
     if state.teacher is not None:
@@ -277,6 +278,7 @@ def _assess(
         "seconds": seconds,
         "metrics": metrics,
         "size": size,
+        "macs_unknown": products.unknown,
         "latency_ms": times.pop("student"),
         "latency_ms_beside": times,
         "layers": {},
@@ -286,7 +288,11 @@ def _assess(
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]
-        entry["compression"] = {k: of_teacher[k] / max(1, size[k]) for k in _COMPARED if k in of_teacher}
+        entry["compression"] = {
+            k: of_teacher[k] / max(1, size[k])
+            for k in _COMPARED
+            if of_teacher.get(k) is not None and size[k] is not None
+        }
         if "teacher" in predictions:
             agree = predictions["teacher"] == predictions[name]
             metrics["teacher_agreement"] = float(agree.mean())

@@ -237,6 +237,9 @@ def _stages(fields: "_Fields", details: bool) -> tuple[StageRecord, ...]:
 
 def _stage(fields: "_Fields", number: int, details: bool) -> StageRecord:
     status = fields.text("status")
+    macs_unknown = fields.text("macs_unknown")
+    if macs_unknown is not None:
+        fields.complain("size.macs", f"unknown ({macs_unknown})")
     return StageRecord(
         name=fields.text("name", required=True) or f"stage {number}",
         kind=fields.text("kind"),

@@ -87,6 +87,16 @@ def steps(shapes: Sequence[Sequence[int]], cuts: Sequence[int], *, from_right: b
     return found[::-1] if from_right else found
 
 
+def least_macs(shapes: Sequence[Sequence[int]]) -> int:
+    """Multiply-accumulates of one row by the chain with the least of them."""
+    paths = product(all_cuts(len(shapes)), (True, False))
+    works = [
+        sum(step.a * step.b * step.P * step.C for step in steps(shapes, cuts, from_right=from_right))
+        for cuts, from_right in paths
+    ]
+    return min(works, default=math.prod(math.prod(shape) for shape in shapes))
+
+
 def matrices(cores: Sequence[Tensor], cuts: Sequence[int], *, from_right: bool) -> list[Tensor]:
     """G_t [a, b] of every step, in the order in which they run; differentiable."""
     edges = (0, *cuts, len(cores))

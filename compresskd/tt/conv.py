@@ -206,6 +206,11 @@ class TTConv2d(TensorTrainLayer):
         weight = self.out_channels * self.in_channels * math.prod(self.kernel_size)
         return weight + (0 if self.bias is None else self.out_channels)
 
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [B, I, H, W] or [I, H, W]: of the chain, or of the dense kernel if fewer."""
+        images = len(input) if input.dim() == 4 else 1
+        return images * min(chain_macs(list(self.cores), self.stages, self._options, self.geometry, input))
+
     def to_dense(self) -> Tensor:
         """The kernel [O, I, kh, kw], differentiable."""
         return to_matrix(list(self.cores)).reshape(self.out_channels, self.in_channels, *self.kernel_size)
@@ -265,7 +270,8 @@ class TTConv2d(TensorTrainLayer):
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
-        return chain_macs(list(self.cores), self.stages, self._options, self.geometry, x)
+        chain, dense = chain_macs(list(self.cores), self.stages, self._options, self.geometry, x)
+        return chain / max(dense, 1)
 
     def _kept(self, name: str, dtype: torch.dtype, layout: torch.memory_format, make: Any) -> list[Tensor]:
         """The tensors of `make` in this dtype and layout, shared by all input sizes."""

@@ -130,17 +130,19 @@ def chain_macs(
     options: Sequence[StageOptions],
     geometry: Geometry,
     x: Tensor,
-) -> float:
-    """Multiplications of the chain over those of the dense convolution, for this input."""
-    size = [x.shape[-2] + sum(geometry.pads[2:]), x.shape[-1] + sum(geometry.pads[:2])]
-    dense, chain, at = 0.0, 0.0, list(size)
+) -> tuple[int, int]:
+    """Multiply-accumulates of the chain and of the dense convolution, for one image of this size."""
+    at, chain = [x.shape[-2], x.shape[-1]], 0
+    if not geometry.native:  # all of the padding comes first
+        at = [at[0] + sum(geometry.pads[2:]), at[1] + sum(geometry.pads[:2])]
     for core, (a, b), stage in zip(cores, stages, options, strict=True):
         for axis, kernel in enumerate((a, b)):
             reach = stage.dilation[axis] * (kernel - 1) + 1
-            at[axis] = max(0, (at[axis] - reach) // stage.stride[axis] + 1)
+            padded = at[axis] + 2 * stage.padding[axis]
+            at[axis] = max(0, (padded - reach) // stage.stride[axis] + 1)
         chain += core.numel() * at[0] * at[1]
     dense = math.prod(core.shape[2] for core in cores) * cores[-1].shape[1] * at[0] * at[1]
-    return chain / max(dense, 1.0)
+    return chain, dense
 
 
 def chain_is_faster(

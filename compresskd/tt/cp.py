@@ -102,6 +102,12 @@ class CPLinear(nn.Module):
         """Of the dense layer that this one stands for."""
         return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
 
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [..., in_features]: forward writes most of its products element by element."""
+        inner = [math.prod(self.input_dims[:k]) for k in range(1, len(self.input_dims) + 1)]
+        outer = [math.prod(self.output_dims[:k]) for k in range(1, len(self.output_dims) + 1)]
+        return input.numel() // self.in_features * sum(inner + outer) * self.ranks[0]
+
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
         p = len(self.output_dims)

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from compresskd.tt.contraction import least_macs
 from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
 from compresskd.tt.layer import TensorTrainLayer
@@ -165,6 +166,12 @@ class TTLinear(TensorTrainLayer):
     def num_parameters_dense(self) -> int:
         """Of the dense layer that this one stands for."""
         return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
+
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [..., in_features]: of the least chain, or of the dense weight if fewer."""
+        dense = self.in_features * self.out_features
+        chain = least_macs([core.shape for core in self.cores])
+        return input.numel() // self.in_features * min(dense, chain)
 
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
