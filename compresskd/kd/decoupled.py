@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.kd.checks import check_non_negative, check_positive
+from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import class_indices, logit_pair
 from compresskd.kd.view import View, teacher_of
 
@@ -46,12 +47,16 @@ class DKD:
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
-        classes = class_indices(targets)
-        s_binary, s_others = _decoupled(s / self.temperature, classes)
-        t_binary, t_others = _decoupled(t / self.temperature, classes)
-        tckd = F.kl_div(s_binary, t_binary, reduction="batchmean", log_target=True)
-        nckd = F.kl_div(s_others, t_others, reduction="batchmean", log_target=True)
-        return (self.target_weight * tckd + self.non_target_weight * nckd) * self.temperature**2
+        classes = class_indices(targets)[:, None]
+        t, difference = t / self.temperature, (s - t) / self.temperature
+        t_others = _others(t, classes)
+        nckd, mean = divergence(t_others, _others(difference, classes))
+        # The logarithm of the others' sum, and how far the student's is from the teacher's.
+        t_binary = torch.cat([t.gather(1, classes), t_others.logsumexp(dim=-1, keepdim=True)], dim=1)
+        tckd, _ = divergence(
+            t_binary, torch.cat([difference.gather(1, classes), (mean + nckd)[:, None]], dim=1)
+        )
+        return (self.target_weight * tckd + self.non_target_weight * nckd).mean() * self.temperature**2
 
 
 @dataclass(frozen=True)
@@ -82,17 +87,11 @@ class NKD:
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         classes = class_indices(targets)[:, None]
         target = t.softmax(dim=-1).gather(1, classes) * F.log_softmax(s, dim=-1).gather(1, classes)
-        s_others = F.log_softmax(_others(s, classes) / self.temperature, dim=-1)
-        t_others = F.softmax(_others(t, classes) / self.temperature, dim=-1)
-        others = (t_others * s_others).sum(dim=-1)
-        return -target.mean() - self.gamma * self.temperature**2 * others.mean()
-
-
-def _decoupled(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities ``[B, 2]`` of the target and of all others, and ``[B, K - 1]`` among the others."""
-    others = _others(logits, classes[:, None])
-    both = torch.cat([logits.gather(1, classes[:, None]), others.logsumexp(dim=-1, keepdim=True)], dim=1)
-    return F.log_softmax(both, dim=-1), F.log_softmax(others, dim=-1)
+        t_others = _others(t, classes) / self.temperature
+        # The cross-entropy of the others as entropy and divergence: the gradient is that of the divergence alone.
+        kl, _ = divergence(t_others, _others(s - t, classes) / self.temperature)
+        entropy = -(F.softmax(t_others, dim=-1) * F.log_softmax(t_others, dim=-1)).sum(dim=-1)
+        return self.gamma * self.temperature**2 * (kl + entropy).mean() - target.mean()
 
 
 def _others(logits: Tensor, classes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.kd.checks import check_fraction, check_positive
+from compresskd.kd.divergence import divergence
 from compresskd.kd.view import View, teacher_of
 
 
@@ -24,8 +25,17 @@ def standardized(logits: Tensor) -> Tensor:
 
 
 def logit_pair(student: View, teacher: View, standardize: bool) -> tuple[Tensor, Tensor]:
-    """Logits of both in float32, standardized if asked; no gradient flows into the teacher's."""
+    """Logits of both in float32, standardized if asked; no gradient flows into the teacher's.
+
+    Raises:
+        ValueError: the two differ in shape, or have fewer than two classes, among which nothing is to be told apart.
+    """
     s, t = student.logits.float(), teacher.logits.detach().float()
+    if s.shape != t.shape or s.shape[-1] < 2:
+        raise ValueError(
+            f"expected logits of one shape and of two classes or more, got {list(s.shape)} from the student, "
+            f"{list(t.shape)} from the teacher"
+        )
     return (standardized(s), standardized(t)) if standardize else (s, t)
 
 
@@ -81,9 +91,8 @@ class SoftTargets:
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
-        log_p = F.log_softmax(s / self.temperature, dim=-1)
-        log_q = F.log_softmax(t / self.temperature, dim=-1)
-        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * self.temperature**2
+        kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
+        return kl.mean() * self.temperature**2
 
 
 @dataclass(frozen=True)
