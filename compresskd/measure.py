@@ -10,12 +10,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compresskd.quant.activation import ActivationQuant
+from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.training.evaluation import evaluation_mode
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Number of scalars among the parameters; tied parameters count once."""
-    return sum(p.numel() for p in model.parameters())
+    """Number of scalars among the parameters; tied ones count once, scales that quantizers learn do not.
+
+    It is the number of the same model read from its file, where a scale belongs to the integers.
+    """
+    quantizers = [m for m in model.modules() if isinstance(m, FakeQuant | ActivationQuant)]
+    scales = {parameter for quantizer in quantizers for parameter in quantizer.parameters()}
+    return sum(p.numel() for p in model.parameters() if p not in scales)
 
 
 def latency(

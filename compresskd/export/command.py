@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from compresskd.export.agreement import BATCH_SIZES
 from compresskd.export.errors import ExportError, ExportFailed
-from compresskd.export.export import FORMS, Exported, export, report_of
+from compresskd.export.export import FORMS, Exported, export, is_export, report_of
 from compresskd.export.samples import Samples, first_of, random
 from compresskd.export.source import Source, open_source
 
@@ -73,22 +74,33 @@ def _default_out(source: Source, form: str) -> Path:
     """In a run's folder `export/model.onnx` and the like, else beside the model and named after it."""
     suffix = _SUFFIXES[form]
     if source.record is not None:
-        return source.path / "export" / f"model{suffix}"
+        folder = source.path / "export"
+        if folder.is_symlink():
+            raise ExportError(
+                f"{folder} is a link out of the run directory; remove it, or write another --out"
+            )
+        return folder / f"model{suffix}"
     path = source.path.resolve()
     return path.with_name(f"{path.stem if path.is_file() else path.name}{suffix}")
 
 
 def _check_out(out: Path, form: str, *, overwrite: bool) -> None:
-    if not (out.exists() or report_of(out).exists()):
+    """Raise ExportError where something is at `out` or at its report's place that may not be replaced."""
+    there, report = os.path.lexists(out), os.path.lexists(report_of(out))
+    if not there and (not report or is_export(out)):  # a report alone is what a killed export left
         return
-    if not overwrite:
+    if not overwrite and there:
         raise ExportError(f"{out} is there already; write another --out, or --overwrite to replace it")
     if out.exists() and out.is_dir() != (form == "dense"):
         raise ExportError(
             f"{out} is a {'folder' if out.is_dir() else 'file'}, which this form does not replace"
         )
-    if out.is_dir() and not (out / "structure.json").exists() and any(out.iterdir()):
-        raise ExportError(f"{out} is a folder of something else than a model, which is never replaced")
+    empty = out.is_dir() and not any(out.iterdir())
+    if not (empty or is_export(out)):
+        raise ExportError(
+            f"{out if there else report_of(out)} was written by something else than an export, which is never "
+            "replaced; write another --out"
+        )
 
 
 def _samples(source: Source, count: int) -> Samples:

@@ -17,7 +17,7 @@ from compresskd.export.errors import ExportError
 from compresskd.export.latency import latency
 from compresskd.export.samples import Samples
 from compresskd.export.source import Source
-from compresskd.run import atomic, atomic_folder, write_text
+from compresskd.run import atomic, atomic_folder, remove_leftovers_of, write_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
     Args:
         source: the model.
         form: one of FORMS.
-        out: file or, of a dense model, folder; replaced where it is there.
+        out: file or, of a dense model, folder; replaced where it is there; what a killed export left is removed.
         samples: on which outputs are compared.
         timed: measure latency, too; that of ONNX takes another export, of the dense float network.
 
@@ -69,6 +69,8 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
         raise ExportError(f"--to: came {form}; write one of {', '.join(FORMS)}")
     if form == "onnx":
         onnx.require_packages()
+    for path in (out, report_of(out)):
+        remove_leftovers_of(path)
     place = atomic_folder if form == "dense" else atomic
     with place(out) as temporary:
         written = FORMS[form](source, samples.inputs, temporary)
@@ -76,14 +78,24 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
         agreement = worst(found)
         check(agreement, samples, rounds_inputs=source.rounds_inputs)
         times = latency(source, form, written.runs, samples.inputs[:1]) if timed else {}
-    exported = Exported(form, out, _num_bytes(out), written, agreement, samples, times)
-    write_text(report_of(out), json.dumps(_plain(source, exported), indent=1) + "\n")
+        exported = Exported(form, out, _num_bytes(temporary), written, agreement, samples, times)
+        # first the report: an export that is there without it would be taken for somebody else's file
+        write_text(report_of(out), json.dumps(_plain(source, exported), indent=1) + "\n")
     return exported
 
 
 def report_of(out: Path) -> Path:
     """The JSON file beside an export that says how it compares with its source."""
     return out.with_name(f"{out.name}.export.json")
+
+
+def is_export(out: Path) -> bool:
+    """Whether the report beside `out` says that an export wrote it."""
+    try:
+        report = json.loads(report_of(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("form") in FORMS
 
 
 def _write_onnx(source: Source, inputs: Tensor, path: Path) -> Written:

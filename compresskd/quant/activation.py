@@ -42,7 +42,11 @@ class ActivationQuant(nn.Module):
         self.low: Tensor
         self.high: Tensor
         self.zero_point: Tensor
-        self.log_scale = nn.Parameter(torch.zeros(1), requires_grad=estimator == "learned_step")
+        self.log_scale: Tensor
+        if estimator == "learned_step":
+            self.log_scale = nn.Parameter(torch.zeros(1))
+        else:
+            self.register_buffer("log_scale", torch.zeros(1))
         self.register_buffer("low", torch.zeros(1))
         self.register_buffer("high", torch.zeros(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int8))

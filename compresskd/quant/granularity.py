@@ -79,7 +79,7 @@ class PerChannel:
 
     def amax(self, tensor: Tensor) -> Tensor:
         """[S]."""
-        return tensor.amax(dim=_others(_dim_of(self, self.dim, tensor.shape), tensor.dim()))
+        return _amax_along(tensor, _dim_of(self, self.dim, tensor.shape))
 
     def total(self, tensor: Tensor) -> Tensor:
         """[S]."""
@@ -114,7 +114,7 @@ class PerRankSlice:
 
     def amax(self, tensor: Tensor) -> Tensor:
         """[S]."""
-        return tensor.amax(dim=_others(self._dim(tensor.shape), tensor.dim()))
+        return _amax_along(tensor, self._dim(tensor.shape))
 
     def total(self, tensor: Tensor) -> Tensor:
         """[S]."""
@@ -209,6 +209,10 @@ def _others(dim: int, num_dims: int) -> list[int]:
     return [d for d in range(num_dims) if d != dim]
 
 
+# in both, an empty list of dimensions would mean all of them
+def _amax_along(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.amax(dim=_others(dim, tensor.dim())) if tensor.dim() > 1 else tensor.clone()
+
+
 def _total_along(tensor: Tensor, dim: int) -> Tensor:
-    # an empty list of dimensions would mean all of them
     return tensor.sum(dim=_others(dim, tensor.dim())) if tensor.dim() > 1 else tensor.clone()

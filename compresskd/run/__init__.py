@@ -19,7 +19,14 @@ torch, so that reading records stays instant.
 from compresskd.run.directory import Run, open_run
 from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
 from compresskd.run.factors import FACTORS, factors
-from compresskd.run.files import atomic, atomic_folder, read_checked, write_checked, write_text
+from compresskd.run.files import (
+    atomic,
+    atomic_folder,
+    read_checked,
+    remove_leftovers_of,
+    write_checked,
+    write_text,
+)
 from compresskd.run.lock import describe_owner
 from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RECORD, RUNNING, SCHEMA, Record, read_record
 
@@ -43,6 +50,7 @@ __all__ = [
     "open_run",
     "read_checked",
     "read_record",
+    "remove_leftovers_of",
     "write_checked",
     "write_text",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from compresskd.run.errors import RunDirectoryError
 
-_LEFTOVERS = ".*.compresskd-tmp"
+_SUFFIX = ".compresskd-tmp"
+_LEFTOVERS = f".*{_SUFFIX}"
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _MAGIC = b"compresskd-checkpoint-1\n"
 
@@ -54,10 +56,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(directory: Path) -> None:
     """Remove the temporary files and folders that a killed process left in `directory`."""
     for path in directory.glob(_LEFTOVERS):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left beside `path` of attempts to write it."""
+    if not path.parent.is_dir():
+        return
+    name = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}" + re.escape(_SUFFIX))
+    for leftover in list(path.parent.iterdir()):
+        if name.fullmatch(leftover.name) and not leftover.is_symlink():
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,7 +104,7 @@ def read_checked(path: Path) -> bytes:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_LEFTOVERS.rpartition('*')[2]}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
 
 
 def _flush(path: Path) -> None:

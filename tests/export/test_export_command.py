@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import math
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,10 +105,83 @@ def test_a_folder_of_something_else_is_never_replaced(run_cli, folder):
     (folder.parent / "precious" / "thesis.tex").write_text("x")
     outcome = run_cli("export", "small", "--to", "dense", "--out", "precious", "--overwrite")
     assert outcome.status == 2
-    assert "precious is a folder of something else than a model" in outcome.err
+    assert "precious was written by something else than an export, which is never replaced" in outcome.err
     outcome = run_cli("export", "small", "--to", "pt2", "--out", "precious", "--overwrite")
     assert (outcome.status, "precious is a folder, which this form" in outcome.err) == (2, True)
     assert (folder.parent / "precious" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.pt2", "mine.pt2.export.json"])
+def test_a_file_of_somebody_else_is_never_replaced(run_cli, folder, name):
+    (folder.parent / name).write_text("[1, 2]")
+    outcome = run_cli("export", "small", "--to", "pt2", "--out", "mine.pt2", "--overwrite")
+    assert outcome.status == 2
+    assert f"{name} was written by something else than an export" in outcome.err
+    assert (folder.parent / name).read_text() == "[1, 2]"
+
+
+def test_the_model_itself_is_never_replaced_by_its_export(run_cli, folder):
+    before = (folder / "model.safetensors").read_bytes()
+    outcome = run_cli("export", "small", "--to", "dense", "--out", "small", "--overwrite")
+    assert (outcome.status, "something else than an export" in outcome.err) == (2, True)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_link_out_of_a_run_is_not_followed(run_cli, run):
+    (run.parent / "elsewhere").mkdir()
+    (run / "export").symlink_to(run.parent / "elsewhere")
+    outcome = run_cli("export", "run", "--to", "pt2")
+    assert (outcome.status, "run/export is a link out of the run directory" in outcome.err) == (2, True)
+    assert not list((run.parent / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("form", ["dense", "pt2"])
+def test_what_a_killed_export_left_is_removed_by_the_next(run_cli, folder, form):
+    """Killed twice: while it wrote, and between the report and the model."""
+    left, other = (folder.parent / f".{name}.0123abcd.compresskd-tmp" for name in ("out", "another"))
+    if form == "dense":
+        left.mkdir()
+    (left / "model.safetensors" if form == "dense" else left).write_text("half")
+    (folder.parent / ".out.export.json.0123abcd.compresskd-tmp").write_text("{")
+    (folder.parent / "out.export.json").write_text(json.dumps({"form": form}))
+    other.write_text("of another export, which may be at work")
+    outcome = run_cli("export", "small", "--to", form, "--out", "out")
+    assert outcome.status == 0, outcome.err
+    assert [path.name for path in folder.parent.glob(".*.compresskd-tmp")] == [other.name]
+    assert json.loads((folder.parent / "out.export.json").read_text())["num_compared"] == 16 + 256
+
+
+KILLED = """
+import os, signal, sys
+from compresskd.export import dense
+from compresskd.cli import main
+write = dense.write
+def dying(*arguments):
+    write(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+dense.write = dying
+main(["export", "small", "--to", "dense", "--out", "d"])
+"""
+
+
+def test_a_real_kill_leaves_nothing_for_long(run_cli, folder):
+    died = subprocess.run([sys.executable, "-c", KILLED], cwd=folder.parent, check=False, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(list(folder.parent.glob(".d.*.compresskd-tmp"))) == 1
+    assert run_cli("export", "small", "--to", "dense", "--out", "d").status == 0
+    assert not list(folder.parent.glob(".*.compresskd-tmp"))
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2", "dense"])
+def test_a_model_that_answers_nan_is_no_export(run_cli, folder, form):
+    model = artifact.load(folder)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(math.nan)
+    shutil.rmtree(folder)
+    artifact.save(model, folder)
+    outcome = run_cli("export", "small", "--to", form)
+    assert (outcome.status, outcome.out, outcome.left) == (1, "", [])
+    assert "the model itself answers NaN or infinity" in outcome.err
 
 
 def _cut(folder):

@@ -23,7 +23,7 @@ GRANULARITIES = [
     PerRankSlice("first"),
     PerRankSlice("last"),
 ]
-SHAPES = {"linear": (7, 12), "conv": (6, 3, 3, 3), "embedding": (11, 5), "core": (4, 3, 5, 6)}
+SHAPES = {"linear": (7, 12), "conv": (6, 3, 3, 3), "embedding": (11, 5), "core": (4, 3, 5, 6), "vector": (9,)}
 
 
 def random_weight(shape, generator):

@@ -1,9 +1,11 @@
 """Parameters, and how latency is taken."""
 
+import pytest
 import torch
 from torch import nn
 
 from compresskd import measure
+from compresskd.quant.prepare import QuantSpec, prepare
 
 
 class TestParameters:
@@ -11,6 +13,14 @@ class TestParameters:
         first, second = nn.Linear(4, 4), nn.Linear(4, 4)
         second.weight = first.weight
         assert measure.num_parameters(nn.Sequential(first, second)) == 16 + 4 + 4
+
+    @pytest.mark.parametrize("estimator", ["learned_step", "straight_through"])
+    def test_scales_of_quantizers_do_not_count(self, estimator):
+        model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        prepare(model, QuantSpec(bits=4, activation_bits=8, estimator=estimator))
+        learned = sum(p.numel() for n, p in model.named_parameters() if n.endswith("log_scale"))
+        assert learned == (3 + 2 + 2 if estimator == "learned_step" else 0)
+        assert measure.num_parameters(model) == 4 * 3 + 3 + 3 * 2 + 2
 
     def test_buffers_do_not_count(self):
         assert measure.num_parameters(nn.BatchNorm2d(8)) == 16

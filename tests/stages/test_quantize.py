@@ -48,6 +48,7 @@ def test_inputs_are_rounded_in_the_model_that_is_kept(run_strategy):
     model.fc2.input_quant.register_forward_hook(lambda module, args, output: seen.append(output))
     model(torch.rand(64, 1, 8, 8))
     assert num_values(seen[0]) <= 256
+    assert sum(p.numel() for p in model.parameters()) == stage_of(record)["size"]["num_parameters"]
 
 
 @pytest.mark.parametrize(
