@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from compresskd import artifact
 from compresskd.data.base import Data
 from compresskd.run import FINISHED, Record, RunDirectoryError
 from compresskd.training import evaluate
+
+_FEW = 10  # samples; below, every one has to be judged alike
 
 
 class CannotEvaluate(RunDirectoryError):
@@ -37,14 +40,15 @@ class Verdict:
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether no more than one sample in 1,000 (or one sample) is judged otherwise; None on other data.
+        """Whether no more than one sample in 1,000 (or one of ten and more) is judged otherwise; None on other data.
 
         Other hardware and other thread numbers add in another order, which can tip a sample at the border.
         """
         if self.recorded is None:
             return None
-        allowed = max(1.0, self.num_samples / 1000)
-        return abs(self.accuracy - self.recorded) * self.num_samples <= allowed + 1e-6
+        allowed = max(1.0 if self.num_samples >= _FEW else 0.0, self.num_samples / 1000)
+        differing = abs(self.accuracy - self.recorded) * self.num_samples
+        return self.num_samples > 0 and differing <= allowed + 1e-6
 
     def __str__(self) -> str:
         scored = f"{self.stage}: test accuracy {100 * self.accuracy:.2f}% of {self.num_samples:,} samples"
@@ -73,6 +77,11 @@ def evaluate_run(
         batch_size=config["train"]["evaluation_batch_size"],
         precision=config["precision"],
     )
+    if not math.isfinite(scores.loss):
+        raise CannotEvaluate(
+            f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "
+            f"{scores.loss}): its accuracy means nothing"
+        )
     same = data.test.fingerprint == record.data.get("test_fingerprint")
     recorded = entry["metrics"].get("test_accuracy")
     if recorded is None:

@@ -1,5 +1,6 @@
 """From stored pixels to the inputs of a network."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,8 +27,10 @@ class Normalize:
                 f"data.mean has {len(self.mean)} values and data.std {len(self.std)}: write as many of one "
                 f"as of the other, one per channel"
             )
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"data.std: expected positive numbers, got {list(self.std)}")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"data.std: expected finite positive numbers, got {list(self.std)}")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"data.mean: expected finite numbers, got {list(self.mean)}")
 
     def check(self, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError if the number of values does not fit inputs of this shape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,8 @@ def check(agreement: Agreement, samples: Samples, *, rounds_inputs: bool) -> Non
     difference, largest = agreement.largest_difference, agreement.largest_output
     close = difference <= (_ROUNDING_TOLERANCE if rounds_inputs else _FLOAT_TOLERANCE) * largest
     slip = _LARGEST_SLIP * largest if rounds_inputs else _FLOAT_TOLERANCE
-    if not (close or (difference <= slip and agreement.equal_predictions >= _FEWEST_EQUAL)):
+    slips = difference <= slip and agreement.equal_predictions >= _FEWEST_EQUAL
+    if not (math.isfinite(largest) and (close or slips)):
         raise ExportFailed(
             f"the exported model answers otherwise than its source on {samples.kind}: largest difference "
             f"{agreement.largest_difference:.3g} (outputs up to {agreement.largest_output:.3g}), equal predictions "

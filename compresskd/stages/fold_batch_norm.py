@@ -114,19 +114,21 @@ def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Tensor) 
 
 def _read_by_norms_only(model: nn.Module, feeding: Mapping[str, str], example: Tensor) -> bool:
     """Whether nothing but the norm reads each layer's output: doubled behind the layer and halved before the norm,
-    which is exact in floating point, it leaves every logit as it was."""
+    which is exact in floating point, it leaves every logit as it was. An output of zeros alone would show nothing."""
+    shown: list[bool] = []
+
+    def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        shown.append(bool(output.any()))
+        return 2 * output
+
     with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
         before = model(example)
         for norm, layer in feeding.items():
-            doubled = model.get_submodule(layer).register_forward_hook(_double)
+            doubled = model.get_submodule(layer).register_forward_hook(double)
             halved = model.get_submodule(norm).register_forward_pre_hook(_halve)
             stack.callback(doubled.remove)
             stack.callback(halved.remove)
-        return torch.equal(model(example), before)
-
-
-def _double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-    return 2 * output
+        return torch.equal(model(example), before) and all(shown)
 
 
 def _halve(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:

@@ -38,15 +38,15 @@ class Wish:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"expected exactly one of {', '.join(vars(self))}; got {given or 'none'}")
-        if self.rank is not None and self.rank < 1:
+        if self.rank is not None and not self.rank >= 1:
             raise ValueError(f"expected rank >= 1, got {self.rank}")
-        if self.ranks is not None and (not self.ranks or min(self.ranks) < 1):
+        if self.ranks is not None and not (self.ranks and all(rank >= 1 for rank in self.ranks)):
             raise ValueError(f"expected ranks >= 1, got {self.ranks}")
         if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
             raise ValueError(f"expected 0 <= tolerance < 1, got {self.tolerance}")
         if self.energy is not None and not 0.0 < self.energy <= 1.0:
             raise ValueError(f"expected 0 < energy <= 1, got {self.energy}")
-        if self.num_parameters is not None and self.num_parameters < 1:
+        if self.num_parameters is not None and not self.num_parameters >= 1:
             raise ValueError(f"expected num_parameters >= 1, got {self.num_parameters}")
 
     @property
