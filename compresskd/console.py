@@ -94,7 +94,7 @@ class Reporter:
             f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
             f"{entry['size'].get('compact_bytes', entry['size']['stored_bytes']):,} bytes"
         )
-        if entry["macs_unknown"]:
+        if entry.get("macs_unknown"):
             self.note(f"{entry['name']}: MACs unknown ({entry['macs_unknown']})")
         for name, reason in entry["skipped"].items():
             self.note(f"{entry['name']}: {name} left dense ({reason})")
