@@ -6,6 +6,7 @@ All contenders of one case are timed in turn, in one process, and their medians 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from compresskd.tt.calibration import machine
 from compresskd.tt.chain import Chain
 from compresskd.tt.choice import choose
 from compresskd.tt.contraction import matrices
+from compresskd.tt.modes import PATTERNS
 from compresskd.tt.planner import bucket, rank_plans
 
 Run = Callable[[], object]
@@ -48,6 +50,9 @@ class BenchError(ValueError):
 def main(argv: Sequence[str]) -> int:
     """`compresskd bench DIR` or `compresskd bench --layer MxN --rank R`; the exit code."""
     arguments = _parser().parse_args(list(argv))
+    faults = list(_faults(arguments))
+    if faults:
+        raise BenchError("\n".join(faults))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     batches = [int(size) for size in arguments.batch.split(",")]
@@ -81,13 +86,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _faults(arguments: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the arguments, found before anything is timed."""
+    for name, least in (("rank", 1), ("cores", 1), ("plans", 0), ("threads", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            yield f"--{name}: came {value}; allowed: {least} or more"
+    if arguments.cores is not None and arguments.cores > max(PATTERNS):
+        yield f"--cores: came {arguments.cores}; allowed: up to {max(PATTERNS)}"
+    if not all(size.strip().isdecimal() and int(size) for size in arguments.batch.split(",")):
+        yield f"--batch: came {arguments.batch}; write sizes of 1 or more, such as --batch 1,32"
+    if arguments.directory is None and not re.fullmatch(
+        "[1-9][0-9]*x[1-9][0-9]*", (arguments.layer or "").lower()
+    ):
+        yield f"--layer: came {arguments.layer}; write a run's folder, or --layer MxN such as --layer 4096x4096"
+    if arguments.directory is not None and arguments.layer is not None:
+        yield f"--layer: came {arguments.layer} beside {arguments.directory}; write one of them"
+
+
 def _of_layer(arguments: argparse.Namespace, batches: Sequence[int]) -> Iterator[Case]:
-    try:
-        num_outputs, num_inputs = (int(size) for size in (arguments.layer or "").lower().split("x"))
-    except ValueError:
-        raise BenchError(
-            f"--layer: came {arguments.layer}; write a run's folder, or --layer MxN such as --layer 4096x4096"
-        ) from None
+    num_outputs, num_inputs = map(int, arguments.layer.lower().split("x"))
     torch.manual_seed(0)
     layer = tt.factorize(nn.Linear(num_inputs, num_outputs), rank=arguments.rank, num_cores=arguments.cores)
     if isinstance(layer, tt.Skipped):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compresskd.kd.checks import check_fraction, check_non_negative, check_positive
+from compresskd.kd.checks import check_fraction, check_non_negative, check_positive, check_temperature
 from compresskd.kd.matching import FeatureMatch, match_features
 from compresskd.kd.taps import Taps
 from compresskd.kd.view import View
@@ -132,7 +132,7 @@ class Objective:
                 for name, term in terms.items()
             }
         if temperature is not None:
-            check_positive("temperature", temperature)
+            check_temperature("temperature", temperature)
             softened = [n for n, t in terms.items() if _kind(t) == "logits" and hasattr(t, "temperature")]
             if not softened:
                 raise ValueError(

@@ -26,9 +26,14 @@ from compresskd.run import FINISHED, AlreadyFinished, read_record
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        complain("the working directory is not there any more; change to one that is")
+        sys.exit(USAGE_ERROR)
     # A console script lacks the working directory on its path; a user's own `_target_` lives there.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     outlive_the_reader()
     verbose = "--verbose" in arguments
     arguments = [a for a in arguments if a != "--verbose"]
@@ -74,6 +79,13 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
+    changes = [a for a in arguments[1:] if "=" in a or a[:1] in "+~"]
+    if changes:
+        complain(
+            f"resume: came {' '.join(changes)}; a run resumes as it was begun; write compresskd resume {arguments[0]}, "
+            "or begin another run with the change"
+        )
+        return USAGE_ERROR
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
@@ -90,7 +102,11 @@ def _resume(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     from compresskd import bench
 
-    return bench.main(arguments)
+    try:
+        return bench.main(arguments)
+    except bench.BenchError as error:
+        complain(str(error))
+        return USAGE_ERROR
 
 
 def _export(arguments: list[str]) -> int:

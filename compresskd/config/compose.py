@@ -23,11 +23,16 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compresskd.config import diagnosis, overrides
+from compresskd.config import diagnosis, keys, overrides
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.schema import conf_dir
 
 _UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+
+_CHDIR = (
+    "came true; a run stays where it was started, so that data.path, teacher.weights and outputs_dir mean the same "
+    "in every job; write hydra.job.chdir=false"
+)
 
 
 @dataclass(frozen=True)
@@ -78,22 +83,25 @@ def compose_jobs(
             raise ConfigError(
                 [Fault("--config-dir", f"came {folder}, which is no folder; write --config-dir=DIR")]
             )
-    parsed, faults = overrides.parse(lines)
     with _hydra(config_dirs) as loader:
+        parsed, faults = overrides.parse(lines, loader)
         composer = _Composer(loader, config_name or "config", parsed)
         sweep = composer.sweep(parsed)
         multirun = multirun or sweep is not None
         if multirun:
             typed_keys = {p.get_key_element() for p in parsed}
             added, more = overrides.parse(
-                [f"{k}={v}" for k, v in (sweep or {}).items() if k not in typed_keys]
+                [f"{k}={v}" for k, v in (sweep or {}).items() if k not in typed_keys], loader
             )
             parsed, faults = [*added, *parsed], [*faults, *more]
+            too_many = overrides.size_faults(parsed)
+            if too_many:
+                raise ConfigError([*faults, *too_many])
         else:
             faults += overrides.sweep_faults(parsed)
             parsed = [p for p in parsed if not p.is_sweep_override()]
         jobs = []
-        for typed, name in overrides.jobs(parsed):
+        for typed, name in overrides.jobs(parsed, loader):
             config, found = composer.compose(typed)
             jobs.append(Job([p.input_line or "" for p in typed], name, config, [*faults, *found]))
     return Plan(jobs, multirun)
@@ -139,7 +147,7 @@ class _Composer:
         for p in typed:
             if self._is_choice(p):
                 continue
-            fault = diagnosis.of_replaced_mapping(p, cfg)
+            fault = keys.deletion_fault(p, cfg) if p.is_delete() else diagnosis.of_replaced_mapping(p, cfg)
             if fault:
                 faults.append(fault)
                 continue
@@ -150,9 +158,11 @@ class _Composer:
                 cfg = copy.deepcopy(base)  # what failed may have left something half done
                 ConfigLoaderImpl._apply_overrides_to_config(applied, cfg)
                 faults.append(diagnosis.of_value(p, error, cfg, self._loader))
+        if cfg.hydra.job.get("chdir"):
+            faults.append(Fault("hydra.job.chdir", _CHDIR))
         with open_dict(cfg):
             cfg.pop("hydra")
-        return cfg, [*faults, *diagnosis.of_additions(typed, cfg)]
+        return cfg, [*faults, *keys.unread_faults(typed, cfg, base)]
 
     def _options(self, group: str) -> list[str]:
         if group not in self._groups:

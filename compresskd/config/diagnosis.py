@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from compresskd.config.faults import Fault, close_match, nearest
-from compresskd.config.origin import leaves, origin, references
+from compresskd.config.keys import FIELDS, is_there, select
+from compresskd.config.origin import leaves, origin
 from compresskd.config.overrides import typed_value
-from compresskd.config.schema import Config
 
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # Keys that choose files; `experiment` holds none of the configuration's keys.
-_MAPPINGS = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
+_MAPPINGS = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 _GROUPS = ["experiment", *(name for name in _MAPPINGS if name != "teacher_fit")]
 
 
 def of_choice(p: Override, options: Sequence[str]) -> Fault | None:
     """The fault of a choice among a group's options, or None."""
     value = p.value()
-    for choice in value if isinstance(value, list) else [value]:
+    for choice in value if isinstance(value, list) and value else [value]:
+        if p.is_delete() and p.key_or_group != "experiment":
+            return Fault(
+                p.get_key_element(), f"cannot be left out; write {p.key_or_group}=NAME{nearest('', options)}"
+            )
         if choice is None and p.is_delete():
             continue
         if not isinstance(choice, str) or choice not in options:
@@ -41,12 +43,17 @@ def of_composition(p: Override, error: Exception) -> Fault:
 
 
 def of_replaced_mapping(p: Override, cfg: DictConfig) -> Fault | None:
-    """The fault of one value in the place of several options, or None; null and references may stand there."""
+    """The fault of one value in the place of several options, or None; null and references may stand there.
+
+    Options given as a mapping are added to those that are there, so that an empty one would change nothing.
+    """
     key, value = p.key_or_group, p.value()
+    if value == {} and not p.is_delete() and isinstance(select(cfg, key), DictConfig) and select(cfg, key):
+        return Fault(key, f"came {{}}, which changes nothing; write '~{key}.NAME' to take an option away")
     plain = not (p.is_add() or p.is_force_add() or p.is_delete()) and key not in _GROUPS
     if not plain or value is None or isinstance(value, dict) or "${" in typed_value(p):
         return None
-    if not isinstance(_select(cfg, key), DictConfig):
+    if not isinstance(select(cfg, key), DictConfig):
         return None
     group = key.rpartition(".")[2]
     choose = f"; to choose a file write {group}@{key}={typed_value(p)}" if group in _GROUPS else ""
@@ -63,39 +70,20 @@ def of_value(p: Override, error: Exception, cfg: DictConfig, loader: Any) -> Fau
         return Fault(key, f"takes its value from another place; write {elsewhere}={typed_value(p)}")
     if key in _GROUPS:
         return _no_file(p)
-    if not _is_there(cfg, key):
+    if not is_there(cfg, key):
         return Fault(key, f"unknown option{_nearest_key(key, cfg, loader)}")
-    allowed = f"allowed: {_type_words(key)}" if key in _FIELDS else said(error.__cause__ or error)
+    allowed = f"allowed: {_type_words(key)}" if key in FIELDS else said(error.__cause__ or error)
     return Fault(key, f"came {typed_value(p) or 'nothing'}; {allowed}")
 
 
 def _of_sign(p: Override, error: Exception, cfg: DictConfig, loader: Any) -> Fault:
     """The fault of an override that begins with a plus or a tilde."""
     key, element = p.key_or_group, p.get_key_element()
-    if p.is_delete() and not _is_there(cfg, key):
+    if p.is_delete() and not is_there(cfg, key):
         return Fault(element, f"there is nothing to delete{_nearest_key(key, cfg, loader)}")
-    if p.is_add() and _is_there(cfg, key):
+    if p.is_add() and is_there(cfg, key):
         return Fault(element, f"is there already; write {key}={typed_value(p)}")
     return Fault(element, said(error))
-
-
-def of_additions(typed: Sequence[Override], cfg: DictConfig) -> Iterator[Fault]:
-    """A fault for each key added with a plus that nothing would ever read."""
-    added = [p for p in typed if p.is_add() and not p.is_hydra_override() and _is_there(cfg, p.key_or_group)]
-    if not added:
-        return
-    read = references(cfg)
-    for p in added:
-        key = p.key_or_group
-        top, *below = key.split(".")
-        if top == "experiment":
-            yield _no_file(p)
-        elif top not in _FIELDS:
-            yield Fault(key, f"unknown option{nearest(top, [*_FIELDS, 'experiment'])}")
-        elif below and not (_is_called(cfg, key) or any(r == key or r.startswith(f"{key}.") for r in read)):
-            yield Fault(
-                key, "nothing reads this key; take the + away, or see --cfg job for the keys there are"
-            )
 
 
 def _no_file(p: Override) -> Fault:
@@ -114,30 +102,8 @@ def said(error: BaseException) -> str:
     return " ".join(kept)
 
 
-def _is_there(cfg: DictConfig, key: str) -> bool:
-    *path, last = key.split(".")
-    holder = _select(cfg, ".".join(path)) if path else cfg
-    return isinstance(holder, DictConfig) and last in [str(name) for name in holder]
-
-
-def _select(cfg: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(cfg, key)
-    except OmegaConfBaseException:  # an interpolation on the way leads nowhere, which is another fault
-        return None
-
-
-def _is_called(cfg: DictConfig, key: str) -> bool:
-    """Whether the key is an argument, or part of one, of some `_target_`, which then judges it; `train` is one too."""
-    parts = key.split(".")
-    if parts[0] == "train":
-        return True
-    nodes = [_select(cfg, ".".join(parts[:n])) for n in range(1, len(parts) + 1)]
-    return any(isinstance(node, DictConfig) and "_target_" in node for node in nodes)
-
-
 def _type_words(key: str) -> str:
-    kind: Any = _FIELDS[key].type
+    kind: Any = FIELDS[key].type
     kinds = {"int": [int], "str": [str], "int | None": [int]}.get(str(kind)) or get_args(kind) or [kind]
     null = ["null"] if "None" in str(kind) else []
     words = [*(_WORDS[k] for k in kinds if k in _WORDS), *null]
@@ -147,8 +113,8 @@ def _type_words(key: str) -> str:
 def _nearest_key(key: str, cfg: DictConfig, loader: Any) -> str:
     """The nearest name in the deepest part of the path that is there, else a key of the same last name elsewhere."""
     path = key.replace("/", ".").split(".")
-    depth = next(n for n in range(len(path)) if not _is_there(cfg, ".".join(path[: n + 1])))
-    holder = _select(cfg, ".".join(path[:depth])) if depth else cfg
+    depth = next(n for n in range(len(path)) if not is_there(cfg, ".".join(path[: n + 1])))
+    holder = select(cfg, ".".join(path[:depth])) if depth else cfg
     names = [str(name) for name in holder]
     if depth == 0:
         names += [group for group in loader.list_groups("") if group != "hydra"]

@@ -40,8 +40,7 @@ class Flags:
     @property
     def searched(self) -> list[Path]:
         """Every folder that is searched besides the shipped configuration, also those of `hydra.searchpath=[...]`."""
-        typed = [line.partition("=")[2] for line in self.overrides if line.startswith("hydra.searchpath=")]
-        named = [part.strip("'\" ") for line in typed for part in line.strip("[]").split(",")]
+        named = search_path(self.overrides)
         return [
             *self.config_dirs,
             *(Path(part.removeprefix("file://")) for part in named if "pkg://" not in part),
@@ -51,6 +50,13 @@ class Flags:
     def arguments(self) -> list[str]:
         """In an order that Hydra reads: it takes no override after a flag that follows another override."""
         return [*self.overrides, *self.others]
+
+
+def search_path(overrides: Sequence[str]) -> list[str]:
+    """The entries of `hydra.searchpath=[...]`, as typed."""
+    typed = [line.partition("=")[2] for line in overrides if line.startswith("hydra.searchpath=")]
+    named = [part.strip("'\" ") for line in typed for part in line.strip("[]").split(",")]
+    return [part for part in named if part]
 
 
 def read_flags(arguments: Sequence[str]) -> Flags:
@@ -69,6 +75,7 @@ def read_flags(arguments: Sequence[str]) -> Flags:
     overrides, others = list(values.overrides), list(arguments)
     for override in overrides:
         others.remove(override)
+    _check_search_path(overrides)
     shows_config = bool(values.cfg or values.info)
     return Flags(
         overrides,
@@ -80,6 +87,21 @@ def read_flags(arguments: Sequence[str]) -> Flags:
         values.config_path,
         values.config_name,
     )
+
+
+def _check_search_path(overrides: Sequence[str]) -> None:
+    """Raise ConfigError where `hydra.searchpath=[...]` names what is no folder."""
+    faults = []
+    for entry in search_path(overrides):
+        scheme, there, _ = entry.rpartition("://")
+        if there and scheme not in ("file", "pkg"):
+            faults.append(
+                Fault("hydra.searchpath", f"came {entry}; allowed: a folder, file://FOLDER, pkg://PACKAGE")
+            )
+        elif scheme != "pkg" and not Path(entry.removeprefix("file://")).is_dir():
+            faults.append(Fault("hydra.searchpath", f"came {entry}, which is no folder; write file://FOLDER"))
+    if faults:
+        raise ConfigError(faults)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -64,7 +64,8 @@ def origin(cfg: DictConfig, key: str, *, literal: bool = False) -> str:
         followed = _follow(cfg, parts, len(parts) - literal)
         if followed is None:
             return key
-        key, parts = ".".join(followed), followed
+        parts = followed
+        key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)[1:]
     return key
 
 
@@ -80,7 +81,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     inner = isinstance(node, DictConfig | ListConfig) and not (
         node._is_none() or node._is_interpolation() or node._is_missing()
     )
-    if not inner:
+    if not inner or not len(node):
         yield prefix, node
         return
     names: Any = node if isinstance(node, DictConfig) else range(len(node))

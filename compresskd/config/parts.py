@@ -104,6 +104,8 @@ class Parts:
     def strategy(self) -> Strategy | None:
         """The stages in order."""
         node = self._config["strategy"]
+        if not isinstance(node.get("stages") or {}, Mapping):
+            return None
         stages: dict[str, Any] = {}
         for name, stage in (node.get("stages") or {}).items():
             key = f"strategy.stages.{name}"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compresskd.config.faults import Fault, nearest
+from compresskd.config.kinds import check_kind
 from compresskd.models.build import resolve
 
 _SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
-_CONTAINERS = (Mapping, Sequence, list, tuple, dict)
 
 
 def check_calls(node: Any, key: str, *, skip: Sequence[str] = ()) -> Iterator[Fault]:
@@ -53,7 +52,7 @@ def _check_call(node: Mapping[str, Any], key: str, skip: Sequence[str]) -> Itera
     takes_any = _any_keyword(signature) and not _unpacked(function)
     for name, value in given.items():
         if name in named:
-            yield from _check_type(f"{key}.{name}", value, hints.get(name))
+            yield from check_kind(f"{key}.{name}", value, hints.get(name))
         elif not takes_any:
             yield Fault(f"{key}.{name}", f"unknown option of {target}{nearest(name, named)}", literal=True)
     if not node.get("_partial_") and not node.get("_args_"):
@@ -91,38 +90,3 @@ def _unpacked(function: Callable) -> dict[str, Any]:
         if typing.get_origin(hint) is typing.Unpack:
             return typing.get_type_hints(typing.get_args(hint)[0])
     return {}
-
-
-def _check_type(key: str, value: Any, hint: Any) -> Iterator[Fault]:
-    allowed = _simple(hint)
-    if value is None and allowed is None and inspect.isclass(hint) and hint is not object:
-        yield Fault(key, f"came null; write a node whose _target_ makes a {hint.__name__}")
-    if allowed is None or isinstance(value, Mapping):
-        return
-    if value == "???":
-        yield Fault(key, f"is missing; write a {_names(allowed)}")
-    elif not any(_fits(value, kind) for kind in allowed):
-        yield Fault(key, f"came {value!r} ({type(value).__name__}); allowed: {_names(allowed)}")
-
-
-def _simple(hint: Any) -> list[Any] | None:
-    """The plain types that a hint allows, or None where it allows what cannot be judged from here."""
-    if hint in (int, float, str, bool, type(None)):
-        return [hint]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        parts = [_simple(part) for part in typing.get_args(hint)]
-        return None if None in parts else [kind for part in parts if part for kind in part]
-    if typing.get_origin(hint) in _CONTAINERS or typing.get_origin(hint) is Sequence or hint in (list, tuple):
-        return [list]
-    return None
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
-
-
-def _names(kinds: Sequence[Any]) -> str:
-    words = {int: "whole number", float: "number", str: "string", bool: "true or false", type(None): "null"}
-    return ", ".join(words.get(kind, "list: [a, b]") for kind in kinds)

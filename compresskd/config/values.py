@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from compresskd.config.faults import Fault
+from compresskd.config.schema import MODEL_ROLES
 from compresskd.training.precision import check_precision
 
+_LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LARGEST_SEED = 2**63 - 1
 _NAME = re.compile(r"\w[\w.-]*")
 # Names of other arrays in predictions.npz, beside one for each stage.
@@ -25,6 +28,32 @@ def value_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
     yield from _seed("seed", config["seed"])
     yield from _teacher_fit(config["teacher_fit"])
     yield from _strategy(config["strategy"])
+    for role in MODEL_ROLES:
+        weights = config[role].get("weights")
+        if weights is not None and not isinstance(weights, str):
+            yield Fault(f"{role}.weights", f"came {weights!r}; allowed: the path of a file, or null")
+    for group, node in config.items():
+        yield from _numbers(node, group)
+
+
+def _numbers(node: Any, key: str) -> Iterator[Fault]:
+    """A fault for each number that cannot be computed with, or be written into a record."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _numbers(value, f"{key}[{position}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield Fault(key, f"came {node}; allowed: finite numbers")
+    elif isinstance(node, float) and node and not _LEAST <= abs(node) <= _MOST:
+        yield Fault(
+            key, f"came {node:g}; allowed: 0, or {_LEAST:.1e} to {_MOST:.1e} in size, which float32 holds"
+        )
+    elif isinstance(node, int) and abs(node) > LARGEST_SEED and key not in ("seed", "teacher_fit.seed"):
+        yield Fault(
+            key, f"came a number of {len(f'{node:x}') * 4} bits; allowed: up to {LARGEST_SEED} in size"
+        )
 
 
 def device_of(name: str, precision: str) -> torch.device:

@@ -2,11 +2,25 @@
 
 import math
 
+_COLDEST, _HOTTEST = 1e-3, 1e6
+
 
 def check_positive(key: str, value: float) -> None:
     """Raises: ValueError unless ``value`` is a finite number above 0."""
     if not (_is_finite(value) and value > 0):
         raise ValueError(f"{key}: expected a number above 0, got {value!r}")
+
+
+def check_temperature(key: str, value: float) -> None:
+    """Raises: ValueError unless ``value`` is a temperature whose losses float32 can tell apart.
+
+    Above 1e6 the softened classes differ by less than float32 resolves, below 1e-3 logits of usual size overflow.
+    """
+    check_positive(key, value)
+    if not _COLDEST <= value <= _HOTTEST:
+        raise ValueError(
+            f"{key}: expected a number from {_COLDEST:g} to {_HOTTEST:g} (1 to 20 is usual), got {value!r}"
+        )
 
 
 def check_non_negative(key: str, value: float) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compresskd.kd.checks import check_non_negative, check_positive
+from compresskd.kd.checks import check_non_negative, check_temperature
 from compresskd.kd.logits import logit_pair
 from compresskd.kd.view import View, teacher_of
 
@@ -37,7 +37,7 @@ class DIST:
     kind: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        check_positive("kd.temperature", self.temperature)
+        check_temperature("kd.temperature", self.temperature)
         check_non_negative("kd.beta", self.beta)
         check_non_negative("kd.gamma", self.gamma)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskd.kd.checks import check_non_negative, check_positive
+from compresskd.kd.checks import check_non_negative, check_temperature
 from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import class_indices, logit_pair
 from compresskd.kd.view import View, teacher_of
@@ -40,7 +40,7 @@ class DKD:
     kind: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        check_positive("kd.temperature", self.temperature)
+        check_temperature("kd.temperature", self.temperature)
         check_non_negative("kd.target_weight", self.target_weight)
         check_non_negative("kd.non_target_weight", self.non_target_weight)
 
@@ -79,7 +79,7 @@ class NKD:
     kind: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        check_positive("kd.temperature", self.temperature)
+        check_temperature("kd.temperature", self.temperature)
         check_non_negative("kd.gamma", self.gamma)
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:

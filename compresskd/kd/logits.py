@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskd.kd.checks import check_fraction, check_positive
+from compresskd.kd.checks import check_fraction, check_temperature
 from compresskd.kd.divergence import divergence
 from compresskd.kd.view import View, teacher_of
 
@@ -86,7 +86,7 @@ class SoftTargets:
     kind: ClassVar[str] = "logits"
 
     def __post_init__(self) -> None:
-        check_positive("kd.temperature", self.temperature)
+        check_temperature("kd.temperature", self.temperature)
 
     def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

@@ -25,7 +25,7 @@ CFG = OmegaConf.create(
         ("stage.twice", "rank"),
         ("stage.terms.soft.weight", "kd.alpha"),
         ("stage.terms.soft.names[1]", "rank"),
-        ("stage.terms.soft.names[0]", "kd.terms.soft.names.0"),
+        ("stage.terms.soft.names[0]", "kd.terms.soft.names[0]"),
         ("stage.terms.soft.unknown", "kd.terms.soft.unknown"),
         ("mixed", "mixed"),  # of two keys, neither is the origin
         ("nowhere.at.all", "nowhere.at.all"),
