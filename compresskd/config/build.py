@@ -32,10 +32,11 @@ def build_jobs(jobs: Sequence[Job]) -> list[Experiment]:
     experiments: list[Experiment] = []
     faults: list[list[Fault]] = []
     loaded: dict[str, Data] = {}
+    tried: set[str] = set()
     cause: BaseException | None = None
     for job in jobs:
         try:
-            experiments.append(_build_job(job, loaded))
+            experiments.append(_build_job(job, loaded, tried))
             faults.append([])
         except ConfigError as error:
             faults.append(error.faults)
@@ -45,7 +46,7 @@ def build_jobs(jobs: Sequence[Job]) -> list[Experiment]:
     return experiments
 
 
-def _build_job(job: Job, loaded: dict[str, Data]) -> Experiment:
+def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment:
     broken = interpolation_faults(job.config)
     if broken:
         raise ConfigError([*job.faults, *broken])
@@ -58,6 +59,7 @@ def _build_job(job: Job, loaded: dict[str, Data]) -> Experiment:
         data=loaded.get(key),
         origin_of=functools.partial(origin, job.config),
         faults=faults,
+        tried=tried,
     )
     loaded[key] = experiment.data
     return experiment
@@ -80,6 +82,7 @@ def build(
     data: Data | None = None,
     origin_of: Callable[..., str] = as_it_is,
     faults: Sequence[Fault] = (),
+    tried: set[str] | None = None,
 ) -> Experiment:
     """Build the experiment that a resolved configuration describes.
 
@@ -89,25 +92,30 @@ def build(
         data: already loaded; None loads what `config['data']` says.
         origin_of: (key, literal=) -> the key that a user would change; see `compresskd.config.origin`.
         faults: already known, to be raised with those found here.
+        tried: see `Parts`.
 
     Raises:
         ConfigError: with every fault; nothing has been trained or written.
     """
-    parts = Parts(config, origin_of, faults)
+    parts = Parts(config, origin_of, faults, tried)
     parts.check_values_and_calls()
     recipe = parts.recipe(config)
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
     strategy = parts.strategy()
     device = parts.device()
     data = data or parts.data()
-    parts.models(data, strategy)
+    parts.models(data, strategy, recipe, device)
+    shape = (data.num_classes, data.input_shape) if data else None
+    if shape is not None:
+        config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
+    teacher = None
+    if strategy is not None and strategy.needs_teacher and data is not None:
+        loaded = data
+        teacher = parts.teacher(
+            lambda: teacher_of(config, loaded, lambda own: build(own, overrides, data=loaded, tried=tried))
+        )
     parts.stop_at_faults()
     assert recipe is not None and strategy is not None and device is not None and data is not None  # noqa: PT018
-    shape = (data.num_classes, data.input_shape)
-    config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
-    teacher = None
-    if strategy.needs_teacher:
-        teacher = teacher_of(config, data, lambda own: build(own, overrides, data=data))
     student = functools.partial(model_of, config["student"], config["seed"])
     return Experiment(
         data, student, strategy, recipe, config["seed"], device, teacher, config, tuple(overrides)

@@ -17,18 +17,25 @@ from torch import nn
 from compresskd.config.faults import ConfigError, Fault, nearest
 from compresskd.config.schema import MODEL_ROLES
 from compresskd.config.signature import check_calls
+from compresskd.config.teacher_faults import is_of_training, of_teacher
 from compresskd.config.values import device_of, value_faults
 from compresskd.data.base import Data
 from compresskd.models.build import build as build_model
 from compresskd.models.weights import load_weights
 from compresskd.stages import Quantization
+from compresskd.stages.train_student import Training
+from compresskd.stages.trial import try_training
 from compresskd.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.teacher import Teacher
 from compresskd.training import Recipe
+from compresskd.training.trial import factory_faults
 
 Plain = Mapping[str, Any]
 T = TypeVar("T")
 # Keys of a `train` node that the loss terms read, not the loop.
 _READ_BY_LOSSES = ("label_smoothing",)
+# What a trial of training depends on, beside the models' structure and the stage.
+_OF_A_TRAINING = ("data", "teacher", "student", "train", "optimizer", "scheduler", "precision", "device")
 _FACTORIES = {
     "optimizer": functools.partial(torch.optim.SGD, lr=1.0),
     "scheduler": functools.partial(lambda _: _),
@@ -42,11 +49,18 @@ class Parts:
         config: resolved.
         origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
         known: faults found before.
+        tried: trainings that passed a trial, of this job and others; those that pass here are added.
     """
 
-    def __init__(self, config: Plain, origin_of: Callable[..., str], known: Sequence[Fault] = ()):
+    def __init__(
+        self,
+        config: Plain,
+        origin_of: Callable[..., str],
+        known: Sequence[Fault] = (),
+        tried: set[str] | None = None,
+    ):
         self._config, self._origin_of = config, origin_of
-        self._known = list(known)
+        self._known, self._tried = list(known), set() if tried is None else tried
         self._faults: list[Fault] = []
         self._failed: set[str] = set()  # keys of parts whose faults may lie elsewhere
         self._cause: BaseException | None = None
@@ -93,7 +107,11 @@ class Parts:
 
         def make() -> Recipe:
             made = {name: self._factory(f"{prefix}{name}", node[name], name) for name in _FACTORIES}
-            return Recipe(epochs=node["epochs"], precision=self._config["precision"], **made, **options)
+            recipe = Recipe(epochs=node["epochs"], precision=self._config["precision"], **made, **options)
+            faults = list(factory_faults(recipe))
+            if faults:
+                raise ValueError("\n".join(faults))
+            return recipe
 
         return self._attempt(f"{prefix}train", make, node, prefix)
 
@@ -132,8 +150,10 @@ class Parts:
             return None
         return self._attempt("data", lambda: instantiate(node, _convert_="all"), node)
 
-    def models(self, data: Data | None, strategy: Strategy | None) -> None:
-        """Build each model once, load its weights, see that it fits the data and that each stage can use it."""
+    def models(
+        self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
+    ) -> None:
+        """Build each model once, load its weights, see that it fits the data, that each stage can use and train it."""
         node = self._config["data"]
         shape = data.input_shape if data else node.get("input_shape")
         num_classes = data.num_classes if data else node.get("num_classes")
@@ -147,7 +167,19 @@ class Parts:
                 made[role] = self._model(role, options, example, num_classes)
         student = made["student"]
         if strategy is not None and student is not None and None not in made.values():
-            self._check_stages(strategy, State(student, made.get("teacher")), example)
+            trained_on = (data, recipe, device) if data and recipe and device else None
+            self._check_stages(strategy, State(student, made.get("teacher")), example, trained_on)
+
+    def teacher(self, make: Callable[[], Teacher]) -> Teacher | None:
+        """How the run comes by its teacher; what is wrong with its own training is told by the keys that it has here."""
+        if any(map(self._faulty, ("teacher", "teacher_fit", "data"))):
+            return None
+        try:
+            return make()
+        except ConfigError as error:
+            self._faults += [of_teacher(fault) for fault in error.faults if is_of_training(fault)]
+            self._cause = self._cause or error.__cause__
+        return None
 
     def _model(self, role: str, node: Plain, example: torch.Tensor, num_classes: int) -> nn.Module | None:
         bare = {k: v for k, v in node.items() if k != "weights"}
@@ -161,12 +193,32 @@ class Parts:
             self._attempt(f"{role}.weights", lambda: load_weights(model, weights))
         return None if misfits else model
 
-    def _check_stages(self, strategy: Strategy, state: State, example: torch.Tensor) -> None:
+    def _check_stages(
+        self,
+        strategy: Strategy,
+        state: State,
+        example: torch.Tensor,
+        trained_on: tuple[Data, Recipe, torch.device] | None,
+    ) -> None:
         for name, stage in strategy.stages.items():
+            key = f"strategy.stages.{name}"
             if isinstance(stage, Checked):
-                key = f"strategy.stages.{name}"
                 checked = self._attempt(key, functools.partial(stage.check, state, example))
                 state = checked or state
+            training = getattr(stage, "training", None)
+            if isinstance(training, Training) and trained_on is not None:
+                self._try_training(name, training, state, *trained_on)
+
+    def _try_training(
+        self, stage: str, training: Training, state: State, data: Data, recipe: Recipe, device: torch.device
+    ) -> None:
+        """Try one training, unless the like of it has passed: of another stage, or in another job of the sweep."""
+        alike = [self._config.get(name) for name in _OF_A_TRAINING]
+        key = repr((training, state.student, state.teacher, alike))
+        if key not in self._tried:
+            tried = functools.partial(try_training, stage, training, state, data, recipe, device)
+            if self._attempt(f"strategy.stages.{stage}", lambda: tried() or True):
+                self._tried.add(key)
 
     def _faulty(self, key: str) -> bool:
         """Whether something at or below `key` is wrong."""

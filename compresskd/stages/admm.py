@@ -20,7 +20,7 @@ from compresskd.objective import Objective
 from compresskd.stages.compression import Compression
 from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.stages.plan import Make
-from compresskd.stages.train_student import train_student
+from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, State
 
 
@@ -104,6 +104,18 @@ class Admm:
     def needs_teacher(self) -> bool:
         """Whether the run's teacher takes part."""
         return self.objective.needs_teacher and self.teacher != "previous"
+
+    @property
+    def training(self) -> Training:
+        """What is going to be trained, for a trial beforehand."""
+        return Training(self.objective, self.epochs, self.teacher)
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
+        self.how.check(state.student)
+        for teacher in teachers_of(self.teacher, state, state.student).values():
+            self.objective.bind(state.student, teacher, example)
+        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; details record each layer's distance to low rank, before and after."""

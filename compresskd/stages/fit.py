@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compresskd.objective import Objective
-from compresskd.stages.train_student import train_student
+from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, State
 
 TEACHERS = ("original", "previous", "both")
@@ -52,6 +52,11 @@ class Fit:
     def needs_teacher(self) -> bool:
         """Whether the objective compares with the run's teacher."""
         return self.objective.needs_teacher and self.teacher != "previous"
+
+    @property
+    def training(self) -> Training:
+        """What is going to be trained, for a trial beforehand."""
+        return Training(self.objective, self.epochs, self.teacher, self.learning_rate)
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: the objective finds in both models what it compares."""

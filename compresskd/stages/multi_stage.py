@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compresskd.objective import Objective
 from compresskd.stages.compression import Compression
 from compresskd.stages.fit import check_teacher, teachers_of
-from compresskd.stages.train_student import train_student
+from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, Stage, State, score
 
 INITS = ("round", "fresh")
@@ -47,6 +47,11 @@ class Rung:
     def needs_teacher(self) -> bool:
         """Whether the run's teacher takes part."""
         return self.objective.needs_teacher and self.teacher != "previous"
+
+    @property
+    def training(self) -> Training:
+        """What is going to be trained, for a trial beforehand."""
+        return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""

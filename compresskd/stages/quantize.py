@@ -21,7 +21,7 @@ from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.precision_budget import check_budget, fit_budget
 from compresskd.stages.quantization import Quantization
 from compresskd.stages.start_quantized import describe, start_quantized
-from compresskd.stages.train_student import train_student
+from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, Stage, State
 
 
@@ -63,6 +63,11 @@ class Quantize:
     def needs_teacher(self) -> bool:
         """Whether the run's teacher takes part."""
         return self.num_epochs > 0 and self.objective.needs_teacher and self.teacher != "previous"
+
+    @property
+    def training(self) -> Training:
+        """What is going to be trained, for a trial beforehand."""
+        return Training(self.objective, self.num_epochs, self.teacher, self.how.learning_rate)
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""

@@ -21,15 +21,31 @@ from compresskd.training import EpochRecord, LossOutput, Recipe, fit
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Training:
+    """What a stage that trains is going to ask of `train_student`, known before there is a trained model.
+
+    Attributes:
+        teacher: which ones, as in `compresskd.stages.Fit`.
+        learning_rate: replaces `optimizer.lr`; None keeps it.
+    """
+
+    objective: Objective
+    epochs: int
+    teacher: str = "original"
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
     """One objective bound to the student and one teacher (None where only labels count)."""
 
     name: str
     bound: BoundObjective
     tapped: Tapped
-    outputs: TeacherOutputs | None
+    outputs: Callable[[Batch], Any] | None
 
     def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The loss, its terms, and the student's logits, from what the student said of a batch."""
         teacher = None if self.outputs is None else self.tapped.teacher(self.outputs(batch))
         student = self.tapped.student(output)
         total, terms = self.bound(student, teacher, batch.targets)
@@ -73,14 +89,14 @@ def train_student(
             _compare(name, student, teacher, objective, context, epochs, seed, stack)
             for name, teacher in named.items()
         ]
-        outputs = {c.name: c.outputs for c in comparisons if c.outputs is not None}
+        outputs = {c.name: c.outputs for c in comparisons if isinstance(c.outputs, TeacherOutputs)}
         for name, counts in (resume or {}).get("teacher_outputs", {}).items():
             outputs[name].load_state_dict(counts)
         result = fit(
             student,
             context.data,
             functools.partial(_loss, comparisons=comparisons, penalty=penalty),
-            _recipe(context.recipe, epochs, learning_rate),
+            recipe_with(context.recipe, epochs, learning_rate),
             seed=seed,
             device=context.device,
             extra_modules=[*(c.bound for c in comparisons), *extra_modules],
@@ -107,7 +123,7 @@ def _compare(
     epochs: int,
     seed: int,
     stack: ExitStack,
-) -> _Comparison:
+) -> Comparison:
     bound = objective.bind(student, teacher, context.example).to(context.device)
     outputs = None
     if teacher is not None:
@@ -120,18 +136,25 @@ def _compare(
             recipe=context.recipe,
             device=context.device,
         )
-    return _Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
+    return Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
 
 
 def _loss(
     model: nn.Module,
     batch: Batch,
     *,
-    comparisons: Sequence[_Comparison],
+    comparisons: Sequence[Comparison],
     penalty: Callable[[], Tensor] | None,
 ) -> LossOutput:
     with parametrize.cached():  # a weight that is rounded as it is read is rounded once a step
         output = model(batch.inputs)
+    return compared(output, batch, comparisons, penalty)
+
+
+def compared(
+    output: Any, batch: Batch, comparisons: Sequence[Comparison], penalty: Callable[[], Tensor] | None = None
+) -> LossOutput:
+    """The loss of what the student said of a batch: the mean over comparisons, and a penalty."""
     parts = [comparison(output, batch) for comparison in comparisons]
     total = parts[0][0] if len(parts) == 1 else torch.stack([part[0] for part in parts]).mean()
     terms: dict[str, Tensor] = {}
@@ -145,7 +168,8 @@ def _loss(
     return LossOutput(total, terms, parts[0][2])
 
 
-def _recipe(recipe: Recipe, epochs: int, learning_rate: float | None) -> Recipe:
+def recipe_with(recipe: Recipe, epochs: int, learning_rate: float | None) -> Recipe:
+    """The recipe of one stage: its own epochs and, where it has one, its own learning rate."""
     if learning_rate is not None:
         optimizer = functools.partial(recipe.optimizer, lr=learning_rate)  # pyright: ignore[reportCallIssue]
         recipe = dataclasses.replace(recipe, optimizer=optimizer)

@@ -49,7 +49,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield from _check(
             f"train.{key}", getattr(recipe, key), int, lambda v: v >= 1, "an integer, 1 or more"
         )
-    yield from _optional("gradient_clip", recipe.gradient_clip, float, lambda v: v > 0, "greater than 0")
+    # torch adds 1e-6 to the norm that it divides by: a smaller limit would leave nothing of any gradient
+    yield from _optional("gradient_clip", recipe.gradient_clip, float, lambda v: v >= 1e-6, "1e-6 or more")
     yield from _optional("mixup", recipe.mixup, float, lambda v: v > 0, "greater than 0")
     yield from _optional("ema", recipe.ema, float, lambda v: 0 < v < 1, "between 0 and 1 (0.999 is usual)")
     yield from _optional("patience", recipe.patience, int, lambda v: v >= 1, "an integer, 1 or more")

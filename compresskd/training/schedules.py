@@ -6,6 +6,7 @@ The scheduler is stepped after every training step. Each parameter group keeps i
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -52,14 +53,14 @@ def multistep(
     milestones: fractions of the training, so that another number of epochs needs no other milestones:
     (0.5, 0.75) are those of He et al. 2016 (section 4.2) for CIFAR-10.
     """
-    wrong = [m for m in milestones if not 0.0 < m < 1.0]
-    if wrong:
+    rising = all(a < b for a, b in pairwise(milestones))
+    if not milestones or not rising or not all(0.0 < m < 1.0 for m in milestones):
         raise ValueError(
-            f"scheduler.milestones: came {wrong}; allowed: fractions of the training between 0 and 1 "
+            f"scheduler.milestones: came {list(milestones)}; allowed: rising fractions of the training between 0 and 1 "
             "(for epochs 150 and 180 of 240 write [0.625, 0.75])"
         )
-    if not gamma > 0.0:
-        raise ValueError(f"scheduler.gamma: came {gamma}; allowed: greater than 0")
+    if not 0.0 < gamma <= 1.0:
+        raise ValueError(f"scheduler.gamma: came {gamma}; allowed: above 0, at most 1")
     steps = [round(m * total_steps) for m in milestones]
     warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
 
@@ -89,6 +90,11 @@ def one_cycle(
         raise ValueError(
             f"scheduler.pct_start: came {pct_start}; allowed: between 0 and 1, a part of the training"
         )
+    for name, factor in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
+        if not factor >= 1.0:
+            raise ValueError(
+                f"scheduler.{name}: came {factor}; allowed: 1 or more, what a rate is divided by"
+            )
     if abs(pct_start * total_steps - 1.0) < 1e-6:
         # torch divides by the length of the rise less one step, which is zero here.
         pct_start *= 0.99
