@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from compresskd.config.faults import ConfigError, Fault, nearest
+from compresskd.config.model_faults import misfits
 from compresskd.config.schema import MODEL_ROLES
 from compresskd.config.signature import check_calls
 from compresskd.config.teacher_faults import is_of_training, of_teacher
@@ -35,7 +36,17 @@ T = TypeVar("T")
 # Keys of a `train` node that the loss terms read, not the loop.
 _READ_BY_LOSSES = ("label_smoothing",)
 # What a trial of training depends on, beside the models' structure and the stage.
-_OF_A_TRAINING = ("data", "teacher", "student", "train", "optimizer", "scheduler", "precision", "device")
+_OF_A_TRAINING = (
+    "data",
+    "teacher",
+    "student",
+    "train",
+    "optimizer",
+    "scheduler",
+    "quant",
+    "precision",
+    "device",
+)
 _FACTORIES = {
     "optimizer": functools.partial(torch.optim.SGD, lr=1.0),
     "scheduler": functools.partial(lambda _: _),
@@ -171,7 +182,7 @@ class Parts:
             self._check_stages(strategy, State(student, made.get("teacher")), example, trained_on)
 
     def teacher(self, make: Callable[[], Teacher]) -> Teacher | None:
-        """How the run comes by its teacher; what is wrong with its own training is told by the keys that it has here."""
+        """How the run comes by its teacher; faults of the teacher's own training have the keys that they have here."""
         if any(map(self._faulty, ("teacher", "teacher_fit", "data"))):
             return None
         try:
@@ -186,12 +197,12 @@ class Parts:
         model = self._attempt(role, lambda: model_of(bare, 0), node)
         if model is None:
             return None
-        misfits = list(_misfits(role, node, model, example, num_classes))
-        self._faults += misfits
+        found = list(misfits(role, node, model, example, num_classes))
+        self._faults += found
         weights = node.get("weights")
         if weights:
             self._attempt(f"{role}.weights", lambda: load_weights(model, weights))
-        return None if misfits else model
+        return None if found else model
 
     def _check_stages(
         self,
@@ -307,23 +318,3 @@ def model_of(node: Plain, seed: int) -> nn.Module:
     if node.get("weights"):
         load_weights(model, Path(node["weights"]))
     return model
-
-
-def _misfits(
-    role: str, node: Plain, model: nn.Module, example: torch.Tensor, num_classes: int
-) -> Iterator[Fault]:
-    try:
-        with torch.inference_mode():
-            logits = model.eval()(example)
-    except Exception as error:  # a model may be the user's own code
-        text = str(error).partition("\n")[0]
-        yield Fault(
-            role, f"does not take inputs of shape {list(example.shape[1:])}, as data has them: {text}"
-        )
-        return
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(example):
-        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        yield Fault(role, f"returns {shape} for 2 samples; expected logits [2, {num_classes}]")
-    elif logits.shape[1] != num_classes:
-        key = f"{role}.num_classes" if "num_classes" in node else role
-        yield Fault(key, f"came {logits.shape[1]} classes; allowed: {num_classes}, as many as the data has")

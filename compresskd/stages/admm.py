@@ -75,6 +75,9 @@ class _Splitting(nn.Module):
         )
 
 
+_LARGEST_RHO = 1e6
+
+
 @dataclass(frozen=True)
 class Admm:
     """Train the dense student while its weights are pulled towards tensor trains of a rank.
@@ -94,8 +97,8 @@ class Admm:
     teacher: str = "original"
 
     def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise ValueError(f"rho: came {self.rho}; allowed: above 0")
+        if not 0 < self.rho <= _LARGEST_RHO:
+            raise ValueError(f"rho: came {self.rho}; allowed: above 0, at most {_LARGEST_RHO:g}")
         if self.updates_per_epoch < 1:
             raise ValueError(f"updates_per_epoch: came {self.updates_per_epoch}; allowed: 1 or more")
         check_teacher(self.teacher)

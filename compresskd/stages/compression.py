@@ -72,8 +72,8 @@ class Compression:
             raise ValueError(f"compress.method: came {self.method!r}; allowed: {', '.join(METHODS)}")
         if self.num_calibration < 1:
             raise ValueError(f"compress.num_calibration: came {self.num_calibration}; allowed: 1 or more")
-        if self.num_cores is not None and self.num_cores < 2:
-            raise ValueError(f"compress.num_cores: came {self.num_cores}; allowed: 2 or more, or null")
+        if self.num_cores is not None and not 2 <= self.num_cores <= 4:
+            raise ValueError(f"compress.num_cores: came {self.num_cores}; allowed: 2, 3, 4, or null")
         if self.num_cores is not None and self.method != "tensor_train":
             raise ValueError(
                 f"compress.num_cores: came {self.num_cores} with method {self.method}; allowed: null"
@@ -162,8 +162,33 @@ class Compression:
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller."""
         layers = self._taken(model)
+        if self.method in ("tensor_train", "svd"):
+            self._check_forms(layers, model)
         if self.size.is_rank:
             self._check_smaller(layers)
+
+    def _check_forms(self, layers: Mapping[str, nn.Module], model: nn.Module) -> None:
+        """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
+        method = Method(self.method, self.num_cores, {}, self.modes or {})
+        least = measure.num_parameters(model)
+        for name, layer in layers.items():
+            if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+                continue
+            options = {k: v for k, v in method.options(name).items() if k != "input_covariance"}
+            ranks = self.size.of_layer(name).get("ranks")
+            try:
+                smallest = tt.least_parameters(layer, ranks=ranks, **options)
+            except (TypeError, ValueError) as error:
+                key = "modes" if "modes" in options else "num_cores" if ranks is None else "ranks"
+                raise ValueError(f"compress.{key}: {name}: {error}") from error
+            if smallest is not None:
+                least -= max(0, layer.weight.numel() - smallest)
+        total = measure.num_parameters(model)
+        if self.budget is not None and int(self.budget * total) < least:
+            raise ValueError(
+                f"compress.budget: came {self.budget:.4g} of {total:,} parameters; allowed: at least "
+                f"{least / total:.4g}, which every layer at ranks of 1 takes"
+            )
 
     def _check_smaller(self, layers: Mapping[str, nn.Module]) -> None:
         """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""

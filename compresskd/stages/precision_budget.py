@@ -66,17 +66,23 @@ def fit_budget(model: nn.Module, how: Quantization, context: Context) -> Quantiz
     return _with_bits(how, chosen)
 
 
-def check_budget(prepared: nn.Module, budget: int | float, example: Tensor) -> None:
-    """Raise ValueError where a file of this network takes more than a budget in bytes even without any weight."""
+def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dense_bytes: int) -> None:
+    """Raise ValueError where a file of this network takes more than a budget even without any weight.
+
+    Args:
+        dense_bytes: those of the student as it is now, of which a budget below 1 is a share; factorized, it takes less.
+    """
     calibrate_activations(prepared, [example])
     content = artifact.content_of(prepared)
     packed = artifact.compact_sizes(content, trust=artifact.packages(prepared))["packed_bytes"]
     weights = {target.name for target in find_targets(prepared)}
     stored = [content.tensors[name] for name in weights]
     rest = packed - sum(value.num_bytes() for value in stored if isinstance(value, QuantizedTensor))
-    if 1 < budget < rest:
+    allowed = budget if budget > 1 else budget * dense_bytes
+    if allowed < rest:
+        came = f"{budget}" if budget > 1 else f"{budget:g}, at most {int(allowed):,} bytes"
         raise ValueError(
-            f"quant.budget: came {budget}; allowed: more than {rest} bytes, which the file takes without any weight"
+            f"quant.budget: came {came}; allowed: more than {rest} bytes, which the file takes without any weight"
         )
 
 

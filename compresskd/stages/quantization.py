@@ -17,6 +17,7 @@ from compresskd.quant.scale import METHODS
 MODES = ("qat", "ptq", "none")
 BATCH_NORMS = ("freeze", "keep", "fold")
 BEST = "best"
+_LARGEST_ENTROPY = 1e6
 _GRANULARITIES: dict[str, dict[str, Granularity]] = {
     "granularity": {"tensor": PerTensor(), "channel": PerChannel()},
     "core_granularity": {"tensor": PerTensor(), "rank_slice": PerRankSlice()},
@@ -113,8 +114,8 @@ class Quantization:
         if self.budget is not None and not (is_bytes or 0 < self.budget < 1):
             allowed = "a whole number of bytes (2 or more), a share of the student's (above 0, below 1), null"
             yield f"quant.budget: came {self.budget}; allowed: {allowed}"
-        if not self.entropy >= 0:
-            yield f"quant.entropy: came {self.entropy}; allowed: 0 or more"
+        if not 0 <= self.entropy <= _LARGEST_ENTROPY:
+            yield f"quant.entropy: came {self.entropy}; allowed: 0 or more, at most {_LARGEST_ENTROPY:g}"
         if self.epochs is not None and self.epochs < 0:
             yield f"quant.epochs: came {self.epochs}; allowed: 0 (no training) or more, or null"
         if self.learning_rate is not None and not self.learning_rate > 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compresskd import tt
+from compresskd import artifact, tt
 from compresskd.objective import Objective
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
@@ -67,7 +67,9 @@ class Quantize:
     @property
     def training(self) -> Training:
         """What is going to be trained, for a trial beforehand."""
-        return Training(self.objective, self.num_epochs, self.teacher, self.how.learning_rate)
+        return Training(
+            self.objective, self.num_epochs, self.teacher, self.how.learning_rate, "quant.learning_rate"
+        )
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
@@ -79,7 +81,7 @@ class Quantize:
         # inputs are not rounded here: no range was observed, and none is needed to see that layers and terms fit
         prepare(student, replace(self.how, initial_scale="absmax", activation_bits=None).spec())
         if self.how.budget is not None:
-            check_budget(student, self.how.budget, example)
+            check_budget(student, self.how.budget, example, artifact.bytes_of(state.student))
         if self.num_epochs:
             for teacher in teachers_of(self.teacher, state, state.student).values():
                 self.objective.bind(student, teacher, example)

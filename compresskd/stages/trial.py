@@ -22,12 +22,17 @@ from compresskd.strategy import State
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
+_EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
+
+
+class _Misfit(ValueError):
+    """'key: what is wrong', found in the forward pass."""
 
 
 def try_training(
     stage: str, training: Training, state: State, data: Data, recipe: Recipe, device: torch.device
 ) -> None:
-    """Train a copy of the student for one step on a full batch, and one on the smaller batch that is left over.
+    """Train a copy of the student for a few steps, on full batches and on the smaller one that is left over.
 
     The student has the structure with which the stage begins and is trained as the stage will do it, but for
     compilation. No model, no running statistic and no generator of random numbers is changed.
@@ -41,7 +46,7 @@ def try_training(
     steps = data.train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
-        epochs=1,
+        epochs=_EPOCHS,
         compile=False,
         # the schedule that it will have, not that of so short a training
         scheduler=lambda optimizer, **_: recipe.scheduler(
@@ -72,6 +77,12 @@ def try_training(
             )
         except NonFiniteLoss as error:
             raise ValueError(_diverged(stage, error, gradients, training)) from error
+        except _Misfit as error:
+            raise ValueError(str(error)) from error.__cause__
+        except (
+            Exception
+        ) as error:  # of the backward pass, or the optimizer: code of the user's own may be at fault
+            raise ValueError(f"student: cannot be trained: {_first_line(error)}") from error
     if not all(map(math.isfinite, gradients)):
         raise ValueError(_no_number(stage, "its gradient is not finite", training))
 
@@ -80,7 +91,8 @@ def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
     try:
         return recipe_with(recipe, training.epochs, training.learning_rate)
     except ValueError as error:  # a warm-up that is longer than this stage
-        raise ValueError("\n".join(f"{line} (stage {stage})" for line in str(error).splitlines())) from error
+        lines = [f"{line} (stage {stage})" for line in str(error).splitlines()]
+        raise ValueError("\n".join(lines).replace("optimizer.lr", _rate_key(stage, training))) from error
 
 
 def _sample(data: Data, batch_size: int, device: torch.device) -> Data:
@@ -143,7 +155,7 @@ def _loss(
         return LossOutput(*compared(output, batch, comparisons))
     except Exception as error:  # a term may be the user's own code
         text = f"does not compute on a batch of {len(batch.inputs)}: {_first_line(error)}"
-        raise ValueError(f"strategy.stages.{stage}.objective: {text}") from error
+        raise _Misfit(f"strategy.stages.{stage}.objective: {text}") from error
 
 
 def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
@@ -153,26 +165,22 @@ def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
     except Exception as error:  # a model may be the user's own code
         if _takes(model, torch.cat([inputs, inputs])):
             left = "" if len(inputs) == batch_size else f", of which the last batch has {len(inputs)}"
-            raise ValueError(
+            raise _Misfit(
                 f"train.batch_size: came {batch_size}{left}; the student does not train on a batch of {len(inputs)} "
                 f"({_first_line(error)}); write another size"
             ) from error
-        raise ValueError(
+        raise _Misfit(
             f"student: fails in training mode on a batch of {len(inputs)}: {_first_line(error)}"
         ) from error
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
-        raise ValueError(
+        raise _Misfit(
             f"student: in training mode it returns a {type(logits).__name__}; expected logits [B, K], as in evaluation"
         )
     if len(logits) != len(inputs):
-        raise ValueError(
-            f"student: in training mode it returns {list(logits.shape)} for {len(inputs)} samples"
-        )
+        raise _Misfit(f"student: in training mode it returns {list(logits.shape)} for {len(inputs)} samples")
     if not bool(logits.isfinite().all()):
-        raise ValueError(
-            "student: returns values that are not finite on training samples, before any training"
-        )
+        raise _Misfit("student: returns values that are not finite on training samples, before any training")
     return output
 
 
@@ -189,9 +197,14 @@ def _diverged(stage: str, error: NonFiniteLoss, gradients: list[float], training
     if error.step == 0 or not all(map(math.isfinite, gradients)):
         bad = ", ".join(f"{name} = {value:g}" for name, value in error.values.items())
         return _no_number(stage, f"the loss is no number on training samples ({bad})", training)
-    return (
-        f"optimizer.lr: the loss is not finite any more after one step (stage {stage}); write a smaller one"
-    )
+    key = _rate_key(stage, training)
+    return f"{key}: the loss is not finite any more after a few steps (stage {stage}); write a smaller one"
+
+
+def _rate_key(stage: str, training: Training) -> str:
+    if training.learning_rate is None:
+        return "optimizer.lr"
+    return training.learning_rate_key or f"strategy.stages.{stage}.learning_rate"
 
 
 def _no_number(stage: str, text: str, training: Training) -> str:

@@ -3,7 +3,7 @@
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cp import CPConv2d, CPLinear
 from compresskd.tt.embedding import TTEmbedding
-from compresskd.tt.factorize import candidates, error_curve, factorize
+from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
 from compresskd.tt.search import Candidate, CurvePoint
@@ -26,4 +26,5 @@ __all__ = [
     "error_curve",
     "factorize",
     "from_structure",
+    "least_parameters",
 ]

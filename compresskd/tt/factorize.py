@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cores import balance
 from compresskd.tt.cp import cp_conv, cp_linear
+from compresskd.tt.decompose import check_modes
 from compresskd.tt.embedding import TTEmbedding
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes, conv_modes, linear_modes, nearest_factors, stage_modes, svd_modes
@@ -122,6 +123,39 @@ def error_curve(
     assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
     weight, options = module.weight.detach().flatten(1), _modes(module, method, modes, num_cores)
     return curve(weight, options, covariance=_covariance(module, input_covariance), max_points=max_points)
+
+
+def least_parameters(
+    module: nn.Module,
+    *,
+    method: str = "tensor_train",
+    ranks: Sequence[int] | None = None,
+    modes: ModeChoice | None = None,
+    num_cores: int | None = None,
+) -> int | None:
+    """Parameters of the smallest form, one with ranks of 1, by shapes alone; None where the layer has no form.
+
+    Args:
+        module, method, modes, num_cores: as in `factorize`, of method "tensor_train" or "svd".
+        ranks: one cap for each bond; only their number is looked at.
+
+    Raises:
+        TypeError, ValueError: whatever `factorize` would refuse of these.
+    """
+    if _refusal(module) is not None:
+        return None
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    options = _modes(module, method, modes, num_cores)
+    if ranks is not None and modes is None:
+        raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
+    num_outputs, num_inputs = module.weight.flatten(1).shape
+    for each in options:
+        check_modes(num_inputs, num_outputs, each.input_dims, each.output_dims)
+        if ranks is not None and len(ranks) != len(each.sizes) - 1:
+            raise ValueError(
+                f"expected {len(each.sizes) - 1} ranks for the {len(each.sizes)} cores of {each}; got {ranks}"
+            )
+    return min(sum(each.sizes) for each in options)
 
 
 def _refusal(module: nn.Module) -> Skipped | None:
