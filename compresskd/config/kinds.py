@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 import typing
@@ -26,7 +27,13 @@ def check_kind(key: str, value: Any, hint: Any) -> Iterator[Fault]:
     hints = _plain_hints(hint)
     if value is None and hints is None and inspect.isclass(hint) and hint is not object:
         yield Fault(key, f"came null; write a node whose _target_ makes a {hint.__name__}")
-    if hints is None or (isinstance(value, Mapping) and "_target_" in value):
+        return
+    if isinstance(value, Mapping) and "_target_" in value:
+        return
+    if hints is None:
+        made = _made(hint)
+        if made and value is not None:
+            yield Fault(key, f"came {value!r}; write a node whose _target_ makes a {made}")
         return
     if value == "???":
         yield Fault(key, f"is missing; write a {_names(hints)}")
@@ -56,6 +63,15 @@ def _plain_hints(hint: Any) -> list[Any] | None:
         parts = [_plain_hints(part) for part in typing.get_args(hint)]
         return None if None in parts else [kind for part in parts if part for kind in part]
     return [hint] if _outer(hint) is not None else None
+
+
+def _made(hint: Any) -> str:
+    """The name of the one class that only a `_target_` can make among those of a hint; empty where there is none."""
+    classes = [each for each in (*typing.get_args(hint), hint) if inspect.isclass(each)]
+    made = [
+        each for each in classes if dataclasses.is_dataclass(each) or getattr(each, "_is_protocol", False)
+    ]
+    return made[0].__name__ if made and len(made) == sum(each is not type(None) for each in classes) else ""
 
 
 def _outer(hint: Any) -> type | None:

@@ -1,7 +1,7 @@
 """Finding out by one forward pass which modules of a model run, and what they give."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +26,12 @@ class Probe:
 
     def candidates(self) -> list[str]:
         """Modules worth comparing: layers that own a matrix, blocks of such; not what gives the logits."""
-        names, layers = [], []
+        names, layers = [], set()
         for name, module in self.model.named_modules():
-            inside = any(name.startswith(f"{layer}.") for layer in layers)
-            if not name or inside or not any(p.ndim > 1 for p in module.parameters()):
+            if not name or _is_within(name, layers) or not any(p.ndim > 1 for p in module.parameters()):
                 continue
             if _owns_matrix(module):
-                layers.append(name)
+                layers.add(name)
             output = self.outputs.get(name)
             if output is not None and output is not self.logits and len(output) == len(self.logits):
                 names.append(name)
@@ -75,7 +74,13 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
 def outermost(names: Iterable[str]) -> list[str]:
     """Those that lie within no other of them."""
     names = list(names)
-    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    known = set(names)
+    return [name for name in names if not _is_within(name, known)]
+
+
+def _is_within(name: str, others: Container[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:depth]) in others for depth in range(1, len(parts)))
 
 
 def _owns_matrix(module: nn.Module) -> bool:

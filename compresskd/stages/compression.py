@@ -200,9 +200,16 @@ class Compression:
             lambda _: 0.0,
         )
         skipped: dict[str, str] = {}
+        alike: set[Any] = (
+            set()
+        )  # a deep network has thousands of layers of a few shapes, and sizes follow from shapes
         for name, module in sorted(layers.items(), key=lambda pair: measure.num_parameters(pair[1])):
             if measure.num_parameters(module) > _TOO_LARGE_TO_TRY:
                 return
+            shape = (type(module), *(p.shape for p in module.parameters()), repr(self.size.of_layer(name)))
+            if shape in alike and not self.modes:
+                continue
+            alike.add(shape)
             tried = plan[name](copy.deepcopy(module))
             if not isinstance(tried, tt.Skipped):
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskd import swap
+from compresskd.stages.compression import factorizable
 from compresskd.strategy import Context, State
 from compresskd.training.evaluation import evaluation_mode
+from compresskd.training.recipe import LARGEST_RATE
+
+_NO_NAMESAKE = (
+    "layer of the student has a namesake in the teacher; it takes a student that was made from the teacher "
+    "(strategy=compress_then_distill)"
+)
 
 
 @dataclass(frozen=True)
@@ -36,25 +43,32 @@ class FitLayers:
         for name in ("steps", "num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: came {getattr(self, name)}; allowed: 1 or more")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: came {self.learning_rate}; allowed: above 0")
+        if not 0 < self.learning_rate <= LARGEST_RATE:
+            raise ValueError(
+                f"learning_rate: came {self.learning_rate}; allowed: above 0, at most {LARGEST_RATE:g}"
+            )
 
     @property
     def needs_teacher(self) -> bool:
         """Always: its layers are what is fitted to."""
         return True
 
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: layers of the student may have namesakes in the teacher."""
+        if state.teacher is None or not _namesakes(
+            [n for n, _ in factorizable(state.student)], state.teacher
+        ):
+            raise ValueError(f"fit_layers: no {_NO_NAMESAKE}")
+        return state
+
     def __call__(self, state: State, context: Context) -> State:
         """Fit `state.student`'s factorized layers in place; details record each one's error before and after."""
         teacher = state.teacher
         if teacher is None:
             raise ValueError("fit_layers needs a teacher")
-        names = [n for n in swap.structure(state.student) if n in dict(teacher.named_modules())]
+        names = _namesakes(swap.structure(state.student), teacher)
         if not names:
-            raise ValueError(
-                "fit_layers: no factorized layer of the student has a namesake in the teacher; "
-                "it takes a student that was made from the teacher (strategy=compress_then_distill)"
-            )
+            raise ValueError(f"fit_layers: no factorized {_NO_NAMESAKE}")
         inputs = torch.cat(list(self._samples(context)))
         errors = {}
         for name in names:
@@ -90,6 +104,11 @@ class FitLayers:
                     best, kept = error, {k: v.clone() for k, v in layer.state_dict().items()}
         layer.load_state_dict(kept)
         return {"before": before, "after": best}
+
+
+def _namesakes(names: Iterable[str], teacher: nn.Module) -> list[str]:
+    there = dict(teacher.named_modules())
+    return [name for name in names if name in there]
 
 
 @torch.no_grad()

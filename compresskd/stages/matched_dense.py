@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
@@ -35,6 +35,12 @@ class MatchedDense:
     def needs_teacher(self) -> bool:
         """Never: the student is what is matched."""
         return False
+
+    def check(self, state: State, example: Tensor) -> State:
+        """See `compresskd.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
+        self.how.check(state.student)
+        _widths(spec_of(state.student))
+        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the narrower student; details record the factor of its width and both sizes."""
@@ -71,13 +77,7 @@ def _largest_factor(spec: Mapping[str, Any], target: int, seed: int) -> float:
 
 def _scaled(spec: Mapping[str, Any], factor: float, seed: int) -> nn.Module:
     options = dict(spec["kwargs"])
-    names = [name for name in _WIDTHS if name in options]
-    if not names:
-        raise ValueError(
-            f"{spec['target']} has no option for its width ({' or '.join(_WIDTHS)}), so that no dense student "
-            "of matched size can be made of it; write student=mlp, lenet5 or a resnet"
-        )
-    for name in names:
+    for name in _widths(spec):
         value = options[name]
         options[name] = (
             [max(1, round(v * factor)) for v in value]
@@ -85,3 +85,13 @@ def _scaled(spec: Mapping[str, Any], factor: float, seed: int) -> nn.Module:
             else max(1e-3, value * factor)
         )
     return build(spec["target"], options, seed=seed)
+
+
+def _widths(spec: Mapping[str, Any]) -> list[str]:
+    names = [name for name in _WIDTHS if name in spec["kwargs"]]
+    if not names:
+        raise ValueError(
+            f"{spec['target']} has no option for its width ({' or '.join(_WIDTHS)}), so that no dense student "
+            "of matched size can be made of it; write student=mlp, lenet5 or a resnet"
+        )
+    return names
