@@ -16,6 +16,7 @@ from compresskd.training.precision import check_precision
 _LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LARGEST_SEED = 2**63 - 1
 _NAME = re.compile(r"\w[\w.-]*")
+_LONGEST_NAME = 80
 # Names of other arrays in predictions.npz, beside one for each stage.
 _TAKEN = ("teacher", "targets")
 
@@ -94,8 +95,9 @@ def _teacher_fit(node: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
     name, stages = node.get("name"), node.get("stages")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        yield Fault("strategy.name", f"came {name!r}; allowed: letters, digits and _ . - (it names folders)")
+    if not isinstance(name, str) or not _is_name(name):
+        allowed = f"letters, digits and _ . -, at most {_LONGEST_NAME} (it names folders)"
+        yield Fault("strategy.name", f"came {name!r}; allowed: {allowed}")
     if not isinstance(stages, Mapping):
         yield Fault(
             "strategy.stages", f"came {stages!r}; write the stages by name: {{distill: {{...}}, ...}}"
@@ -106,12 +108,18 @@ def _strategy(node: Mapping[str, Any]) -> Iterator[Fault]:
         if not isinstance(options, Mapping):
             came = "null" if options is None else repr(options)
             yield Fault(key, f"came {came}; write '~{key}' to leave it out, or {{_target_: ...}}")
-        if not _NAME.fullmatch(str(stage)):
-            allowed = "the name of a stage is that of a folder: letters, digits and _ . -"
+        if not _is_name(str(stage)):
+            allowed = (
+                f"the name of a stage is that of a folder: letters, digits and _ . -, at most {_LONGEST_NAME}"
+            )
             yield Fault(key, allowed, literal=True)
         elif stage in _TAKEN:
             taken = f"{' and '.join(_TAKEN)} are no names for stages: predictions.npz has them already"
             yield Fault(key, taken, literal=True)
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and len(text) <= _LONGEST_NAME
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -40,9 +40,9 @@ def try_training(
     Raises:
         ValueError: 'key: what is wrong', with the key to change: of the recipe, of the student, or of the objective.
     """
+    recipe = _of_stage(stage, training, recipe)
     if not training.epochs:
         return
-    recipe = _of_stage(stage, training, recipe)
     steps = data.train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,

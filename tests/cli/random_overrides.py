@@ -81,6 +81,10 @@ def _line(rng, known):
     if kind < 0.06:
         return f"{rng.choice(('', '+', '++'))}{_misspelt(rng, known)}={rng.choice(ODD)}"
     key, value = rng.choice(known)
+    if (
+        key.endswith("_") and rng.random() < 0.9
+    ):  # _target_ and _partial_: most of what they could be is wrong
+        key, value = rng.choice(known)
     if kind < 0.1:
         return f"~{key}"
     if kind < 0.12:
@@ -97,14 +101,17 @@ def _misspelt(rng, known):
 
 def _value(rng, key, value):
     kind = rng.random()
-    if kind < 0.3 or not isinstance(value, int | float | None):
-        return rng.choice(ODD if kind < 0.2 else WORDS)
-    if value is None:
-        return rng.choice((0.3, 1, 2, 0.99, 5, "{fc1: 2}", "[fc1]", "null", "0.7"))
-    if isinstance(value, bool):
-        return rng.choice(("true", "false"))
-    if isinstance(value, int):
-        return rng.choice(
-            (value, value + 1, value - 1, 0, 1, 3, *([] if key.endswith(TOO_MANY) else [2 * value]))
-        )
-    return rng.choice((value, value / 2, value * 2, 0.0, 1.0, value * 1e-6, value * 1e6, 0.25))
+    fitting = (*WORDS, "${rank}", "[8]", "[0.5]", "[0.9,0.99]")
+    if kind < 0.25:
+        fitting = ODD if kind < 0.15 else WORDS
+    elif isinstance(value, str) and "${" not in value:
+        fitting = (f"'{value}'",) if kind < 0.6 else WORDS
+    elif isinstance(value, bool):
+        fitting = ("true", "false")
+    elif value is None:
+        fitting = (0.3, 1, 2, 0.99, 5, "{fc1: 2}", "[fc1]", "null", "0.7")
+    elif isinstance(value, int):
+        fitting = (value, value + 1, value - 1, 0, 1, 3, *([] if key.endswith(TOO_MANY) else [2 * value]))
+    elif isinstance(value, float):
+        fitting = (value, value / 2, value * 2, 0.0, 1.0, value * 1e-6, value * 1e6, 0.25)
+    return rng.choice(fitting)
