@@ -27,7 +27,7 @@ from compresskd.stages import (
     MultiStage,
     Quantization,
     Quantize,
-)  # fmt: skip
+)
 from compresskd.stages.compression import NothingCompressed
 from compresskd.stages.trial import try_training
 from compresskd.strategy import Context, State, Strategy
