@@ -15,7 +15,7 @@ from compresskd import swap
 from compresskd.stages.compression import factorizable
 from compresskd.strategy import Context, State
 from compresskd.training.evaluation import evaluation_mode
-from compresskd.training.recipe import LARGEST_RATE
+from compresskd.training.trial import LARGEST_RATE
 
 _NO_NAMESAKE = (
     "layer of the student has a namesake in the teacher; it takes a student that was made from the teacher "

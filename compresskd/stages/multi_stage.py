@@ -124,6 +124,11 @@ class MultiStage:
         if self.init not in INITS:
             raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
         check_teacher(self.teacher)
+        for wish in ("tolerance", "energy", "budget", "max_drop"):
+            if getattr(self.how, wish) is not None:
+                raise ValueError(
+                    f"compress.{wish}: came {getattr(self.how, wish)} in a ladder, whose steps are ranks; allowed: null"
+                )
         if not self.stages:
             raise ValueError("stages: came an empty list; write at least one {rank: R}")
         allowed = ("rank", "alpha", "temperature", "epochs", "max_drop")

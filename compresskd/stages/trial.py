@@ -20,6 +20,7 @@ from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
 from compresskd.strategy import State
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
+from compresskd.training.trial import rate_faults
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
@@ -89,7 +90,11 @@ def try_training(
 
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
     try:
-        return recipe_with(recipe, training.epochs, training.learning_rate)
+        made = recipe_with(recipe, training.epochs, training.learning_rate)
+        faults = list(rate_faults(made))
+        if faults:
+            raise ValueError("\n".join(faults))
+        return made
     except ValueError as error:  # a warm-up that is longer than this stage
         lines = [f"{line} (stage {stage})" for line in str(error).splitlines()]
         raise ValueError("\n".join(lines).replace("optimizer.lr", _rate_key(stage, training))) from error

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from compresskd.training.precision import DTYPES
 
-LARGEST_RATE = 1000.0  # a learning rate above it is a slip: weights are of the size of 1
 OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
 
@@ -76,13 +75,7 @@ def _optimizer_faults(recipe: Recipe) -> Iterator[str]:
         yield f"optimizer: came {recipe.optimizer!r}; allowed: a factory (YAML: _target_ and _partial_: true)"
     options = _bound(recipe.optimizer)
     if "lr" in options:
-        yield from _check(
-            "optimizer.lr",
-            options["lr"],
-            float,
-            lambda v: 0 < v <= LARGEST_RATE,
-            f"a number greater than 0, at most {LARGEST_RATE:g}",
-        )
+        yield from _check("optimizer.lr", options["lr"], float, lambda v: v > 0, "a number greater than 0")
     if "momentum" in options:
         yield from _check(
             "optimizer.momentum", options["momentum"], float, lambda v: 0 <= v < 1, "0 to below 1"

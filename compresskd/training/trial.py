@@ -15,14 +15,22 @@ _STEPS_PER_EPOCH = (
     10_000  # many, so that nothing is refused for being rounded; a training's own are tried with it
 )
 _STEPS = 20
+LARGEST_RATE = 1000.0  # a learning rate above it is a slip: weights are of the size of 1
 
 
 def factory_faults(recipe: Recipe) -> Iterator[str]:
     """What is wrong with the options of optimizer and scheduler: 'key: what came; why it is refused' each."""
-    faults = list(_blamed("optimizer", recipe.optimizer, _step))
+    faults = [*rate_faults(recipe), *_blamed("optimizer", recipe.optimizer, _step)]
     yield from faults
     if not faults and recipe.epochs:
         yield from _blamed("scheduler", recipe.scheduler, lambda factory: _schedule(factory, recipe))
+
+
+def rate_faults(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with a learning rate that no training would survive."""
+    rate = recipe.optimizer.keywords.get("lr") if isinstance(recipe.optimizer, functools.partial) else None
+    if rate is not None and rate > LARGEST_RATE:
+        yield f"optimizer.lr: came {rate}; allowed: a number greater than 0, at most {LARGEST_RATE:g}"
 
 
 def _optimizer(factory: Callable[..., Optimizer]) -> Optimizer:

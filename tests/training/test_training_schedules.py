@@ -105,8 +105,11 @@ def test_each_group_keeps_its_own_rate():
             functools.partial(cosine, final_fraction=1.5),
             r"scheduler\.final_fraction: came 1\.5; allowed: 0 to 1",
         ),
-        (functools.partial(multistep, milestones=[0.5, 150]), r"scheduler\.milestones: came \[150\]"),
-        (functools.partial(multistep, gamma=0.0), r"scheduler\.gamma: came 0\.0; allowed: greater than 0"),
+        (functools.partial(multistep, milestones=[0.5, 150]), r"scheduler\.milestones: came \[0.5, 150\]"),
+        (
+            functools.partial(multistep, gamma=0.0),
+            r"scheduler\.gamma: came 0\.0; allowed: above 0, at most 1",
+        ),
         (
             functools.partial(one_cycle, pct_start=1.0),
             r"scheduler\.pct_start: came 1\.0; allowed: between 0 and 1",
