@@ -12,7 +12,7 @@ from compresskd.cli import jobs
 from compresskd.config import compose as composing
 from compresskd.config.schema import register
 
-NUM_CHECKED, NUM_RUN, LONGEST = 500, 60, 20  # seconds
+NUM_CHECKED, NUM_RUN, LONGEST = 500, 20, 60  # seconds
 # What only training can tell; a run that ends so says what to write.
 TOLD_BY_TRAINING = ("no layer gets smaller", "no smaller model loses so little", "the loss is not finite")
 
