@@ -5,8 +5,10 @@ are merged to two small tables, left [V_1, D_1 r] and right [V_2, r D_2]; the ro
 t // V_2 of the one with row t % V_2 of the other. Hrinchuk et al., Tensorized embedding layers, EMNLP 2020.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -16,6 +18,8 @@ from torch.nn import functional as F
 from compresskd.tt.cores import balance, core_shapes, merge, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
 from compresskd.tt.layer import TensorTrainLayer
+from compresskd.tt.prepared import can_keep
+from compresskd.tt.product import is_watched
 
 MAX_TABLE = 1 << 22
 
@@ -149,23 +153,17 @@ class TTEmbedding(TensorTrainLayer):
         """Ids [...] (int32 or int64, below num_embeddings) to [..., embedding_dim].
 
         Raises:
-            IndexError: an id is out of range (not checked under compilation).
+            IndexError: an id is out of range (not checked where a compiler or `torch.func` watches, nor on meta).
         """
         cores: list[Tensor] = list(self.cores)
-        if len(self.cores._parameters) < len(cores):
-            self._prepared.clear()  # parametrized cores are new tensors at each call: nothing tells old from new
-        compiling = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        ids = input.reshape(-1)
-        bond = self._bond(cores)
-        if compiling or (torch.is_grad_enabled() and any(core.requires_grad for core in cores)):
-            left, right = self._tables(cores, bond)
-        else:
-            left, right = self._prepared.get(cores, "tables") or self._prepared.put(
-                "tables", lambda: self._tables([core.detach() for core in cores], bond)
-            )
-        if not compiling:
+        ids, bond = input.reshape(-1), self._bond(cores)
+        watched = is_watched() or type(input) not in (Tensor, nn.Parameter)
+        if not watched and not ids.is_meta:
             self._check(ids)
-        rows = self._rows(ids, left, right, cores[0] if bond == 1 else None)
+        trained = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+        with _without_autocast(cores[0].device.type):
+            tables = self._tables if watched or trained else self._kept_tables
+            rows = self._rows(ids, *tables(cores, bond), cores[0] if bond == 1 else None)
         if rows.shape[-1] != self.embedding_dim:
             rows = rows[..., : self.embedding_dim]
         if self.padding_idx is not None:
@@ -177,16 +175,15 @@ class TTEmbedding(TensorTrainLayer):
         (_, D1, r), (V2, _, D2) = left.shape, right.shape
         i1 = ids if V2 == 1 else torch.div(ids, V2, rounding_mode="floor")
         if self.sparse and first is not None and torch.is_grad_enabled() and first.requires_grad:
-            a = _SparseRows.apply(first, i1)
+            a: Any = _SparseRows.apply(first, i1)
         else:
             a = F.embedding(i1, left.flatten(1))
         if V2 == 1:
-            return (a.reshape(-1, r) @ right[0]).view(-1, D1 * D2)  # pyright: ignore[reportOptionalMemberAccess]
-        b = F.embedding(ids % V2, right.flatten(1))
-        product = torch.bmm(a.view(-1, D1, r), b.view(-1, r, D2))  # pyright: ignore[reportOptionalMemberAccess]
-        if product.requires_grad and not torch.compiler.is_compiling():
-            product = _DenseGradient.apply(product)
-        return product.view(-1, D1 * D2)  # pyright: ignore[reportOptionalMemberAccess]
+            return (a.reshape(-1, r) @ right[0]).view(-1, D1 * D2)
+        product = torch.bmm(a.view(-1, D1, r), _looked_up(right, ids % V2))
+        if product.requires_grad and not is_watched():
+            product: Any = _DenseGradient.apply(product)
+        return product.view(-1, D1 * D2)
 
     def _bond(self, cores: Sequence[Tensor]) -> int:
         """Where to merge: the least work per token among bonds whose two tables stay small."""
@@ -208,6 +205,17 @@ class TTEmbedding(TensorTrainLayer):
             return left, left.new_ones(1, 1, 1)
         return left, merge(cores[bond:])[..., 0].transpose(0, 1).contiguous()
 
+    def _kept_tables(self, cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
+        """As `_tables`: two cores are viewed in place, what is merged of more is kept where it can be."""
+        if len(cores) > 2 and can_keep(cores):
+            make = functools.partial(self._tables, [core.detach() for core in cores], bond)
+            copied = range(1 if bond == 1 else 0, len(cores))
+            return self._prepared.operands("tables", cores, copied, make).content
+        left = merge(cores[:bond])[0]
+        if bond == len(cores):
+            return left, left.new_ones(1, 1, 1)
+        return left, merge(cores[bond:])[..., 0].transpose(0, 1)
+
     def _check(self, ids: Tensor) -> None:
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.num_embeddings):
             raise IndexError(
@@ -221,6 +229,23 @@ class TTEmbedding(TensorTrainLayer):
             f"embedding_dims={self.embedding_dims}, ranks={self.ranks}, padding_idx={self.padding_idx}, "
             f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
         )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Rows are looked up, as nn.Embedding's are: in the dtype of the table."""
+    if not torch._C._is_any_autocast_enabled() or device_type == "meta":
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
+    """[T, r, D] of a table [V, r, D]."""
+    _, r, D = table.shape
+    if table.is_contiguous() or len(ids) >= len(table):
+        return F.embedding(ids, table.flatten(1)).view(-1, r, D)
+    return (
+        table.transpose(0, 1).index_select(1, ids).transpose(0, 1)
+    )  # to lay all of it out would take longer
 
 
 class _DenseGradient(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from compresskd.tt import rows
 from compresskd.tt.chain import Chain, ChainProduct
-from compresskd.tt.contraction import matrices
+from compresskd.tt.contraction import Plan, matrices
 from compresskd.tt.cores import merge, to_matrix
 from compresskd.tt.streamed import StreamedLinear, split_bond
 
@@ -32,6 +33,18 @@ def groups(cores: Sequence[Tensor], chain: Chain, dtype: torch.dtype) -> list[Te
     detached = [core.detach() for core in cores]
     Gs = matrices(detached, chain.plan.cuts, from_right=chain.plan.from_right)
     return [G.to(dtype).contiguous() for G in Gs]
+
+
+def copied_cores(cores: Sequence[Tensor], plan: Plan, dtype: torch.dtype) -> set[int]:
+    """The cores, by position, of which `groups` holds copied values: all but those that it only views."""
+    copied, edges = set[int](), (0, *plan.cuts, len(cores))
+    for start, stop in pairwise(edges):
+        r, m, n, s = cores[start].shape
+        # from the left a core [r, m, n, s] is read as [m, s, r, n]: in place only where that moves no numbers
+        moved = not plan.from_right and not (r == 1 and n == 1) and not (m == 1 and s == 1)
+        if stop - start > 1 or moved or cores[start].dtype != dtype:
+            copied.update(range(start, stop))
+    return copied
 
 
 def folded_weight(cores: Sequence[Tensor], num_inputs: int, num_outputs: int, dtype: torch.dtype) -> Tensor:
