@@ -248,9 +248,9 @@ class TTConv2d(TensorTrainLayer):
             return self._chain(input, self.stage_weights(), self.bias)
         cores: list[Tensor] = list(self.cores)
         bias = self.bias
-        sources = cores if bias is None else [*cores, bias]
-        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *sources))
-        if not trained and can_keep(sources):
+        tensors = (input, *cores) if bias is None else (input, *cores, bias)
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not trained and can_keep(cores):
             return self._infer(input, cores, bias)
         if self._macs(input) < TRAINING_MARGIN:
             return self._chain(input, self._stage_weights(cores), bias)
@@ -260,34 +260,27 @@ class TTConv2d(TensorTrainLayer):
         dtype = autocast_dtype(x) or cores[0].dtype
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         name = (x.shape, dtype, last, torch.get_num_threads())
-        sources = cores if bias is None else [*cores, bias]
-        return self._prepared.run(name, sources, lambda: self._prepare(x, cores, bias, dtype, last))(x)
+        return self._prepared.run(name, cores, lambda: self._prepare(x, cores, dtype, last))(x, bias)
 
-    def _prepare(
-        self, x: Tensor, cores: list[Tensor], bias: Tensor | None, dtype: torch.dtype, last: bool
-    ) -> Derived:
+    def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype, last: bool) -> Derived:
         layout = torch.channels_last if last else torch.contiguous_format
+        plain = [core.detach() for core in cores]
 
-        def operands(name: str, make: Callable[[Sequence[Tensor]], list[Tensor]]) -> Derived:
-            """The tensors of `make` in this dtype and layout, and the bias, shared by all input sizes."""
+        def operands(name: str, make: Callable[[], list[Tensor]]) -> Derived:
+            """The tensors of `make` in this dtype and layout, shared by all input sizes."""
 
-            def laid_out() -> tuple[list[Tensor], Tensor | None]:
-                weights = [w.to(dtype).clone(memory_format=layout) for w in make([c.detach() for c in cores])]
-                return weights, None if bias is None else bias.detach().to(dtype)
+            def laid_out() -> list[Tensor]:
+                return [weight.to(dtype).clone(memory_format=layout) for weight in make()]
 
-            copied = [k for k, tensor in enumerate(sources) if k < len(cores) or tensor.dtype != dtype]
-            return self._prepared.operands((name, dtype, layout), sources, copied, laid_out)
+            return self._prepared.operands((name, dtype, layout), cores, range(len(cores)), laid_out)
 
-        sources = cores if bias is None else [*cores, bias]
-        folded, stages = (
-            operands("kernel", lambda c: [self._kernel(c)]),
-            operands("stages", self._stage_weights),
-        )
-        run_chain = _run(stages.content, self._options, self.geometry)
-        run_folded = _run(folded.content, self._folded_options, self.geometry)
-        name = f"{[tuple(stage.shape) for stage in stages.content[0]]} {self.geometry}"
-        chain = self._macs(x) < 1.0 and chain_is_faster(x.to(dtype), run_chain, run_folded, name)
-        return stages.carrying(run_chain) if chain else folded.carrying(run_folded)
+        kernel = operands("kernel", lambda: [self._kernel(plain)])
+        stages = operands("stages", lambda: self._stage_weights(plain))
+        run_kernel = _run(kernel.content, self._folded_options, self.geometry)
+        run_stages = _run(stages.content, self._options, self.geometry)
+        name = f"{[tuple(stage.shape) for stage in stages.content]} {self.geometry}"
+        chain = self._macs(x) < 1.0 and chain_is_faster(x.to(dtype), run_stages, run_kernel, name)
+        return stages.carrying(run_stages) if chain else kernel.carrying(run_kernel)
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
@@ -310,8 +303,6 @@ class TTConv2d(TensorTrainLayer):
         )
 
 
-def _run(
-    operands: tuple[list[Tensor], Tensor | None], options: Sequence[StageOptions], geometry: Geometry
-) -> Callable[[Tensor], Tensor]:
-    weights, bias = operands
-    return lambda x: run_stages(x, weights, bias, options, geometry)
+def _run(weights: list[Tensor], options: Sequence[StageOptions], geometry: Geometry) -> Callable[..., Tensor]:
+    """What computes y from x and a bias."""
+    return lambda x, bias=None: run_stages(x, weights, bias, options, geometry)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskd.tt.cores import balance, core_shapes, merge, to_matrix
+from compresskd.tt.cores import num_parameters as num_core_parameters
 from compresskd.tt.decompose import check_modes, tt_svd
 from compresskd.tt.layer import TensorTrainLayer
 from compresskd.tt.prepared import can_keep
@@ -156,14 +157,18 @@ class TTEmbedding(TensorTrainLayer):
             IndexError: an id is out of range (not checked where a compiler or `torch.func` watches, nor on meta).
         """
         cores: list[Tensor] = list(self.cores)
-        ids, bond = input.reshape(-1), self._bond(cores)
-        watched = is_watched() or type(input) not in (Tensor, nn.Parameter)
+        ids, watched = input.reshape(-1), is_watched() or type(input) not in (Tensor, nn.Parameter)
+        find = _bond if watched else _known_bond  # a compiler would warn of the cache
+        bond = find(self.vocabulary_dims, self.embedding_dims, tuple([core.shape[0] for core in cores[1:]]))
         if not watched and not ids.is_meta:
             self._check(ids)
         trained = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
         with _without_autocast(cores[0].device.type):
-            tables = self._tables if watched or trained else self._kept_tables
-            rows = self._rows(ids, *tables(cores, bond), cores[0] if bond == 1 else None)
+            if watched or trained:
+                left, right = _tables(cores, bond)
+            else:
+                left, right = self._kept_tables(cores, bond, len(ids))
+            rows = self._rows(ids, left, right, cores[0] if bond == 1 else None)
         if rows.shape[-1] != self.embedding_dim:
             rows = rows[..., : self.embedding_dim]
         if self.padding_idx is not None:
@@ -185,30 +190,10 @@ class TTEmbedding(TensorTrainLayer):
             product: Any = _DenseGradient.apply(product)
         return product.view(-1, D1 * D2)
 
-    def _bond(self, cores: Sequence[Tensor]) -> int:
-        """Where to merge: the least work per token among bonds whose two tables stay small."""
-        options = []
-        for k in range(1, len(cores)):
-            V1, D1 = math.prod(self.vocabulary_dims[:k]), math.prod(self.embedding_dims[:k])
-            V2, D2 = math.prod(self.vocabulary_dims[k:]), math.prod(self.embedding_dims[k:])
-            r = cores[k].shape[0]
-            size = V1 * D1 * r + V2 * D2 * r
-            work = D1 * r * D2 / 8 + D1 * r + (D2 * r if V2 > 1 else 0)
-            options.append(
-                (size > max(MAX_TABLE, 2 * self.num_parameters), work if size <= MAX_TABLE else size, k)
-            )
-        return min(options)[2] if options else 1
-
-    def _tables(self, cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
-        left = merge(cores[:bond])[0]
-        if bond == len(cores):
-            return left, left.new_ones(1, 1, 1)
-        return left, merge(cores[bond:])[..., 0].transpose(0, 1).contiguous()
-
-    def _kept_tables(self, cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
-        """As `_tables`: two cores are viewed in place, what is merged of more is kept where it can be."""
-        if len(cores) > 2 and can_keep(cores):
-            make = functools.partial(self._tables, [core.detach() for core in cores], bond)
+    def _kept_tables(self, cores: Sequence[Tensor], bond: int, num_ids: int) -> tuple[Tensor, Tensor]:
+        """As `_tables`, kept where it can be; two cores are only viewed for fewer ids than the second has rows."""
+        if can_keep(cores) and (len(cores) > 2 or num_ids >= cores[-1].shape[1]):
+            make = functools.partial(_tables, [core.detach() for core in cores], bond)
             copied = range(1 if bond == 1 else 0, len(cores))
             return self._prepared.operands("tables", cores, copied, make).content
         left = merge(cores[:bond])[0]
@@ -229,6 +214,29 @@ class TTEmbedding(TensorTrainLayer):
             f"embedding_dims={self.embedding_dims}, ranks={self.ranks}, padding_idx={self.padding_idx}, "
             f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
         )
+
+
+def _bond(vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]) -> int:
+    """Where to merge: the least work per token among bonds whose two tables stay small."""
+    options, num_parameters = [], num_core_parameters(embedding_dims, vocabulary_dims, ranks)
+    for k, r in enumerate(ranks, 1):
+        V1, D1 = math.prod(vocabulary_dims[:k]), math.prod(embedding_dims[:k])
+        V2, D2 = math.prod(vocabulary_dims[k:]), math.prod(embedding_dims[k:])
+        size = V1 * D1 * r + V2 * D2 * r
+        work = D1 * r * D2 / 8 + D1 * r + (D2 * r if V2 > 1 else 0)
+        options.append((size > max(MAX_TABLE, 2 * num_parameters), work if size <= MAX_TABLE else size, k))
+    return min(options)[2] if options else 1
+
+
+_known_bond = functools.lru_cache(maxsize=1024)(_bond)
+
+
+def _tables(cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
+    """Left [V_1, D_1, r] and right [V_2, r, D_2] of the cores merged on both sides of a bond; differentiable."""
+    left = merge(cores[:bond])[0]
+    if bond == len(cores):
+        return left, left.new_ones(1, 1, 1)
+    return left, merge(cores[bond:])[..., 0].transpose(0, 1).contiguous()
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -1,7 +1,6 @@
 """How each kind of plan runs: prepared for the repeated call at inference, or differentiable in training."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,18 +13,14 @@ from compresskd.tt.contraction import Plan, matrices
 from compresskd.tt.cores import merge, to_matrix
 from compresskd.tt.streamed import StreamedLinear, split_bond
 
+Run = Callable[[Tensor, Tensor | None], Tensor]
 
-def inference_run(
-    chain: Chain, Gs: Sequence[Tensor], num_rows: int, bias: Tensor | None
-) -> Callable[[Tensor], Tensor]:
-    """What takes x [num_rows, N] to [num_rows, M] by a chain plan whose groups are ready."""
+
+def inference_run(chain: Chain, Gs: Sequence[Tensor], num_rows: int) -> Run:
+    """What takes x [num_rows, N] and a bias to [num_rows, M] by a chain plan whose groups are ready."""
     if chain.plan.columns or 0 < chain.plan.chunk < num_rows:
-        return partial(_chunked, chain, Gs=Gs, bias=bias)
-    return rows.prepare(Gs, chain.steps, num_rows, bias)
-
-
-def _chunked(chain: Chain, x: Tensor, Gs: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    return chain.forward(x, Gs, bias)[0]
+        return lambda x, bias: chain.forward(x, Gs, bias)[0]
+    return rows.prepare(Gs, chain.steps, num_rows)
 
 
 def groups(cores: Sequence[Tensor], chain: Chain, dtype: torch.dtype) -> list[Tensor]:

@@ -189,13 +189,11 @@ class TTLinear(TensorTrainLayer):
             if run is not None:
                 held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
                 try:
-                    sources, bias = [held[name] for name in self._names], self._parameters["bias"]
+                    cores, bias = [held[name] for name in self._names], self._parameters["bias"]
                 except KeyError:  # what is parametrized is read by attribute
                     return self._any_forward(input)
-                if bias is not None:
-                    sources.append(bias)
-                if run.holds(sources):
-                    return run.content(input)
+                if run.holds(cores) and (bias is None or bias.dtype is input.dtype):
+                    return run.content(input, bias)
         return self._any_forward(input)
 
     def _any_forward(self, input: Tensor) -> Tensor:

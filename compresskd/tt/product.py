@@ -36,51 +36,31 @@ def infer(
     x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
 ) -> Tensor:
     """x [B, N] to [B, M] without a graph; cores and bias are cast to the dtype of x."""
-    sources = [*cores] if bias is None else [*cores, bias]
-    if not can_keep(sources):
-        bias = None if bias is None else bias.to(x.dtype)
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    if not can_keep(cores):
         return train(x, [core.to(x.dtype) for core in cores], bias, num_outputs)
     name = (x.shape, x.dtype, torch.get_num_threads())
-    return prepared.run(name, sources, lambda: _prepare(x, cores, bias, num_outputs, prepared))(x)
+    return prepared.run(name, cores, lambda: _prepare(x, cores, num_outputs, prepared))(x, bias)
 
 
-def _prepare(
-    x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
-) -> Derived:
-    """What computes y from an x of this shape."""
-    dtype, sources = x.dtype, [*cores] if bias is None else [*cores, bias]
+def _prepare(x: Tensor, cores: Sequence[Tensor], num_outputs: int, prepared: Prepared) -> Derived:
+    """What computes y from an x of this shape, and a bias."""
+    dtype = x.dtype
     chain, missing = _chain(tuple([core.shape for core in cores]), *_place(x), training=False)
     if chain.plan.kind == "folded":
         # One folded weight serves all batch sizes.
-        copied = {*range(len(cores)), *_cast_bias(cores, bias, dtype)}
-
-        def fold() -> tuple[Tensor, Tensor | None]:
-            weight = folded_weight(cores, x.shape[1], num_outputs, dtype)
-            return weight, None if bias is None else bias.detach().to(dtype)
-
-        made = prepared.operands(("weight", dtype), sources, copied, fold)
-        return made.carrying(partial(F.linear, weight=made.content[0], bias=made.content[1]))
-
-    beyond = chain.num_outputs - num_outputs
-    copied = copied_cores(cores, chain.plan, dtype) | _cast_bias(cores, bias, dtype, beyond)
-
-    def group() -> tuple[list[Tensor], Tensor | None]:
-        vector = None if bias is None else bias.detach().to(dtype)
-        return groups(cores, chain, dtype), vector if vector is None or not beyond else F.pad(
-            vector, (0, beyond)
-        )
-
+        fold = partial(folded_weight, cores, x.shape[1], num_outputs, dtype)
+        made = prepared.operands(("weight", dtype), cores, range(len(cores)), fold)
+        weight = made.content
+        return made.carrying(lambda x, bias: F.linear(x, weight, bias))
     name = ("groups", chain.plan.cuts, chain.plan.from_right, dtype)
-    made = prepared.operands(name, sources, copied, group)
-    run = inference_run(chain, made.content[0], x.shape[0], made.content[1])
-    if missing or beyond:
-        return made.carrying(lambda x: run(F.pad(x, (0, missing)))[:, :num_outputs].contiguous())
+    copied = copied_cores(cores, chain.plan, dtype)
+    made = prepared.operands(name, cores, copied, partial(groups, cores, chain, dtype))
+    run = inference_run(chain, made.content, x.shape[0])
+    if missing or chain.num_outputs != num_outputs:
+        return made.carrying(lambda x, bias: cut(run(F.pad(x, (0, missing)), None), bias, num_outputs))
     return made.carrying(run)
-
-
-def _cast_bias(cores: Sequence[Tensor], bias: Tensor | None, dtype: torch.dtype, beyond: int = 0) -> set[int]:
-    """The position of the bias among the sources, where other values than its own are kept."""
-    return {len(cores)} if bias is not None and (bias.dtype != dtype or beyond) else set()
 
 
 def train(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int) -> Tensor:
