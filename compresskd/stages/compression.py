@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compresskd import measure, swap, tt
+from compresskd.proof import carrying, differing, read_by_others
 from compresskd.stages.calibration import LayerStatistics, calibrate
 from compresskd.stages.plan import Make, Method, applied, plan_layers
 from compresskd.stages.size import Size
@@ -21,6 +22,7 @@ METHODS = ("tensor_train", "svd", "tucker", "cp")
 _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
+_NUM_TRIED = 4  # samples on which new layers are tried
 _MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
 Layers = dict[str, dict[str, Any]]
 
@@ -112,7 +114,7 @@ class Compression:
         self, model: nn.Module, context: Context, *, init: str = "decomposed"
     ) -> tuple[Layers, dict[str, str]]:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
-        return factorize_model(model, self.plan(model, context, init=init))
+        return factorize_model(model, self.plan(model, context, init=init), _few(context))
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
@@ -121,7 +123,10 @@ class Compression:
             init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
                 keep the variance of activations.
         """
-        layers = self._taken(model)
+        layers, kept = self._taken(model), dict[str, Make]()
+        for name, reason in read_by_others(model, list(layers), _few(context)).items():
+            kept[name] = functools.partial(_left, reason=reason)
+        layers = {name: layer for name, layer in layers.items() if name not in kept}
         statistics = {} if init == "random" else self._statistics(model, layers, context)
 
         def accuracy(plan: dict[str, Make]) -> float:
@@ -135,8 +140,8 @@ class Compression:
             accuracy,
         )
         if init == "random":
-            return {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
-        return plan
+            plan = {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
+        return plan | kept
 
     def _taken(self, model: nn.Module) -> dict[str, nn.Module]:
         found = dict(factorizable(model))
@@ -159,9 +164,17 @@ class Compression:
             model, names, context.data.train, num_samples=self.num_calibration, seed=context.stage_seed
         )
 
-    def check(self, model: nn.Module) -> None:
-        """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller."""
+    def check(self, model: nn.Module, example: Tensor) -> None:
+        """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller.
+
+        Args:
+            example: [2, ...] inputs of the model.
+        """
         layers = self._taken(model)
+        read = read_by_others(model, list(layers), example)
+        layers = {name: layer for name, layer in layers.items() if name not in read}
+        if read and not layers:
+            raise NothingCompressed(f"compress.include: {_nothing_compressed(read)}")
         if self.size.is_rank:
             self._check_smaller(layers)
 
@@ -185,6 +198,15 @@ class Compression:
         raise NothingCompressed(f"rank: came {self.rank}; {_nothing_compressed(skipped)}")
 
 
+def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
+    return tt.Skipped(reason)
+
+
+def _few(context: Context) -> Tensor:
+    """[4, ...] training samples, unaugmented, to try layers on."""
+    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
+
+
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
     new: Any = make(layer)
     if not isinstance(new, tt.Skipped):
@@ -204,8 +226,13 @@ def factorizable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def factorize_model(model: nn.Module, plan: Mapping[str, Make]) -> tuple[Layers, dict[str, str]]:
+def factorize_model(
+    model: nn.Module, plan: Mapping[str, Make], inputs: Tensor
+) -> tuple[Layers, dict[str, str]]:
     """Carry out a plan on the layers of `model`, in place.
+
+    A new layer is only put in where a trial on `inputs` [B, ...] shows that it does in the model what the old one would
+    do with the same weight.
 
     Returns:
         (layers, skipped): of each new layer its kind, ranks and parameters; of each layer left dense the reason.
@@ -230,7 +257,12 @@ def factorize_model(model: nn.Module, plan: Mapping[str, Make]) -> tuple[Layers,
         sizes[name] = getattr(module, "num_parameters_dense", None) or measure.num_parameters(module)
         return new.to(next(module.parameters()).device).train(module.training)
 
-    replaced = swap.replace(model, replacement)
+    made = {
+        name: new for name, module in model.named_modules() if (new := replacement(name, module)) is not None
+    }
+    twins = {name: carrying(model.get_submodule(name), new) for name, new in made.items()}
+    skipped |= differing(model, made, twins, inputs)
+    replaced = swap.replace(model, lambda name, _: None if name in skipped else made.get(name))
     if not replaced:
         raise _nothing_compressed(skipped)
     return {name: _describe(module, sizes[name]) for name, module in replaced.items()}, skipped

@@ -45,7 +45,7 @@ class Factorize:
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
-        self.how.check(model)
+        self.how.check(model, example)
         return State(model, state.teacher)
 
     def __call__(self, state: State, context: Context) -> State:

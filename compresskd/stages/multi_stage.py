@@ -50,7 +50,7 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.how.check(state.student)
+        self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state

@@ -6,6 +6,7 @@ from compresskd.tt.embedding import TTEmbedding
 from compresskd.tt.factorize import candidates, error_curve, factorize
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
+from compresskd.tt.ordinary import ordinary
 from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
@@ -26,4 +27,5 @@ __all__ = [
     "error_curve",
     "factorize",
     "from_structure",
+    "ordinary",
 ]

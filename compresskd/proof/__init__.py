@@ -1,0 +1,7 @@
+"""Proof by trial that layers in another form do what the layers did in whose place they stand."""
+
+from compresskd.proof.guard import read_by_others
+from compresskd.proof.trial import differing
+from compresskd.proof.twins import carrying
+
+__all__ = ["carrying", "differing", "read_by_others"]
