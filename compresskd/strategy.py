@@ -20,6 +20,7 @@ from compresskd.data.base import Data, Split
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
+_NUM_TRIED = 4
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
 
@@ -309,6 +310,11 @@ def score(student: nn.Module, split: Split, context: Context) -> Scores:
         precision=recipe.precision,
         device=context.device,
     )
+
+
+def few_samples(context: Context) -> Tensor:
+    """[4, ...] training samples, unaugmented, to try new layers on."""
+    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:

@@ -15,20 +15,23 @@ from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 _SHORT_FACTORS = 2.0**-11  # unit of rounding on devices that may shorten the factors of a product
 
 
-def carrying(original: nn.Module, new: nn.Module, *, rounded: bool = False) -> nn.Module:
-    """A copy of `original` that carries the weight that `new` comes to, and with `rounded` its bias and rounded inputs.
+def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.Module:
+    """A copy of `original` that carries the weight that `new` comes to; where it is factorized itself, a dense layer.
 
-    Where the original is factorized itself, an ordinary layer.
+    Args:
+        bias: take the bias of `new`, too, which is meant to be another (rounded, or fresh).
+
+    Inputs that `new` rounds are rounded by the copy.
     """
     if hasattr(original, "to_dense"):
         twin: Any = tt.ordinary(new)
     else:
         twin = _plain_copy(original)
         _carry(twin, "weight", new.to_dense() if hasattr(new, "to_dense") else new.weight)  # pyright: ignore
-        if rounded and getattr(new, "bias", None) is not None:
+        if bias and getattr(new, "bias", None) is not None:
             _carry(twin, "bias", new.bias)  # pyright: ignore[reportArgumentType]
     activation = getattr(new, CHILD, None)
-    if rounded and isinstance(activation, ActivationQuant):
+    if isinstance(activation, ActivationQuant):
         quantize_input(twin, copy.deepcopy(activation))
     return twin.train(new.training)
 

@@ -15,14 +15,13 @@ from compresskd.proof import carrying, differing, read_by_others
 from compresskd.stages.calibration import LayerStatistics, calibrate
 from compresskd.stages.plan import Make, Method, applied, plan_layers
 from compresskd.stages.size import Size
-from compresskd.strategy import Context, score
+from compresskd.strategy import Context, few_samples, score
 
 INITS = ("decomposed", "random")
 METHODS = ("tensor_train", "svd", "tucker", "cp")
 _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
-_NUM_TRIED = 4  # samples on which new layers are tried
 _MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
 Layers = dict[str, dict[str, Any]]
 
@@ -114,7 +113,9 @@ class Compression:
         self, model: nn.Module, context: Context, *, init: str = "decomposed"
     ) -> tuple[Layers, dict[str, str]]:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
-        return factorize_model(model, self.plan(model, context, init=init), _few(context))
+        return factorize_model(
+            model, self.plan(model, context, init=init), few_samples(context), fresh=init == "random"
+        )
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
@@ -124,7 +125,7 @@ class Compression:
                 keep the variance of activations.
         """
         layers, kept = self._taken(model), dict[str, Make]()
-        for name, reason in read_by_others(model, list(layers), _few(context)).items():
+        for name, reason in read_by_others(model, list(layers), few_samples(context)).items():
             kept[name] = functools.partial(_left, reason=reason)
         layers = {name: layer for name, layer in layers.items() if name not in kept}
         statistics = {} if init == "random" else self._statistics(model, layers, context)
@@ -202,11 +203,6 @@ def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
     return tt.Skipped(reason)
 
 
-def _few(context: Context) -> Tensor:
-    """[4, ...] training samples, unaugmented, to try layers on."""
-    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
-
-
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
     new: Any = make(layer)
     if not isinstance(new, tt.Skipped):
@@ -227,12 +223,12 @@ def factorizable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def factorize_model(
-    model: nn.Module, plan: Mapping[str, Make], inputs: Tensor
+    model: nn.Module, plan: Mapping[str, Make], inputs: Tensor, *, fresh: bool = False
 ) -> tuple[Layers, dict[str, str]]:
     """Carry out a plan on the layers of `model`, in place.
 
     A new layer is only put in where a trial on `inputs` [B, ...] shows that it does in the model what the old one would
-    do with the same weight.
+    do with the same weight (and with `fresh` the same bias).
 
     Returns:
         (layers, skipped): of each new layer its kind, ranks and parameters; of each layer left dense the reason.
@@ -260,7 +256,7 @@ def factorize_model(
     made = {
         name: new for name, module in model.named_modules() if (new := replacement(name, module)) is not None
     }
-    twins = {name: carrying(model.get_submodule(name), new) for name, new in made.items()}
+    twins = {name: carrying(model.get_submodule(name), new, bias=fresh) for name, new in made.items()}
     skipped |= differing(model, made, twins, inputs)
     replaced = swap.replace(model, lambda name, _: None if name in skipped else made.get(name))
     if not replaced:
