@@ -1,5 +1,6 @@
 """The search over modes for one matrix and one wish: cheap ranking of all candidates, decomposition of the best."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,9 @@ def search(
     ranked = sorted(smaller, key=lambda c: _merit(c, wish, reference))
     chosen = ranked[:NUM_DECOMPOSED]
     chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
+    # the bound counts padding, by which such modes fall behind: the best of them is measured as well
+    padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
+    chosen += [c for c in padded[:1] if c not in chosen]
     done = [realize(c, weight, spectra, wish, covariance) for c in chosen]
     done = [c for c in done if c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, wish, reference))
