@@ -68,21 +68,23 @@ def moved(twin: Any, new: Any) -> nn.Module:
 def _rounding_bound(layer: Any) -> Tensor:
     """What rounding in the layer's product may come to, as a change of its weight, [M, N] or [O, I, kh, kw].
 
-    sqrt(n) u times the weight that the factors without their signs come to; n the length of all sums on the way.
+    sqrt(n) u times the weight that the factors without their signs come to; n the length of all sums on the way. In
+    half precision sums are kept in float32 and rounded once for each factor: there n is the number of factors.
     """
     if not hasattr(layer, "to_dense"):
         weight = layer.weight.detach()
         return weight.abs() * _unit(weight)
     size: Any = parametrize.type_before_parametrizations(layer).from_structure(layer.structure())
-    length = 0
+    lengths = []
     with torch.no_grad():
         for name, parameter in size.named_parameters():
             holder, _, key = name.rpartition(".")
             value: Tensor = getattr(layer.get_submodule(holder), key)
             parameter.data = value.detach().abs()
-            length += value.numel() // min(value.shape) if value.dim() > 1 else 1
+            lengths.append(value.numel() // min(value.shape) if value.dim() > 1 else 1)
         weight = size.to_dense()
-    return weight * (length + weight[0].numel()) ** 0.5 * _unit(weight)
+    total = len(lengths) + 1 if weight.dtype.itemsize < 4 else sum(lengths) + weight[0].numel()
+    return weight * total**0.5 * _unit(weight)
 
 
 def _unit(weight: Tensor) -> float:
