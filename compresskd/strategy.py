@@ -20,7 +20,7 @@ from compresskd.data.base import Data, Split
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
-_NUM_TRIED = 4
+_NUM_TRIED = 3
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
 
@@ -313,7 +313,7 @@ def score(student: nn.Module, split: Split, context: Context) -> Scores:
 
 
 def few_samples(context: Context) -> Tensor:
-    """[4, ...] training samples, unaugmented, to try new layers on."""
+    """[3, ...] training samples, unaugmented, to try new layers on."""
     return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
 
 

@@ -96,5 +96,7 @@ def seeded() -> Iterator[None]:
     """The same random numbers each time: dropout falls alike on both sides."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes milliseconds where there is no device
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     yield

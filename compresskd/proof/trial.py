@@ -14,7 +14,8 @@ answer, in the Frobenius norm, is allowed; so a parent that amplifies is allowed
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -60,10 +61,13 @@ class _Bench:
     def __init__(self, base: nn.Module, new: Layers, twins: Layers) -> None:
         self._model = copy.deepcopy(base)
         self._new, self._twins = copy.deepcopy(dict(new)), copy.deepcopy(dict(twins))
-        self._moved = {n: moved(twin, self._new[n]) for n, twin in self._twins.items()}
         self._places = {n: places(self._model, n) for n in new}
-        for layer in (self._model, *self._new.values(), *self._twins.values(), *self._moved.values()):
+        for layer in (self._model, *self._new.values(), *self._twins.values()):
             freeze(layer)  # scales are those of now: a pass in training mode would move them
+
+    @cached_property
+    def _moved(self) -> dict[str, nn.Module]:
+        return {n: moved(twin, self._new[n]) for n, twin in self._twins.items()}
 
     def differing(self, parent: str, names: Sequence[str], calls: Calls) -> dict[str, str]:
         """The layers by whose presence the parent does otherwise: looked for together, then one by one."""
@@ -81,22 +85,19 @@ class _Bench:
         for each in PASSES if names else ():
             given = calls[each.name]
             try:
-                dense, off = (
-                    next(self._answers(parent, side, given, each)) for side in (self._twins, self._moved)
-                )
-                trials = list(
-                    self._answers(parent, self._twins | {n: self._new[n] for n in names}, given, each)
-                )
+                dense = next(self._answers(parent, self._twins, given, each))
+                mixed = self._twins | {n: self._new[n] for n in names}
+                for answers in list(self._answers(parent, mixed, given, each)):
+                    excess = _excess(answers, dense, partial(self._moved_answers, parent, given, each))
+                    if excess is not None:
+                        return f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
             except Exception as error:  # a parent may be the user's own code, which raises what it likes
                 text = str(error).partition("\n")[0]
                 return f"breaks {where} in {each.name}: {type(error).__name__}: {text}"
-            for answers in trials:
-                excess = _excess(answers, dense, off)
-                if excess is not None:
-                    return (
-                        f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
-                    )
         return None
+
+    def _moved_answers(self, parent: str, calls: Sequence[Call], each: Pass) -> list[Any]:
+        return next(self._answers(parent, self._moved, calls, each))
 
     def _answers(self, parent: str, layers: Layers, calls: Sequence[Call], each: Pass) -> Iterator[list[Any]]:
         """What the parent says to every call, in one context of the pass after the other."""
@@ -114,21 +115,23 @@ class _Bench:
             yield answers
 
 
-def _excess(answers: list[Any], dense: list[Any], moved: list[Any]) -> str | None:
-    """By how much the answers differ, where it is more than rounding explains."""
-    (new, shape), (old, expected), (other, _) = (
-        pytree.tree_flatten(side) for side in (answers, dense, moved)
-    )
+def _excess(answers: list[Any], dense: list[Any], moved: Callable[[], list[Any]]) -> str | None:
+    """By how much the answers differ, where it is more than rounding explains; `moved` is asked only if need be."""
+    (new, shape), (old, expected) = pytree.tree_flatten(answers), pytree.tree_flatten(dense)
     if shape != expected:
         return f"{shape} for {expected}"
-    for a, b, c in zip(new, old, other, strict=True):
+    others: list[Any] = []
+    for place, (a, b) in enumerate(zip(new, old, strict=True)):
         if not isinstance(b, Tensor):
             continue  # what is no tensor says nothing of numbers; equal structures hold as many
         if not isinstance(a, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
             return f"{_told(a)} for {_told(b)}"
-        scale, difference, allowed = _norm(b), _distance(a, b), CONFIDENCE * _distance(c, b)
-        eps = torch.finfo(b.dtype).eps if b.is_floating_point() else 0.0
-        if not difference <= allowed + CONFIDENCE * eps * scale:  # so that NaN never agrees
+        scale, difference = _norm(b), _distance(a, b)
+        allowed = CONFIDENCE * torch.finfo(b.dtype).eps * scale if b.is_floating_point() else 0.0
+        if difference <= allowed:  # so that NaN never agrees
+            continue
+        others = others or pytree.tree_leaves(moved())
+        if not difference <= allowed + CONFIDENCE * _distance(others[place], b):
             return f"a difference of {difference / max(scale, 1e-30):.2g} relative to the answer"
     return None
 

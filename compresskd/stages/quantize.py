@@ -118,7 +118,8 @@ class Quantize:
         )
         prepare(student, how.spec(), start=start.tensors)
         if how.activation_bits is not None:
-            calibrate_activations(student, _samples(context, how.num_calibration))
+            unrounded = calibrate_activations(student, _samples(context, how.num_calibration))
+            context.details["float_inputs"] = dict.fromkeys(unrounded, "another module reads its weight")
         return student
 
     def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
