@@ -71,12 +71,7 @@ def evaluate_run(
     model = artifact.load(directory / entry["checkpoint"], trust=trust)
     config = record.config
     _check_fits(model, data, config)
-    scores = evaluate(
-        model,
-        data.test,
-        batch_size=config["train"]["evaluation_batch_size"],
-        precision=config["precision"],
-    )
+    scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compresskd import artifact, macs, measure
 from compresskd.console import Reporter
 from compresskd.data.base import Data, Split
+from compresskd.data.draw import draw
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
@@ -67,8 +68,8 @@ class Context:
 
     @property
     def example(self) -> Tensor:
-        """[1, ...] one normalised sample of the validation split."""
-        return next(iter(self.data.validation.batches(1))).inputs
+        """[1, ...] one normalised sample of the validation split, the same throughout a run."""
+        return next(iter(draw(self.data.validation, 1, seed=self.seed).batches(1))).inputs
 
     @property
     def stage_seed(self) -> int:
@@ -300,15 +301,8 @@ def _assess(
 
 
 def score(student: nn.Module, split: Split, context: Context) -> Scores:
-    """Evaluate a model on one split as the run's recipe says."""
-    recipe = context.recipe
-    return evaluate(
-        student,
-        split,
-        batch_size=recipe.evaluation_batch_size,
-        precision=recipe.precision,
-        device=context.device,
-    )
+    """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
+    return evaluate(student, split, batch_size=context.recipe.evaluation_batch_size)
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:
@@ -318,9 +312,16 @@ def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, 
     if path.exists():
         with np.load(path) as stored:
             arrays = dict(stored.items())
-    dtype = np.uint8 if context.data.num_classes <= 256 else np.uint16
-    arrays["targets"] = context.data.test.targets.cpu().numpy().astype(dtype)
-    arrays[name] = scores.predictions.cpu().numpy().astype(dtype)
+    arrays["targets"] = _narrow(context.data.test.targets.cpu().numpy())
+    arrays[name] = _narrow(scores.predictions.cpu().numpy())
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return arrays
+
+
+def _narrow(classes: np.ndarray) -> np.ndarray:
+    """The same numbers in the narrowest unsigned type that holds them all."""
+    narrow = classes.astype(np.min_scalar_type(int(classes.max(initial=0))))
+    if not np.array_equal(narrow, classes):
+        raise ValueError(f"classes: expected numbers of 0 or more, got {int(classes.min())}")
+    return narrow

@@ -13,7 +13,7 @@ from rich.table import Table
 from compresskd.export.agreement import BATCH_SIZES
 from compresskd.export.errors import ExportError, ExportFailed
 from compresskd.export.export import FORMS, Exported, export, is_export, report_of
-from compresskd.export.samples import Samples, first_of, random
+from compresskd.export.samples import Samples, drawn_from, random
 from compresskd.export.source import Source, open_source
 
 _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense"}
@@ -112,7 +112,7 @@ def _samples(source: Source, count: int) -> Samples:
 
     register()
     data = data_of(source.record.config)
-    return first_of(data.test, count, data.name)
+    return drawn_from(data.test, count, data.name)
 
 
 def _summary(exported: Exported) -> str:

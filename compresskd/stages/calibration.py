@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compresskd import tt
 from compresskd.data.base import Split
+from compresskd.data.draw import draw
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
@@ -41,24 +42,18 @@ class LayerStatistics:
 def calibrate(
     model: nn.Module, names: Sequence[str], split: Split, *, num_samples: int, seed: int, batch_size: int = 64
 ) -> dict[str, LayerStatistics]:
-    """Run `num_samples` samples of `split`, unaugmented, through the model and look at the named layers.
+    """Run `num_samples` samples of `split`, a seeded draw, through the model and look at the named layers.
 
     Any layer will do that maps one tensor to another; the model's mode and gradients are left as they were.
     """
     statistics: dict[str, LayerStatistics] = {}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    left = min(num_samples, len(split))
     with evaluation_mode(model), ExitStack() as stack:
         for name in names:
             stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator))
-        for batch in split.batches(batch_size, epoch=None):
-            if left <= 0:
-                break
-            inputs = batch.inputs[:left].requires_grad_(
-                True
-            )  # so that a graph exists even for frozen weights
-            left -= len(inputs)
+        for batch in draw(split, num_samples, seed=seed).batches(batch_size):
+            inputs = batch.inputs.requires_grad_(True)  # so that a graph exists even for frozen weights
             logits = model(inputs)
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)

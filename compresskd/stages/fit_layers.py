@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskd import swap
+from compresskd.data.draw import draw
 from compresskd.strategy import Context, State
 from compresskd.training.evaluation import evaluation_mode
 
@@ -22,7 +23,7 @@ class FitLayers:
 
     Attributes:
         steps: of Adam, each layer.
-        num_samples: training samples whose features are cached.
+        num_samples: training samples, a seeded draw, whose features are cached.
         batch_size: samples a step.
         learning_rate: of Adam.
     """
@@ -55,20 +56,13 @@ class FitLayers:
                 "fit_layers: no factorized layer of the student has a namesake in the teacher; "
                 "it takes a student that was made from the teacher (strategy=compress_then_distill)"
             )
-        inputs = torch.cat(list(self._samples(context)))
+        drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
+        inputs = torch.cat([batch.inputs for batch in drawn.batches(self.batch_size)])
         errors = {}
         for name in names:
             errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
         context.details.update(layer_errors=errors, epochs=0)
         return state
-
-    def _samples(self, context: Context) -> Iterator[Tensor]:
-        left = min(self.num_samples, len(context.data.train))
-        for batch in context.data.train.batches(self.batch_size, epoch=0, seed=context.seed):
-            yield batch.inputs[:left]
-            left -= len(batch.inputs)
-            if left <= 0:
-                return
 
     def _fit(
         self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Tensor, context: Context
