@@ -78,6 +78,8 @@ def evaluate_run(
             f"{scores.loss}): its accuracy means nothing"
         )
     same = data.test.fingerprint == record.data.get("test_fingerprint")
+    names = record.data.get("class_names")
+    same = same and names in (None, [str(name) for name in data.class_names])  # version 0.1 kept no names
     recorded = entry["metrics"].get("test_accuracy")
     if recorded is None:
         raise CannotEvaluate(f"{directory}: record.json has no test_accuracy for stage '{entry['name']}'")

@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
 from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run, RunDirectoryError
-from compresskd.strategy import Context, State, Strategy, score, store_predictions
+from compresskd.strategy import Context, State, Strategy, metrics_of, store_predictions
 from compresskd.teacher import Teacher
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
@@ -65,6 +65,8 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Reporter) -> None:
         torch.manual_seed(self.seed)
+        for notice in self.data.notices:
+            reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
         student = self.student().to(self.device)
         context = Context(
@@ -91,20 +93,14 @@ class Experiment:
             _check_same_teacher(context.run, fingerprint)
             return
         reporter = context.reporter
-        validation = score(teacher, context.data.validation, context)
-        test = score(teacher, context.data.test, context)
+        metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
         store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
             **origin,
             "fingerprint": fingerprint,
-            "metrics": {
-                "validation_accuracy": validation.accuracy,
-                "validation_loss": validation.loss,
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-            },
+            "metrics": metrics,
             "size": {
                 "num_parameters": measure.num_parameters(teacher),
                 "stored_bytes": artifact.bytes_of(teacher),
@@ -118,7 +114,7 @@ class Experiment:
         if products.unknown:
             reporter.note(f"teacher: MACs unknown ({products.unknown})")
         reporter.note(
-            f"teacher: validation {100 * validation.accuracy:.2f}%  test {100 * test.accuracy:.2f}%"
+            f"teacher: validation {100 * metrics['validation_accuracy']:.2f}%  test {100 * test.accuracy:.2f}%"
         )
 
     def _record(self) -> Record:
@@ -134,10 +130,13 @@ class Experiment:
             data={
                 "name": data.name,
                 "fingerprint": data.fingerprint,
+                "batches_fingerprint": data.batches_fingerprint,
                 "test_fingerprint": data.test.fingerprint,
                 "num_train": len(data.train),
                 "num_validation": len(data.validation),
                 "num_test": len(data.test),
+                "class_names": [str(name) for name in data.class_names],
+                "notices": [asdict(notice) for notice in data.notices],
             },
         )
 

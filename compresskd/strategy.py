@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import zlib
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ from compresskd.training import Recipe, Scores, evaluate
 
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
+
+
+class NotFiniteError(RuntimeError):
+    """A model answers NaN or inf on finite inputs."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +253,8 @@ def _assess(
     name: str, stage: Stage, state: State, context: Context, seconds: float, stored: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Score and measure the student; the record's entry for the stage."""
-    student, data = state.student, context.data
-    validation, test = (score(student, split, context) for split in (data.validation, data.test))
+    student = state.student
+    metrics, test = metrics_of(name, student, context)
     checkpoint = context.run.directory / stored["checkpoint"]
     content = replace(
         artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
@@ -265,12 +270,6 @@ def _assess(
     if state.teacher is not None:
         models["teacher"] = state.teacher
     times = measure.latency(models, context.example)
-    metrics = {
-        "validation_accuracy": validation.accuracy,
-        "validation_loss": validation.loss,
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
-    }
     teacher = context.record.teacher
     entry = {
         "name": name,
@@ -303,6 +302,21 @@ def _assess(
 def score(student: nn.Module, split: Split, context: Context) -> Scores:
     """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
     return evaluate(student, split, batch_size=context.recipe.evaluation_batch_size)
+
+
+def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores]:
+    """Accuracies and losses on validation and test for the record, and all scores on test.
+
+    Raises:
+        NotFiniteError: the model answers NaN or inf: its predictions mean nothing, and no figure is written.
+    """
+    metrics: dict[str, float] = {}
+    for split in (context.data.validation, context.data.test):
+        scores = score(model, split, context)
+        if not math.isfinite(scores.loss):
+            raise NotFiniteError(f"{name}: the model's loss on the {split.name} split is {scores.loss}")
+        metrics |= {f"{split.name}_accuracy": scores.accuracy, f"{split.name}_loss": scores.loss}
+    return metrics, scores
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:

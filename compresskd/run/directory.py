@@ -15,7 +15,7 @@ from filelock import FileLock
 from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
 from compresskd.run.files import remove_leftovers, write_text
 from compresskd.run.lock import acquire, describe_owner, release
-from compresskd.run.record import FINISHED, RECORD, RUNNING, Record, read_record
+from compresskd.run.record import FINISHED, RECORD, RUNNING, Record, changed_data, read_record
 
 
 class Run:
@@ -95,10 +95,10 @@ class Run:
 
     def _check_same_data(self, record: Record) -> None:
         assert self.record is not None
-        then, now = self.record.data.get("fingerprint"), record.data.get("fingerprint")
-        if then != now:
+        changed = changed_data(self.record, record)
+        if changed:
             raise RunDirectoryError(
-                f"{self.directory} was begun on other data (fingerprint {then} then, {now} now); "
+                f"{self.directory} was begun on other data ({changed}); "
                 "put the data back as it was, or write another hydra.run.dir=DIR"
             )
 

@@ -63,6 +63,28 @@ class Record:
         return cls(**known)
 
 
+def changed_data(then: Record, now: Record) -> str:
+    """In words, how the data of a run differ from those that it was begun on; empty where they do not.
+
+    Records of version 0.1 do not know the names of classes: those are compared by the batches alone.
+    """
+    before, after = then.data.get("class_names"), now.data.get("class_names")
+    key = "batches_fingerprint" if before is None else "fingerprint"
+    was, is_now = then.data.get("fingerprint"), now.data.get(key)
+    if was == is_now:
+        return ""
+    if before is not None and before != after:
+        return f"{_changed_names(before, after or [])}: fingerprint {was} then, {is_now} now"
+    return f"fingerprint {was} then, {is_now} now"
+
+
+def _changed_names(before: list[str], after: list[str]) -> str:
+    if len(before) != len(after):
+        return f"{len(before)} classes then, {len(after)} now"
+    label = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+    return f"class {label} was {before[label]!r}, it is {after[label]!r} now"
+
+
 def read_record(directory: Path) -> Record:
     """Read DIRECTORY/record.json. Raises RunDirectoryError saying what is wrong with it."""
     path = directory / RECORD
