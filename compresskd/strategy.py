@@ -49,6 +49,8 @@ class Context:
         seed: the run's seed; stages derive theirs from it and their name.
         details: what the running stage wants recorded (ranks, skipped layers, the best epoch).
         reference: the student's architecture as it was before any stage (for latency).
+        trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
+            is added.
         stage: name of the running stage.
         started: clock reading at which that stage would have begun had it never been interrupted.
     """
@@ -60,6 +62,7 @@ class Context:
     device: torch.device
     reporter: Reporter
     reference: nn.Module
+    trust: set[str] = field(default_factory=set)
     stage: str = ""
     started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -232,15 +235,16 @@ def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> d
         stored["teacher_checkpoint"] = f"checkpoints/{name}.teacher"
         stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
         artifact.save(state.teacher, directory / stored["teacher_checkpoint"])
+    context.trust |= {*stored["packages"]}
     return stored
 
 
 def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
-    """Read back what `_store` wrote. The packages that the record names made these models in this very run."""
+    """Read back what `_store` wrote, from the packages that this process trusts, whatever the record names."""
 
     def load(checkpoint: str) -> nn.Module:
         return artifact.load(
-            context.run.directory / checkpoint, device=context.device, trust=entry["packages"]
+            context.run.directory / checkpoint, device=context.device, trust=sorted(context.trust)
         )
 
     state = replace(state, student=load(entry["checkpoint"]))

@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from compresskd.models import target
+from compresskd.models.kinds import MODULE, Kind, resolve_kind
+from compresskd.models.target import check_trusted
 
 
 @runtime_checkable
@@ -103,29 +104,20 @@ def apply_structure(
         setattr(holder, child, new.train(old.training))
 
 
-def resolve(path: str, *, trust: Sequence[str] = ()) -> Callable[..., Any]:
+def resolve(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
     """The class or function at a dotted path that a file names and that is to be called.
 
-    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` whatever is defined in it. What a
-    trusted file merely imports (`compresskd.environment.subprocess.run`) is refused.
+    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` what is of the `kind` and defined in
+    it. What a trusted file merely imports (`compresskd.environment.subprocess.run`) is refused.
 
     Raises:
         ValueError: the path lies outside, or names nothing of the kind. Nothing outside is ever imported.
     """
     check_trusted(path, trust=trust)
-    found = target.resolve(path)
+    found = resolve_kind(path, kind)
     home = getattr(found, "__module__", None) or ""
     package = home.partition(".")[0]
     is_module = isinstance(found, type) and issubclass(found, nn.Module)
     if package in trust or (package == "compresskd" and is_module):
         return found
     raise ValueError(f"'{path}' is no torch.nn.Module that compresskd defines (it comes from '{home}')")
-
-
-def check_trusted(path: str, *, trust: Sequence[str] = ()) -> None:
-    """Raise ValueError where a dotted path lies outside compresskd and the packages in `trust`."""
-    package, *names = str(path).split(".")
-    if package not in {"compresskd", *trust}:
-        raise ValueError(f"'{path}' is not part of compresskd; to run it, pass trust=('{package}',)")
-    if any(name.startswith("__") for name in names):  # importing compresskd.__main__ would run the program
-        raise ValueError(f"'{path}' is no path of a class or function")

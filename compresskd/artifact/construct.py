@@ -15,6 +15,7 @@ from compresskd import swap
 from compresskd.artifact.content import Content, check, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
+from compresskd.models.kinds import PART
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
@@ -125,8 +126,10 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
 
 
 def _construct(architecture: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
-    for path in targets(architecture):
-        swap.resolve(path, trust=trust)
+    own, *nested = targets(architecture)
+    swap.resolve(own, trust=trust)
+    for path in nested:
+        swap.resolve(path, trust=trust, kind=PART)
     return construct(architecture["target"], architecture["kwargs"], seed=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ class Run:
         self.directory = directory
         self._lock = lock
         self.record = record
+        self.sign: Callable[[Record], dict[str, Any] | None] | None = None  # what the record is signed by
         self._opened = time.perf_counter()
         self._seconds_before = 0.0 if record is None else record.wall_seconds
 
@@ -68,6 +69,8 @@ class Run:
         if self.record is None:
             raise RunDirectoryError(f"{self.directory}: nothing to save before start()")
         self.record.updated, self.record.wall_seconds = _now(), self.wall_seconds
+        if self.sign is not None:
+            self.record.signature = self.sign(self.record)
         write_text(self.directory / RECORD, json.dumps(asdict(self.record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:

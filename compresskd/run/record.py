@@ -22,7 +22,8 @@ class Record:
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
     versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
-    how the bytes of the compact one split.
+    how the bytes of the compact one split. `signature` is there where code outside of compresskd takes part: see
+    `compresskd.trust`.
     """
 
     strategy: str
@@ -44,6 +45,7 @@ class Record:
     final: str | None = None
     model: dict[str, Any] | None = None
     error: dict[str, str] | None = None
+    signature: dict[str, Any] | None = None
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
         """The entry of the stage called `name`, or None where that stage has not finished."""
