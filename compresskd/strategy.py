@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from compresskd import artifact, macs, measure
 from compresskd.console import Reporter
+from compresskd.coverage import coverage
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
+from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
@@ -229,6 +231,7 @@ def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> d
     stored: dict[str, Any] = {
         "checkpoint": f"checkpoints/{name}",
         "packages": artifact.packages(state.student),
+        "frozen": frozen(state.student),
     }
     artifact.save(state.student, directory / stored["checkpoint"])
     if state.teacher is not None and new_teacher:
@@ -247,7 +250,11 @@ def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
             context.run.directory / checkpoint, device=context.device, trust=sorted(context.trust)
         )
 
-    state = replace(state, student=load(entry["checkpoint"]))
+    student = load(entry["checkpoint"])
+    if "frozen" in entry:  # a model file does not say it
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name not in entry["frozen"])
+    state = replace(state, student=student)
     if "teacher_checkpoint" in entry:
         return replace(state, teacher=load(entry["teacher_checkpoint"]).requires_grad_(False))
     return state
@@ -289,6 +296,10 @@ def _assess(
         "skipped": {},
         **context.details,
     }
+    entry["coverage"] = coverage(student, content.tensors, entry["skipped"])
+    if entry["layers"]:
+        left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
+        entry["skipped"] = {**left, **entry["skipped"]}
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]

@@ -12,10 +12,11 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from compresskd import swap
-from compresskd.artifact.content import Content, check, targets
+from compresskd.artifact.content import Content, check, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
 from compresskd.models.kinds import PART
+from compresskd.models.build import spec_of
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
@@ -73,6 +74,17 @@ def furnish(
     """Put the structured modules into a skeleton, in place; arguments as its."""
     with _without_memory([values["class"] for values in modules.values()], stored, trust):
         swap.apply_structure(model, modules, trust=trust)
+    return model
+
+
+def thaw(model: nn.Module) -> nn.Module:
+    """Make those parameters trainable that the architecture has so as its constructor makes it; the others stay frozen."""
+    trust, stored = packages(model), sum(value.numel() for value in model.state_dict().values())
+    born = skeleton(spec_of(model), stored=stored, trust=trust)
+    furnish(born, swap.structure(model), stored=stored, trust=trust)
+    trainable = {name: parameter.requires_grad for name, parameter in born.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable.get(name, True))
     return model
 
 

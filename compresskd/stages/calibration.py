@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd import tt
+from compresskd import layers, tt
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
 from compresskd.training.evaluation import evaluation_mode
@@ -96,8 +96,22 @@ def _add_sensitivity(found: LayerStatistics, gradient: Tensor, num_features: int
 
 
 def _is_matrix(layer: nn.Module) -> bool:
-    kinds = nn.Linear | nn.Conv2d | tt.TTLinear | tt.TTConv2d
-    return isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
+
+
+def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Of one weight that several layers apply: what its error does to each of them adds up.
+
+    The errors of the outputs weigh as the layers' sensitivities do, so that sensitivity * tr(E C E^T) is their sum.
+    """
+    if len(statistics) == 1:
+        return statistics[0]
+    sensitivity = sum(each.sensitivity for each in statistics)
+    total = sensitivity or len(statistics)
+    shares = [(each.sensitivity if sensitivity else 1.0) / total for each in statistics]
+    covariances = [s * each.covariance for s, each in zip(shares, statistics, strict=True) if each.covariance is not None]
+    power = sum(s * each.power for s, each in zip(shares, statistics, strict=True))
+    return LayerStatistics(sum(covariances[1:], covariances[0]) if covariances else None, sensitivity, power)
 
 
 def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:

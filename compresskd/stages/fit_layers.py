@@ -50,7 +50,8 @@ class FitLayers:
         teacher = state.teacher
         if teacher is None:
             raise ValueError("fit_layers needs a teacher")
-        names = [n for n in swap.structure(state.student) if n in dict(teacher.named_modules())]
+        theirs = dict(teacher.named_modules())
+        names = [n for n in swap.structure(state.student) if n in theirs and _is_trainable(state.student, n)]
         if not names:
             raise ValueError(
                 "fit_layers: no factorized layer of the student has a namesake in the teacher; "
@@ -69,7 +70,9 @@ class FitLayers:
     ) -> dict[str, float]:
         x, y = _features(teacher, name, inputs, self.batch_size)
         generator = torch.Generator().manual_seed(context.seed)
-        optimizer = torch.optim.Adam(layer.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(
+            [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
+        )
         before = _relative_error(layer, x, y)
         best, kept = before, {k: v.clone() for k, v in layer.state_dict().items()}
         for step in range(self.steps):
@@ -84,6 +87,10 @@ class FitLayers:
                     best, kept = error, {k: v.clone() for k, v in layer.state_dict().items()}
         layer.load_state_dict(kept)
         return {"before": before, "after": best}
+
+
+def _is_trainable(model: nn.Module, name: str) -> bool:
+    return any(parameter.requires_grad for parameter in model.get_submodule(name).parameters())
 
 
 @torch.no_grad()

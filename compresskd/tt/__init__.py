@@ -3,13 +3,14 @@
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cp import CPConv2d, CPLinear
 from compresskd.tt.embedding import TTEmbedding
-from compresskd.tt.factorize import candidates, error_curve, factorize
+from compresskd.tt.factorize import candidates, error_curve, factorize, refusal
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
 from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
 from compresskd.tt.tucker import TuckerLinear
+from compresskd.tt.twin import twin
 
 __all__ = [
     "CPConv2d",
@@ -26,4 +27,6 @@ __all__ = [
     "error_curve",
     "factorize",
     "from_structure",
+    "refusal",
+    "twin",
 ]
