@@ -238,8 +238,8 @@ def _with_same_attributes(module: nn.Module) -> Plain:
             setattr(made, key, value)
     made.training = module.training
     for key in ("weight", "bias"):
-        value = effective(module, key) if hasattr(module, key) else None
-        made.register_parameter(key, value if value is None else _parameter(value))
+        value = effective(module, key)
+        made.register_parameter(key, None if value is None else _parameter(value))
     return made
 
 
@@ -247,7 +247,7 @@ def _with_same_attributes(module: nn.Module) -> Plain:
 def effective(module: nn.Module, key: str) -> Tensor | None:
     """A parameter as evaluation reads it; a parametrization is left as it was (spectral norm would iterate)."""
     if not parametrize.is_parametrized(module, key):
-        return getattr(module, key)
+        return getattr(module, key, None)
     stack: nn.Module = module.parametrizations[key]  # pyright: ignore
     modes = {part: part.training for part in stack.modules()}
     stack.eval()

@@ -62,11 +62,13 @@ def adopt(new: nn.Module, old: nn.Module) -> nn.Module:
     """
     weights = layers.weights_of(old) or list(old.parameters())
     if weights:
-        new.to(device=weights[0].device, dtype=weights[0].dtype)
+        without_values = any(parameter.is_meta for parameter in new.parameters())
+        new.to(device=None if without_values else weights[0].device, dtype=weights[0].dtype)
         new.requires_grad_(any(weight.requires_grad for weight in weights))
     bias, own = old._parameters.get("bias"), new._parameters.get("bias")
     if bias is not None and own is not None and bias.shape == own.shape:
-        bias.copy_(own)
+        if not own.is_meta:
+            bias.copy_(own)
         new.register_parameter("bias", bias)
     return new.train(old.training)
 

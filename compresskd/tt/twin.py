@@ -37,7 +37,7 @@ def twin(layer: Any, like: Any) -> nn.Module | Skipped:
         return Skipped(f"tied with an embedding, which has no form of the kind {type(layer).__name__}")
     if "stride" in structure:
         structure |= {key: _plain(getattr(like, key)) for key in _OF_CONVOLUTION}
-    bias = layers.effective(like, "bias") if hasattr(like, "bias") else None
+    bias = layers.effective(like, "bias")
     made: Any = from_structure({**structure, "bias": bias is not None})
     made.to(next(layer.parameters()))
     for key in layers.WEIGHTS:
