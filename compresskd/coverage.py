@@ -29,8 +29,8 @@ def coverage(
     Returns:
         By name of the module: kind (its class), bytes (of its tensors before entropy coding; of tied ones in their
         first module alone), share (of those of all tensors), bits (the fewest), form (the class of a factorized layer,
-        or None), covered (whether it is of a kind that is compressed), weights_of (where its weight is another one's), reason (where nothing was done to it), is_matrix
-        (whether what was left has matrices, not vectors alone).
+        or None), covered (whether it is of a kind that is compressed), weights_of (where its weight is another one's),
+        reason (where nothing was done to it), is_matrix (whether what was left has matrices, not vectors alone).
     """
     owners = _owners(model)
     held: dict[str, dict[str, Tensor | QuantizedTensor]] = {}
@@ -94,7 +94,11 @@ def _owner(model: nn.Module, name: str) -> str:
 
 
 def _form(module: nn.Module, values: Iterable[Tensor | QuantizedTensor]) -> dict[str, Any]:
-    bits = [v.grid.bits if isinstance(v, QuantizedTensor) else 8 * v.itemsize for v in values if math.prod(v.shape)]
+    bits = [
+        v.grid.bits if isinstance(v, QuantizedTensor) else 8 * v.itemsize
+        for v in values
+        if math.prod(v.shape)
+    ]
     covered = layers.is_factorized(module) or layers.obstacle(module) is None
     return {
         "bits": min(bits, default=32),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 Plain = nn.Linear | nn.Conv2d | nn.Embedding
@@ -79,30 +79,44 @@ def register(cls: type[nn.Module], as_plain: Callable[[Any], Plain] | None = Non
 
 def obstacle(module: nn.Module) -> str | None:
     """Why this layer may not be replaced by another form of its weight; None where it may."""
-    cls = type_of(module)
-    if cls not in PLAIN and cls not in _registered:
-        base = next((base for base in PLAIN if issubclass(cls, base)), None)
-        if base is None:
-            return f"{cls.__name__} has no factorized form"
-        return (
-            f"{cls.__name__} is a subclass of nn.{base.__name__}, whose forward may do more; where it does not, "
-            "register it by compresskd.layers.register"
-        )
+    return _obstacle_of_type(type_of(module)) or _obstacle_of_hooks(module) or _obstacle_of_weight(module)
+
+
+def _obstacle_of_type(cls: type[nn.Module]) -> str | None:
+    if cls in PLAIN or cls in _registered:
+        return None
+    base = next((base for base in PLAIN if issubclass(cls, base)), None)
+    if base is None:
+        return f"{cls.__name__} has no factorized form"
+    return (
+        f"{cls.__name__} is a subclass of nn.{base.__name__}, whose forward may do more; where it does not, register "
+        "it by compresskd.layers.register"
+    )
+
+
+def _obstacle_of_hooks(module: nn.Module) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced on this very layer"
     for attribute, kind in _HOOKS.items():
         for called in (getattr(module, attribute, None) or {}).values():
-            if kind != "hook for loading" or not parametrize.is_parametrized(module):  # weight_norm reads older files
+            if kind != "hook for loading" or not parametrize.is_parametrized(
+                module
+            ):  # weight_norm reads older files
                 return f"it carries a {kind} ({_name_of(called)}), which would be lost"
+    return None
+
+
+def _obstacle_of_weight(module: nn.Module) -> str | None:
     weights = weights_of(module)
     if not weights:
         return "its weight is no parameter"
-    if any(isinstance(weight, UninitializedTensorMixin) for weight in weights):
+    if any(is_lazy(weight) for weight in weights):
         return "the shape of its weight is not known yet"
-    if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):  # pyright: ignore
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    if any(getattr(weight, name, None) for weight in weights for name in hooks):
         return "its weight carries a hook on its gradient, which would be lost"
     added = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias", "parametrizations"}
-    if added and cls in PLAIN:
+    if added and type_of(module) in PLAIN:
         return f"{', '.join(sorted(added))} was added to it, which would be lost"
     return None
 

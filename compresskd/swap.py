@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from compresskd import layers
 from compresskd.models.kinds import MODULE, Kind, resolve_kind
@@ -77,7 +78,9 @@ def share_weights(new: nn.Module, holder: nn.Module) -> None:
     """Let `new` hold the very factors of `holder`. Raises ValueError where they are of other shapes."""
     ours, theirs = ([list(p.shape) for p in layers.weights_of(module)] for module in (new, holder))
     if ours != theirs or not ours:
-        raise ValueError(f"tied factors: expected the shapes {ours}, those that are to be shared are {theirs}")
+        raise ValueError(
+            f"tied factors: expected the shapes {ours}, those that are to be shared are {theirs}"
+        )
     for key in layers.WEIGHTS:
         if isinstance(getattr(holder, key, None), nn.Module | nn.Parameter):
             setattr(new, key, getattr(holder, key))
@@ -106,7 +109,7 @@ def structure(model: nn.Module) -> dict[str, dict[str, Any]]:
     holders: dict[int, str] = {}
     for name, module in model.named_modules():
         if name and isinstance(module, Structured):
-            cls = layers.type_of(module)
+            cls: Any = parametrize.type_before_parametrizations(module)  # pyright: ignore[reportArgumentType]
             found[name] = {**module.structure(), "class": f"{cls.__module__}.{cls.__qualname__}"}
             factors = next((getattr(module, key) for key in layers.WEIGHTS if hasattr(module, key)), module)
             holder = holders.setdefault(id(factors), name)

@@ -1,7 +1,7 @@
 """Small models that compression must leave right, or refuse to touch and say so.
 
-`build(name)` gives a model [B, 64] or [B, 1, 8, 8] -> [B, 10]; `EXPECTED` says of each which layers stay as they are, by
-a word of the reason.
+`build(name)` gives a model [B, 64] or [B, 1, 8, 8] -> [B, 10]; `EXPECTED` says of each which layers stay as they are,
+by a word of the reason.
 """
 
 import torch
@@ -182,7 +182,9 @@ class Hooked(Plain):
 class PreHooked(Plain):
     def __init__(self):
         super().__init__()
-        self.mid.register_forward_pre_hook(lambda module, args, kwargs: ((-args[0],), kwargs), with_kwargs=True)
+        self.mid.register_forward_pre_hook(
+            lambda module, args, kwargs: ((-args[0],), kwargs), with_kwargs=True
+        )
 
 
 class BackwardHooked(Plain):
@@ -274,7 +276,9 @@ class OldNormalized(Plain):
     def __init__(self):
         super().__init__()
         self.mid.register_parameter("weight_v", nn.Parameter(self.mid.weight.detach().clone()))
-        self.mid.register_parameter("weight_g", nn.Parameter(self.mid.weight.detach().norm(dim=1, keepdim=True)))
+        self.mid.register_parameter(
+            "weight_g", nn.Parameter(self.mid.weight.detach().norm(dim=1, keepdim=True))
+        )
         del self.mid.weight
         self.mid.weight = self._weight(self.mid)
         self.mid.register_forward_pre_hook(self._renew)
@@ -413,8 +417,8 @@ MODELS = {
     cls.__name__.lower(): cls
     for cls in (
         Plain, Tied, TiedWithBias, TiedBiases, TiedConvolutions, LanguageModel, TiedPadding, Shared, Repeated, Subclass,
-        Registered, Scaled, Standardized, Hooked, PreHooked, BackwardHooked, GradientHooked, OwnForward, Adapted, Listed,
-        Frozen, FrozenBias, Normalized, Spectral, OwnParametrization, OldNormalized, Upsampling, Recurrent, Attending,
+        Registered, Scaled, Standardized, Hooked, PreHooked, BackwardHooked, GradientHooked, OwnForward, Adapted,
+        Listed, Frozen, FrozenBias, Normalized, Spectral, OwnParametrization, OldNormalized, Upsampling, Recurrent, Attending,
         Transposed, Bare, TiedWithBare, OneDimensional, Padded, Grouped, Double,
     )
 }  # fmt: skip

@@ -84,7 +84,12 @@ def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -
     integers = b"".join(pack(value.integers, value.grid) for value in quantized)
     best = entropy.encode(quantized) if coded and quantized else integers
     coded = len(best) < len(integers)
-    head = MAGIC + bytes([(FORMAT if ties else FORMAT - 1) | (_CODED if coded else 0)]) + varint(len(header)) + header
+    head = (
+        MAGIC
+        + bytes([(FORMAT if ties else FORMAT - 1) | (_CODED if coded else 0)])
+        + varint(len(header))
+        + header
+    )
     scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
     floats = b"".join(_bytes(value) for value in ordered if isinstance(value, Tensor))
     integers = best if coded else integers

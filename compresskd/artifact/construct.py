@@ -78,7 +78,7 @@ def furnish(
 
 
 def thaw(model: nn.Module) -> nn.Module:
-    """Make those parameters trainable that the architecture has so as its constructor makes it; the others stay frozen."""
+    """Make trainable what the architecture, as its constructor makes it, has trainable; the rest is frozen."""
     trust, stored = packages(model), sum(value.numel() for value in model.state_dict().values())
     born = skeleton(spec_of(model), stored=stored, trust=trust)
     furnish(born, swap.structure(model), stored=stored, trust=trust)

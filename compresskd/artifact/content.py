@@ -28,8 +28,9 @@ class Content:
     Attributes:
         architecture: {"target": dotted path, "kwargs": plain values}.
         modules: structure of every factorized module by name, as `swap.structure` returns it.
-        tensors: by name in the state of the network; tied names have the very same value, see `tied`. Quantized ones are read as their float32 values; float16
-            ones are vectors kept in half precision, and are read in the type that the constructor makes.
+        tensors: by name in the state of the network; tied names have the very same value, see `tied`. Quantized ones
+            are read as their float32 values; float16 ones are vectors kept in half precision, and are read in the
+            type that the constructor makes.
         activations: scale [1] float16 and zero point [1] int8 of 8-bit inputs, by the name of the layer.
         about: class_names, input_shape, mean, std, data, versions; empty for a checkpoint.
     """

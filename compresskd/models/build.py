@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from compresskd.models.kinds import MODULE, PART, resolve_kind
 from compresskd.models.target import nearest, resolve
@@ -42,6 +43,11 @@ def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
         )
     if not isinstance(module, nn.Module):
         raise ValueError(f"{target}: expected it to construct a torch.nn.Module, got {type(module).__name__}")
+    if unknown := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(
+            f"{target}: the shape of {', '.join(unknown[:3])} is not known before data come (a lazy layer); write its "
+            "sizes, such as nn.Linear(64, 10) for nn.LazyLinear(10)"
+        )
     if hasattr(module, "spec"):
         raise ValueError(
             f"{target}: the module has an attribute `spec` of its own, which is the name under which the "

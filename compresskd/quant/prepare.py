@@ -267,7 +267,9 @@ def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, Qua
     for target in targets:
         wished = {owner: spec.bits_of(owner) for owner in target.owners}
         if len(set(wished.values())) > 1:
-            raise ValueError(f"quant.layers: came {wished} for layers that share one weight; give all the same bits")
+            raise ValueError(
+                f"quant.layers: came {wished} for layers that share one weight; give all the same bits"
+            )
         if parametrize.is_parametrized(target.holder, target.key):
             raise ValueError(
                 f"'{target.name}' is parametrized already: prepare a module once, from its float form"

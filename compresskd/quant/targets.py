@@ -48,7 +48,7 @@ class Target:
 
 
 def find_targets(module: nn.Module) -> list[Target]:
-    """The weights of all Linear, Conv2d and Embedding, and all cores and factors of factorized layers; tied ones once."""
+    """The weights of all Linear, Conv2d and Embedding, and all cores and factors; tied ones once."""
     hanging = _hanging(module)
     owners = _owners(module)
     found: dict[int, Target] = {}
@@ -99,7 +99,7 @@ def _is_prepared(layer: nn.Module) -> bool:
 def _parametrizations(layer: nn.Module) -> list[nn.Module]:
     if not parametrize.is_parametrized(layer, "weight"):
         return []
-    return list(layer.parametrizations["weight"].children())  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+    return list(layer.parametrizations["weight"].children())  # pyright: ignore
 
 
 def _hanging(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -139,7 +139,7 @@ def _obstacle(places: list[tuple[nn.Module, str]]) -> str | None:
     """Why a parameter that hangs in these places cannot be rounded as it is read."""
     for holder, _ in places:
         if isinstance(holder, nn.RNNBase):
-            return f"its weight is one of {type(holder).__name__}'s too, which reads parameters by references of its own"
+            return f"its weight is {type(holder).__name__}'s too, which reads parameters by references of its own"
         if isinstance(holder, parametrize.ParametrizationList):
             return "its weight is what another one is made of"
         if isinstance(holder, nn.ParameterDict):

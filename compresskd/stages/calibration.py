@@ -109,7 +109,9 @@ def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
     sensitivity = sum(each.sensitivity for each in statistics)
     total = sensitivity or len(statistics)
     shares = [(each.sensitivity if sensitivity else 1.0) / total for each in statistics]
-    covariances = [s * each.covariance for s, each in zip(shares, statistics, strict=True) if each.covariance is not None]
+    covariances = [
+        s * each.covariance for s, each in zip(shares, statistics, strict=True) if each.covariance is not None
+    ]
     power = sum(s * each.power for s, each in zip(shares, statistics, strict=True))
     return LayerStatistics(sum(covariances[1:], covariances[0]) if covariances else None, sensitivity, power)
 

@@ -26,8 +26,9 @@ class TTEmbedding(TensorTrainLayer):
 
     Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. The row `padding_idx` gets no gradient;
     `padding` says what it is: 'zero', 'kept' (the buffer `padding_row` [embedding_dim]) or 'cores' (what the cores
-    say, as where a linear layer has the same cores and trains that row). With `sparse=True` the gradient of the first core is sparse where its rows are looked up directly (two
-    cores, as in the low-rank SVD): for optimizers that take sparse gradients.
+    say, as where a linear layer has the same cores and trains that row). With `sparse=True` the gradient of the first
+    core is sparse where its rows are looked up directly (two cores, as in the low-rank SVD): for optimizers that take
+    sparse gradients.
     """
 
     def __init__(
@@ -143,7 +144,9 @@ class TTEmbedding(TensorTrainLayer):
             "ranks": list(self.ranks),
             "padding_idx": self.padding_idx,
             "sparse": self.sparse,
-            **({} if self.padding == "zero" else {"padding": self.padding}),  # files of before have no such key
+            **(
+                {} if self.padding == "zero" else {"padding": self.padding}
+            ),  # files of before have no such key
         }
 
     @property

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from hard_modules import EXPECTED, MODELS
 
 from compresskd import artifact, layers, measure
 from compresskd.models.build import build
-from compresskd.quant.activation import calibrate
 from compresskd.quant.prepare import QuantSpec, convert, prepare
 from compresskd.quant.targets import find_targets
 from compresskd.stages.plan import Method, plan_layers
 from compresskd.stages.replacement import carry_out
 from compresskd.stages.size import Size
-from hard_modules import EXPECTED, MODELS
 
 FULL = 10**6
 
@@ -71,7 +70,9 @@ def test_nothing_changes_at_full_rank(name, method):
     for training in (False, True):
         if name == "spectral" and training:
             continue  # the norm iterates at each pass, the effective weight is that of evaluation
-        torch.testing.assert_close(outputs(model, training), outputs(original, training), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            outputs(model, training), outputs(original, training), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("method", [None, "tensor_train", "svd", "tucker"])
@@ -97,7 +98,9 @@ def test_eight_bits_are_those_of_what_is_stored(name, method, tmp_path):
         torch.testing.assert_close(outputs(original, False), answered, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["plain", "tied", "shared", "tiedconvolutions", "normalized", "frozen", "transposed"])
+@pytest.mark.parametrize(
+    "name", ["plain", "tied", "shared", "tiedconvolutions", "normalized", "frozen", "transposed"]
+)
 def test_cp_is_the_layer_with_its_reconstructed_weight(name):
     model = make(name)
     factorized(model, "cp", rank=5)
