@@ -416,10 +416,11 @@ class Double(Plain):
 MODELS = {
     cls.__name__.lower(): cls
     for cls in (
-        Plain, Tied, TiedWithBias, TiedBiases, TiedConvolutions, LanguageModel, TiedPadding, Shared, Repeated, Subclass,
-        Registered, Scaled, Standardized, Hooked, PreHooked, BackwardHooked, GradientHooked, OwnForward, Adapted,
-        Listed, Frozen, FrozenBias, Normalized, Spectral, OwnParametrization, OldNormalized, Upsampling, Recurrent, Attending,
-        Transposed, Bare, TiedWithBare, OneDimensional, Padded, Grouped, Double,
+        Plain, Tied, TiedWithBias, TiedBiases, TiedConvolutions, LanguageModel, TiedPadding, Shared, Repeated,
+        Subclass, Registered, Scaled, Standardized, Hooked, PreHooked, BackwardHooked, GradientHooked,
+        OwnForward, Adapted, Listed, Frozen, FrozenBias, Normalized, Spectral, OwnParametrization,
+        OldNormalized, Upsampling, Recurrent, Attending, Transposed, Bare, TiedWithBare, OneDimensional,
+        Padded, Grouped, Double,
     )
 }  # fmt: skip
 
@@ -442,5 +443,5 @@ EXPECTED = {
 }
 
 
-def build(name, **_):
+def build(name, num_classes=10):
     return MODELS[name]()

@@ -49,15 +49,20 @@ def calibrate(
     statistics: dict[str, LayerStatistics] = {}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
+    roots: list[Tensor] = []
     with evaluation_mode(model), ExitStack() as stack:
         for name in names:
-            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator))
+            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, roots))
         for batch in draw(split, num_samples, seed=seed).batches(batch_size):
-            inputs = batch.inputs.requires_grad_(True)  # so that a graph exists even for frozen weights
+            inputs = batch.inputs
+            if inputs.is_floating_point():
+                inputs.requires_grad_(True)  # so that a graph exists even for frozen weights
             logits = model(inputs)
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)
-            torch.autograd.grad((logits.float() * probe).sum(), inputs)
+            starts = [tensor for tensor in (inputs, *roots) if tensor.requires_grad]
+            torch.autograd.grad((logits.float() * probe).sum(), starts, allow_unused=True)
+            roots.clear()
     for found in statistics.values():
         if found.covariance is not None:
             found.covariance /= max(1, found._rows)
@@ -68,9 +73,18 @@ def calibrate(
 
 @contextmanager
 def _watched(
-    name: str, layer: nn.Module, statistics: dict[str, LayerStatistics], generator: torch.Generator
+    name: str,
+    layer: nn.Module,
+    statistics: dict[str, LayerStatistics],
+    generator: torch.Generator,
+    roots: list[Tensor],
 ) -> Iterator[None]:
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not any(
+            isinstance(x, Tensor) and x.requires_grad for x in args
+        ):  # indices have no gradient to go back to
+            roots.append(output.detach().requires_grad_(True))
+            output = roots[-1].clone()
         found = statistics.setdefault(name, LayerStatistics(None))
         if _is_matrix(layer):
             rows = _input_rows(layer, args[0].detach(), generator)
@@ -83,6 +97,7 @@ def _watched(
         found._positions += output.numel() // num_features
         found._samples += len(output)
         output.register_hook(lambda g: _add_sensitivity(found, g, num_features))
+        return output
 
     handle = layer.register_forward_hook(hook)
     try:

@@ -30,10 +30,11 @@ _CLOSE = 0.995  # share of the budget that ends the search
 
 @dataclass(frozen=True)
 class Form:
-    """Bits of a layer, and the layer of lower ranks that takes its place (None leaves it)."""
+    """Bits of a weight, the layer of lower ranks that takes its place (None leaves it), and all layers that use it."""
 
     bits: int
     layer: nn.Module | None = None
+    users: tuple[str, ...] = ()
 
 
 Chosen = Mapping[str, Form]
@@ -60,7 +61,7 @@ def fit_budget(model: nn.Module, how: Quantization, context: Context) -> Quantiz
     for name, users in owners.items():
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, how)
         statistics = combined([found[user] for user in users])
-        curves[name] = list(_sizes(layer, bits, how, statistics, keep_ranks=len(users) > 1))
+        curves[name] = list(_sizes(layer, bits, how, statistics, users))
     budget = int(how.budget if how.budget > 1 else how.budget * _file_bytes(model, context))
     chosen, details = _within(budget, curves, model, how, context)
     context.details["budget"] = details
@@ -96,15 +97,15 @@ def _bits_allowed(name: str, model: nn.Module, how: Quantization) -> tuple[int, 
 
 
 def _sizes(
-    layer: nn.Module, bits: tuple[int, ...], how: Quantization, found: LayerStatistics, *, keep_ranks: bool
+    layer: nn.Module, bits: tuple[int, ...], how: Quantization, found: LayerStatistics, users: tuple[str, ...]
 ) -> Iterator[Size]:
     """Every form of one layer, with the bytes of its weights and the error that it adds.
 
-    With `keep_ranks` bits alone differ: the layer's factors are another one's too.
+    Where several layers use its weight, bits alone differ.
     """
     exact = _dense(layer)
     start_how = replace(how, layers=None, core_start="nearest" if how.core_start == "nearest" else "gauge")
-    for lower in (None,) if keep_ranks else _lower_ranks(layer):
+    for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
@@ -117,7 +118,7 @@ def _sizes(
                 num_steps=0,
             )
             cost = sum(tensor.num_bytes() for tensor in start.tensors.values())
-            yield Size(cost, _loss(exact, _dense(rounded["layer"]), found), form=Form(each, lower))
+            yield Size(cost, _loss(exact, _dense(rounded["layer"]), found), form=Form(each, lower, users))
 
 
 def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
@@ -213,7 +214,8 @@ def _put_in(model: nn.Module, chosen: Chosen) -> None:
 
 
 def _with_bits(how: Quantization, chosen: Chosen) -> Quantization:
-    return replace(how, layers={**{name: form.bits for name, form in chosen.items()}, **how.patterns})
+    bits = {user: form.bits for form in chosen.values() for user in form.users}
+    return replace(how, layers={**bits, **how.patterns})
 
 
 def _file_bytes(model: nn.Module, context: Context) -> int:
