@@ -80,7 +80,10 @@ def _parametrized(name: str, ordinary: nn.Module, values: Mapping[str, Tensor]) 
     """The state of a parametrized layer that reads as these values, where its parametrization can be assigned to."""
     for key, value in values.items():
         try:
-            setattr(ordinary, key, nn.Parameter(value.detach().clone()))
+            if parametrize.is_parametrized(ordinary, key):
+                setattr(ordinary, key, value.detach())
+            else:
+                getattr(ordinary, key).copy_(value)
             same = torch.allclose(getattr(ordinary, key), value, rtol=1e-5, atol=1e-7)
         except (RuntimeError, NotImplementedError, AttributeError):
             same = False
