@@ -15,8 +15,8 @@ from compresskd import swap
 from compresskd.artifact.content import Content, check, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
-from compresskd.models.kinds import PART
 from compresskd.models.build import spec_of
+from compresskd.models.kinds import PART
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
