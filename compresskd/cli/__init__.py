@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,15 +19,15 @@ from compresskd.cli.endings import (
 )
 from compresskd.cli.execute import execute
 from compresskd.cli.jobs import run_hydra
+from compresskd.models.target import search_here_last
 from compresskd.run import FINISHED, AlreadyFinished, read_record
+from compresskd.trust import granted, take_trust
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # A console script lacks the working directory on its path; a user's own `_target_` lives there.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_here_last()
     outlive_the_reader()
     verbose = "--verbose" in arguments
     arguments = [a for a in arguments if a != "--verbose"]
@@ -73,9 +72,16 @@ def _compare(arguments: list[str]) -> int:
     return compare.main(arguments)
 
 
+_RESUME = """usage: compresskd resume DIR [--trust PACKAGE ...]
+
+Go on with the run in DIR where it stopped. A run that somebody else began, or whose record or code was changed since,
+executes code outside of compresskd only where --trust names its package."""
+
+
 def _resume(arguments: list[str]) -> int:
+    arguments, said = take_trust(arguments)
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
+        print(_RESUME)
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
     directory = Path(arguments[0])
     record = read_record(directory)
@@ -83,7 +89,8 @@ def _resume(arguments: list[str]) -> int:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
     from compresskd.config.build import build_recorded
 
-    execute(build_recorded(record.config, record.overrides), directory, unique=False)
+    trust = granted(directory, record, said)
+    execute(build_recorded(record.config, record.overrides, trust=trust), directory, unique=False)
     return 0
 
 
@@ -99,13 +106,15 @@ def _export(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
-_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
+_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...] [--trust PACKAGE ...]
 
 Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
-reproduced; or score it on other data. Exit code 1 where it is not reproduced."""
+reproduced; or score it on other data. Exit code 1 where it is not reproduced. Code outside of compresskd runs where
+the run is your own and unchanged, or where --trust names its package."""
 
 
 def _evaluate(arguments: list[str]) -> int:
+    arguments, said = take_trust(arguments)
     about_data = [a for a in arguments if a.startswith(("data=", "data."))]
     names = [a for a in arguments if a not in about_data]
     # a job's folder may have an '=' in its name, a stage may not: what else has one is refused as an override
@@ -121,8 +130,8 @@ def _evaluate(arguments: list[str]) -> int:
     from compresskd.evaluate import evaluate_run
 
     register()
-    data = data_of(record.config, changes)
-    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    trust = granted(directory, record, said)
+    data = data_of(record.config, changes, trust=trust)
     verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
     print(verdict)
     return FAILURE if verdict.reproduced is False else 0

@@ -10,11 +10,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import interpolation_faults, origin, resolve
 from compresskd.config.outputs import output_faults
 from compresskd.config.parts import Parts, as_it_is, model_of, with_shape
+from compresskd.config.recorded import check_recorded
 from compresskd.config.schema import MODEL_ROLES, Config
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
@@ -63,14 +65,20 @@ def _build_job(job: Job, loaded: dict[str, Data]) -> Experiment:
     return experiment
 
 
-def build_recorded(config: Plain, overrides: Sequence[str] = ()) -> Experiment:
+def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Experiment:
     """The experiment of a record; keys that an earlier version did not write get their defaults.
 
+    Args:
+        config: that of the record.
+        overrides: what was typed when the run was begun.
+        trust: packages besides compresskd whose code may run.
+
     Raises:
-        ConfigError: with every fault, such as data that is no longer there.
+        ConfigError: with every fault, such as data that is no longer there, or code that may not run.
     """
+    check_recorded(config, trust)
     known = dataclasses.asdict(Config()) | config
-    return build(resolve(OmegaConf.create(known)), overrides)
+    return build(resolve(OmegaConf.create(known)), overrides, trust=trust)
 
 
 def build(
@@ -80,6 +88,7 @@ def build(
     data: Data | None = None,
     origin_of: Callable[..., str] = as_it_is,
     faults: Sequence[Fault] = (),
+    trust: Sequence[str] | None = None,
 ) -> Experiment:
     """Build the experiment that a resolved configuration describes.
 
@@ -89,11 +98,12 @@ def build(
         data: already loaded; None loads what `config['data']` says.
         origin_of: (key, literal=) -> the key that a user would change; see `compresskd.config.origin`.
         faults: already known, to be raised with those found here.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
 
     Raises:
         ConfigError: with every fault; nothing has been trained or written.
     """
-    parts = Parts(config, origin_of, faults)
+    parts = Parts(config, origin_of, faults, trust)
     parts.check_values_and_calls()
     recipe = parts.recipe(config)
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
@@ -107,8 +117,18 @@ def build(
     config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
     teacher = None
     if strategy.needs_teacher:
-        teacher = teacher_of(config, data, lambda own: build(own, overrides, data=data))
+        teacher = teacher_of(config, data, lambda own: build(own, overrides, data=data, trust=trust))
     student = functools.partial(model_of, config["student"], config["seed"])
+    named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
     return Experiment(
-        data, student, strategy, recipe, config["seed"], device, teacher, config, tuple(overrides)
+        data,
+        student,
+        strategy,
+        recipe,
+        config["seed"],
+        device,
+        teacher,
+        config,
+        tuple(overrides),
+        trust=tuple(named),
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskd import swap
+from compresskd.data.draw import draw
 from compresskd.strategy import Context, State
 from compresskd.training.evaluation import evaluation_mode
 
@@ -22,7 +23,7 @@ class FitLayers:
 
     Attributes:
         steps: of Adam, each layer.
-        num_samples: training samples whose features are cached.
+        num_samples: training samples, a seeded draw, whose features are cached.
         batch_size: samples a step.
         learning_rate: of Adam.
     """
@@ -49,33 +50,29 @@ class FitLayers:
         teacher = state.teacher
         if teacher is None:
             raise ValueError("fit_layers needs a teacher")
-        names = [n for n in swap.structure(state.student) if n in dict(teacher.named_modules())]
+        theirs = dict(teacher.named_modules())
+        names = [n for n in swap.structure(state.student) if n in theirs and _is_trainable(state.student, n)]
         if not names:
             raise ValueError(
                 "fit_layers: no factorized layer of the student has a namesake in the teacher; "
                 "it takes a student that was made from the teacher (strategy=compress_then_distill)"
             )
-        inputs = torch.cat(list(self._samples(context)))
+        drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
+        inputs = torch.cat([batch.inputs for batch in drawn.batches(self.batch_size)])
         errors = {}
         for name in names:
             errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
         context.details.update(layer_errors=errors, epochs=0)
         return state
 
-    def _samples(self, context: Context) -> Iterator[Tensor]:
-        left = min(self.num_samples, len(context.data.train))
-        for batch in context.data.train.batches(self.batch_size, epoch=0, seed=context.seed):
-            yield batch.inputs[:left]
-            left -= len(batch.inputs)
-            if left <= 0:
-                return
-
     def _fit(
         self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Tensor, context: Context
     ) -> dict[str, float]:
         x, y = _features(teacher, name, inputs, self.batch_size)
         generator = torch.Generator().manual_seed(context.seed)
-        optimizer = torch.optim.Adam(layer.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(
+            [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
+        )
         before = _relative_error(layer, x, y)
         best, kept = before, {k: v.clone() for k, v in layer.state_dict().items()}
         for step in range(self.steps):
@@ -90,6 +87,10 @@ class FitLayers:
                     best, kept = error, {k: v.clone() for k, v in layer.state_dict().items()}
         layer.load_state_dict(kept)
         return {"before": before, "after": best}
+
+
+def _is_trainable(model: nn.Module, name: str) -> bool:
+    return any(parameter.requires_grad for parameter in model.get_submodule(name).parameters())
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import tt
+from compresskd.data.draw import draw
 from compresskd.objective import Objective
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
@@ -167,12 +168,6 @@ def _stop_statistics(model: nn.Module) -> None:
 
 
 def _samples(context: Context, num_samples: int) -> list[Tensor]:
-    """Batches of inputs of the training split, unaugmented, `num_samples` together."""
-    batches: list[Tensor] = []
-    left = num_samples
-    for batch in context.data.train.batches(context.recipe.evaluation_batch_size):
-        if left <= 0:
-            break
-        batches.append(batch.inputs[:left])
-        left -= len(batches[-1])
-    return batches
+    """Batches of inputs of the training split, a seeded draw of `num_samples` together."""
+    drawn = draw(context.data.train, num_samples, seed=context.stage_seed)
+    return [batch.inputs for batch in drawn.batches(context.recipe.evaluation_batch_size)]

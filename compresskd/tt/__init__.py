@@ -3,7 +3,7 @@
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cp import CPConv2d, CPLinear
 from compresskd.tt.embedding import TTEmbedding
-from compresskd.tt.factorize import candidates, error_curve, factorize
+from compresskd.tt.factorize import candidates, error_curve, factorize, refusal
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
 from compresskd.tt.ordinary import ordinary
@@ -11,6 +11,7 @@ from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
 from compresskd.tt.tucker import TuckerLinear
+from compresskd.tt.twin import twin
 
 __all__ = [
     "CPConv2d",
@@ -28,4 +29,6 @@ __all__ = [
     "factorize",
     "from_structure",
     "ordinary",
+    "refusal",
+    "twin",
 ]

@@ -23,14 +23,17 @@ from compresskd.tt.prepared import can_keep
 from compresskd.tt.product import is_watched
 
 MAX_TABLE = 1 << 22
+PADDINGS = ("zero", "kept", "cores")
 
 
 class TTEmbedding(TensorTrainLayer):
     """Token ids [...] to rows [..., embedding_dim] of a table [num_embeddings, embedding_dim] in TT format.
 
-    Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. `padding_idx` rows are zero and get no
-    gradient. With `sparse=True` the gradient of the first core is sparse where its rows are looked up directly (two
-    cores, as in the low-rank SVD): for optimizers that take sparse gradients.
+    Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. The row `padding_idx` gets no gradient;
+    `padding` says what it is: 'zero', 'kept' (the buffer `padding_row` [embedding_dim]) or 'cores' (what the cores
+    say, as where a linear layer has the same cores and trains that row). With `sparse=True` the gradient of the first
+    core is sparse where its rows are looked up directly (two cores, as in the low-rank SVD): for optimizers that take
+    sparse gradients.
     """
 
     def __init__(
@@ -43,10 +46,13 @@ class TTEmbedding(TensorTrainLayer):
         *,
         ranks: Sequence[int] | None = None,
         padding_idx: int | None = None,
+        padding: str = "zero",
         sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if padding not in PADDINGS:
+            raise ValueError(f"expected padding to be one of {', '.join(PADDINGS)}; got {padding!r}")
         check_modes(embedding_dim, num_embeddings, embedding_dims, vocabulary_dims)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"expected padding_idx within {num_embeddings} embeddings, got {padding_idx}")
@@ -54,7 +60,10 @@ class TTEmbedding(TensorTrainLayer):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
-        self.sparse = sparse
+        self.padding, self.sparse = padding, sparse
+        if padding == "kept":
+            self.padding_row: Tensor
+            self.register_buffer("padding_row", torch.zeros(embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self, *, gain: float = 1.0) -> None:
@@ -83,7 +92,8 @@ class TTEmbedding(TensorTrainLayer):
 
     @classmethod
     def from_cores(cls, cores: Sequence[Tensor], like: "nn.Embedding | TTEmbedding") -> Self:
-        """The layer that holds copies of these cores, with the sizes and options of `like`."""
+        """The layer that holds copies of these cores, with the sizes, options and padding row of `like`."""
+        row = _padding_row(like)
         layer = cls(
             like.num_embeddings,
             like.embedding_dim,
@@ -91,10 +101,15 @@ class TTEmbedding(TensorTrainLayer):
             [core.shape[2] for core in cores],
             1,
             padding_idx=like.padding_idx,
+            padding="zero" if row is None else "kept",
             sparse=like.sparse,
             device="meta",
         )
+        if isinstance(like, TTEmbedding) and like.padding == "cores":
+            layer.padding = "cores"
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
+        if row is not None:
+            layer.padding_row = row.clone()
         return layer
 
     @classmethod
@@ -113,9 +128,12 @@ class TTEmbedding(TensorTrainLayer):
             structure["embedding_dims"],
             1,
             padding_idx=structure["padding_idx"],
+            padding=structure.get("padding", "zero"),
             sparse=structure["sparse"],
             device="meta",
         )
+        if layer.padding == "kept":
+            layer.padding_row = torch.zeros(layer.embedding_dim, device=device, dtype=dtype)
         shapes = core_shapes(layer.embedding_dims, layer.vocabulary_dims, structure["ranks"])
         layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
         return layer
@@ -131,6 +149,9 @@ class TTEmbedding(TensorTrainLayer):
             "ranks": list(self.ranks),
             "padding_idx": self.padding_idx,
             "sparse": self.sparse,
+            **(
+                {} if self.padding == "zero" else {"padding": self.padding}
+            ),  # files of before have no such key
         }
 
     @property
@@ -139,13 +160,11 @@ class TTEmbedding(TensorTrainLayer):
         return self.num_embeddings * self.embedding_dim
 
     def to_dense(self) -> Tensor:
-        """The table [num_embeddings, embedding_dim], differentiable; the padding row is zero."""
+        """The table [num_embeddings, embedding_dim], differentiable but for the padding row."""
         table = to_matrix(list(self.cores))[: self.num_embeddings, : self.embedding_dim]
         if self.padding_idx is None:
             return table
-        keep = torch.ones(self.num_embeddings, 1, dtype=table.dtype, device=table.device)
-        keep[self.padding_idx] = 0.0
-        return table * keep
+        return self._padded(table, torch.arange(self.num_embeddings, device=table.device))
 
     def _from(self, cores: Sequence[Tensor]) -> Self:
         return self.from_cores(cores, self)
@@ -172,8 +191,16 @@ class TTEmbedding(TensorTrainLayer):
         if rows.shape[-1] != self.embedding_dim:
             rows = rows[..., : self.embedding_dim]
         if self.padding_idx is not None:
-            rows = rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+            rows = self._padded(rows, ids)
         return rows.reshape(*input.shape, self.embedding_dim)
+
+    def _padded(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """[T, D] rows of ids [T], the padding row as `padding` says and without a gradient."""
+        is_padding = (ids == self.padding_idx).unsqueeze(-1)
+        if self.padding == "zero":
+            return rows.masked_fill(is_padding, 0.0)
+        kept = self.padding_row.to(rows.dtype) if self.padding == "kept" else rows.detach()
+        return torch.where(is_padding, kept, rows)
 
     def _rows(self, ids: Tensor, left: Tensor, right: Tensor, first: Tensor | None) -> Tensor:
         """[T] to [T, D]; left [V_1, D_1, r], right [V_2, r, D_2]; `first` is the core that left is a view of."""
@@ -254,6 +281,15 @@ def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
     return (
         table.transpose(0, 1).index_select(1, ids).transpose(0, 1)
     )  # to lay all of it out would take longer
+
+
+def _padding_row(like: "nn.Embedding | TTEmbedding") -> Tensor | None:
+    """The padding row [D] where it is kept; None where there is none, or it is zero or the cores'."""
+    if isinstance(like, TTEmbedding):
+        return like.padding_row if like.padding == "kept" else None
+    if like.padding_idx is None or not bool(like.weight[like.padding_idx].any()):
+        return None
+    return like.weight[like.padding_idx].detach()
 
 
 class _DenseGradient(torch.autograd.Function):

@@ -48,9 +48,16 @@ class CurvePoint:
 
 
 def search(
-    weight: Tensor, candidates: Sequence[Modes], wish: Wish, *, covariance: Tensor | None = None
+    weight: Tensor,
+    candidates: Sequence[Modes],
+    wish: Wish,
+    *,
+    covariance: Tensor | None = None,
+    keep_larger: bool = False,
 ) -> list[Candidate]:
     """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
+
+    Those that take as many parameters as `weight` come into question with `keep_larger` only.
 
     Which is best: for an exactness wish the fewest parameters; for a budget the least error; for a rank the error
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
@@ -59,7 +66,7 @@ def search(
     spectra = Spectra(_metric(weight, covariance))
     dense = weight.numel()
     estimates = [_estimate(modes, spectra, wish) for modes in candidates]
-    smaller = [c for c in estimates if c.num_parameters < dense]
+    smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
     if not smaller:
         return sorted(estimates, key=lambda c: c.num_parameters)
     reference = _Reference(candidates[0], spectra)
@@ -70,7 +77,7 @@ def search(
     padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
     chosen += [c for c in padded[:1] if c not in chosen]
     done = [realize(c, weight, spectra, wish, covariance) for c in chosen]
-    done = [c for c in done if c.num_parameters < dense]
+    done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, wish, reference))
     return done + [c for c in ranked if c not in chosen]
 

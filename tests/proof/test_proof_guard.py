@@ -7,9 +7,13 @@ import torch
 from odd_models import READ, RIGHT, WRONG, Listed, Plain
 from torch import nn
 
-from compresskd import tt
+from compresskd import layers, tt
 from compresskd.proof import read_by_others
-from compresskd.stages.compression import Compression, NothingCompressed, factorizable, factorize_model
+from compresskd.stages.compression import Compression, NothingCompressed, factorize_model
+
+
+def factorizable(model):
+    return [pair for layer in layers.find(model) for pair in layer.members.items()]
 
 
 def read(model, batch=4):
@@ -61,8 +65,8 @@ def test_a_model_that_takes_no_other_module_says_so():
 def test_without_the_readers_all_runs_in_every_mode(kind):
     model, x = kind(), torch.randn(4, 64)
     names = {name for name, layer in factorizable(model) if type(layer) is nn.Linear} - READ[kind]
-    layers, skipped = factorize_model(model, {n: lambda layer: tt.factorize(layer, rank=2) for n in names}, x)
-    assert layers.keys() | skipped.keys() >= names
+    found = factorize_model(model, {n: lambda layer: tt.factorize(layer, rank=2) for n in names}, x)
+    assert found.layers.keys() | found.skipped.keys() >= names
     for training in (True, False):
         model.train(training)
         model(x)
