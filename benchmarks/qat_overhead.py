@@ -10,7 +10,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,9 +88,10 @@ def _perceptron(**options: object) -> nn.Module:
 
 
 def _factorized(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    def built(**options: object) -> nn.Module:
-        model = build(**options)
-        factorize_model(model, {name: partial(tt.factorize, rank=8) for name, _ in factorizable(model)})
+    def built(*, input_shape: Sequence[int], **options: object) -> nn.Module:
+        model = build(input_shape=input_shape, **options)
+        plan = {name: partial(tt.factorize, rank=8) for name, _ in factorizable(model)}
+        factorize_model(model, plan, torch.rand(4, *input_shape))
         return model
 
     return built

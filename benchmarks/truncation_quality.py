@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -30,10 +31,12 @@ from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
 from compresskd.console import Reporter
+from compresskd.data.base import Data
 from compresskd.experiment import Experiment
 from compresskd.run import Record, open_run
 from compresskd.stages import Compression
 from compresskd.stages.compression import NothingCompressed, factorize_model
+from compresskd.strategy import few_samples
 
 MAX_RANK = 512
 ROWS = {
@@ -93,17 +96,17 @@ def _least_rank(overrides: Sequence[str], row: Sequence[str], budget: float) -> 
     low, high = 0, MAX_RANK
     while high - low > 1:
         middle = (low + high) // 2
-        enough = _share(model, dataclasses.replace(stage.how, rank=middle)) >= budget
+        enough = _share(model, dataclasses.replace(stage.how, rank=middle), experiment.data) >= budget
         low, high = (low, middle) if enough else (middle, high)
     return high
 
 
-def _share(dense: nn.Module, how: Compression) -> float:
+def _share(dense: nn.Module, how: Compression, data: Data) -> float:
     """Of the parameters that stay; it does not depend on the values of the weights."""
     model = copy.deepcopy(dense)
-    unused: Any = None  # context: only data-aware plans and max_drop look at it
+    context: Any = SimpleNamespace(data=data)  # more of it only data-aware plans and max_drop look at
     try:
-        factorize_model(model, how.plan(model, unused))
+        factorize_model(model, how.plan(model, context), few_samples(context))
     except NothingCompressed:  # the rank is too large for every layer
         return 1.0
     return measure.num_parameters(model) / measure.num_parameters(dense)

@@ -94,8 +94,8 @@ def _plan_run(layer: TTLinear, chain: Chain, x: Tensor, training: bool) -> Run:
     if chain.plan.kind == "folded":
         weight = folded_weight(cores, layer.in_features, layer.out_features, x.dtype)
         return torch.no_grad()(lambda: nn.functional.linear(x, weight))
-    run = inference_run(chain, groups(cores, chain, x.dtype), x.shape[0], None)
-    return torch.no_grad()(lambda: run(x))
+    run = inference_run(chain, groups(cores, chain, x.dtype), x.shape[0])
+    return torch.no_grad()(lambda: run(x, None))
 
 
 def main() -> None:

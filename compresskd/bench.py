@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from compresskd import artifact, swap, tt
 from compresskd.run import read_record
+from compresskd.trust import HELP, granted, trusted_packages
 from compresskd.tt.calibration import machine
 from compresskd.tt.chain import Chain
 from compresskd.tt.choice import choose
@@ -59,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
     table = Table(title=f"forward, milliseconds, {torch.get_num_threads()} thread(s)")
     for heading in ("layer", "batch", "plan", "ms", "dense ms", "x dense", "tltorch ms", "x tltorch"):
         table.add_column(heading, justify="left" if heading in ("layer", "plan") else "right")
-    cases = _of_run(arguments.directory, batches) if arguments.directory else _of_layer(arguments, batches)
+    if arguments.directory:
+        cases = _of_run(arguments.directory, batches, trusted_packages(arguments.trust))
+    else:
+        cases = _of_layer(arguments, batches)
     for case in cases:
         _add_rows(table, case, arguments.plans)
     console = Console()
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plans", type=int, default=3, help="plans shown beside the one that is picked (default 3)"
     )
     parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=HELP)
     return parser
 
 
@@ -114,11 +119,11 @@ def _of_layer(arguments: argparse.Namespace, batches: Sequence[int]) -> Iterator
         yield _case(arguments.layer, layer.eval(), torch.randn(batch, num_inputs))
 
 
-def _of_run(directory: Path, batches: Sequence[int]) -> Iterator[Case]:
+def _of_run(directory: Path, batches: Sequence[int], said: Sequence[str]) -> Iterator[Case]:
     record = read_record(directory)
     if record.final is None:
         raise BenchError(f"{directory} has no finished stage")
-    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    trust = granted(directory, record, said)
     model = artifact.load(directory / str((record.stage(record.final) or {})["checkpoint"]), trust=trust)
     names = list(swap.structure(model))
     if not names:

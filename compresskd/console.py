@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compresskd.coverage import uncovered
 from compresskd.run import Record, factors
 from compresskd.training import EpochRecord, StepProgress
 
@@ -97,7 +98,10 @@ class Reporter:
         if entry.get("macs_unknown"):
             self.note(f"{entry['name']}: MACs unknown ({entry['macs_unknown']})")
         for name, reason in entry["skipped"].items():
-            self.note(f"{entry['name']}: {name} left dense ({reason})")
+            self.note(f"{entry['name']}: {name} left as it was ({reason})")
+        if entry["layers"] and (large := uncovered(entry.get("coverage", {}))):
+            shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in large.items())
+            self.note(f"{entry['name']}: warning: bytes in modules that are never compressed: {shares}")
 
     def close(self) -> None:
         """Take the bars away."""

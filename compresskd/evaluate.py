@@ -71,18 +71,15 @@ def evaluate_run(
     model = artifact.load(directory / entry["checkpoint"], trust=trust)
     config = record.config
     _check_fits(model, data, config)
-    scores = evaluate(
-        model,
-        data.test,
-        batch_size=config["train"]["evaluation_batch_size"],
-        precision=config["precision"],
-    )
+    scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "
             f"{scores.loss}): its accuracy means nothing"
         )
     same = data.test.fingerprint == record.data.get("test_fingerprint")
+    names = record.data.get("class_names")
+    same = same and names in (None, [str(name) for name in data.class_names])  # version 0.1 kept no names
     recorded = entry["metrics"].get("test_accuracy")
     if recorded is None:
         raise CannotEvaluate(f"{directory}: record.json has no test_accuracy for stage '{entry['name']}'")

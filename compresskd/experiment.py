@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
 from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run, RunDirectoryError
-from compresskd.strategy import Context, State, Strategy, score, store_predictions
+from compresskd.strategy import Context, State, Strategy, metrics_of, store_predictions
 from compresskd.teacher import Teacher
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
+from compresskd.trust import Signer, granted
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Experiment:
         teacher: how to come by the teacher, or None where the strategy needs none.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
+        trust: packages besides compresskd whose code the user lets the run execute.
     """
 
     data: Data
@@ -45,6 +47,7 @@ class Experiment:
     teacher: Teacher | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
 
     def run(self, run: Run, reporter: Reporter) -> Record:
         """Run every stage that has not been run, and return the finished record.
@@ -55,25 +58,31 @@ class Experiment:
         Raises:
             RunDirectoryError: the run to go on with was begun on other data, or with another teacher.
         """
+        trust = {*self.trust, *(granted(run.directory, run.record) if run.record is not None else ())}
+        run.sign = Signer(run.directory, trust, reporter.note)
         run.start(self._record())
         with _log_file(run.directory / "log.txt"), _outcome(run):
             try:
-                self._run(run, reporter)
+                self._run(run, reporter, trust)
             finally:
                 reporter.close()
         return _record_of(run)
 
-    def _run(self, run: Run, reporter: Reporter) -> None:
+    def _run(self, run: Run, reporter: Reporter, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
+        for notice in self.data.notices:
+            reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
         student = self.student().to(self.device)
         context = Context(
-            data, run, self.recipe, self.seed, self.device, reporter, reference=copy.deepcopy(student)
+            data, run, self.recipe, self.seed, self.device, reporter, copy.deepcopy(student), trust
         )
+        trust |= {*artifact.packages(student)}
         teacher = None
         if self.strategy.needs_teacher and self.teacher is not None:
             teacher, origin = self.teacher.obtain(reporter)
             teacher = teacher.to(self.device)
+            trust |= {*artifact.packages(teacher)}
             self._record_teacher(teacher, origin, context)
         self.strategy.run(State(student, teacher), context)
         final = context.record.stage(context.record.final) or {}
@@ -81,7 +90,7 @@ class Experiment:
             run.directory / final["checkpoint"],
             run.directory,
             artifact.about_of(data),
-            trust=final["packages"],
+            trust=sorted(trust),
         )
 
     def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
@@ -91,20 +100,14 @@ class Experiment:
             _check_same_teacher(context.run, fingerprint)
             return
         reporter = context.reporter
-        validation = score(teacher, context.data.validation, context)
-        test = score(teacher, context.data.test, context)
+        metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
         store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
             **origin,
             "fingerprint": fingerprint,
-            "metrics": {
-                "validation_accuracy": validation.accuracy,
-                "validation_loss": validation.loss,
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-            },
+            "metrics": metrics,
             "size": {
                 "num_parameters": measure.num_parameters(teacher),
                 "stored_bytes": artifact.bytes_of(teacher),
@@ -118,7 +121,7 @@ class Experiment:
         if products.unknown:
             reporter.note(f"teacher: MACs unknown ({products.unknown})")
         reporter.note(
-            f"teacher: validation {100 * validation.accuracy:.2f}%  test {100 * test.accuracy:.2f}%"
+            f"teacher: validation {100 * metrics['validation_accuracy']:.2f}%  test {100 * test.accuracy:.2f}%"
         )
 
     def _record(self) -> Record:
@@ -134,10 +137,13 @@ class Experiment:
             data={
                 "name": data.name,
                 "fingerprint": data.fingerprint,
+                "batches_fingerprint": data.batches_fingerprint,
                 "test_fingerprint": data.test.fingerprint,
                 "num_train": len(data.train),
                 "num_validation": len(data.validation),
                 "num_test": len(data.test),
+                "class_names": [str(name) for name in data.class_names],
+                "notices": [asdict(notice) for notice in data.notices],
             },
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import zlib
 from collections.abc import Mapping
@@ -16,12 +17,20 @@ from torch import Tensor, nn
 
 from compresskd import artifact, macs, measure
 from compresskd.console import Reporter
+from compresskd.coverage import coverage
 from compresskd.data.base import Data, Split
+from compresskd.data.draw import draw
+from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
 
+_NUM_TRIED = 3
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
+
+
+class NotFiniteError(RuntimeError):
+    """A model answers NaN or inf on finite inputs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Context:
         seed: the run's seed; stages derive theirs from it and their name.
         details: what the running stage wants recorded (ranks, skipped layers, the best epoch).
         reference: the student's architecture as it was before any stage (for latency).
+        trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
+            is added.
         stage: name of the running stage.
         started: clock reading at which that stage would have begun had it never been interrupted.
     """
@@ -54,6 +65,7 @@ class Context:
     device: torch.device
     reporter: Reporter
     reference: nn.Module
+    trust: set[str] = field(default_factory=set)
     stage: str = ""
     started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -67,8 +79,8 @@ class Context:
 
     @property
     def example(self) -> Tensor:
-        """[1, ...] one normalised sample of the validation split."""
-        return next(iter(self.data.validation.batches(1))).inputs
+        """[1, ...] one normalised sample of the validation split, the same throughout a run."""
+        return next(iter(draw(self.data.validation, 1, seed=self.seed).batches(1))).inputs
 
     @property
     def stage_seed(self) -> int:
@@ -220,24 +232,30 @@ def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> d
     stored: dict[str, Any] = {
         "checkpoint": f"checkpoints/{name}",
         "packages": artifact.packages(state.student),
+        "frozen": frozen(state.student),
     }
     artifact.save(state.student, directory / stored["checkpoint"])
     if state.teacher is not None and new_teacher:
         stored["teacher_checkpoint"] = f"checkpoints/{name}.teacher"
         stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
         artifact.save(state.teacher, directory / stored["teacher_checkpoint"])
+    context.trust |= {*stored["packages"]}
     return stored
 
 
 def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
-    """Read back what `_store` wrote. The packages that the record names made these models in this very run."""
+    """Read back what `_store` wrote, from the packages that this process trusts, whatever the record names."""
 
     def load(checkpoint: str) -> nn.Module:
         return artifact.load(
-            context.run.directory / checkpoint, device=context.device, trust=entry["packages"]
+            context.run.directory / checkpoint, device=context.device, trust=sorted(context.trust)
         )
 
-    state = replace(state, student=load(entry["checkpoint"]))
+    student = load(entry["checkpoint"])
+    if "frozen" in entry:  # a model file does not say it
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name not in entry["frozen"])
+    state = replace(state, student=student)
     if "teacher_checkpoint" in entry:
         return replace(state, teacher=load(entry["teacher_checkpoint"]).requires_grad_(False))
     return state
@@ -247,8 +265,8 @@ def _assess(
     name: str, stage: Stage, state: State, context: Context, seconds: float, stored: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Score and measure the student; the record's entry for the stage."""
-    student, data = state.student, context.data
-    validation, test = (score(student, split, context) for split in (data.validation, data.test))
+    student = state.student
+    metrics, test = metrics_of(name, student, context)
     checkpoint = context.run.directory / stored["checkpoint"]
     content = replace(
         artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
@@ -264,12 +282,6 @@ def _assess(
     if state.teacher is not None:
         models["teacher"] = state.teacher
     times = measure.latency(models, context.example)
-    metrics = {
-        "validation_accuracy": validation.accuracy,
-        "validation_loss": validation.loss,
-        "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
-    }
     teacher = context.record.teacher
     entry = {
         "name": name,
@@ -285,6 +297,10 @@ def _assess(
         "skipped": {},
         **context.details,
     }
+    entry["coverage"] = coverage(student, content.tensors, entry["skipped"])
+    if entry["layers"]:
+        left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
+        entry["skipped"] = {**left, **entry["skipped"]}
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]
@@ -300,15 +316,28 @@ def _assess(
 
 
 def score(student: nn.Module, split: Split, context: Context) -> Scores:
-    """Evaluate a model on one split as the run's recipe says."""
-    recipe = context.recipe
-    return evaluate(
-        student,
-        split,
-        batch_size=recipe.evaluation_batch_size,
-        precision=recipe.precision,
-        device=context.device,
-    )
+    """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
+    return evaluate(student, split, batch_size=context.recipe.evaluation_batch_size)
+
+
+def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores]:
+    """Accuracies and losses on validation and test for the record, and all scores on test.
+
+    Raises:
+        NotFiniteError: the model answers NaN or inf: its predictions mean nothing, and no figure is written.
+    """
+    metrics: dict[str, float] = {}
+    for split in (context.data.validation, context.data.test):
+        scores = score(model, split, context)
+        if not math.isfinite(scores.loss):
+            raise NotFiniteError(f"{name}: the model's loss on the {split.name} split is {scores.loss}")
+        metrics |= {f"{split.name}_accuracy": scores.accuracy, f"{split.name}_loss": scores.loss}
+    return metrics, scores
+
+
+def few_samples(context: Context) -> Tensor:
+    """[3, ...] training samples, unaugmented, to try new layers on."""
+    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:
@@ -318,9 +347,16 @@ def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, 
     if path.exists():
         with np.load(path) as stored:
             arrays = dict(stored.items())
-    dtype = np.uint8 if context.data.num_classes <= 256 else np.uint16
-    arrays["targets"] = context.data.test.targets.cpu().numpy().astype(dtype)
-    arrays[name] = scores.predictions.cpu().numpy().astype(dtype)
+    arrays["targets"] = _narrow(context.data.test.targets.cpu().numpy())
+    arrays[name] = _narrow(scores.predictions.cpu().numpy())
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return arrays
+
+
+def _narrow(classes: np.ndarray) -> np.ndarray:
+    """The same numbers in the narrowest unsigned type that holds them all."""
+    narrow = classes.astype(np.min_scalar_type(int(classes.max(initial=0))))
+    if not np.array_equal(narrow, classes):
+        raise ValueError(f"classes: expected numbers of 0 or more, got {int(classes.min())}")
+    return narrow

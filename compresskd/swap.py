@@ -10,10 +10,15 @@ import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils import parametrize
 
-from compresskd.models import target
+from compresskd import layers
+from compresskd.models.kinds import MODULE, Kind, resolve_kind
+from compresskd.models.target import check_trusted
+
+_WEIGHTS_OF = "weights_of"  # in a structure: the module whose factors this one holds too
 
 
 @runtime_checkable
@@ -31,16 +36,54 @@ def replace(
     """Ask `replacement(name, module)` for every submodule, outermost first, and put in what it returns.
 
     None leaves the module where it is and goes on inside it; a replaced module is not searched further. The
-    model itself is never asked for. Returns the new modules by fully qualified name; `model` is changed in place.
+    model itself is never asked for, and a module under several names once: the new one takes all its places.
+    Returns the new modules by fully qualified name; `model` is changed in place.
     """
     replaced: dict[str, nn.Module] = {}
     for name, module in _outermost_first(model, replaced):
         new = replacement(name, module)
         if new is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+            put(model, module, new)
             replaced[name] = new
     return replaced
+
+
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` is inside `model`."""
+    for parent in list(model.modules()):
+        for child in [name for name, module in parent._modules.items() if module is old]:
+            setattr(parent, child, new)
+
+
+@torch.no_grad()
+def adopt(new: nn.Module, old: nn.Module) -> nn.Module:
+    """`new` made to stand where `old` did: in its mode, on its device, in its type, as trainable, with its very bias.
+
+    The bias takes the values of `new`'s; that it may be another layer's too stays so.
+    """
+    weights = layers.weights_of(old) or list(old.parameters())
+    if weights:
+        without_values = any(parameter.is_meta for parameter in new.parameters())
+        new.to(device=None if without_values else weights[0].device, dtype=weights[0].dtype)
+        new.requires_grad_(any(weight.requires_grad for weight in weights))
+    bias, own = old._parameters.get("bias"), new._parameters.get("bias")
+    if bias is not None and own is not None and bias.shape == own.shape:
+        if not own.is_meta:
+            bias.copy_(own)
+        new.register_parameter("bias", bias)
+    return new.train(old.training)
+
+
+def share_weights(new: nn.Module, holder: nn.Module) -> None:
+    """Let `new` hold the very factors of `holder`. Raises ValueError where they are of other shapes."""
+    ours, theirs = ([list(p.shape) for p in layers.weights_of(module)] for module in (new, holder))
+    if ours != theirs or not ours:
+        raise ValueError(
+            f"tied factors: expected the shapes {ours}, those that are to be shared are {theirs}"
+        )
+    for key in layers.WEIGHTS:
+        if isinstance(getattr(holder, key, None), nn.Module | nn.Parameter):
+            setattr(new, key, getattr(holder, key))
 
 
 def _outermost_first(model: nn.Module, skip: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -58,17 +101,21 @@ def matches(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
 
 
 def structure(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The structure of every structured submodule by fully qualified name; empty for an ordinary network."""
-    return {
-        name: {**module.structure(), "class": _class_path(module)}
-        for name, module in model.named_modules()
-        if name and isinstance(module, Structured)
-    }
+    """The structure of every structured submodule by its first name; empty for an ordinary network.
 
-
-def _class_path(module: Any) -> str:
-    cls = type_before_parametrizations(module)  # a rounded bias makes the class a dynamic one
-    return f"{cls.__module__}.{cls.__qualname__}"
+    Where a module holds the factors of one before it, its structure names that one under `weights_of`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    holders: dict[int, str] = {}
+    for name, module in model.named_modules():
+        if name and isinstance(module, Structured):
+            cls: Any = parametrize.type_before_parametrizations(module)  # pyright: ignore[reportArgumentType]
+            found[name] = {**module.structure(), "class": f"{cls.__module__}.{cls.__qualname__}"}
+            factors = next((getattr(module, key) for key in layers.WEIGHTS if hasattr(module, key)), module)
+            holder = holders.setdefault(id(factors), name)
+            if holder != name:
+                found[name][_WEIGHTS_OF] = holder
+    return found
 
 
 def apply_structure(
@@ -91,41 +138,32 @@ def apply_structure(
             raise ValueError(
                 f"'{values['class']}' cannot be built from a structure: it has no from_structure"
             )
-        parent, _, child = name.rpartition(".")
         try:
-            holder = model.get_submodule(parent)
-            old = getattr(holder, child)
+            old = model.get_submodule(name)
         except AttributeError:
             raise ValueError(
                 f"the architecture has no module '{name}' to give its recorded structure"
             ) from None
-        new = make(values)
-        setattr(holder, child, new.train(old.training))
+        new = adopt(make(values), old)
+        if _WEIGHTS_OF in values:
+            share_weights(new, model.get_submodule(values[_WEIGHTS_OF]))
+        put(model, old, new)
 
 
-def resolve(path: str, *, trust: Sequence[str] = ()) -> Callable[..., Any]:
+def resolve(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
     """The class or function at a dotted path that a file names and that is to be called.
 
-    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` whatever is defined in it. What a
-    trusted file merely imports (`compresskd.environment.subprocess.run`) is refused.
+    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` what is of the `kind` and defined in
+    it. What a trusted file merely imports (`compresskd.environment.subprocess.run`) is refused.
 
     Raises:
         ValueError: the path lies outside, or names nothing of the kind. Nothing outside is ever imported.
     """
     check_trusted(path, trust=trust)
-    found = target.resolve(path)
+    found = resolve_kind(path, kind)
     home = getattr(found, "__module__", None) or ""
     package = home.partition(".")[0]
     is_module = isinstance(found, type) and issubclass(found, nn.Module)
     if package in trust or (package == "compresskd" and is_module):
         return found
     raise ValueError(f"'{path}' is no torch.nn.Module that compresskd defines (it comes from '{home}')")
-
-
-def check_trusted(path: str, *, trust: Sequence[str] = ()) -> None:
-    """Raise ValueError where a dotted path lies outside compresskd and the packages in `trust`."""
-    package, *names = str(path).split(".")
-    if package not in {"compresskd", *trust}:
-        raise ValueError(f"'{path}' is not part of compresskd; to run it, pass trust=('{package}',)")
-    if any(name.startswith("__") for name in names):  # importing compresskd.__main__ would run the program
-        raise ValueError(f"'{path}' is no path of a class or function")

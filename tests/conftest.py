@@ -42,6 +42,12 @@ class Outcome:
     left: list[str]
 
 
+@pytest.fixture(autouse=True)
+def _own_key(tmp_path_factory, monkeypatch):
+    """The key that runs are signed with is the tests' own, never that of who runs them."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """An empty folder that commands are run in."""
@@ -60,6 +66,7 @@ def run_cli(work, monkeypatch, capsys):
 
     monkeypatch.setattr(measure, "latency", latency)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which the program sets for its children
     monkeypatch.setattr(sys, "argv", ["compresskd"])
     store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
     Plugins.instance()  # which adds to the store when it is first asked for

@@ -11,7 +11,7 @@ the caller names in `trust`.
 
 from compresskd.artifact.about import about_of
 from compresskd.artifact.compact import Split, encode, write_compact
-from compresskd.artifact.construct import build, build_empty
+from compresskd.artifact.construct import build, build_empty, thaw
 from compresskd.artifact.content import Content, content_of, fingerprint, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.files import bytes_of, load, read, save, stored_bytes
@@ -35,6 +35,7 @@ __all__ = [
     "save",
     "stored_bytes",
     "targets",
+    "thaw",
     "write_compact",
     "write_final",
 ]

@@ -29,7 +29,7 @@ from compresskd.quant.pack import QuantizedTensor, pack, unpack
 from compresskd.run import atomic
 
 MAGIC = b"CKD"
-FORMAT = 2
+FORMAT = 3  # 2 held tied tensors once for each name; a model without any is written as 2
 SUFFIX = ".ckd"
 _CODED = 128
 _CHECKSUM = 8
@@ -78,13 +78,18 @@ def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
 
 def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
     """The bytes of the file, the same for the same content."""
-    header, names = pack_header(content, trust=trust)
+    header, names, ties = pack_header(content, trust=trust)
     ordered = [content.tensors[name] for name in names]
     quantized = [value for value in ordered if isinstance(value, QuantizedTensor)]
     integers = b"".join(pack(value.integers, value.grid) for value in quantized)
     best = entropy.encode(quantized) if coded and quantized else integers
     coded = len(best) < len(integers)
-    head = MAGIC + bytes([FORMAT | (_CODED if coded else 0)]) + varint(len(header)) + header
+    head = (
+        MAGIC
+        + bytes([(FORMAT if ties else FORMAT - 1) | (_CODED if coded else 0)])
+        + varint(len(header))
+        + header
+    )
     scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
     floats = b"".join(_bytes(value) for value in ordered if isinstance(value, Tensor))
     integers = best if coded else integers
@@ -100,15 +105,17 @@ def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
     if len(data) < _LEAST:
         raise ArtifactError(f"it is cut short: {len(data)} bytes, the least is {_LEAST}")
     version = data[len(MAGIC)] & ~_CODED
-    if version != FORMAT:
-        raise ArtifactError(f"it has format {version}; this version reads format {FORMAT}")
+    if version not in (FORMAT - 1, FORMAT):
+        raise ArtifactError(f"it has format {version}; this version reads formats {FORMAT - 1} and {FORMAT}")
     body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     if _checksum(body) != checksum:
         raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
     size, start = read_varint(body, len(MAGIC) + 1, "header")
     if size > min(MAX_BYTES, len(body) - start):
         raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
-    header = unpack_header(body[start : start + size], stored=len(data), trust=trust)
+    header = unpack_header(
+        body[start : start + size], stored=len(data), tied_too=version < FORMAT, trust=trust
+    )
     content = _read_body(_Reader(body, start + size), header, coded=bool(data[len(MAGIC)] & _CODED))
     check(content)
     return content
@@ -153,6 +160,7 @@ def _read_body(reader: _Reader, header: Header, *, coded: bool) -> Content:
     for (name, (grid, granularity)), values in zip(quantized.items(), integers, strict=True):
         tensors[name] = QuantizedTensor(values, scales[name], zero_points.get(name), grid, granularity)
     ordered = {name: tensors[name] for name in header.ways}
+    ordered |= {name: ordered[holder] for name, holder in header.same.items()}
     return Content(header.architecture, header.modules, ordered, activations, header.about)
 
 

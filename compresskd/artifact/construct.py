@@ -12,9 +12,11 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from compresskd import swap
-from compresskd.artifact.content import Content, check, targets
+from compresskd.artifact.content import Content, check, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
+from compresskd.models.build import spec_of
+from compresskd.models.kinds import PART
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
@@ -75,6 +77,17 @@ def furnish(
     return model
 
 
+def thaw(model: nn.Module) -> nn.Module:
+    """Make trainable what the architecture, as its constructor makes it, has trainable; the rest is frozen."""
+    trust, stored = packages(model), sum(value.numel() for value in model.state_dict().values())
+    born = skeleton(spec_of(model), stored=stored, trust=trust)
+    furnish(born, swap.structure(model), stored=stored, trust=trust)
+    trainable = {name: parameter.requires_grad for name, parameter in born.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable.get(name, True))
+    return model
+
+
 def num_values(content: Content) -> int:
     """How many numbers the tensors have."""
     return sum(value.shape.numel() for value in content.tensors.values())
@@ -125,8 +138,10 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
 
 
 def _construct(architecture: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
-    for path in targets(architecture):
-        swap.resolve(path, trust=trust)
+    own, *nested = targets(architecture)
+    swap.resolve(own, trust=trust)
+    for path in nested:
+        swap.resolve(path, trust=trust, kind=PART)
     return construct(architecture["target"], architecture["kwargs"], seed=0)
 
 

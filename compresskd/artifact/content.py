@@ -28,8 +28,9 @@ class Content:
     Attributes:
         architecture: {"target": dotted path, "kwargs": plain values}.
         modules: structure of every factorized module by name, as `swap.structure` returns it.
-        tensors: by name in the state of the network. Quantized ones are read as their float32 values; float16
-            ones are vectors kept in half precision, and are read in the type that the constructor makes.
+        tensors: by name in the state of the network; tied names have the very same value, see `tied`. Quantized ones
+            are read as their float32 values; float16 ones are vectors kept in half precision, and are read in the
+            type that the constructor makes.
         activations: scale [1] float16 and zero point [1] int8 of 8-bit inputs, by the name of the layer.
         about: class_names, input_shape, mean, std, data, versions; empty for a checkpoint.
     """
@@ -47,16 +48,20 @@ def content_of(model: nn.Module, about: Mapping[str, Any] | None = None) -> Cont
     Raises:
         ValueError: the model does not say how it was built, or the range of an input was never observed.
     """
-    tensors: dict[str, Tensor | QuantizedTensor] = {
-        # clone: tied parameters share memory, which safetensors refuses; contiguous: channels-last is no layout of it
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in plain_state_dict(model).items()
-    }
-    for name, value in convert(model).items():
-        tensors[name] = _on_cpu(value)
+    stored: dict[int, Tensor | QuantizedTensor] = {}
+    tensors: dict[str, Tensor | QuantizedTensor] = {}
+    for name, value in (plain_state_dict(model) | convert(model)).items():
+        tensors[name] = stored.setdefault(id(value), _on_cpu(value))
     return Content(
         spec_of(model), swap.structure(model), tensors, dict(_activations(model)), dict(about or {})
     )
+
+
+def tied(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Of names that have one and the same value, the later ones, each with the first."""
+    first: dict[int, str] = {}
+    found = {name: first.setdefault(id(value), name) for name, value in tensors.items()}
+    return {name: holder for name, holder in found.items() if holder != name}
 
 
 def check(content: Content) -> None:
@@ -143,6 +148,7 @@ def _activations(model: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]
 
 def _on_cpu(value: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
     if isinstance(value, Tensor):
+        # clone: what safetensors writes may share no memory; contiguous: channels-last is no layout of it
         return value.detach().cpu().contiguous().clone()
     zero_point = None if value.zero_point is None else value.zero_point.cpu()
     integers = value.integers.cpu().contiguous()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import safetensors
 
+from compresskd.models.target import Untrusted
+
 # what parsing and building from hostile values may raise; anything else is a fault of this program
 _OF_CONTENT = (
     ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
@@ -19,6 +21,10 @@ class ArtifactError(ValueError):
     """A model's files are incomplete, damaged, or name what may not be loaded."""
 
 
+class UntrustedModel(ArtifactError, Untrusted):
+    """A model's files name code that compresskd does not ship, and nobody has said that it may run."""
+
+
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
     """Whatever is wrong with the content of `path` becomes an ArtifactError that begins with it."""
@@ -27,7 +33,9 @@ def refusing(path: Path) -> Iterator[None]:
     except ArtifactError as error:
         if str(error).startswith(str(path)):
             raise
-        raise ArtifactError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
+    except Untrusted as error:
+        raise UntrustedModel(f"{path}: {error}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except _OF_CONTENT as error:

@@ -13,6 +13,7 @@ from compresskd.artifact import compact, construct, folder
 from compresskd.artifact.content import Content, content_of
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.run import FINISHED, RECORD, atomic_folder, read_record
+from compresskd.trust import granted
 
 MODEL = "model"  # of a run directory: its final model in both forms
 
@@ -35,13 +36,16 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
     Args:
         path: a `.ckd` file, a folder with `model.safetensors` and `structure.json`, or a finished run's directory.
         device: where its parameters go.
-        trust: packages besides compresskd whose architecture and modules may be built.
+        trust: packages besides compresskd whose architecture and modules may be built. Of a run directory those
+            too that its signature by this user's own key names (see `compresskd.trust`).
 
     Raises:
         ArtifactError: a file is missing, damaged, of an unknown format, does not fit its structure, or names
             what lies outside compresskd and `trust`.
     """
     path = Path(path)
+    if (path / RECORD).is_file():
+        trust = granted(path, read_record(path), trust)
     content = read(path, trust=trust)
     with refusing(path):
         model = construct.build(content, trust=trust)
@@ -60,11 +64,11 @@ def _of_run(path: Path) -> Path:
     """Where the final model of a run directory is; any other path is itself one of a model."""
     if not (path / RECORD).is_file():
         return path
-    if (path / MODEL / folder.STRUCTURE).exists():
-        return path / MODEL
     record = read_record(path)
     if record.status != FINISHED:
         raise ArtifactError(f"{path} is not finished (it is {record.status}): it has no final model yet")
+    if (path / MODEL / folder.STRUCTURE).exists():
+        return path / MODEL
     return path / str((record.stage(record.final) or {}).get("checkpoint"))
 
 

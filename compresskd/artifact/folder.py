@@ -3,7 +3,7 @@
 Quantized integers lie there packed, as uint8, in the bit order of `compresskd.quant.pack`; the scales of tensor
 `fc1.weight` are `fc1.weight:scale` (float16), its zero points `fc1.weight:zero_point` (int8), and those of the
 8-bit input of layer `fc1` are `fc1:input_scale` and `fc1:input_zero_point`. The structure says of every
-quantized tensor its bits, grid, granularity and shape.
+quantized tensor its bits, grid, granularity and shape, and of every tied name the one that its values are under.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +22,32 @@ import torch
 from torch import Tensor
 
 from compresskd import __version__
-from compresskd.artifact.content import Content, check_plain
+from compresskd.artifact.content import Content, check_plain, tied
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.quant.granularity import granularity_from_plain
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
 
-FORMAT = 2  # 1 had no quantized tensors
+FORMAT = 3  # 1 had no quantized tensors, 2 no tied ones; a model without them is written as 2
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
 _NEEDED = {"format", "architecture", "modules", "sha256"}
 
 
 def write(content: Content, folder: Path) -> None:
     """Write both files into an existing folder. Raises OSError where they cannot be written."""
+    same = tied(content.tensors)
+    once = {name: value for name, value in content.tensors.items() if name not in same}
     described = {
-        "format": FORMAT,
+        "format": FORMAT if same else FORMAT - 1,
         "compresskd": __version__,
         "architecture": content.architecture,
         "modules": content.modules,
-        "tensors": {k: _described(v) for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)},
+        "tensors": {k: _described(v) for k, v in once.items() if isinstance(v, QuantizedTensor)},
         "activations": list(content.activations),
         "about": content.about,
+        **({"tied": same} if same else {}),
     }
-    weights = safetensors.torch.save(_stored(content), metadata={"format": "pt"})
+    weights = safetensors.torch.save(_stored(replace(content, tensors=once)), metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
     described["sha256"] = digest(weights, described)
     (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
@@ -64,7 +68,7 @@ def read(folder: Path) -> Content:
         return Content(
             described["architecture"],
             described["modules"],
-            {**stored, **quantized},
+            _with_tied({**stored, **quantized}, described.get("tied", {})),
             activations,
             described.get("about", {}),
         )
@@ -122,6 +126,15 @@ def _quantized(name: str, how: Any, stored: dict[str, Tensor]) -> QuantizedTenso
         raise ArtifactError(f"'{name}': {error}") from error
 
 
+def _with_tied(
+    tensors: dict[str, Tensor | QuantizedTensor], same: Mapping[str, Any]
+) -> dict[str, Tensor | QuantizedTensor]:
+    for name, holder in same.items():
+        if name in tensors or holder not in tensors or holder in same:
+            raise ArtifactError(f"tied: '{name}' cannot have the values of {holder!r:.80}")
+    return tensors | {name: tensors[holder] for name, holder in same.items()}
+
+
 def _activation(layer: str, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     scale = _take(stored, f"{layer}:input_scale", torch.float16)
     zero_point = _take(stored, f"{layer}:input_zero_point", torch.int8)
@@ -175,7 +188,7 @@ def _read_structure(path: Path) -> dict[str, Any]:
 
 def _check_types(described: Mapping[str, Any]) -> None:
     check_architecture(described["architecture"], described["modules"])
-    for key, kind in (("tensors", dict), ("activations", list), ("about", dict)):
+    for key, kind in (("tensors", dict), ("activations", list), ("about", dict), ("tied", dict)):
         value = described.get(key, kind())
         if not isinstance(value, kind):
             raise ArtifactError(f"{key}: expected a {kind.__name__}, got {type(value).__name__}")

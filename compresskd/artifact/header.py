@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import msgpack
+import torch
 from torch import Tensor, nn
 
 from compresskd import swap
 from compresskd.artifact.about import restore_about, shorten_about
 from compresskd.artifact.construct import check_fit, furnish, num_values, skeleton
-from compresskd.artifact.content import Content, check_plain
+from compresskd.artifact.content import Content, check_plain, tied
 from compresskd.artifact.description import INT64, Description, describe, understand
 from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.structures import restore, shorten
 from compresskd.artifact.ways import usual_ways, ways_of
+from compresskd.quant.pack import QuantizedTensor
 
 MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000
 _RAW = -15  # zlib without its own header and checksum
@@ -49,7 +51,8 @@ _OURS = "compresskd."
 class Header:
     """A header with what the architecture adds to it: name, shape and way to store each tensor, in order.
 
-    `counters` are the integers without a dimension by name; `inputs` the layers whose input is quantized.
+    `counters` are the integers without a dimension by name; `inputs` the layers whose input is quantized; `same`
+    gives of every tied name the one that the body has the values of.
     """
 
     architecture: dict[str, Any]
@@ -59,21 +62,26 @@ class Header:
     ways: dict[str, Description]
     inputs: list[str]
     counters: dict[str, int]
+    same: dict[str, str]
 
 
-def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, list[str]]:
-    """The header of a model, and the names of the tensors that the body has to hold, in order.
+def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, list[str], bool]:
+    """The header of a model, the names of the tensors that the body has to hold, in order, and whether any are tied.
 
-    Raises ValueError for a type of tensor that the format does not know.
+    Raises ValueError for a type of tensor that the format does not know, and where values differ that the
+    architecture ties.
     """
     architecture, stored = content.architecture, num_values(content)
     model = skeleton(architecture, stored=stored, trust=trust)
     entries = shorten(content.modules, model)
     furnish(model, content.modules, stored=stored, trust=trust)
     check_fit(model, content.tensors)
-    ways = {name: describe(content.tensors[name]) for name in model.state_dict()}
-    counters = [name for name, value in model.state_dict().items() if _is_counter(value, ways[name])]
-    roles, exceptions = usual_ways(model, list(ways.values()))
+    state, same = _own_tensors(model, tied_too=False)
+    for name, holder in same.items():
+        _check_same(name, content.tensors[name], holder, content.tensors[holder])
+    ways = {name: describe(content.tensors[name]) for name in state}
+    counters = [name for name, value in state.items() if _is_counter(value, ways[name])]
+    roles, exceptions = usual_ways(state, list(ways.values()))
     path = architecture["target"]
     fields = [
         path.removeprefix(_OURS) if path.startswith(_OURS) else f":{path}",
@@ -87,14 +95,15 @@ def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, 
     ]
     while fields and not fields[-1]:
         fields.pop()
-    return compress(plain_bytes(fields)), [name for name in ways if name not in counters]
+    return compress(plain_bytes(fields)), [name for name in ways if name not in counters], bool(same)
 
 
-def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Header:
+def unpack_header(data: bytes, *, stored: int, tied_too: bool = False, trust: Sequence[str] = ()) -> Header:
     """Read what `pack_header` wrote.
 
     Args:
         data: the compressed header.
+        tied_too: whether the body has tied tensors once for each name.
         stored: about how many values the file holds, against architectures out of proportion.
         trust: as `load`'s.
 
@@ -108,8 +117,8 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
     architecture = {"target": path, "kwargs": {**_defaults(path, trust), **kwargs}}
     modules = restore(entries, model)
     furnish(model, modules, stored=stored, trust=trust)
-    state = model.state_dict()
-    ways = dict(zip(state, ways_of(model, roles, exceptions), strict=True))
+    state, same = _own_tensors(model, tied_too=tied_too)
+    ways = dict(zip(state, ways_of(state, roles, exceptions), strict=True))
     counted = [name for name, value in state.items() if _is_counter(value, ways[name])]
     return Header(
         architecture,
@@ -119,7 +128,24 @@ def unpack_header(data: bytes, *, stored: int, trust: Sequence[str] = ()) -> Hea
         {name: understand(way) for name, way in ways.items()},
         _layers(inputs, model),
         dict(zip(counted, _counted(counters, len(counted)), strict=True)),
+        same,
     )
+
+
+def _own_tensors(model: nn.Module, *, tied_too: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state of a network, tied tensors under their first name alone; the other names, each with the first."""
+    state = model.state_dict(keep_vars=True)
+    same = {} if tied_too else tied(state)
+    return {name: value for name, value in state.items() if name not in same}, same
+
+
+def _check_same(name: str, value: Any, holder: str, own: Any) -> None:
+    """Raise ValueError where what the architecture ties has come apart."""
+    parts = [(value, own)]
+    if isinstance(value, QuantizedTensor) and isinstance(own, QuantizedTensor):
+        parts = [(value.integers, own.integers), (value.scale, own.scale)]
+    if value is not own and not all(isinstance(a, Tensor) and torch.equal(a, b) for a, b in parts):
+        raise ValueError(f"'{name}' has other values than '{holder}', to which the architecture ties it")
 
 
 def _fields(data: bytes) -> list[Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compresskd.artifact.description import FLOAT32, INT64
 from compresskd.artifact.errors import ArtifactError
@@ -18,9 +19,9 @@ from compresskd.artifact.errors import ArtifactError
 _UNTOLD = (FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT64)  # the way of each role where the header has none
 
 
-def usual_ways(model: nn.Module, ways: list[Any]) -> tuple[list[Any], list[Any]]:
+def usual_ways(state: Mapping[str, Tensor], ways: list[Any]) -> tuple[list[Any], list[Any]]:
     """The most frequent way of every role, and the exceptions."""
-    roles, usual = _roles(model), list(_UNTOLD)
+    roles, usual = _roles(state), list(_UNTOLD)
     for role in range(len(usual)):
         keys = Counter(json.dumps(way) for way, own in zip(ways, roles, strict=True) if own == role)
         usual[role] = json.loads(keys.most_common(1)[0][0]) if keys else _UNTOLD[role]
@@ -33,9 +34,9 @@ def usual_ways(model: nn.Module, ways: list[Any]) -> tuple[list[Any], list[Any]]
     return usual, exceptions
 
 
-def ways_of(model: nn.Module, usual: list[Any], exceptions: list[Any]) -> list[Any]:
+def ways_of(state: Mapping[str, Tensor], usual: list[Any], exceptions: list[Any]) -> list[Any]:
     """The way of every tensor in order, from what `usual_ways` returned."""
-    ways = [_at(usual, role) for role in _roles(model)]
+    ways = [_at(usual, role) for role in _roles(state)]
     for position, way in zip(exceptions[::2], exceptions[1::2], strict=True):
         if type(position) is not int or not 0 <= position < len(ways):
             raise ArtifactError(f"header: {position!r:.80} is no position among {len(ways)} tensors")
@@ -43,9 +44,9 @@ def ways_of(model: nn.Module, usual: list[Any], exceptions: list[Any]) -> list[A
     return ways
 
 
-def _roles(model: nn.Module) -> list[int]:
+def _roles(state: Mapping[str, Tensor]) -> list[int]:
     """The role of every tensor: its position in `_UNTOLD`."""
-    return [_role(name, value) for name, value in model.state_dict().items()]
+    return [_role(name, value) for name, value in state.items()]
 
 
 def _role(name: str, value: Tensor) -> int:

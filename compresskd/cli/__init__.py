@@ -20,20 +20,20 @@ from compresskd.cli.endings import (
 )
 from compresskd.cli.execute import execute
 from compresskd.cli.jobs import run_hydra
+from compresskd.models.target import search_here_last
 from compresskd.run import FINISHED, AlreadyFinished, read_record
+from compresskd.trust import granted, take_trust
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        here = os.getcwd()
+        os.getcwd()
     except FileNotFoundError:
         complain("the working directory is not there any more; change to one that is")
         sys.exit(USAGE_ERROR)
-    # A console script lacks the working directory on its path; a user's own `_target_` lives there.
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    search_here_last()
     outlive_the_reader()
     verbose = "--verbose" in arguments
     arguments = [a for a in arguments if a != "--verbose"]
@@ -78,7 +78,14 @@ def _compare(arguments: list[str]) -> int:
     return compare.main(arguments)
 
 
+_RESUME = """usage: compresskd resume DIR [--trust PACKAGE ...]
+
+Go on with the run in DIR where it stopped. A run that somebody else began, or whose record or code was changed since,
+executes code outside of compresskd only where --trust names its package."""
+
+
 def _resume(arguments: list[str]) -> int:
+    arguments, said = take_trust(arguments)
     changes = [a for a in arguments[1:] if "=" in a or a[:1] in "+~"]
     if changes:
         complain(
@@ -87,7 +94,7 @@ def _resume(arguments: list[str]) -> int:
         )
         return USAGE_ERROR
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: compresskd resume DIR\n\nGo on with the run in DIR where it stopped.")
+        print(_RESUME)
         return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
     directory = Path(arguments[0])
     record = read_record(directory)
@@ -95,7 +102,8 @@ def _resume(arguments: list[str]) -> int:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
     from compresskd.config.build import build_recorded
 
-    execute(build_recorded(record.config, record.overrides), directory, unique=False)
+    trust = granted(directory, record, said)
+    execute(build_recorded(record.config, record.overrides, trust=trust), directory, unique=False)
     return 0
 
 
@@ -115,13 +123,15 @@ def _export(arguments: list[str]) -> int:
     return command.main(arguments)
 
 
-_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...]
+_EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...] [--trust PACKAGE ...]
 
 Score the model of a finished stage (the last one) again on the test split, and say whether the recorded accuracy is
-reproduced; or score it on other data. Exit code 1 where it is not reproduced."""
+reproduced; or score it on other data. Exit code 1 where it is not reproduced. Code outside of compresskd runs where
+the run is your own and unchanged, or where --trust names its package."""
 
 
 def _evaluate(arguments: list[str]) -> int:
+    arguments, said = take_trust(arguments)
     about_data = [a for a in arguments if a.startswith(("data=", "data."))]
     names = [a for a in arguments if a not in about_data]
     # a job's folder may have an '=' in its name, a stage may not: what else has one is refused as an override
@@ -137,8 +147,8 @@ def _evaluate(arguments: list[str]) -> int:
     from compresskd.evaluate import evaluate_run
 
     register()
-    data = data_of(record.config, changes)
-    trust = tuple({record.config[role]["_target_"].partition(".")[0] for role in ("teacher", "student")})
+    trust = granted(directory, record, said)
+    data = data_of(record.config, changes, trust=trust)
     verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
     print(verdict)
     return FAILURE if verdict.reproduced is False else 0

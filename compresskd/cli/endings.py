@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from compresskd.models.target import Untrusted
 from compresskd.run import RunDirectoryError
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
@@ -26,7 +27,7 @@ def is_usage_error(error: Exception) -> bool:
     """Whether the command line is to blame."""
     from compresskd.config.faults import ConfigError
 
-    return isinstance(error, ConfigError | RunDirectoryError)
+    return isinstance(error, ConfigError | RunDirectoryError | Untrusted)
 
 
 def complain(text: str) -> None:

@@ -124,6 +124,8 @@ def _ignored(key: str, column: Sequence[str], seeds: Sequence[str]) -> bool:
     last = key.rpartition(".")[2]
     if key == "seed" or is_volatile(key, column):
         return True
+    if ABSENT in column and {*column} <= {ABSENT, "null", "false"}:
+        return True  # an option that came with a later version, and is off
     return (last == "seed" or last.endswith("_seed")) and all(
         value in (seed, ABSENT) for value, seed in zip(column, seeds, strict=True)
     )

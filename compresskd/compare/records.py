@@ -198,7 +198,8 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
         ),
         data=DataRecord(
             data.text("name"),
-            data.text("fingerprint", required=True),
+            # without the names of classes, as version 0.1 wrote it under the other key
+            data.text("batches_fingerprint") or data.text("fingerprint", required=True),
             data.text("test_fingerprint", required=True),
             data.amount("num_test"),
         ),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from compresskd.config.allowed import LADDER
 from compresskd.config.faults import ConfigError, Fault
+from compresskd.models.build import construct
+from compresskd.models.kinds import resolve_kind
 
 _QUANTIZATION = "compresskd.stages.Quantization"
 
@@ -28,7 +29,7 @@ def share_epochs(cfg: DictConfig) -> None:
         return
     try:
         trainings = [own for node in (cfg.strategy.get("stages") or {}).values() for own in _trainings(node)]
-    except (HydraException, AttributeError, ValueError, TypeError):  # faults, which are told with the others
+    except (AttributeError, ValueError, TypeError):  # faults, which are told with the others
         return
     count, fixed = trainings.count(None), sum(own for own in trainings if isinstance(own, int))
     if count == 0:
@@ -76,4 +77,4 @@ def _steps(node: DictConfig) -> Sequence[Mapping[str, Any]]:
     if "stages" not in node:
         return [{}]
     steps: Any = OmegaConf.to_container(node["stages"], resolve=True)
-    return instantiate(steps, _convert_="all") if isinstance(steps, Mapping) else steps
+    return construct(steps, lambda path: resolve_kind(path, LADDER))

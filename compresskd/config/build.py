@@ -10,11 +10,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import interpolation_faults, origin, resolve
 from compresskd.config.outputs import output_faults
 from compresskd.config.parts import Parts, as_it_is, model_of, with_shape
+from compresskd.config.recorded import check_recorded
 from compresskd.config.schema import MODEL_ROLES, Config
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
@@ -65,14 +67,20 @@ def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment
     return experiment
 
 
-def build_recorded(config: Plain, overrides: Sequence[str] = ()) -> Experiment:
+def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Experiment:
     """The experiment of a record; keys that an earlier version did not write get their defaults.
 
+    Args:
+        config: that of the record.
+        overrides: what was typed when the run was begun.
+        trust: packages besides compresskd whose code may run.
+
     Raises:
-        ConfigError: with every fault, such as data that is no longer there.
+        ConfigError: with every fault, such as data that is no longer there, or code that may not run.
     """
+    check_recorded(config, trust)
     known = dataclasses.asdict(Config()) | config
-    return build(resolve(OmegaConf.create(known)), overrides)
+    return build(resolve(OmegaConf.create(known)), overrides, trust=trust)
 
 
 def build(
@@ -83,6 +91,7 @@ def build(
     origin_of: Callable[..., str] = as_it_is,
     faults: Sequence[Fault] = (),
     tried: set[str] | None = None,
+    trust: Sequence[str] | None = None,
 ) -> Experiment:
     """Build the experiment that a resolved configuration describes.
 
@@ -93,11 +102,12 @@ def build(
         origin_of: (key, literal=) -> the key that a user would change; see `compresskd.config.origin`.
         faults: already known, to be raised with those found here.
         tried: see `Parts`.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
 
     Raises:
         ConfigError: with every fault; nothing has been trained or written.
     """
-    parts = Parts(config, origin_of, faults, tried)
+    parts = Parts(config, origin_of, faults, tried, trust)
     parts.check_values_and_calls()
     recipe = parts.recipe(config)
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
@@ -112,11 +122,23 @@ def build(
     if strategy is not None and strategy.needs_teacher and data is not None:
         loaded = data
         teacher = parts.teacher(
-            lambda: teacher_of(config, loaded, lambda own: build(own, overrides, data=loaded, tried=tried))
+            lambda: teacher_of(
+                config, loaded, lambda own: build(own, overrides, data=loaded, tried=tried, trust=trust)
+            )
         )
     parts.stop_at_faults()
     assert recipe is not None and strategy is not None and device is not None and data is not None  # noqa: PT018
     student = functools.partial(model_of, config["student"], config["seed"])
+    named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
     return Experiment(
-        data, student, strategy, recipe, config["seed"], device, teacher, config, tuple(overrides)
+        data,
+        student,
+        strategy,
+        recipe,
+        config["seed"],
+        device,
+        teacher,
+        config,
+        tuple(overrides),
+        trust=tuple(named),
     )

@@ -7,10 +7,14 @@ from typing import Any
 
 
 def differences(one: Any, other: Any, key: str = "") -> list[str]:
-    """'key: value, now other value' for each leaf in which two plain configurations differ."""
+    """'key: value, now other value' for each leaf in which two plain configurations differ.
+
+    A key that one of them lacks and that is off (null or false) in the other came with a later version.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         found = []
         for name in sorted({*one, *other}):
-            found += differences(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
+            if (name in one and name in other) or one.get(name, other.get(name)) not in (None, False):
+                found += differences(one.get(name), other.get(name), f"{key}.{name}" if key else str(name))
         return found
     return [] if one == other else [f"{key}: {one!r}, now {other!r}"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from compresskd.config.faults import Fault
 
@@ -38,8 +37,6 @@ def misfits(
 def _unfit_tensors(model: nn.Module) -> str:
     """What is wrong with the parameters of a model; empty where they are ordinary ones."""
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            return f"{name} has no size before a first batch; write its sizes out, as nn.Linear(64, 10) does"
         if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             return f"{name} is {kind}; allowed: float32 parameters; write precision=bf16 or fp16 for half precision"

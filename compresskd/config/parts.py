@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from torch import nn
 
 from compresskd.config.faults import ConfigError, Fault, nearest
@@ -22,6 +20,7 @@ from compresskd.config.teacher_faults import is_of_training, of_teacher
 from compresskd.config.values import device_of, value_faults
 from compresskd.data.base import Data
 from compresskd.models.build import build as build_model
+from compresskd.models.build import construct
 from compresskd.models.weights import load_weights
 from compresskd.stages import Quantization
 from compresskd.stages.train_student import Training
@@ -61,6 +60,7 @@ class Parts:
         origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
         known: faults found before.
         tried: trainings that passed a trial, of this job and others; those that pass here are added.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
     """
 
     def __init__(
@@ -69,8 +69,9 @@ class Parts:
         origin_of: Callable[..., str],
         known: Sequence[Fault] = (),
         tried: set[str] | None = None,
+        trust: Sequence[str] | None = None,
     ):
-        self._config, self._origin_of = config, origin_of
+        self._config, self._origin_of, self._trust = config, origin_of, trust
         self._known, self._tried = list(known), set() if tried is None else tried
         self._faults: list[Fault] = []
         self._failed: set[str] = set()  # keys of parts whose faults may lie elsewhere
@@ -88,16 +89,20 @@ class Parts:
     def check_values_and_calls(self) -> None:
         """Judge the top level's values, and every `_target_` by the signature of what it names."""
         self._faults += value_faults(self._config)
-        for group, node in self._config.items():
-            if (
-                group in MODEL_ROLES
-            ):  # a shape that only the data can tell is not there yet, which is no fault
-                self._faults += check_calls(with_shape(node, 2, [1]), group, skip=("weights",))
-            else:
-                self._faults += check_calls(node, group)
+        for group in self._config:
+            self.check_calls(group)
         objective = self._config["kd"].get("objective")
         if objective and not self._faulty("kd"):
-            self._attempt("kd.objective", lambda: instantiate(objective, _convert_="all"))
+            self._attempt("kd.objective", lambda: construct(objective))
+
+    def check_calls(self, group: str) -> None:
+        """Judge every `_target_` of one group, as has to be done before anything of it is made."""
+        node = self._config[group]
+        if group in MODEL_ROLES:  # a shape that only the data can tell is not there yet, which is no fault
+            node, skip = with_shape(node, 2, [1]), ("weights",)
+        else:
+            skip = ()
+        self._faults += check_calls(node, group, skip=skip, trust=self._trust)
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
@@ -128,7 +133,7 @@ class Parts:
 
     def _factory(self, key: str, node: Plain, name: str) -> Any:
         # where the factory itself has faults, a stand-in, so that the recipe's other values are judged
-        return _FACTORIES[name] if self._faulty(key) else instantiate(node, _convert_="all")
+        return _FACTORIES[name] if self._faulty(key) else construct(node)
 
     def strategy(self) -> Strategy | None:
         """The stages in order."""
@@ -138,7 +143,7 @@ class Parts:
         stages: dict[str, Any] = {}
         for name, stage in (node.get("stages") or {}).items():
             key = f"strategy.stages.{name}"
-            made = self._attempt(key, functools.partial(instantiate, stage, _convert_="all"), stage)
+            made = self._attempt(key, functools.partial(construct, stage), stage)
             if made is not None and not isinstance(made, Stage | Expandable):
                 self._faults.append(Fault(f"{key}._target_", "is no stage: it has no needs_teacher"))
             stages[name] = made
@@ -159,7 +164,12 @@ class Parts:
             self._faults.append(Fault("data.path", f"came {path}, which is not there; write data.path=DIR"))
         if (self._known or self._faults) and (path or node.get("id")):
             return None
-        return self._attempt("data", lambda: instantiate(node, _convert_="all"), node)
+        data = self._attempt("data", lambda: construct(node), node)
+        if data is not None and not isinstance(data, Data):
+            text = f"made a {type(data).__name__}; expected a function that returns compresskd.data.base.Data"
+            self._faults.append(Fault("data._target_", text))
+            return None
+        return data
 
     def models(
         self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
@@ -245,13 +255,11 @@ class Parts:
         try:
             return make()
         except Exception as error:  # a part may be the user's own code, which raises what it likes
-            # Hydra wraps what a constructor raised
-            cause = (error.__cause__ or error) if isinstance(error, HydraException) else error
-            said = str(cause) if isinstance(cause, ValueError | TypeError | OSError | RuntimeError) else ""
-            text = said or f"{type(cause).__name__}: {cause}"
+            said = str(error) if isinstance(error, ValueError | TypeError | OSError | RuntimeError) else ""
+            text = said or f"{type(error).__name__}: {error}"
             self._faults += [self._placed(line, key, node or {}, prefix) for line in _statements(text)]
             self._failed.add(key)
-            self._cause = self._cause or cause
+            self._cause = self._cause or error
         return None
 
     def _placed(self, line: str, key: str, node: Plain, prefix: str) -> Fault:

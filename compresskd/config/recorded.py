@@ -1,44 +1,90 @@
-"""The data of a recorded run, or other data in its place."""
+"""What a record may ask for, and the data of a recorded run, or other data in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import resolve
 from compresskd.config.parts import Parts, as_it_is
+from compresskd.config.schema import Config
 from compresskd.data.base import Data
+from compresskd.models.target import Untrusted, check_trusted
 
 
-def data_of(config: dict[str, Any], overrides: Sequence[str] = ()) -> Data:
+def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
+    """Judge a recorded configuration before anything is made of it, imported or interpolated.
+
+    Raises:
+        ConfigError: with every `_target_` outside of compresskd and `trust`, every `${...}` (a configuration is
+            recorded with its values), and every group that is none.
+    """
+    groups = [name for name, empty in dataclasses.asdict(Config()).items() if empty == {} and name in config]
+    faults = [
+        Fault(name, f"came {config[name]!r:.80}; expected a mapping of options")
+        for name in groups
+        if not isinstance(config[name], Mapping)
+    ]
+    faults += [
+        Fault(key, f"came {text!r:.80}; a record holds no ${{...}}") for key, text in _references(config)
+    ]
+    for key, path in outside_targets(config):
+        try:
+            check_trusted(path, trust=trust)
+        except Untrusted as error:
+            faults.append(Fault(key, str(error)))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _references(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _references(name, key)
+            yield from _references(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _references(value, f"{key}[{position}]")
+    elif isinstance(node, str) and "${" in node:
+        yield key, node
+
+
+def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Data:
     """Load the data of a resolved configuration.
 
     Args:
         config: that of the record.
-        overrides: `data=NAME` chooses another set, `data.KEY=VALUE` changes one option of the set.
+        overrides: `data=NAME` chooses another set, `data.KEY=VALUE` changes one option of the set; what they name
+            is the user's own word, and may run.
+        trust: packages besides compresskd whose code may run for what the record names.
 
     Raises:
-        ConfigError: for an override that is not about data, or data that cannot be loaded.
+        ConfigError: for an override that is not about data, data that cannot be loaded, or code that may not run.
     """
     for line in overrides:
         if not line.startswith(("data=", "data.")):
             raise ConfigError(
                 [Fault(line, "is not about the data; evaluate takes data=NAME and data.KEY=VALUE only")]
             )
-    if overrides:
-        config = config | {"data": _other(config, list(overrides))}
-    parts = Parts(config, as_it_is)
+    if not any(line.startswith("data=") for line in overrides):
+        check_recorded({"data": config.get("data")}, trust)
+    named = _other(config, list(overrides)) if overrides else config["data"]
+    said = [path.partition(".")[0] for _, path in outside_targets(named)] if overrides else []
+    parts = Parts({"data": named}, as_it_is, trust=(*trust, *said))
+    parts.check_calls("data")
     data = parts.data()
     parts.stop_at_faults()
     assert data is not None
     return data
 
 
-def _other(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _other(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not any(line.startswith("data=") for line in overrides):
         changed = OmegaConf.merge({"data": config["data"]}, OmegaConf.from_dotlist(overrides))
         assert isinstance(changed, DictConfig)

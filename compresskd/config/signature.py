@@ -7,39 +7,44 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compresskd.config.allowed import resolve_allowed
 from compresskd.config.faults import Fault, nearest
 from compresskd.config.kinds import check_kind
-from compresskd.models.build import resolve
 
 _SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
-def check_calls(node: Any, key: str, *, skip: Sequence[str] = ()) -> Iterator[Fault]:
+def check_calls(
+    node: Any, key: str, *, skip: Sequence[str] = (), trust: Sequence[str] | None = None
+) -> Iterator[Fault]:
     """Faults of a plain configuration node and of every `_target_` node below it.
 
     Args:
         node: nested plain values.
         key: its dotted key.
         skip: keys of the node itself that its target does not take.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
     """
     if isinstance(node, Mapping):
         for name, value in node.items():
-            if name not in _SPECIAL:
-                yield from check_calls(value, f"{key}.{name}")
+            if name not in _SPECIAL or name == "_args_":
+                yield from check_calls(value, f"{key}.{name}", trust=trust)
         if "_target_" in node:
-            yield from _check_call(node, key, skip)
+            yield from _check_call(node, key, skip, trust)
     elif isinstance(node, list):
         for position, value in enumerate(node):
-            yield from check_calls(value, f"{key}[{position}]")
+            yield from check_calls(value, f"{key}[{position}]", trust=trust)
 
 
-def _check_call(node: Mapping[str, Any], key: str, skip: Sequence[str]) -> Iterator[Fault]:
+def _check_call(
+    node: Mapping[str, Any], key: str, skip: Sequence[str], trust: Sequence[str] | None
+) -> Iterator[Fault]:
     target = node["_target_"]
     if target == "???" or not isinstance(target, str):
         yield Fault(f"{key}._target_", "is missing; write the dotted path of a class or function")
         return
     try:
-        function = resolve(target)
+        function = resolve_allowed(target, key, trust=trust)
     except ValueError as error:
         yield Fault(f"{key}._target_", str(error))
         return

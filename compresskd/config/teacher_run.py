@@ -54,10 +54,10 @@ def _own_config(config: Plain) -> Plain:
 
 
 def _key(config: Plain, data: Data) -> str:
-    # how often a checkpoint is written changes no weight
+    # how often a checkpoint is written changes no weight, nor do the names of classes
     train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
     determined: Mapping[str, Any] = {k: config[k] for k in _DETERMINING} | {
         "train": train,
-        "data": data.fingerprint,
+        "data": data.batches_fingerprint,
     }
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]

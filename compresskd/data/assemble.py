@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from compresskd.data.base import Augmentation, Data, Split
-from compresskd.data.checks import check_augmentation, check_declared, check_splits
+from compresskd.data.checks import (
+    check_augmentation,
+    check_class_names,
+    check_declared,
+    check_finite,
+    check_splits,
+)
 from compresskd.data.digest import content_digest
+from compresskd.data.identical import identical_samples, sample_hashes
 from compresskd.data.normalize import Normalize
+from compresskd.data.notice import Notice
 from compresskd.data.stratify import check_cut, cut_size, stratified_cut
 
 
@@ -20,20 +28,23 @@ from compresskd.data.stratify import check_cut, cut_size, stratified_cut
 class Source:
     """Decoded samples: pixels [N, C, H, W] or [N, F], uint8 or float32; targets [N], int64.
 
-    `digest` is their `content_digest` where it is already known (from a cache file). `streamed` says that the
-    pixels are a memory-mapped file to be read batch by batch.
+    `digest` is their `content_digest` and `hashes` [N] int64 their `sample_hashes` where these are already known
+    (from a cache file). `streamed` says that the pixels are a memory-mapped file to be read batch by batch.
+    `notices` are what was seen when they were read.
     """
 
     pixels: Tensor
     targets: Tensor
     digest: str | None = None
     streamed: bool = False
+    hashes: Tensor | None = None
+    notices: tuple[Notice, ...] = ()
 
     def __post_init__(self):
         if self.pixels.dtype not in (torch.uint8, torch.float32) or self.targets.dtype != torch.int64:
             raise ValueError(
                 f"expected pixels in uint8 or float32 and targets in int64, got {self.pixels.dtype} and "
-                f"{self.targets.dtype}"
+                f"{self.targets.dtype}; write pixels.float(), targets.long()"
             )
         if self.pixels.ndim not in (2, 4) or len(self.pixels) != len(self.targets):
             raise ValueError(
@@ -52,6 +63,7 @@ class Options(TypedDict, total=False):
     split_seed: int
     augmentation: Augmentation | None
     augmentation_bank: int | None
+    allow_overlap: bool
 
 
 def assemble(
@@ -65,13 +77,16 @@ def assemble(
     validation: Source | None = None,
     test: Source | None = None,
     test_fraction: float | None = None,
+    notices: Sequence[Notice] = (),
     **options: Unpack[Options],
 ) -> Data:
     """Check, cut and fingerprint.
 
     A missing `test` is cut from `train` by `test_fraction` and never depends on `split_seed`; a missing
     `validation` is cut from what remains by `validation_fraction` or `validation_count`. `num_classes` and
-    `input_shape` are compared with what was loaded where they are not None.
+    `input_shape` are compared with what was loaded where they are not None. Samples that are in two splits are
+    counted; a split that lies wholly in train is refused unless `allow_overlap`. `notices` are what the caller has
+    seen already.
 
     Raises ValueError, naming the option, for anything that does not fit, and TypeError for an unknown option.
     """
@@ -81,6 +96,7 @@ def assemble(
             f"unknown options {unknown} for data set {name!r}; known are {[*Options.__annotations__]}"
         )
     class_names = tuple(class_names)
+    check_class_names(class_names)
     normalize = Normalize(tuple(mean), tuple(std), float(pixel_max))
     augmentation, bank = options.get("augmentation"), options.get("augmentation_bank")
     shape = tuple(train.pixels.shape[1:])
@@ -101,6 +117,10 @@ def assemble(
     parts = {"train": (train, rows), "validation": validation_part, "test": test_part}
     splits = {split: _split(split, source, chosen, normalize) for split, (source, chosen) in parts.items()}
     check_splits(splits, class_names)
+    check_finite(splits)
+    sources = {split: source for split, (source, _) in parts.items()}
+    overlap = identical_samples(splits, _hashes(sources, splits), allowed=options.get("allow_overlap", False))
+    seen = [*notices, *(notice for source in _distinct(sources) for notice in source.notices), *overlap]
     determines = [split.fingerprint for split in splits.values()] + [repr((normalize, augmentation, bank))]
     return Data(
         name=name,
@@ -112,8 +132,25 @@ def assemble(
         class_names=class_names,
         mean=normalize.mean,
         std=normalize.std,
-        fingerprint=hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16],
+        fingerprint=_short_hash([*determines, [str(name) for name in class_names]]),
+        batches_fingerprint=_short_hash(determines),
+        notices=tuple(seen),
     )
+
+
+def _short_hash(determines: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
+
+
+def _distinct(sources: Mapping[str, Source]) -> list[Source]:
+    """Each source once: validation and test may be cut from that of train."""
+    return list({id(source): source for source in sources.values()}.values())
+
+
+def _hashes(sources: Mapping[str, Source], splits: Mapping[str, Split]) -> dict[str, Tensor]:
+    """Of the samples of each split, computed where no cache had them."""
+    known = {id(s): sample_hashes(s.pixels) if s.hashes is None else s.hashes for s in _distinct(sources)}
+    return {name: known[id(sources[name])][split.rows] for name, split in splits.items()}
 
 
 def _cut(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compresskd.data.normalize import Normalize
+from compresskd.data.notice import Notice
 from compresskd.data.randomness import generator
 
 
@@ -190,7 +191,9 @@ class Data:
     """A data set ready for training.
 
     `mean` and `std` are those of `Normalize`: inputs = (pixels / pixel_max - mean) / std. `fingerprint`
-    covers everything that determines the batches: the splits, normalisation, augmentation and its bank.
+    covers everything that determines the batches (the splits, normalisation, augmentation and its bank) and the
+    names of the classes; `batches_fingerprint` is without the names (what version 0.1 recorded as `fingerprint`).
+    `notices` are what a user should know of the data.
     """
 
     name: str
@@ -203,6 +206,8 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    batches_fingerprint: str
+    notices: tuple[Notice, ...] = ()
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits on `device`."""

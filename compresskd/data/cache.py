@@ -1,8 +1,8 @@
 """Decoded samples on disk, so that images are decoded once.
 
-An entry is two files named by its key: KEY.bin, the pixels [N, C, H, W] uint8 followed by the targets [N] int64,
-and KEY.json, which says their shape and checksum and is written last. Both appear by a rename, under a lock; what
-does not fit its checksum is made again.
+An entry is two files named by its key: KEY.bin, the pixels [N, C, H, W] uint8 followed by the targets and the hashes
+of the samples, [N] int64 each, and KEY.json, which says their shape and checksums, and what was noticed; it is
+written last. Both appear by a rename, under a lock; what does not fit its checksum is made again.
 """
 
 import hashlib
@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +22,27 @@ from filelock import FileLock
 
 from compresskd.data.assemble import Source
 from compresskd.data.digest import content_digest, seal
+from compresskd.data.identical import sample_hashes
+from compresskd.data.notice import Notice
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+_SEAL = "header_sha256"
 
 Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples on their way into the cache: blocks of pixels [n, C, H, W] uint8 and targets [n] int64."""
+    """Samples on their way into the cache: blocks of pixels [n, C, H, W] uint8 and targets [n] int64.
+
+    `notices` is filled by the time that the blocks have ended.
+    """
 
     class_names: tuple[str, ...]
     blocks: Blocks
+    notices: list[Notice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,21 +90,24 @@ class Cache:
         """The entry, or None if it is missing or damaged."""
         try:
             header = json.loads((self.directory / f"{key}.json").read_bytes())
-            shape, digest, class_names = header["shape"], header["sha256"], tuple(header["class_names"])
-            if header != _header(shape, digest, class_names, header["what"]):
+            if header != _sealed({name: value for name, value in header.items() if name != _SEAL}):
                 raise ValueError("its header is damaged")
-            source = self._samples(self.directory / f"{key}.bin", shape, digest)
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']}")
+            source = self._samples(self.directory / f"{key}.bin", header)
         except OSError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("cached samples %s are not used, and made again: %s", self.directory / key, error)
             return None
-        return source, class_names
+        return source, tuple(header["class_names"])
 
-    def _samples(self, file: Path, shape: list[int], digest: str) -> Source:
+    def _samples(self, file: Path, header: Mapping[str, Any]) -> Source:
+        shape = header["shape"]
         num_bytes = int(np.prod(shape))
-        if file.stat().st_size != num_bytes + 8 * shape[0]:
-            raise ValueError(f"expected {num_bytes + 8 * shape[0]} bytes, got {file.stat().st_size}")
+        expected = num_bytes + 2 * 8 * shape[0]
+        if file.stat().st_size != expected:
+            raise ValueError(f"expected {expected} bytes, got {file.stat().st_size}")
         streamed = num_bytes > self.max_in_memory_bytes
         raw = np.memmap(file, np.uint8, mode="r") if streamed else np.fromfile(file, np.uint8)
         with warnings.catch_warnings():
@@ -104,14 +115,17 @@ class Cache:
             # nothing writes to stored pixels.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             pixels = torch.from_numpy(raw[:num_bytes]).view(shape)
-        targets = torch.from_numpy(np.frombuffer(raw[num_bytes:].tobytes(), np.int64).copy())
+        tail = raw[num_bytes:].tobytes()
+        targets, hashes = torch.from_numpy(np.frombuffer(tail, np.int64).copy()).split(shape[0])
         # Reading all of a set that does not fit in memory only to check it would take minutes.
-        if not streamed and content_digest(pixels, targets) != digest:
+        intact = streamed or content_digest(pixels, targets) == header["sha256"]
+        if not intact or _sha256(tail) != header["tail_sha256"]:
             raise ValueError("its content does not fit its checksum")
-        return Source(pixels, targets, digest=digest, streamed=streamed)
+        notices = tuple(Notice(**{**one, "examples": tuple(one["examples"])}) for one in header["notices"])
+        return Source(pixels, targets, header["sha256"], streamed, hashes, notices)
 
     def _write(self, key: str, what: str, stream: Stream) -> None:
-        hasher, targets, shape = hashlib.sha256(), [], []
+        hasher, targets, hashes, shape = hashlib.sha256(), [], [], []
         # The lock is held: a temporary file of this name can only be what a killed process left.
         pixels_file, header_file = (self.directory / f"{key}.{suffix}" for suffix in ("bin", "json"))
         temporary = self.directory / f"{key}.tmp"
@@ -122,16 +136,29 @@ class Cache:
                     hasher.update(block.data)
                     file.write(block.data)
                     targets.append(labels)
+                    hashes.append(sample_hashes(block).numpy())
                     shape = list(block.shape[1:])
                 if not targets:
                     raise ValueError(f"{what} has no image")
                 labels = np.concatenate(targets)
-                file.write(labels.tobytes())
+                tail = labels.tobytes() + np.concatenate(hashes).tobytes()
+                file.write(tail)
             shape = [len(labels), *shape]
             digest = seal(hasher, torch.from_numpy(labels), shape=shape, dtype="uint8")
+            header = {
+                "format": _FORMAT,
+                "shape": shape,
+                "sha256": digest,
+                "tail_sha256": _sha256(tail),
+                "class_names": list(stream.class_names),
+                "notices": [
+                    asdict(notice) | {"examples": list(notice.examples)} for notice in stream.notices
+                ],
+                "what": what,
+            }
             with self._writing(what):
                 os.replace(temporary, pixels_file)
-                temporary.write_text(json.dumps(_header(shape, digest, stream.class_names, what)))
+                temporary.write_text(json.dumps(_sealed(header)))
                 os.replace(temporary, header_file)
         finally:
             temporary.unlink(missing_ok=True)
@@ -155,12 +182,9 @@ def _readable(blocks: Blocks, what: str) -> Blocks:
         raise ValueError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _header(shape: list[int], digest: str, class_names: tuple[str, ...], what: str) -> dict:
-    header = {
-        "format": _FORMAT,
-        "shape": shape,
-        "sha256": digest,
-        "class_names": list(class_names),
-        "what": what,
-    }
-    return {**header, "header_sha256": hashlib.sha256(json.dumps(header).encode()).hexdigest()}
+def _sealed(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {**header, _SEAL: _sha256(json.dumps(header).encode())}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,11 +1,14 @@
 """Refusals of data and options that cannot be used, each naming the option and what to write instead."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from compresskd.data.base import Augmentation, Split
+
+_ROWS_AT_ONCE = 1024
 
 
 def check_declared(
@@ -88,3 +91,45 @@ def check_splits(splits: Mapping[str, Split], class_names: tuple[str, ...]) -> N
             f"data: expected samples of every class in the train split, got none of {empty[:5]}; add some, or "
             f"remove the class"
         )
+
+
+def check_class_names(class_names: tuple[str, ...]) -> None:
+    """No two classes have one name, and every name can be written into a file."""
+    names = [str(name) for name in class_names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"data: expected a name of its own for each class, got {twice[:5]} more than once")
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"data: the class name {name!a} is not valid UTF-8; rename it") from None
+
+
+def check_finite(splits: Mapping[str, Split]) -> None:
+    """Raise ValueError for samples that are not finite as a network gets them, with their split, number and place."""
+    found: dict[int, Tensor] = {}
+    for split in splits.values():
+        if id(split.pixels) not in found:
+            found[id(split.pixels)] = _non_finite(split)
+        bad = found[id(split.pixels)][split.rows].nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            row = int(split.rows[first])
+            raise ValueError(
+                f"data: {len(bad):,} of {len(split):,} {split.name} samples hold NaN or inf once they are normalised; "
+                f"the first is sample {first}"
+                + ("" if row == first else f" (row {row} of what was loaded)")
+                + "; mend or remove them"
+            )
+
+
+def _non_finite(split: Split) -> Tensor:
+    """[M] bool, of all stored pixels [M, ...]: finite mean and deviation leave whole numbers finite."""
+    pixels = split.pixels
+    if pixels.is_floating_point() and len(pixels):
+        extremes = torch.stack(pixels.aminmax(dim=0))  # NaN wherever there is one
+        if not split.normalize(extremes).isfinite().all():
+            parts = pixels.split(_ROWS_AT_ONCE)
+            return torch.cat([~split.normalize(part).isfinite().flatten(1).all(1) for part in parts])
+    return torch.zeros(len(pixels), dtype=torch.bool)

@@ -64,7 +64,7 @@ class Columns:
 
     def _items(
         self, part: Any, numbers: dict[Any, int], where: str
-    ) -> Iterator[list[tuple[bytes | Path, int]]]:
+    ) -> Iterator[list[tuple[bytes | Path | None, int]]]:
         position = 0
         for table in _tables(part, [self.image, self.label], where):
             images, labels = table[self.image].to_pylist(), table[self.label].to_pylist()
@@ -79,8 +79,8 @@ class Columns:
                 position += 1
             yield block
 
-    def _bytes(self, image: Any, position: int, where: str) -> bytes | Path:
-        if isinstance(image, bytes):
+    def _bytes(self, image: Any, position: int, where: str) -> bytes | Path | None:
+        if image is None or isinstance(image, bytes):
             return image
         if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
             return image["bytes"]

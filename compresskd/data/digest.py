@@ -28,10 +28,11 @@ def seal(hasher: "hashlib._Hash", targets: Tensor, *, shape: Sequence[int], dtyp
 def files_digest(root: Path, files: Sequence[Path]) -> str:
     """SHA-256 (hex) of names relative to `root` and contents of `files`.
 
-    For sets of more than 2 GiB, size and modification time stand for the content: the result is a key of the
-    cache, where a false change costs time and no more.
+    For sets of more than 2 GiB, size, inode and times stand for the content (that of the last change, which nobody can
+    set back, among them): the result is a key of the cache, where a false change costs time and no more. A file that
+    cannot be read is told from one that can.
     """
-    total = sum(file.stat().st_size for file in files)
+    total = sum(map(_size, files))
     one = _content if total <= _READ_WHOLE_BYTES else _state
     with ThreadPoolExecutor() as pool:
         entries = [
@@ -41,11 +42,24 @@ def files_digest(root: Path, files: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
 def _content(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.errno}"
 
 
 def _state(file: Path) -> str:
-    state = file.stat()
-    return f"{state.st_size} {state.st_mtime_ns}"
+    try:
+        state = file.stat()
+    except OSError as error:
+        return f"unreadable: {error.errno}"
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"

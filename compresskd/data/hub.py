@@ -29,6 +29,9 @@ def hub(
     test_split: str | None,
     size: int | None,
     channels: int | None,
+    levels: Sequence[float] | None = None,
+    max_pixels: int | None = None,
+    skip_bad: bool = False,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     test_fraction: float | None,
@@ -47,7 +50,10 @@ def hub(
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     names = {split: theirs for split, theirs in names.items() if theirs is not None}
     columns = Columns(image_column, label_column)
-    decoder, cache = Decoder(size, channels), Cache.at(cache_dir, max_in_memory_bytes)
+    decoder, cache = (
+        Decoder(size, channels, levels, max_pixels, skip_bad),
+        Cache.at(cache_dir, max_in_memory_bytes),
+    )
     location = _location(id, config, revision, path)
 
     def open_split(split: str):

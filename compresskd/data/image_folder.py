@@ -10,9 +10,24 @@ from compresskd.data.cache import Cache
 from compresskd.data.decode import Decoder
 from compresskd.data.digest import files_digest
 from compresskd.data.images import Encoded, assemble_images
+from compresskd.data.notice import Notice, shown
+from compresskd.data.tree import SUFFIXES, Findings, alike, class_files, folders, plain
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 _BLOCK = 256
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+# Folders of which someone meant a split: they are no classes.
+_LIKE_SPLITS = (
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+)
 
 
 def image_folder(
@@ -21,6 +36,9 @@ def image_folder(
     path: str | None,
     size: int | None,
     channels: int | None,
+    levels: Sequence[float] | None = None,
+    max_pixels: int | None = None,
+    skip_bad: bool = False,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     test_fraction: float | None,
@@ -31,23 +49,29 @@ def image_folder(
     """Classes are the folders of PATH/train, in the order of their names; images may lie deeper.
 
     PATH/val and PATH/test are used where they are there, and otherwise cut from train by the fractions, which are
-    for that case alone. Raises FileNotFoundError and ValueError for folders that do not look like this.
+    for that case alone. Without PATH/train the folders of PATH itself are the classes, and both are cut.
+    Raises FileNotFoundError and ValueError for folders that do not look like this, and BadImages.
     """
-    decoder, cache = Decoder(size, channels), Cache.at(cache_dir, max_in_memory_bytes)
+    decoder = Decoder(size, channels, levels, max_pixels, skip_bad)
+    cache = Cache.at(cache_dir, max_in_memory_bytes)
     root = _root(path)
-    splits = {
-        split: root / folder
-        for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
-        if (root / folder).is_dir()
-    }
+    splits, notices = _splits(root)
     if "validation" in splits:
         options = Options(**{**options, "validation_fraction": None, "validation_count": None})
-    class_names = tuple(sorted(folder.name for folder in _folders(splits["train"])))
-    items = {split: _items(folder, class_names) for split, folder in splits.items()}
-    files = sorted(file for split in items.values() for file, _ in split)
+    class_names = tuple(sorted(folder.name for folder in folders(splits["train"])))
+    same = alike(class_names)
+    if same:
+        text = f"names of classes differ in case or Unicode form alone: {', '.join(same[:5])}"
+        notices.append(Notice.of("names", None, same, text))
+    items = {}
+    for split, folder in splits.items():
+        findings = Findings(split)
+        items[split] = _items(folder, class_names, findings)
+        notices += findings.notices()
+    files = sorted(file for found in items.values() for file, _ in found)
     return assemble_images(
         name,
-        str(root),
+        shown(root),
         files_digest(root, files),
         {split: (lambda found=found: Encoded(class_names, _blocks(found))) for split, found in items.items()},
         decoder=decoder,
@@ -55,6 +79,7 @@ def image_folder(
         mean=mean,
         std=std,
         test_fraction=None if "test" in splits else test_fraction,
+        notices=notices,
         **options,
     )
 
@@ -67,38 +92,63 @@ def _root(path: str | None) -> Path:
         raise FileNotFoundError(
             f"data.path: the folder {root} is not there; write data.path=DIR, with DIR/train/CLASS/*.png in it"
         )
-    if not (root / "train").is_dir():
-        found = [folder.name for folder in _folders(root)][:5]
-        raise FileNotFoundError(
-            f"data.path: expected {root}/train/CLASS/*.png, got the folders {found} in {root}; write data.path=DIR, "
-            f"with DIR/train in it"
-        )
     return root
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(child for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
+def _splits(root: Path) -> tuple[dict[str, Path], list[Notice]]:
+    """The folder of each split that is there, and what is beside them."""
+    present = {folder.name: folder for folder in folders(root)}
+    meant = [name for name in present if plain(name) in _LIKE_SPLITS]
+    classes = [name for name in present if name not in meant]
+    # A class may be called 'train' (beside 'car' and 'ship'): then it holds images, and no folders of classes.
+    bare = not meant or (meant == ["train"] and classes and not folders(present["train"]))
+    if bare and present:
+        text = (
+            f"{shown(root)} has no train/CLASS folders: its {len(present):,} folders are the classes, and test and "
+            f"validation are cut from them"
+        )
+        return {"train": root}, [Notice("cut", None, len(present), text)]
+    if "train" not in present:
+        raise FileNotFoundError(
+            f"data.path: expected {shown(root)}/train/CLASS/*.png, got the folders {[*present][:5]} in {shown(root)}; "
+            f"write data.path=DIR, with DIR/train in it, or with a folder for each class"
+        )
+    splits = {split: present.pop(folder) for split, folder in _SPLITS.items() if folder in present}
+    if not present:
+        return splits, []
+    names = [shown(name) for name in present]
+    text = f"folders beside train, val and test are not read: {', '.join(names[:5])}"
+    return splits, [Notice.of("beside", None, names, text)]
 
 
-def _items(folder: Path, class_names: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _items(
+    folder: Path, class_names: tuple[str, ...], findings: Findings
+) -> list[tuple[bytes | Path | None, int]]:
     """Files and labels of one split, by class and name."""
     if not class_names:
         raise ValueError(f"data.path: expected a folder for each class in {folder}, got none")
-    items = []
-    for child in _folders(folder):
-        if child.name not in class_names:
+    numbers = {name: number for number, name in enumerate(class_names)}
+    class_folders = folders(folder)
+    for child in class_folders:
+        if child.name not in numbers:
+            like = [name for name in class_names if plain(name) == plain(child.name)]
             raise ValueError(
-                f"data.path: {child} is a class that train does not have; its classes are {list(class_names)[:10]}"
+                f"data.path: {shown(child)} is a class that train does not have; its classes are "
+                f"{list(class_names)[:10]}"
+                + (f"; {like[0]!r} differs in case or Unicode form alone: rename one" if like else "")
             )
-        files = sorted(file for file in child.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    items: list[tuple[bytes | Path | None, int]] = []
+    for child, files in zip(class_folders, class_files(folder, class_folders, findings), strict=True):
         if not files:
             raise ValueError(
-                f"data.path: expected images ({', '.join(sorted(_SUFFIXES))}) in {child}, got none; add some, or "
+                f"data.path: expected images ({', '.join(sorted(SUFFIXES))}) in {shown(child)}, got none; add some, or "
                 f"remove the folder"
             )
-        items += [(file, class_names.index(child.name)) for file in files]
+        items += [(file, numbers[child.name]) for file in files]
     return items
 
 
-def _blocks(items: list[tuple[Path, int]]) -> list[list[tuple[bytes | Path, int]]]:
+def _blocks(
+    items: list[tuple[bytes | Path | None, int]],
+) -> list[list[tuple[bytes | Path | None, int]]]:
     return [[*items[start : start + _BLOCK]] for start in range(0, len(items), _BLOCK)]

@@ -11,7 +11,9 @@ import torch
 from compresskd.data.assemble import Options, Source, assemble
 from compresskd.data.base import Data
 from compresskd.data.cache import Cache, Stream
-from compresskd.data.decode import Decoder
+from compresskd.data.decode import BadImages, Decoder
+from compresskd.data.draw import drawn_order
+from compresskd.data.notice import Notice
 from compresskd.data.stratify import check_cut
 
 # Images from which mean and standard deviation are taken where the configuration gives none.
@@ -23,7 +25,7 @@ class Encoded:
     """Images of one split as they are stored: lists of (encoded bytes or file, label), and the class names."""
 
     class_names: tuple[str, ...]
-    items: Iterable[list[tuple[bytes | Path, int]]]
+    items: Iterable[list[tuple[bytes | Path | None, int]]]
 
 
 def assemble_images(
@@ -37,13 +39,14 @@ def assemble_images(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     test_fraction: float | None,
+    notices: Sequence[Notice] = (),
     **options: Unpack[Options],
 ) -> Data:
     """Data from encoded images.
 
     `splits` has train and may have validation and test: functions that open them, called only where the cache has
     no good entry. `digest` identifies their content and `what` names it in messages. Mean and standard deviation
-    per channel are measured on training images where they are None.
+    per channel are measured on training images where they are None. Raises BadImages with those of all splits.
     """
     # Decoding may take long: what can be refused without it is refused first.
     cuts = (options.get("validation_fraction"), options.get("validation_count"))
@@ -51,17 +54,23 @@ def assemble_images(
     check_cut("test", test_fraction, None, given="test" in splits)
     if (mean is None) != (std is None):
         raise ValueError(f"data.mean, data.std: expected both or neither, got {mean} and {std}")
-    sources, class_names = {}, ()
+    sources, class_names, bad = {}, (), []
     for split, open_split in splits.items():
         where = f"the {split} split of {what}"
 
-        def stream(open_split: Callable[[], Encoded] = open_split, where: str = where) -> Stream:
-            encoded = open_split()
-            return Stream(encoded.class_names, decoder.blocks(encoded.items, where))
+        def stream(open_split=open_split, where=where, split=split) -> Stream:
+            encoded, seen = open_split(), []
+            return Stream(encoded.class_names, decoder.blocks(encoded.items, where, split, seen), seen)
 
         key = sha256(repr((digest, split, decoder)).encode()).hexdigest()[:32]
-        sources[split], names = cache.fetch(key, where, stream)
+        try:
+            sources[split], names = cache.fetch(key, where, stream)
+        except BadImages as error:
+            bad.append(str(error))
+            continue
         class_names = names if split == "train" else class_names
+    if bad:
+        raise BadImages("; and ".join(bad))
     if mean is None or std is None:
         mean, std = measure(sources["train"])
     return assemble(
@@ -74,13 +83,14 @@ def assemble_images(
         std=std,
         pixel_max=255,
         test_fraction=test_fraction,
+        notices=notices,
         **options,
     )
 
 
 def measure(source: Source) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in units of white, from 2,048 evenly spaced images."""
-    chosen = torch.linspace(0, len(source.targets) - 1, min(_NUM_MEASURED, len(source.targets))).long()
+    """Mean and standard deviation of each channel in units of white, from a draw of 2,048 images."""
+    chosen = drawn_order(source.targets, seed=0)[:_NUM_MEASURED].sort().values
     total = torch.zeros(2, source.pixels.shape[1], dtype=torch.float64)
     for rows in chosen.split(64):
         levels = source.pixels[rows].double() / 255

@@ -31,6 +31,10 @@ class Normalize:
             raise ValueError(f"data.std: expected finite positive numbers, got {list(self.std)}")
         if not all(map(math.isfinite, self.mean)):
             raise ValueError(f"data.mean: expected finite numbers, got {list(self.mean)}")
+        if not 0 < self.pixel_max < math.inf:
+            raise ValueError(
+                f"pixel_max: expected a positive number, the value of white, got {self.pixel_max}"
+            )
 
     def check(self, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError if the number of values does not fit inputs of this shape."""

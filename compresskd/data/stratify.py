@@ -24,12 +24,10 @@ def stratified_cut(targets: Tensor, count: int, *, seed: int) -> tuple[Tensor, T
             f"which has {int(sizes[worst])}"
         )
     shuffled = torch.randperm(len(targets), generator=generator("cut", seed))
-    cut = [
-        shuffled[targets[shuffled] == label][:size]
-        for label, size in zip(classes.tolist(), cut_sizes.tolist(), strict=True)
-    ]
+    by_class = shuffled[targets[shuffled].sort(stable=True).indices]
+    rank = torch.arange(len(targets)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     is_cut = torch.zeros(len(targets), dtype=torch.bool)
-    is_cut[torch.cat(cut)] = True
+    is_cut[by_class] = rank < cut_sizes.repeat_interleave(sizes)
     rows = torch.arange(len(targets))
     return rows[~is_cut], rows[is_cut]
 

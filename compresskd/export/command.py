@@ -13,8 +13,9 @@ from rich.table import Table
 from compresskd.export.agreement import BATCH_SIZES
 from compresskd.export.errors import ExportError, ExportFailed
 from compresskd.export.export import FORMS, Exported, export, is_export, report_of
-from compresskd.export.samples import Samples, first_of, random
+from compresskd.export.samples import Samples, drawn_from, random
 from compresskd.export.source import Source, open_source
+from compresskd.trust import HELP, granted, trusted_packages
 
 _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense"}
 
@@ -23,10 +24,11 @@ def main(argv: Sequence[str]) -> int:
     """`compresskd export DIR --to onnx|pt2|dense`; the exit code: 0, or 1 where the export answers otherwise."""
     arguments = _parser().parse_args(list(argv))
     path: Path = arguments.path
-    source = open_source(path, trust=arguments.trust)
+    trust = trusted_packages(arguments.trust)
+    source = open_source(path, trust=trust)
     out = arguments.out or _default_out(source, arguments.to)
     _check_out(out, arguments.to, overwrite=arguments.overwrite)
-    samples = _samples(source, arguments.check_samples)
+    samples = _samples(source, arguments.check_samples, trust)
     console = Console(highlight=False, soft_wrap=True)
     try:
         exported = export(source, arguments.to, out, samples)
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="package of an architecture of your own",
+        help=HELP,
     )
     return parser
 
@@ -103,7 +105,7 @@ def _check_out(out: Path, form: str, *, overwrite: bool) -> None:
         )
 
 
-def _samples(source: Source, count: int) -> Samples:
+def _samples(source: Source, count: int, trust: Sequence[str]) -> Samples:
     """Of the run's own test split where there is a run, else random ones."""
     if source.record is None:
         return random(source.input_shape, count)
@@ -111,8 +113,8 @@ def _samples(source: Source, count: int) -> Samples:
     from compresskd.config.schema import register
 
     register()
-    data = data_of(source.record.config)
-    return first_of(data.test, count, data.name)
+    data = data_of(source.record.config, trust=granted(source.path, source.record, trust))
+    return drawn_from(data.test, count, data.name)
 
 
 def _summary(exported: Exported) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from compresskd import artifact, swap
 from compresskd.artifact import folder
@@ -54,16 +55,43 @@ def _plain_spec(model: nn.Module) -> dict[str, Any]:
 
 
 def _dense_state(model: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
-    structured = swap.structure(model)
+    structured = {
+        name: layer
+        for name, layer in model.named_modules(remove_duplicate=False)
+        if name and isinstance(layer, swap.Structured)
+    }
     state = {
         name: value
         for name, value in model.state_dict().items()
         if CHILD not in name.split(".") and not any(name.startswith(f"{layer}.") for layer in structured)
     }
-    for name in structured:
-        values = _dense_values(name, model.get_submodule(name), plain.get_submodule(name))
-        state |= {f"{name}.{key}": value.detach() for key, value in values.items()}
+    for name, layer in structured.items():
+        ordinary = plain.get_submodule(name)
+        values = _dense_values(name, layer, ordinary)
+        if parametrize.is_parametrized(ordinary):
+            state |= _parametrized(name, ordinary, values)
+        else:
+            state |= {f"{name}.{key}": value.detach() for key, value in values.items()}
     return state
+
+
+@torch.no_grad()
+def _parametrized(name: str, ordinary: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a parametrized layer that reads as these values, where its parametrization can be assigned to."""
+    for key, value in values.items():
+        try:
+            if parametrize.is_parametrized(ordinary, key):
+                setattr(ordinary, key, value.detach())
+            else:
+                getattr(ordinary, key).copy_(value)
+            same = torch.allclose(getattr(ordinary, key), value, rtol=1e-5, atol=1e-7)
+        except (RuntimeError, NotImplementedError, AttributeError):
+            same = False
+        if not same:
+            raise ExportError(
+                f"'{name}' has a parametrized {key}, to which no value can be assigned; export the factorized model"
+            )
+    return {f"{name}.{key}": value.clone() for key, value in ordinary.state_dict().items()}
 
 
 def _dense_values(name: str, layer: Any, ordinary: Any) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compresskd.data.base import Split
+from compresskd.data.draw import draw
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class Samples:
     kind: str
 
 
-def first_of(split: Split, count: int, name: str) -> Samples:
-    """The first `count` samples of a split, or all where it has fewer."""
-    count = min(count, len(split))
-    batch = next(iter(split.batches(count)))
+def drawn_from(split: Split, count: int, name: str) -> Samples:
+    """A draw of `count` samples of a split, the same each time, or all where it has fewer."""
+    drawn = draw(split, count, seed=0)
+    batch = next(iter(drawn.batches(len(drawn))))
     return Samples(batch.inputs.cpu(), f"{len(batch.inputs)} {split.name} samples of {name}")
 
 

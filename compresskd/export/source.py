@@ -12,9 +12,11 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.export.errors import ExportError
+from compresskd.models.target import Untrusted
 from compresskd.quant.activation import ActivationQuant
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.run import RECORD, Record, read_record
+from compresskd.trust import granted
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def open_source(path: Path, *, trust: Sequence[str] = ()) -> Source:
     """Read the model at `path`: a finished run, a folder with model.safetensors, or a compact file.
 
     Raises:
-        ExportError: there is no model, it is damaged, it names what is not trusted, or it does not say what it takes.
+        ExportError: there is no model, it is damaged, or it does not say what it takes.
+        Untrusted: it names code outside of compresskd that nobody has said may run.
     """
     is_run = (path / RECORD).is_file()
     if not (is_run or path.is_file() or (path / "structure.json").exists()):
@@ -56,16 +59,14 @@ def open_source(path: Path, *, trust: Sequence[str] = ()) -> Source:
             "or a .ckd file"
         )
     record = read_record(path) if is_run else None
-    if record is not None:
-        roles = (record.config[role]["_target_"] for role in ("teacher", "student"))
-        trust = (*trust, *{target.partition(".")[0] for target in roles})
+    trust = trust if record is None else granted(path, record, trust)
     try:
         content = artifact.read(path, trust=trust)
         model = artifact.build(content, trust=trust)
-    except artifact.ArtifactError as error:
+    except Untrusted:  # which says by itself what to write
+        raise
+    except ValueError as error:
         raise ExportError(str(error)) from error
-    except ValueError as error:  # a class outside the packages that are trusted
-        raise ExportError(f"{path}: {error}; write --trust PACKAGE for one that you trust") from error
     quantized = {k: v for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)}
     return Source(path, model, quantized, _input_shape(path, content, record), content.about, record)
 

@@ -8,8 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from compresskd.models.kinds import MODULE, PART, resolve_kind
 from compresskd.models.target import nearest, resolve
+
+_NOT_PASSED = (
+    "_target_",
+    "_convert_",
+    "_recursive_",
+)  # the last two are Hydra's; values are plain and nested here
 
 
 def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
@@ -25,14 +33,21 @@ def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
         seed: of the initial parameters.
 
     Raises:
-        ValueError: the path leads nowhere, an option is unknown or missing, a value is not plain, or what was
-            constructed is no module.
+        ValueError: the path leads nowhere or to something else than a module, a part of a model or code of the
+            user's own, an option is unknown or missing, a value is not plain, or what was constructed is no module.
     """
     options = _plain(kwargs, where=target)
     with _seeded(seed):
-        module = _construct(target, options)
+        module = _construct(
+            resolve_kind(target, MODULE), target, options, lambda path: resolve_kind(path, PART)
+        )
     if not isinstance(module, nn.Module):
         raise ValueError(f"{target}: expected it to construct a torch.nn.Module, got {type(module).__name__}")
+    if unknown := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(
+            f"{target}: the shape of {', '.join(unknown[:3])} is not known before data come (a lazy layer); write its "
+            "sizes, such as nn.Linear(64, 10) for nn.LazyLinear(10)"
+        )
     if hasattr(module, "spec"):
         raise ValueError(
             f"{target}: the module has an attribute `spec` of its own, which is the name under which the "
@@ -54,24 +69,33 @@ def spec_of(module: nn.Module) -> dict[str, Any]:
     return spec
 
 
-def _construct(target: str, options: Mapping[str, Any]) -> Any:
-    make = resolve(target)
-    options = {name: _construct_nested(value) for name, value in options.items()}
+def construct(value: Any, find: Callable[[str], Callable[..., Any]] = resolve) -> Any:
+    """A plain value with every mapping in it that has a `_target_` called, innermost first.
+
+    `find` turns a dotted path into what is called; where paths come from elsewhere it has to judge them.
+    """
+    if isinstance(value, list):
+        return [construct(item, find) for item in value]
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            options = {k: v for k, v in value.items() if k not in _NOT_PASSED}
+            return _construct(find(value["_target_"]), value["_target_"], options, find)
+        return {name: construct(item, find) for name, item in value.items()}
+    return value
+
+
+def _construct(
+    make: Callable[..., Any],
+    target: str,
+    options: Mapping[str, Any],
+    find: Callable[[str], Callable[..., Any]],
+) -> Any:
+    options = {name: construct(value, find) for name, value in options.items()}
     args = options.pop("_args_", [])
     if options.pop("_partial_", False):
         return partial(make, *args, **options)
     _check_options(make, target, args, options)
     return make(*args, **options)
-
-
-def _construct_nested(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_construct_nested(item) for item in value]
-    if isinstance(value, dict):
-        if "_target_" in value:
-            return _construct(value["_target_"], {k: v for k, v in value.items() if k != "_target_"})
-        return {name: _construct_nested(item) for name, item in value.items()}
-    return value
 
 
 def _check_options(

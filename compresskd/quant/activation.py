@@ -117,8 +117,13 @@ def quantize_input(module: nn.Module, activation: ActivationQuant) -> None:
     module.register_forward_pre_hook(_round_input)
 
 
-def calibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Observe the ranges of all activations on batches of inputs; parameters and batch-norm statistics stay."""
+def calibrate(module: nn.Module, inputs: Iterable[Tensor]) -> list[str]:
+    """Observe the ranges of all activations on batches of inputs; parameters and batch-norm statistics stay.
+
+    Returns:
+        Names of layers that are never called, since another module reads their weights (nn.MultiheadAttention those of
+        `out_proj`): nothing rounds what they multiply, so their rounding is taken off.
+    """
     observers = [m for m in module.modules() if isinstance(m, ActivationQuant)]
     modes = {m: m.training for m in module.modules()}
     module.eval()
@@ -129,6 +134,18 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
             module(batch)
     for m, mode in modes.items():
         m.training = mode
+    return [name for name, layer in module.named_modules() if _taken_off(layer)]
+
+
+def _taken_off(layer: nn.Module) -> bool:
+    """Take the rounding of inputs off a layer that was never called; whether it was."""
+    quant = layer._modules.get(CHILD)
+    if not isinstance(quant, ActivationQuant) or quant.num_passes or hasattr(layer, "num_embeddings"):
+        return False
+    del layer._modules[CHILD]
+    for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is _round_input]:
+        del layer._forward_pre_hooks[key]
+    return True
 
 
 def _round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

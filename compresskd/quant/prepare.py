@@ -94,7 +94,7 @@ def prepare(
     """Round the weights and vectors of `module` as they are read, from now on; in place.
 
     Args:
-        module: ordinary and factorized layers; tied weights share one `FakeQuant`.
+        module: ordinary and factorized layers; tied weights share one `FakeQuant`, and frozen ones have a frozen one.
         spec: how.
         start: scales to start from by parameter name, such as `quantize_cores` found them. The float values are
             the module's own: load the gauged cores first.
@@ -114,29 +114,29 @@ def prepare(
         raise ValueError(
             "quant: nothing to quantize: no Linear, Conv2d, Embedding or cores, or all set to 0 bits"
         )
+    trained = {owner: target.value.requires_grad for target in chosen for owner in target.owners}
     vectors = [] if spec.vector_bits == 32 else list(find_vectors(module, targets))
     made = _attach(chosen, lambda target: _fake_quant(target, spec, start.get(target.name)))
     _attach(vectors, lambda target: _of_vector(target, spec.vector_bits))
     if spec.activation_bits is not None:
-        for owner in dict.fromkeys(target.owner for target in chosen):
+        for owner, is_trained in trained.items():
             layer = module.get_submodule(owner)
-            quantize_input(layer, ActivationQuant(estimator=spec.estimator).train(layer.training))
+            quant = ActivationQuant(estimator=spec.estimator).train(layer.training)
+            quantize_input(layer, quant if is_trained else quant.requires_grad_(False))
     return made
 
 
 def _attach(targets: Sequence[Target], make: Callable[[Target], Quant]) -> dict[str, Quant]:
-    """Parametrize every target, tied ones by one module; the modules by parameter name."""
-    by_tensor: dict[int, Quant] = {}
+    """Parametrize every target, in all places of a tied one by one module; the modules by parameter name."""
     made: dict[str, Quant] = {}
     for target in targets:
-        value = target.value
-        if id(value) not in by_tensor:
-            by_tensor[id(value)] = make(target)
-        made[target.name] = by_tensor[id(value)]
-        parametrize.register_parametrization(target.holder, target.key, made[target.name])
-        target.holder.train(
-            target.holder.training
-        )  # what was added is in training mode whatever its holder is in
+        quant = made[target.name] = make(target)
+        if isinstance(quant, FakeQuant) and not target.value.requires_grad:
+            quant.requires_grad_(False)
+            quant.freeze()
+        for holder, key in ((target.holder, target.key), *target.also):
+            parametrize.register_parametrization(holder, key, quant)
+            holder.train(holder.training)  # what was added is in training mode whatever its holder is in
     return made
 
 
@@ -150,38 +150,72 @@ def _of_vector(target: Target, bits: int) -> FakeQuant | Half:
 def convert(module: nn.Module) -> dict[str, QuantizedTensor | Tensor]:
     """What is stored of every prepared tensor by its plain name; its values are exactly what was evaluated.
 
-    A QuantizedTensor, or a float16 tensor for a vector in half precision.
+    A QuantizedTensor, or a float16 tensor for a vector in half precision; the very same one under all tied names.
     """
-    return {name: quant.convert(original) for name, quant, original in _prepared(module)}
+    stored: dict[int, QuantizedTensor | Tensor] = {}
+    found: dict[str, QuantizedTensor | Tensor] = {}
+    for name, quant, original in _prepared(module, every_name=True):
+        if id(original) not in stored:
+            stored[id(original)] = quant.convert(original)
+        found[name] = stored[id(original)]
+    return found
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state of the module as if it had never been prepared, with the rounded values in place of the float ones.
 
-    A freshly built module of the same structure loads it; activation quantizers are left out.
+    A freshly built module of the same structure loads it; activation quantizers are left out. Tied names have the
+    very same tensor.
     """
-    added = {"parametrizations", CHILD}
-    state = {name: value for name, value in module.state_dict().items() if not added & set(name.split("."))}
-    for name, quant, original in _prepared(module):
-        stored = quant.convert(original)
-        values = stored.dequantize() if isinstance(stored, QuantizedTensor) else stored
-        state[name] = values.to(original.dtype)
-    return state
+    values: dict[int, Tensor] = {}
+    held = _held(module)
+    for name, stored in convert(module).items():
+        original = held[name]
+        plain = stored.dequantize() if isinstance(stored, QuantizedTensor) else stored
+        values.setdefault(id(original), plain.to(original.dtype))
+    return {name: values.setdefault(id(value), value.detach()) for name, value in held.items()}
+
+
+def frozen(module: nn.Module) -> list[str]:
+    """Plain names of the parameters that are not trained."""
+    held = _held(module).items()
+    return [name for name, value in held if isinstance(value, nn.Parameter) and not value.requires_grad]
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers themselves by plain name."""
+    prepared = {name: original for name, _, original in _prepared(module, every_name=True)}
+    stacks = tuple(f"{_stack_name(name)}." for name in prepared)
+    state = {
+        name: value
+        for name, value in module.state_dict(keep_vars=True).items()
+        if not name.startswith(stacks) and CHILD not in name.split(".")
+    }
+    return state | prepared
+
+
+def _stack_name(name: str) -> str:
+    holder, _, key = name.rpartition(".")
+    return join(join(holder, "parametrizations"), key)
 
 
 def parametrized(module: nn.Module) -> Iterator[tuple[str, FakeQuant, Tensor]]:
-    """Plain name, parametrization and float values of everything that is rounded to integers."""
+    """Plain name, parametrization and float values of everything that is rounded to integers, tied ones once."""
     for name, quant, original in _prepared(module):
         if isinstance(quant, FakeQuant):
             yield name, quant, original
 
 
-def _prepared(module: nn.Module) -> Iterator[tuple[str, FakeQuant | Half, Tensor]]:
-    for name, holder in module.named_modules():
+def _prepared(
+    module: nn.Module, *, every_name: bool = False
+) -> Iterator[tuple[str, FakeQuant | Half, Tensor]]:
+    seen: set[int] = set()
+    for name, holder in module.named_modules(remove_duplicate=not every_name):
         stacks = getattr(holder, "parametrizations", None) if parametrize.is_parametrized(holder) else None
         for key, stack in stacks.items() if isinstance(stacks, nn.ModuleDict) else ():
             for quant in stack.children():
-                if isinstance(quant, FakeQuant | Half):
+                if isinstance(quant, FakeQuant | Half) and (every_name or id(stack.original) not in seen):
+                    seen.add(id(stack.original))
                     yield join(name, key), quant, cast(Tensor, stack.original)
 
 
@@ -223,7 +257,7 @@ def _fake_quant(target: Target, spec: QuantSpec, start: QuantizedTensor | None) 
 
 
 def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, QuantizedTensor]) -> None:
-    owners = sorted({target.owner for target in targets})
+    owners = sorted({owner for target in targets for owner in target.owners})
     for pattern in spec.layers:
         if not any(fnmatchcase(owner, pattern) for owner in owners):
             raise ValueError(f"quant.layers: '{pattern}' fits none of the layers {owners}")
@@ -231,6 +265,11 @@ def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, Qua
     if unknown:
         raise ValueError(f"start: {unknown} are no weights that can be quantized")
     for target in targets:
+        wished = {owner: spec.bits_of(owner) for owner in target.owners}
+        if len(set(wished.values())) > 1:
+            raise ValueError(
+                f"quant.layers: came {wished} for layers that share one weight; give all the same bits"
+            )
         if parametrize.is_parametrized(target.holder, target.key):
             raise ValueError(
                 f"'{target.name}' is parametrized already: prepare a module once, from its float form"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from filelock import FileLock
 from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
 from compresskd.run.files import remove_leftovers, write_text
 from compresskd.run.lock import acquire, describe_owner, release
-from compresskd.run.record import FINISHED, RECORD, RUNNING, Record, read_record
+from compresskd.run.record import FINISHED, RECORD, RUNNING, Record, changed_data, read_record
 
 
 class Run:
@@ -25,6 +25,7 @@ class Run:
         self.directory = directory
         self._lock = lock
         self.record = record
+        self.sign: Callable[[Record], dict[str, Any] | None] | None = None  # what the record is signed by
         self._opened = time.perf_counter()
         self._seconds_before = 0.0 if record is None else record.wall_seconds
 
@@ -68,6 +69,8 @@ class Run:
         if self.record is None:
             raise RunDirectoryError(f"{self.directory}: nothing to save before start()")
         self.record.updated, self.record.wall_seconds = _now(), self.wall_seconds
+        if self.sign is not None:
+            self.record.signature = self.sign(self.record)
         write_text(self.directory / RECORD, json.dumps(asdict(self.record), indent=1) + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -95,10 +98,10 @@ class Run:
 
     def _check_same_data(self, record: Record) -> None:
         assert self.record is not None
-        then, now = self.record.data.get("fingerprint"), record.data.get("fingerprint")
-        if then != now:
+        changed = changed_data(self.record, record)
+        if changed:
             raise RunDirectoryError(
-                f"{self.directory} was begun on other data (fingerprint {then} then, {now} now); "
+                f"{self.directory} was begun on other data ({changed}); "
                 "put the data back as it was, or write another hydra.run.dir=DIR"
             )
 

@@ -22,7 +22,8 @@ class Record:
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
     versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
-    how the bytes of the compact one split.
+    how the bytes of the compact one split. `signature` is there where code outside of compresskd takes part: see
+    `compresskd.trust`.
     """
 
     strategy: str
@@ -44,6 +45,7 @@ class Record:
     final: str | None = None
     model: dict[str, Any] | None = None
     error: dict[str, str] | None = None
+    signature: dict[str, Any] | None = None
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
         """The entry of the stage called `name`, or None where that stage has not finished."""
@@ -61,6 +63,28 @@ class Record:
             raise ValueError("not a record: expected a JSON object with the key 'strategy'")
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         return cls(**known)
+
+
+def changed_data(then: Record, now: Record) -> str:
+    """In words, how the data of a run differ from those that it was begun on; empty where they do not.
+
+    Records of version 0.1 do not know the names of classes: those are compared by the batches alone.
+    """
+    before, after = then.data.get("class_names"), now.data.get("class_names")
+    key = "batches_fingerprint" if before is None else "fingerprint"
+    was, is_now = then.data.get("fingerprint"), now.data.get(key)
+    if was == is_now:
+        return ""
+    if before is not None and before != after:
+        return f"{_changed_names(before, after or [])}: fingerprint {was} then, {is_now} now"
+    return f"fingerprint {was} then, {is_now} now"
+
+
+def _changed_names(before: list[str], after: list[str]) -> str:
+    if len(before) != len(after):
+        return f"{len(before)} classes then, {len(after)} now"
+    label = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+    return f"class {label} was {before[label]!r}, it is {after[label]!r} now"
 
 
 def read_record(directory: Path) -> Record:

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from compresskd import tt
+from compresskd import layers, tt
 from compresskd.objective import Objective
 from compresskd.stages.compression import Compression
 from compresskd.stages.fit import check_teacher, teachers_of
-from compresskd.stages.plan import Make
+from compresskd.stages.replacement import Make
 from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, State
 
@@ -115,7 +116,7 @@ class Admm:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
-        self.how.check(state.student)
+        self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -124,12 +125,12 @@ class Admm:
         """Train `state.student` in place; details record each layer's distance to low rank, before and after."""
         student = state.student
         plan = self.how.plan(student, context)
-        layers = {
+        pulled = {
             n: student.get_submodule(n) for n in plan if self._gets_smaller(student.get_submodule(n), plan[n])
         }
-        if not layers:
+        if not pulled:
             raise ValueError("admm: no layer would get smaller at this rank; write a smaller rank=")
-        splitting = _Splitting(layers, plan, self.rho).to(context.device)
+        splitting = _Splitting(pulled, plan, self.rho).to(context.device)
         before = splitting.distances()
         steps = context.data.train.num_batches(context.recipe.batch_size)
         every = max(1, steps // self.updates_per_epoch)
@@ -152,4 +153,5 @@ class Admm:
         return state
 
     def _gets_smaller(self, layer: nn.Module, make: Make) -> bool:
-        return isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(make(layer), tt.Skipped)
+        pulled = layers.is_matrix(layer) and not parametrize.is_parametrized(layer, "weight")
+        return pulled and not isinstance(make(layer), tt.Skipped)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd import tt
+from compresskd import layers, tt
 from compresskd.data.base import Split
+from compresskd.data.draw import draw
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
@@ -41,28 +42,27 @@ class LayerStatistics:
 def calibrate(
     model: nn.Module, names: Sequence[str], split: Split, *, num_samples: int, seed: int, batch_size: int = 64
 ) -> dict[str, LayerStatistics]:
-    """Run `num_samples` samples of `split`, unaugmented, through the model and look at the named layers.
+    """Run `num_samples` samples of `split`, a seeded draw, through the model and look at the named layers.
 
     Any layer will do that maps one tensor to another; the model's mode and gradients are left as they were.
     """
     statistics: dict[str, LayerStatistics] = {}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    left = min(num_samples, len(split))
+    roots: list[Tensor] = []
     with evaluation_mode(model), ExitStack() as stack:
         for name in names:
-            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator))
-        for batch in split.batches(batch_size, epoch=None):
-            if left <= 0:
-                break
-            inputs = batch.inputs[:left].requires_grad_(
-                True
-            )  # so that a graph exists even for frozen weights
-            left -= len(inputs)
+            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, roots))
+        for batch in draw(split, num_samples, seed=seed).batches(batch_size):
+            inputs = batch.inputs
+            if inputs.is_floating_point():
+                inputs.requires_grad_(True)  # so that a graph exists even for frozen weights
             logits = model(inputs)
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)
-            torch.autograd.grad((logits.float() * probe).sum(), inputs)
+            starts = [tensor for tensor in (inputs, *roots) if tensor.requires_grad]
+            torch.autograd.grad((logits.float() * probe).sum(), starts, allow_unused=True)
+            roots.clear()
     for found in statistics.values():
         if found.covariance is not None:
             found.covariance /= max(1, found._rows)
@@ -73,11 +73,22 @@ def calibrate(
 
 @contextmanager
 def _watched(
-    name: str, layer: nn.Module, statistics: dict[str, LayerStatistics], generator: torch.Generator
+    name: str,
+    layer: nn.Module,
+    statistics: dict[str, LayerStatistics],
+    generator: torch.Generator,
+    roots: list[Tensor],
 ) -> Iterator[None]:
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    is_matrix = _is_matrix(layer)  # asked before the hook below makes it a layer with a hook
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not any(
+            isinstance(x, Tensor) and x.requires_grad for x in args
+        ):  # indices have no gradient to go back to
+            roots.append(output.detach().requires_grad_(True))
+            output = roots[-1].clone()
         found = statistics.setdefault(name, LayerStatistics(None))
-        if _is_matrix(layer):
+        if is_matrix:
             rows = _input_rows(layer, args[0].detach(), generator)
             if found.covariance is None:
                 found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
@@ -88,6 +99,7 @@ def _watched(
         found._positions += output.numel() // num_features
         found._samples += len(output)
         output.register_hook(lambda g: _add_sensitivity(found, g, num_features))
+        return output
 
     handle = layer.register_forward_hook(hook)
     try:
@@ -101,8 +113,24 @@ def _add_sensitivity(found: LayerStatistics, gradient: Tensor, num_features: int
 
 
 def _is_matrix(layer: nn.Module) -> bool:
-    kinds = nn.Linear | nn.Conv2d | tt.TTLinear | tt.TTConv2d
-    return isinstance(layer, kinds) and getattr(layer, "groups", 1) == 1
+    return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
+
+
+def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Of one weight that several layers apply: what its error does to each of them adds up.
+
+    The errors of the outputs weigh as the layers' sensitivities do, so that sensitivity * tr(E C E^T) is their sum.
+    """
+    if len(statistics) == 1:
+        return statistics[0]
+    sensitivity = sum(each.sensitivity for each in statistics)
+    total = sensitivity or len(statistics)
+    shares = [(each.sensitivity if sensitivity else 1.0) / total for each in statistics]
+    covariances = [
+        s * each.covariance for s, each in zip(shares, statistics, strict=True) if each.covariance is not None
+    ]
+    power = sum(s * each.power for s, each in zip(shares, statistics, strict=True))
+    return LayerStatistics(sum(covariances[1:], covariances[0]) if covariances else None, sensitivity, power)
 
 
 def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from compresskd import measure, swap, tt
-from compresskd.stages.calibration import LayerStatistics, calibrate
-from compresskd.stages.plan import Make, Method, applied, plan_layers
+from compresskd import layers, measure, swap, tt
+from compresskd.proof import carrying, differing, read_by_others
+from compresskd.stages.calibration import LayerStatistics, calibrate, combined
+from compresskd.stages.plan import Method, applied, plan_layers
+from compresskd.stages.replacement import Make, Replaced, carry_out, refusal
 from compresskd.stages.size import Size
-from compresskd.strategy import Context, score
+from compresskd.strategy import Context, few_samples, score
 
 INITS = ("decomposed", "random")
 METHODS = ("tensor_train", "svd", "tucker", "cp")
@@ -22,7 +24,6 @@ _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
 _MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
-Layers = dict[str, dict[str, Any]]
 
 
 class NothingCompressed(RuntimeError):
@@ -43,7 +44,9 @@ class Compression:
         data_aware: whether the error that counts is that of a layer's output, over inputs seen on
             `num_calibration` training samples; tensor_train and svd only.
         include: shell-style patterns of module names; a layer is taken if any fits.
-        exclude: patterns of layers to leave dense.
+        exclude: patterns of layers to leave dense. Of a weight that is tied, or is there under several names, any
+            name counts.
+        keep_larger: factorize layers that do not get smaller, too: at full rank nothing else may change.
 
     Raises:
         ValueError: for a value out of its range.
@@ -63,6 +66,7 @@ class Compression:
     num_calibration: int = 512
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
+    keep_larger: bool = False
 
     def __post_init__(self) -> None:
         size = self.size
@@ -108,11 +112,11 @@ class Compression:
             self.rank, self.ranks, self.tolerance, self.energy, self.budget, self.budget_of, self.max_drop
         )
 
-    def apply(
-        self, model: nn.Module, context: Context, *, init: str = "decomposed"
-    ) -> tuple[Layers, dict[str, str]]:
+    def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
-        return factorize_model(model, self.plan(model, context, init=init))
+        return factorize_model(
+            model, self.plan(model, context, init=init), few_samples(context), fresh=init == "random"
+        )
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
@@ -121,68 +125,83 @@ class Compression:
             init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
                 keep the variance of activations.
         """
-        layers = self._taken(model)
-        statistics = {} if init == "random" else self._statistics(model, layers, context)
+        taken, kept = _without_read(model, self._taken(model), few_samples(context))
+        statistics = {} if init == "random" else self._statistics(model, taken, context)
 
         def accuracy(plan: dict[str, Make]) -> float:
             return score(applied(model, plan), context.data.validation, context).accuracy
 
         plan = plan_layers(
-            layers,
+            {layer.name: layer.module for layer in taken},
             self.size,
-            Method(self.method, self.num_cores, statistics, self.modes or {}),
+            Method(self.method, self.num_cores, statistics, self.modes or {}, self.keep_larger),
             model,
             accuracy,
         )
         if init == "random":
-            return {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
-        return plan
+            plan = {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
+        return plan | kept
 
-    def _taken(self, model: nn.Module) -> dict[str, nn.Module]:
-        found = dict(factorizable(model))
-        _check_patterns(list(found), self.include, self.exclude)
+    def _taken(self, model: nn.Module) -> list[layers.Layer]:
+        """The layers that the patterns name and that may be replaced."""
+        found = layers.find(model)
+        names = [name for layer in found for name in layer.names]
+        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
+            _check_fit(names, f"compress.{key}", patterns)
         for key in ("ranks", "modes"):
-            _check_fit(list(found), f"compress.{key}", list(getattr(self, key) or ()))
-        return {n: m for n, m in found.items() if swap.matches(n, self.include, self.exclude)}
+            _check_fit([layer.name for layer in found], f"compress.{key}", list(getattr(self, key) or ()))
+        return [layer for layer in found if self._names(layer) and layer.obstacle is None]
+
+    def _names(self, layer: layers.Layer) -> bool:
+        included = any(swap.matches(name, self.include, ()) for name in layer.names)
+        return included and not any(swap.matches(name, self.exclude, ()) for name in layer.names)
 
     def _statistics(
-        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+        self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
     ) -> dict[str, LayerStatistics]:
-        names = [
-            n
-            for n, m in layers.items()
-            if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
-        ]
-        if not self.data_aware or not names:
+        matrices = [layer for layer in taken if all(map(layers.is_matrix, layer.members.values()))]
+        if not self.data_aware or not matrices:
             return {}
-        return calibrate(
-            model, names, context.data.train, num_samples=self.num_calibration, seed=context.stage_seed
+        found = calibrate(
+            model,
+            [name for layer in matrices for name in layer.members],
+            context.data.train,
+            num_samples=self.num_calibration,
+            seed=context.stage_seed,
         )
+        return {layer.name: combined([found[name] for name in layer.members]) for layer in matrices}
 
-    def check(self, model: nn.Module) -> None:
-        """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller."""
-        layers = self._taken(model)
+    def check(self, model: nn.Module, example: Tensor) -> None:
+        """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller.
+
+        Args:
+            example: [2, ...] inputs of the model.
+        """
+        taken, read = _without_read(model, self._taken(model), example)
+        if not taken:
+            skipped = carry_out(copy.deepcopy(model), read).skipped
+            raise NothingCompressed(f"compress.include: {_nothing_compressed(skipped)}")
         if self.method in ("tensor_train", "svd"):
-            self._check_forms(layers, model)
+            self._check_forms(taken, model)
         if self.size.is_rank:
-            self._check_smaller(layers)
+            self._check_smaller(taken)
 
-    def _check_forms(self, layers: Mapping[str, nn.Module], model: nn.Module) -> None:
+    def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module) -> None:
         """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
         method = Method(self.method, self.num_cores, {}, self.modes or {})
         least = measure.num_parameters(model)
-        for name, layer in layers.items():
-            if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        for layer in taken:
+            if layers.is_factorized(layer.module):
                 continue
-            options = {k: v for k, v in method.options(name).items() if k != "input_covariance"}
-            ranks = self.size.of_layer(name).get("ranks")
+            options = {k: v for k, v in method.options(layer.name).items() if k != "input_covariance"}
+            ranks = self.size.of_layer(layer.name).get("ranks")
             try:
-                smallest = tt.least_parameters(layer, ranks=ranks, **options)
+                smallest = tt.least_parameters(layer.module, ranks=ranks, **options)
             except (TypeError, ValueError) as error:
                 key = "modes" if "modes" in options else "num_cores" if ranks is None else "ranks"
-                raise ValueError(f"compress.{key}: {name}: {error}") from error
+                raise ValueError(f"compress.{key}: {layer.name}: {error}") from error
             if smallest is not None:
-                least -= max(0, layer.weight.numel() - smallest)
+                least -= max(0, layers.plain(layer.module).weight.numel() - smallest)
         total = measure.num_parameters(model)
         if self.budget is not None and int(self.budget * total) < least:
             raise ValueError(
@@ -190,31 +209,35 @@ class Compression:
                 f"{least / total:.4g}, which every layer at ranks of 1 takes"
             )
 
-    def _check_smaller(self, layers: Mapping[str, nn.Module]) -> None:
+    def _check_smaller(self, taken: Iterable[layers.Layer]) -> None:
         """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""
-        plan = plan_layers(
-            layers,
-            self.size,
-            Method(self.method, self.num_cores, {}, self.modes or {}),
-            nn.Module(),
-            lambda _: 0.0,
-        )
+        modules = {layer.name: layer.module for layer in taken}
+        method = Method(self.method, self.num_cores, {}, self.modes or {}, self.keep_larger)
+        plan = plan_layers(modules, self.size, method, nn.Module(), lambda _: 0.0)
         skipped: dict[str, str] = {}
-        alike: set[Any] = (
-            set()
-        )  # a deep network has thousands of layers of a few shapes, and sizes follow from shapes
-        for name, module in sorted(layers.items(), key=lambda pair: measure.num_parameters(pair[1])):
-            if measure.num_parameters(module) > _TOO_LARGE_TO_TRY:
+        # a deep network has thousands of layers of a few shapes, and sizes follow from shapes
+        alike: set[Any] = set()
+        for layer in sorted(taken, key=lambda layer: measure.num_parameters(layer.module)):
+            refused = refusal(layer.members.values())
+            if refused is None and measure.num_parameters(layer.module) > _TOO_LARGE_TO_TRY:
                 return
-            shape = (type(module), *(p.shape for p in module.parameters()), repr(self.size.of_layer(name)))
-            if shape in alike and not self.modes:
+            shape = (
+                layers.type_of(layer.module),
+                *(p.shape for p in layer.module.parameters()),
+                repr(self.size.of_layer(layer.name)),
+            )
+            if refused is None and shape in alike and not self.modes:
                 continue
             alike.add(shape)
-            tried = plan[name](copy.deepcopy(module))
+            tried = refused or plan[layer.name](copy.deepcopy(layer.module))
             if not isinstance(tried, tt.Skipped):
                 return
-            skipped[name] = tried.reason
+            skipped[layer.name] = tried.reason
         raise NothingCompressed(f"rank: came {self.rank}; {_nothing_compressed(skipped)}")
+
+
+def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
+    return tt.Skipped(reason)
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
@@ -224,48 +247,47 @@ def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
     return new
 
 
-def is_factorized(module: nn.Module) -> bool:
-    """Whether the module holds factors already."""
-    return isinstance(module, swap.Structured) and hasattr(module, "ranks")
-
-
-def factorizable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer that has a factorized form, or is in one already, by name."""
-    for name, module in model.named_modules():
-        if name and (isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding) or is_factorized(module)):
-            yield name, module
-
-
-def factorize_model(model: nn.Module, plan: Mapping[str, Make]) -> tuple[Layers, dict[str, str]]:
+def factorize_model(
+    model: nn.Module, plan: Mapping[str, Make], inputs: Tensor, *, fresh: bool = False
+) -> Replaced:
     """Carry out a plan on the layers of `model`, in place.
 
-    Returns:
-        (layers, skipped): of each new layer its kind, ranks and parameters; of each layer left dense the reason.
+    A new layer stays only where a trial on `inputs` [B, ...] shows that it does in the model what the old one would do
+    with the same weight (and with `fresh` the same bias).
 
     Raises:
         NothingCompressed: every layer stayed dense.
     """
-    candidates = dict(factorizable(model))
-    sizes: dict[str, int] = {}
-    skipped: dict[str, str] = {}
+    before = copy.deepcopy(model)
+    replaced = carry_out(model, plan)
+    made = {name: new for each in replaced.replacements.values() for name, new in each.new.items()}
+    twins = {
+        name: carrying(each.old[name], new, bias=fresh)
+        for each in replaced.replacements.values()
+        for name, new in each.new.items()
+    }
+    reasons = differing(before, made, twins, inputs)
+    for name, each in list(replaced.replacements.items()):
+        wrong = next((reasons[member] for member in each.new if member in reasons), None)
+        if wrong is not None:
+            replaced.put_back(model, name, wrong)
+    if not replaced.replacements:
+        raise _nothing_compressed(replaced.skipped)
+    return replaced
 
-    def replacement(name: str, module: nn.Module) -> nn.Module | None:
-        if name not in candidates:
-            return None
-        if name not in plan:
-            skipped[name] = "left out by compress.include or compress.exclude"
-            return None
-        new = plan[name](module)
-        if isinstance(new, tt.Skipped):
-            skipped[name] = new.reason
-            return None
-        sizes[name] = getattr(module, "num_parameters_dense", None) or measure.num_parameters(module)
-        return new.to(next(module.parameters()).device).train(module.training)
 
-    replaced = swap.replace(model, replacement)
-    if not replaced:
-        raise _nothing_compressed(skipped)
-    return {name: _describe(module, sizes[name]) for name, module in replaced.items()}, skipped
+def _without_read(
+    model: nn.Module, taken: Sequence[layers.Layer], inputs: Tensor
+) -> tuple[list[layers.Layer], dict[str, Make]]:
+    """The layers whose weight no other module reads, and for each of the others what leaves it as it is."""
+    reasons = read_by_others(model, [name for layer in taken for name in layer.members], inputs)
+    read = {
+        layer.name: next(reasons[name] for name in layer.members if name in reasons)
+        for layer in taken
+        if reasons.keys() & layer.members.keys()
+    }
+    kept: dict[str, Make] = {name: functools.partial(_left, reason=reason) for name, reason in read.items()}
+    return [layer for layer in taken if layer.name not in read], kept
 
 
 def _nothing_compressed(skipped: Mapping[str, str]) -> NothingCompressed:
@@ -273,24 +295,6 @@ def _nothing_compressed(skipped: Mapping[str, str]) -> NothingCompressed:
     more = len(reasons) - _MAX_REASONS
     told = "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
     return NothingCompressed(f"no layer gets smaller ({told}); write a smaller rank=, or other layers")
-
-
-def _describe(module: nn.Module, num_parameters_dense: int) -> dict[str, Any]:
-    described = {
-        "kind": type(module).__name__,
-        "ranks": list(getattr(module, "ranks", ())),
-        "num_parameters": measure.num_parameters(module),
-        "num_parameters_dense": num_parameters_dense,
-    }
-    for dims in ("input_dims", "output_dims"):
-        if hasattr(module, dims):
-            described[dims] = list(getattr(module, dims))
-    return described
-
-
-def _check_patterns(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> None:
-    _check_fit(names, "compress.include", include)
-    _check_fit(names, "compress.exclude", exclude)
 
 
 def _check_fit(names: Sequence[str], key: str, patterns: Sequence[str]) -> None:

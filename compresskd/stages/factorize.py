@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from compresskd import artifact
 from compresskd.stages.compression import INITS, Compression
 from compresskd.strategy import Context, State
 
@@ -45,16 +46,16 @@ class Factorize:
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
-        self.how.check(model)
+        self.how.check(model, example)
         return State(model, state.teacher)
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the factorized student; details record ranks and skipped layers."""
         model = self._model(state)
         if self.needs_teacher:
-            model = copy.deepcopy(model).requires_grad_(True)
-        layers, skipped = self.how.apply(model, context, init=self.init)
-        context.details.update(layers=layers, skipped=skipped, epochs=0)
+            model = artifact.thaw(copy.deepcopy(model))
+        replaced = self.how.apply(model, context, init=self.init)
+        context.details.update(layers=replaced.layers, skipped=replaced.skipped, epochs=0)
         return State(model, state.teacher)
 
     def _model(self, state: State) -> nn.Module:

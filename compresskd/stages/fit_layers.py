@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd import swap
-from compresskd.stages.compression import factorizable
+from compresskd import layers, swap
+from compresskd.data.draw import draw
 from compresskd.strategy import Context, State
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.trial import LARGEST_RATE
@@ -29,7 +29,7 @@ class FitLayers:
 
     Attributes:
         steps: of Adam, each layer.
-        num_samples: training samples whose features are cached.
+        num_samples: training samples, a seeded draw, whose features are cached.
         batch_size: samples a step.
         learning_rate: of Adam.
     """
@@ -55,9 +55,8 @@ class FitLayers:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: layers of the student may have namesakes in the teacher."""
-        if state.teacher is None or not _namesakes(
-            [n for n, _ in factorizable(state.student)], state.teacher
-        ):
+        names = [name for layer in layers.find(state.student) for name in layer.names]
+        if state.teacher is None or not _namesakes(names, state.teacher):
             raise ValueError(f"fit_layers: no {_NO_NAMESAKE}")
         return state
 
@@ -66,30 +65,29 @@ class FitLayers:
         teacher = state.teacher
         if teacher is None:
             raise ValueError("fit_layers needs a teacher")
-        names = _namesakes(swap.structure(state.student), teacher)
+        names = [
+            name
+            for name in _namesakes(swap.structure(state.student), teacher)
+            if _is_trainable(state.student, name)
+        ]
         if not names:
             raise ValueError(f"fit_layers: no factorized {_NO_NAMESAKE}")
-        inputs = torch.cat(list(self._samples(context)))
+        drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
+        inputs = torch.cat([batch.inputs for batch in drawn.batches(self.batch_size)])
         errors = {}
         for name in names:
             errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
         context.details.update(layer_errors=errors, epochs=0)
         return state
 
-    def _samples(self, context: Context) -> Iterator[Tensor]:
-        left = min(self.num_samples, len(context.data.train))
-        for batch in context.data.train.batches(self.batch_size, epoch=0, seed=context.seed):
-            yield batch.inputs[:left]
-            left -= len(batch.inputs)
-            if left <= 0:
-                return
-
     def _fit(
         self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Tensor, context: Context
     ) -> dict[str, float]:
         x, y = _features(teacher, name, inputs, self.batch_size)
         generator = torch.Generator().manual_seed(context.seed)
-        optimizer = torch.optim.Adam(layer.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(
+            [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
+        )
         before = _relative_error(layer, x, y)
         best, kept = before, {k: v.clone() for k, v in layer.state_dict().items()}
         for step in range(self.steps):
@@ -109,6 +107,10 @@ class FitLayers:
 def _namesakes(names: Iterable[str], teacher: nn.Module) -> list[str]:
     there = dict(teacher.named_modules())
     return [name for name in names if name in there]
+
+
+def _is_trainable(model: nn.Module, name: str) -> bool:
+    return any(parameter.requires_grad for parameter in model.get_submodule(name).parameters())
 
 
 @torch.no_grad()

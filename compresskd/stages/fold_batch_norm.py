@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import tt
+from compresskd import layers, swap, tt
 from compresskd.models.folded import FoldedBatchNorm
 from compresskd.training.evaluation import evaluation_mode
 
@@ -47,13 +47,11 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
     }
     feeding = _feeding(folded, norms, example)
     for name, norm in norms.items():
-        parent, _, child = name.rpartition(".")
         before = folded.get_submodule(feeding[name]) if name in feeding else None
-        setattr(folded.get_submodule(parent), child, _fold(norm, before).train(norm.training))
+        swap.put(folded, norm, _fold(norm, before).train(norm.training))
     _check_same(model, folded, example)
     for name in norms:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, folded.get_submodule(name))
+        swap.put(model, model.get_submodule(name), folded.get_submodule(name))
     with torch.no_grad():
         for name in set(feeding.values()):
             own, new = model.get_submodule(name), folded.get_submodule(name)
@@ -93,11 +91,12 @@ def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Tensor) 
 
         return hook
 
+    scaled = _scalable(model)
     with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
         for name, module in model.named_modules():
             if name in norms:
                 handle = module.register_forward_pre_hook(watch_norm(name))
-            elif isinstance(module, nn.Linear | nn.Conv2d | tt.TTConv2d):
+            elif name in scaled:
                 handle = module.register_forward_hook(watch_layer(name))
             else:
                 continue
@@ -109,6 +108,17 @@ def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Tensor) 
         return feeding
     return {
         name: layer for name, layer in feeding.items() if _read_by_norms_only(model, {name: layer}, example)
+    }
+
+
+def _scalable(model: nn.Module) -> set[str]:
+    """Layers whose output scales with their own weight: known ones, not tied to others, not parametrized."""
+    return {
+        layer.name
+        for layer in layers.find(model)
+        if layer.obstacle is None
+        and len(layer.members) == 1
+        and (isinstance(layer.module, tt.TTConv2d) or type(layer.module) in (nn.Linear, nn.Conv2d))
     }
 
 

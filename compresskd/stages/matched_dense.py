@@ -38,7 +38,7 @@ class MatchedDense:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
-        self.how.check(state.student)
+        self.how.check(state.student, example)
         _widths(spec_of(state.student))
         return state
 

@@ -55,7 +55,7 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.how.check(state.student)
+        self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -84,9 +84,9 @@ class Rung:
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
         student = copy.deepcopy(previous if self.init == "round" else context.reference)
         init = "decomposed" if self.init == "round" else "random"
-        layers, skipped = self.how.apply(student, context, init=init)
-        context.details.update(layers=layers, skipped=skipped)
-        return student.requires_grad_(True)
+        replaced = self.how.apply(student, context, init=init)
+        context.details.update(layers=replaced.layers, skipped=replaced.skipped)
+        return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
         before = [s for s in context.record.stages if "ladder_rank" not in s]

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd import artifact, measure, swap, tt
+from compresskd import artifact, layers, measure, swap, tt
 from compresskd.stages import allocation
 from compresskd.stages.calibration import LayerStatistics
+from compresskd.stages.replacement import Make, carry_out
 from compresskd.stages.size import Size
 
-Make = Callable[[nn.Module], nn.Module | tt.Skipped]
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over
 _BYTES = 4  # of one parameter in a file
@@ -31,12 +31,14 @@ class Method:
         num_cores: restricts the search over modes of a tensor train; None searches all.
         statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
         modes: layer-name pattern to modes in place of the search; the first that fits counts.
+        keep_larger: factorize layers that do not get smaller, too.
     """
 
     name: str
     num_cores: int | None
     statistics: Mapping[str, LayerStatistics]
     modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    keep_larger: bool = False
 
     def covariance(self, name: str) -> Tensor | None:
         """E[x x^T] of a layer's inputs, or None."""
@@ -56,7 +58,7 @@ class Method:
 
 
 def plan_layers(
-    layers: Mapping[str, nn.Module],
+    chosen: Mapping[str, nn.Module],
     size: Size,
     method: Method,
     model: nn.Module,
@@ -65,13 +67,13 @@ def plan_layers(
     """For each layer by name, the function that makes its new form.
 
     Args:
-        layers: those that may be changed.
+        chosen: the layers that may be changed, of tied ones the first.
         model: that they belong to, unchanged.
         accuracy: of a copy of the model that a plan was applied to, a fraction of the validation split.
     """
     if not size.is_shared:
-        return {name: functools.partial(_one, name=name, size=size, method=method) for name in layers}
-    table = _SensitivityTable(layers, method, model)
+        return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
+    table = _SensitivityTable(chosen, method, model)
     if size.budget is not None:
         return table.within(size.budget, size.budget_of)
     assert size.max_drop is not None
@@ -79,25 +81,24 @@ def plan_layers(
 
 
 def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
-    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+    if layers.is_factorized(layer):
         return size.rounded(name, layer)
-    return tt.factorize(layer, **size.of_layer(name), **method.options(name))  # pyright: ignore[reportArgumentType]
+    options = {**size.of_layer(name), **method.options(name), "keep_larger": method.keep_larger}
+    return tt.factorize(layer, **options)
 
 
 class _SensitivityTable:
     """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], method: Method, model: nn.Module):
+    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module):
         self._method, self._model = method, model
-        self._layers = {
-            n: m for n, m in layers.items() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding)
-        }
+        self._layers = {n: m for n, m in chosen.items() if not layers.is_factorized(m)}
         self.total = measure.num_parameters(model)
         self._points: dict[str, list[tt.CurvePoint]] = {}
         self._curves: dict[str, list[allocation.Size]] = {}
         for name, layer in self._layers.items():
             points = tt.error_curve(layer, max_points=_MAX_POINTS, **method.options(name))
-            weight = layer.weight.numel()
+            weight = layers.plain(layer).weight.numel()
             self._points[name] = points
             self._curves[name] = [
                 *(allocation.Size(p.num_parameters, self._loss(name, p)) for p in points),
@@ -209,9 +210,5 @@ def _smallest(
 def applied(model: nn.Module, plan: Mapping[str, Make]) -> nn.Module:
     """A copy of the model with a plan carried out."""
     changed = copy.deepcopy(model)
-    for name, make in plan.items():
-        new = make(changed.get_submodule(name))
-        if not isinstance(new, tt.Skipped):
-            parent, _, child = name.rpartition(".")
-            setattr(changed.get_submodule(parent), child, new)
+    carry_out(changed, plan)
     return changed

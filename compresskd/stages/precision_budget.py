@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import artifact
+from compresskd import artifact, swap
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
 from compresskd.quant.targets import find_targets
 from compresskd.stages.allocation import BudgetTooSmallError, Size, allocate
-from compresskd.stages.calibration import LayerStatistics, calibrate
+from compresskd.stages.calibration import LayerStatistics, calibrate, combined
 from compresskd.stages.quantization import BEST, Quantization
 from compresskd.stages.start_quantized import start_quantized
 from compresskd.strategy import Context
@@ -30,10 +30,11 @@ _CLOSE = 0.995  # share of the budget that ends the search
 
 @dataclass(frozen=True)
 class Form:
-    """Bits of a layer, and the layer of lower ranks that takes its place (None leaves it)."""
+    """Bits of a weight, the layer of lower ranks that takes its place (None leaves it), and all layers that use it."""
 
     bits: int
     layer: nn.Module | None = None
+    users: tuple[str, ...] = ()
 
 
 Chosen = Mapping[str, Form]
@@ -51,14 +52,16 @@ def fit_budget(model: nn.Module, how: Quantization, context: Context) -> Quantiz
     """
     assert how.budget is not None
     spec = how.spec()
-    names = [n for n in dict.fromkeys(t.owner for t in find_targets(model)) if spec.bits_of(n)]
+    owners = {t.owner: t.owners for t in find_targets(model) if spec.bits_of(t.owner)}
+    names = [name for each in owners.values() for name in each]
     found = calibrate(
         model, names, context.data.train, num_samples=how.num_calibration, seed=context.stage_seed
     )
-    curves = {
-        name: list(_sizes(model.get_submodule(name), _bits_allowed(name, model, how), how, found[name]))
-        for name in names
-    }
+    curves = {}
+    for name, users in owners.items():
+        layer, bits = model.get_submodule(name), _bits_allowed(name, model, how)
+        statistics = combined([found[user] for user in users])
+        curves[name] = list(_sizes(layer, bits, how, statistics, users))
     budget = int(how.budget if how.budget > 1 else how.budget * _file_bytes(model, context))
     chosen, details = _within(budget, curves, model, how, context)
     context.details["budget"] = details
@@ -100,12 +103,15 @@ def _bits_allowed(name: str, model: nn.Module, how: Quantization) -> tuple[int, 
 
 
 def _sizes(
-    layer: nn.Module, bits: tuple[int, ...], how: Quantization, found: LayerStatistics
+    layer: nn.Module, bits: tuple[int, ...], how: Quantization, found: LayerStatistics, users: tuple[str, ...]
 ) -> Iterator[Size]:
-    """Every form of one layer, with the bytes of its weights and the error that it adds."""
+    """Every form of one layer, with the bytes of its weights and the error that it adds.
+
+    Where several layers use its weight, bits alone differ.
+    """
     exact = _dense(layer)
     start_how = replace(how, layers=None, core_start="nearest" if how.core_start == "nearest" else "gauge")
-    for lower in _lower_ranks(layer):
+    for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
@@ -118,7 +124,7 @@ def _sizes(
                 num_steps=0,
             )
             cost = sum(tensor.num_bytes() for tensor in start.tensors.values())
-            yield Size(cost, _loss(exact, _dense(rounded["layer"]), found), form=Form(each, lower))
+            yield Size(cost, _loss(exact, _dense(rounded["layer"]), found), form=Form(each, lower, users))
 
 
 def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
@@ -209,13 +215,13 @@ def _mixed_grids(model: nn.Module, how: Quantization) -> dict[str, QuantizedTens
 def _put_in(model: nn.Module, chosen: Chosen) -> None:
     for name, form in chosen.items():
         if form.layer is not None:
-            parent, _, child = name.rpartition(".")
             old = model.get_submodule(name)
-            setattr(model.get_submodule(parent), child, copy.deepcopy(form.layer).train(old.training))
+            swap.put(model, old, swap.adopt(copy.deepcopy(form.layer), old))
 
 
 def _with_bits(how: Quantization, chosen: Chosen) -> Quantization:
-    return replace(how, layers={**{name: form.bits for name, form in chosen.items()}, **how.patterns})
+    bits = {user: form.bits for form in chosen.values() for user in form.users}
+    return replace(how, layers={**bits, **how.patterns})
 
 
 def _file_bytes(model: nn.Module, context: Context) -> int:

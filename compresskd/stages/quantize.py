@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, tt
+from compresskd.data.draw import draw
 from compresskd.objective import Objective
+from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.prepare import freeze, prepare
@@ -22,7 +24,7 @@ from compresskd.stages.precision_budget import check_budget, fit_budget
 from compresskd.stages.quantization import Quantization
 from compresskd.stages.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import Training, train_student
-from compresskd.strategy import Context, Stage, State
+from compresskd.strategy import Context, Stage, State, few_samples
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ class Quantize:
             context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
         if how.budget is not None:
             how = fit_budget(student, how, context)
+        unrounded = copy.deepcopy(student)
+        student = self._rounded(student, how, context)
+        names = list(context.details["layers"])
+        differing = differing_when_rounded(unrounded, student, names, few_samples(context))
+        if differing:  # a prepared model is not taken apart: once more without them
+            how = replace(how, layers=dict.fromkeys(differing, 0) | dict(how.patterns))
+            student = self._rounded(unrounded, how, context)
+            context.details["skipped"] |= differing
+        if self.num_epochs:
+            self._train(student, teachers, context)
+        return replace(state, student=student)
+
+    def _rounded(self, student: nn.Module, how: Quantization, context: Context) -> nn.Module:
+        """The student, changed in place, with weights that are rounded as they are read; details tell of each layer."""
         start = start_quantized(
             student,
             how,
@@ -105,15 +121,14 @@ class Quantize:
         context.details.update(
             epochs=0,
             layers=describe(student, start),
-            skipped=self._skipped(student),
+            skipped=self._skipped(student, how),
             vector_bits=how.vector_bits,
         )
         prepare(student, how.spec(), start=start.tensors)
         if how.activation_bits is not None:
-            calibrate_activations(student, _samples(context, how.num_calibration))
-        if self.num_epochs:
-            self._train(student, teachers, context)
-        return replace(state, student=student)
+            unrounded = calibrate_activations(student, _samples(context, how.num_calibration))
+            context.details["float_inputs"] = dict.fromkeys(unrounded, "another module reads its weight")
+        return student
 
     def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
         """Of the inputs of tensor trains, where the gauge weighs errors by them."""
@@ -126,8 +141,8 @@ class Quantize:
         )
         return {n: each.covariance for n, each in found.items() if each.covariance is not None}
 
-    def _skipped(self, student: nn.Module) -> dict[str, str]:
-        spec = self.how.spec()
+    def _skipped(self, student: nn.Module, how: Quantization) -> dict[str, str]:
+        spec = how.spec()
         owners = dict.fromkeys(target.owner for target in find_targets(student))
         return {name: "left in floating point by quant.layers" for name in owners if not spec.bits_of(name)}
 
@@ -160,12 +175,6 @@ def _stop_statistics(model: nn.Module) -> None:
 
 
 def _samples(context: Context, num_samples: int) -> list[Tensor]:
-    """Batches of inputs of the training split, unaugmented, `num_samples` together."""
-    batches: list[Tensor] = []
-    left = num_samples
-    for batch in context.data.train.batches(context.recipe.evaluation_batch_size):
-        if left <= 0:
-            break
-        batches.append(batch.inputs[:left])
-        left -= len(batches[-1])
-    return batches
+    """Batches of inputs of the training split, a seeded draw of `num_samples` together."""
+    drawn = draw(context.data.train, num_samples, seed=context.stage_seed)
+    return [batch.inputs for batch in drawn.batches(context.recipe.evaluation_batch_size)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import measure
+from compresskd.layers import type_of
 from compresskd.quant.cores import quantize_cores
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
@@ -100,7 +101,7 @@ def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
             continue
         layer = model.get_submodule(target.owner)
         described[target.owner] = {
-            "kind": type(layer).__name__,
+            "kind": type_of(layer).__name__,
             "num_parameters": measure.num_parameters(layer),
             "bits": tensor.grid.bits,
             "grid": tensor.grid.kind,
@@ -111,4 +112,7 @@ def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
             if hasattr(layer, name):
                 value = getattr(layer, name)
                 described[target.owner][name] = list(value) if isinstance(value, tuple) else value
+        for owner in target.owners[1:]:
+            kind = type_of(model.get_submodule(owner)).__name__
+            described[owner] = {"kind": kind, "bits": tensor.grid.bits, "weights_of": target.owner}
     return described

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd.data.base import Split
-from compresskd.training.precision import autocast, check_precision
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,18 @@ def evaluate(
     split: Split,
     *,
     batch_size: int,
-    precision: str = "fp32",
-    device: torch.device | str = "cpu",
     with_logits: bool = False,
 ) -> Scores:
     """Score `model` on all of `split`, in order, without augmentation and without gradients.
 
-    The model and the split are on `device` already. The modes of the modules are put back afterwards.
-    Raises ValueError where the device cannot compute at `precision`.
+    The model computes in the dtype of its own parameters, as it does for whoever loads it: autocast, around this
+    call too, would give figures that nobody else gets. The model and the split are on one device already. The modes
+    of the modules are put back afterwards.
     """
-    device = torch.device(device)
-    check_precision(precision, device)
     losses, predictions, logits = [], [], []
     # what is rounded as it is read is rounded once for the whole split
-    with evaluation_mode(model), torch.inference_mode(), autocast(precision, device), parametrize.cached():
+    plain = torch.autocast(split.device.type, enabled=False)
+    with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached():
         for batch in split.batches(batch_size):
             logits_BK = model(batch.inputs).float()
             losses.append(F.cross_entropy(logits_BK, batch.targets, reduction="sum"))

@@ -66,7 +66,7 @@ def fit(
     _check(data, recipe, device)
     model.to(device)
     if recipe.epochs == 0:
-        return _untrained(model, data, recipe, device)
+        return _untrained(model, data, recipe)
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=generators), deferred_interrupt() as interrupt, _layout(model, recipe):
         torch.manual_seed(seed)
@@ -132,8 +132,6 @@ def _close_epoch(state: TrainingState, plan: Plan) -> None:
             state.model,
             plan.data.validation,
             batch_size=plan.recipe.evaluation_batch_size,
-            precision=plan.recipe.precision,
-            device=state.device,
         )
         if not math.isfinite(scores.loss):
             raise non_finite(state, plan, validation_loss=scores.loss)
@@ -169,15 +167,9 @@ def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:
     return state.epoch - 1 - state.best.epoch >= recipe.patience
 
 
-def _untrained(model: nn.Module, data: Data, recipe: Recipe, device: torch.device) -> FitResult:
+def _untrained(model: nn.Module, data: Data, recipe: Recipe) -> FitResult:
     started = time.perf_counter()
-    scores = evaluate(
-        model,
-        data.validation,
-        batch_size=recipe.evaluation_batch_size,
-        precision=recipe.precision,
-        device=device,
-    )
+    scores = evaluate(model, data.validation, batch_size=recipe.evaluation_batch_size)
     return FitResult(
         (), None, scores.accuracy, scores.loss, time.perf_counter() - started, stopped_early=False
     )

@@ -40,5 +40,5 @@ class Plan:
             "epochs": self.recipe.epochs,
             "batch_size": self.recipe.batch_size,
             "steps_per_epoch": self.steps,
-            "data": self.data.fingerprint,
+            "data": self.data.batches_fingerprint,
         }

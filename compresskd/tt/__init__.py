@@ -3,13 +3,15 @@
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cp import CPConv2d, CPLinear
 from compresskd.tt.embedding import TTEmbedding
-from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters
+from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
+from compresskd.tt.ordinary import ordinary
 from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
 from compresskd.tt.tucker import TuckerLinear
+from compresskd.tt.twin import twin
 
 __all__ = [
     "CPConv2d",
@@ -27,4 +29,7 @@ __all__ = [
     "factorize",
     "from_structure",
     "least_parameters",
+    "ordinary",
+    "refusal",
+    "twin",
 ]

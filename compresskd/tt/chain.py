@@ -97,7 +97,8 @@ class ChainProduct(torch.autograd.Function):
         y, trails = chain.forward(x, Gs, bias, keep=chain.plan.kind == "chain")
         ctx.chain, ctx.has_bias = chain, bias is not None
         ctx.save_for_backward(x, *cores, *Gs, *[z for trail in trails for z in trail])
-        return y
+        # a view that was made in here could not be written into, as an activation in place does
+        return torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -164,5 +164,5 @@ def _inference_step(
     if chain.plan.kind == "folded":
         weight = folded_weight(cores, num_inputs, num_outputs, dtype)
         return lambda: F.linear(x, weight)
-    run = inference_run(chain, groups(cores, chain, dtype), rows, None)
-    return lambda: run(x)
+    run = inference_run(chain, groups(cores, chain, dtype), rows)
+    return lambda: run(x, None)

@@ -8,17 +8,26 @@ that of Jaderberg et al., BMVC 2014; ((kh, kw), (1, 1)) is the low-rank SVD.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.convolution import Geometry, chain_is_faster, chain_macs, run_stages, stage_options
+from compresskd.tt.convolution import (
+    Geometry,
+    StageOptions,
+    chain_is_faster,
+    chain_macs,
+    run_stages,
+    stage_options,
+)
 from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import tt_svd
 from compresskd.tt.layer import TensorTrainLayer
 from compresskd.tt.modes import Pair, stage_modes
+from compresskd.tt.prepared import Derived, can_keep
+from compresskd.tt.product import autocast_dtype, is_watched
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
 TRAINING_MARGIN = 0.8
@@ -30,8 +39,7 @@ class TTConv2d(TensorTrainLayer):
     `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
     In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
     inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
-    changes: `inference_bytes` says how much that takes. Changes through `core.data` are not seen; call
-    `clear_prepared()` after them.
+    changes, in whatever way it does (see `compresskd.tt.prepared`): `inference_bytes` says how much that takes.
 
     Raises:
         ValueError: `groups` is not 1, or the stages do not make a kernel.
@@ -213,15 +221,21 @@ class TTConv2d(TensorTrainLayer):
 
     def to_dense(self) -> Tensor:
         """The kernel [O, I, kh, kw], differentiable."""
-        return to_matrix(list(self.cores)).reshape(self.out_channels, self.in_channels, *self.kernel_size)
+        return self._kernel(list(self.cores))
+
+    def _kernel(self, cores: Sequence[Tensor]) -> Tensor:
+        return to_matrix(cores).reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
     def _from(self, cores: Sequence[Tensor]) -> Self:
         return self.from_cores(cores, self, self.stages)
 
     def stage_weights(self) -> list[Tensor]:
         """The kernel [out, in, a, b] of every stage, differentiable."""
+        return self._stage_weights(list(self.cores))
+
+    def _stage_weights(self, cores: Sequence[Tensor]) -> list[Tensor]:
         weights = []
-        for k, (core, (a, b)) in enumerate(zip(self.cores, self.stages, strict=True)):
+        for k, (core, (a, b)) in enumerate(zip(cores, self.stages, strict=True)):
             r, m, _, s = core.shape
             channels = self.in_channels if k == 0 else 1
             split = core.reshape(r, m, channels, a, b, s).permute(1, 5, 0, 2, 3, 4)
@@ -230,56 +244,48 @@ class TTConv2d(TensorTrainLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, I, H, W] or [I, H, W] to [B, O, H', W'] or [O, H', W']."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if is_watched() or type(input) not in (Tensor, nn.Parameter):
             return self._chain(input, self.stage_weights(), self.bias)
         cores: list[Tensor] = list(self.cores)
-        if len(self.cores._parameters) < len(cores) or "parametrizations" in self._modules:
-            self._prepared.clear()  # what is parametrized is a new tensor at each call: nothing tells old from new
-        tensors = (input, *cores) if self.bias is None else (input, *cores, self.bias)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            if self._macs(input) < TRAINING_MARGIN:
-                return self._chain(input, self.stage_weights(), self.bias)
-            return self._folded(input, self.to_dense(), self.bias)
-        return self._infer(input, tensors[1:], cores)
+        bias = self.bias
+        tensors = (input, *cores) if bias is None else (input, *cores, bias)
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not trained and can_keep(cores):
+            return self._infer(input, cores, bias)
+        if self._macs(input) < TRAINING_MARGIN:
+            return self._chain(input, self._stage_weights(cores), bias)
+        return self._folded(input, self._kernel(cores), bias)
 
-    def _infer(self, x: Tensor, sources: Sequence[Tensor], cores: Sequence[Tensor]) -> Tensor:
-        autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else cores[0].dtype
+    def _infer(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
+        dtype = autocast_dtype(x) or cores[0].dtype
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        name = (tuple(x.shape), dtype, last, torch.get_num_threads())
-        held = self._prepared.get(sources, name)
-        if held is None:
-            held = self._prepared.put(name, self._prepare, x, dtype, last)
-        run, weights, bias = held
-        return run(x, weights, bias)
+        name = (x.shape, dtype, last, torch.get_num_threads())
+        return self._prepared.run(name, cores, lambda: self._prepare(x, cores, dtype, last))(x, bias)
 
-    def _prepare(self, x: Tensor, dtype: torch.dtype, last: bool) -> tuple[Any, ...]:
+    def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype, last: bool) -> Derived:
         layout = torch.channels_last if last else torch.contiguous_format
-        dense = self._kept("kernel", dtype, layout, lambda: [self.to_dense().detach()])[0]
-        stages = self._kept("stages", dtype, layout, lambda: [w.detach() for w in self.stage_weights()])
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        chain = self._macs(x) < 1.0 and chain_is_faster(
-            x.to(dtype),
-            lambda x: self._chain(x, stages, bias),
-            lambda x: self._folded(x, dense, bias),
-            f"{[tuple(stage.shape) for stage in stages]} {self.geometry}",
-        )
-        if chain:
-            return self._chain, stages, bias
-        return self._folded, dense, bias
+        plain = [core.detach() for core in cores]
+
+        def operands(name: str, make: Callable[[], list[Tensor]]) -> Derived:
+            """The tensors of `make` in this dtype and layout, shared by all input sizes."""
+
+            def laid_out() -> list[Tensor]:
+                return [weight.to(dtype).clone(memory_format=layout) for weight in make()]
+
+            return self._prepared.operands((name, dtype, layout), cores, range(len(cores)), laid_out)
+
+        kernel = operands("kernel", lambda: [self._kernel(plain)])
+        stages = operands("stages", lambda: self._stage_weights(plain))
+        run_kernel = _run(kernel.content, self._folded_options, self.geometry)
+        run_stages = _run(stages.content, self._options, self.geometry)
+        name = f"{[tuple(stage.shape) for stage in stages.content]} {self.geometry}"
+        chain = self._macs(x) < 1.0 and chain_is_faster(x.to(dtype), run_stages, run_kernel, name)
+        return stages.carrying(run_stages) if chain else kernel.carrying(run_kernel)
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
         chain, dense = chain_macs(list(self.cores), self.stages, self._options, self.geometry, x)
         return chain / max(dense, 1)
-
-    def _kept(self, name: str, dtype: torch.dtype, layout: torch.memory_format, make: Any) -> list[Tensor]:
-        """The tensors of `make` in this dtype and layout, shared by all input sizes."""
-        key = (name, dtype, layout)
-        held = self._prepared.peek(key)
-        if held is None:
-            held = self._prepared.put(key, lambda: [t.to(dtype).clone(memory_format=layout) for t in make()])
-        return held
 
     def _chain(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
         return run_stages(x, weights, bias, self._options, self.geometry)
@@ -295,3 +301,8 @@ class TTConv2d(TensorTrainLayer):
             f"bias={self.bias is not None}, num_parameters={self.num_parameters} of "
             f"{self.num_parameters_dense} dense"
         )
+
+
+def _run(weights: list[Tensor], options: Sequence[StageOptions], geometry: Geometry) -> Callable[..., Tensor]:
+    """What computes y from x and a bias."""
+    return lambda x, bias=None: run_stages(x, weights, bias, options, geometry)

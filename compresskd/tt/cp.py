@@ -125,7 +125,7 @@ class CPLinear(nn.Module):
         for factor in factors[: p - 1]:
             z = (z.unsqueeze(-2) * factor).reshape(-1, rank)
         y = (z @ factors[p - 1].t()).reshape(*lead, self.out_features)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast computed y in its own
 
     def extra_repr(self) -> str:
         """Modes, rank, parameters against dense."""

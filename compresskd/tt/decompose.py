@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compresskd.tt.cores import clip_ranks
+from compresskd.tt.cores import clip_ranks, to_matrix
 from compresskd.tt.svd import split, squared_norm
 
 FLOAT64_ELEMENTS = 1 << 20
@@ -21,7 +21,7 @@ FLOAT64_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Cores [r_{k-1}, m_k, n_k, r_k] and the relative Frobenius error that TT-SVD guarantees for them."""
+    """Cores [r_{k-1}, m_k, n_k, r_k] and their relative Frobenius error, over the entries that are not padding."""
 
     cores: list[Tensor]
     error: float
@@ -69,6 +69,10 @@ def tt_svd(
         rest, discarded, allowed = part.right, discarded + part.discarded, max(0.0, allowed - part.discarded)
     cores.append(rest.reshape(-1, output_dims[-1], input_dims[-1], 1))
     error = math.sqrt(discarded / total) if total > 0 else 0.0
+    if error and (math.prod(output_dims), math.prod(input_dims)) != tuple(weight.shape):
+        # what was discarded counts the padding, too, whose values do not matter
+        approximation = to_matrix(cores)[: weight.shape[0], : weight.shape[1]]
+        error = math.sqrt(squared_norm(working(weight) - approximation) / total)
     return Decomposition([core.to(weight.dtype).contiguous() for core in cores], error)
 
 

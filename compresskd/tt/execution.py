@@ -1,7 +1,7 @@
 """How each kind of plan runs: prepared for the repeated call at inference, or differentiable in training."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,22 +9,18 @@ from torch.nn import functional as F
 
 from compresskd.tt import rows
 from compresskd.tt.chain import Chain, ChainProduct
-from compresskd.tt.contraction import matrices
+from compresskd.tt.contraction import Plan, matrices
 from compresskd.tt.cores import merge, to_matrix
 from compresskd.tt.streamed import StreamedLinear, split_bond
 
+Run = Callable[[Tensor, Tensor | None], Tensor]
 
-def inference_run(
-    chain: Chain, Gs: Sequence[Tensor], num_rows: int, bias: Tensor | None
-) -> Callable[[Tensor], Tensor]:
-    """What takes x [num_rows, N] to [num_rows, M] by a chain plan whose groups are ready."""
+
+def inference_run(chain: Chain, Gs: Sequence[Tensor], num_rows: int) -> Run:
+    """What takes x [num_rows, N] and a bias to [num_rows, M] by a chain plan whose groups are ready."""
     if chain.plan.columns or 0 < chain.plan.chunk < num_rows:
-        return partial(_chunked, chain, Gs=Gs, bias=bias)
-    return rows.prepare(Gs, chain.steps, num_rows, bias)
-
-
-def _chunked(chain: Chain, x: Tensor, Gs: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    return chain.forward(x, Gs, bias)[0]
+        return lambda x, bias: chain.forward(x, Gs, bias)[0]
+    return rows.prepare(Gs, chain.steps, num_rows)
 
 
 def groups(cores: Sequence[Tensor], chain: Chain, dtype: torch.dtype) -> list[Tensor]:
@@ -32,6 +28,18 @@ def groups(cores: Sequence[Tensor], chain: Chain, dtype: torch.dtype) -> list[Te
     detached = [core.detach() for core in cores]
     Gs = matrices(detached, chain.plan.cuts, from_right=chain.plan.from_right)
     return [G.to(dtype).contiguous() for G in Gs]
+
+
+def copied_cores(cores: Sequence[Tensor], plan: Plan, dtype: torch.dtype) -> set[int]:
+    """The cores, by position, of which `groups` holds copied values: all but those that it only views."""
+    copied, edges = set[int](), (0, *plan.cuts, len(cores))
+    for start, stop in pairwise(edges):
+        r, m, n, s = cores[start].shape
+        # from the left a core [r, m, n, s] is read as [m, s, r, n]: in place only where that moves no numbers
+        moved = not plan.from_right and not (r == 1 and n == 1) and not (m == 1 and s == 1)
+        if stop - start > 1 or moved or cores[start].dtype != dtype:
+            copied.update(range(start, stop))
+    return copied
 
 
 def folded_weight(cores: Sequence[Tensor], num_inputs: int, num_outputs: int, dtype: torch.dtype) -> Tensor:

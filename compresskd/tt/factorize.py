@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from compresskd import layers
+from compresskd.layers import Plain
 from compresskd.tt.conv import TTConv2d
 from compresskd.tt.cores import balance
 from compresskd.tt.cp import cp_conv, cp_linear
@@ -22,7 +24,6 @@ from compresskd.tt.whitening import check_covariance
 METHODS = ("tensor_train", "svd", "tucker", "cp")
 ROUNDING = 1e-6
 
-Dense = nn.Linear | nn.Conv2d | nn.Embedding
 ModeChoice = Modes | Sequence[Sequence[int]]
 
 
@@ -38,11 +39,15 @@ def factorize(
     input_covariance: Tensor | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
+    keep_larger: bool = False,
 ) -> nn.Module | Skipped:
     """The layer factorized by `method` to exactly one wish, in the mode of training of `module`.
 
+    Only a layer whose computation is known has such a form, see `compresskd.layers`; parametrized weights are taken
+    as they are in evaluation.
+
     Args:
-        module: nn.Linear, nn.Conv2d or nn.Embedding.
+        module: nn.Linear, nn.Conv2d or nn.Embedding, or a layer that was registered.
         rank: a cap on every bond. Among modes, the one that does best against the low-rank SVD of as many parameters.
         ranks: one cap for each bond, together with `modes`.
         tolerance: relative error of the weight, or of the output where `input_covariance` is given.
@@ -55,6 +60,8 @@ def factorize(
         modes: instead of the search; (input_dims, output_dims) for a linear layer, (embedding_dims,
             vocabulary_dims) for an embedding, the stages' kernels such as ((1, 1), (3, 3), (1, 1)) for a convolution.
         num_cores: restricts the search.
+        keep_larger: return the factorized layer although it takes as many parameters as the dense one, or more: to
+            see at full rank that nothing else changes.
 
     Raises:
         TypeError: `module` has no factorized form at all.
@@ -63,21 +70,21 @@ def factorize(
     wish = Wish(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {', '.join(METHODS)}; got {method!r}")
-    refusal = _refusal(module)
-    if refusal is not None:
-        return refusal
-    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    reason = refusal(module, method)
+    if reason is not None:
+        return reason
+    module, training = layers.plain(module), module.training
     if method in ("tucker", "cp"):
         if input_covariance is not None or num_cores is not None or wish.ranks is not None:
             raise ValueError(
                 f"method {method!r} takes no input_covariance, num_cores or ranks: use tensor_train or svd"
             )
-        built = _by_rank(module, wish, method, modes)
+        built = _by_rank(module, wish, method, modes, keep_larger)
     else:
-        found = _search(module, wish, method, input_covariance, modes, num_cores)
-        refusal = _unreached(found[0], wish, module.weight.numel())
-        built = _build(module, found[0]) if refusal is None else refusal
-    return built.train(module.training) if isinstance(built, nn.Module) else built
+        found = _search(module, wish, method, input_covariance, modes, num_cores, keep_larger)
+        reason = _unreached(found[0], wish, module.weight.numel())
+        built = _build(module, found[0]) if reason is None else reason
+    return built.train(training) if isinstance(built, nn.Module) else built
 
 
 def candidates(
@@ -92,11 +99,10 @@ def candidates(
 ) -> list[Candidate]:
     """What `factorize` chooses from, the best first, each with its modes, ranks, parameters and error."""
     wish = Wish(rank, None, tolerance, energy, num_parameters)
-    refusal = _refusal(module)
-    if refusal is not None:
-        raise ValueError(f"expected a layer that has a factorized form: {refusal.reason}")
-    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
-    return _search(module, wish, "tensor_train", input_covariance, None, num_cores)
+    reason = refusal(module)
+    if reason is not None:
+        raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
+    return _search(layers.plain(module), wish, "tensor_train", input_covariance, None, num_cores)
 
 
 def error_curve(
@@ -118,9 +124,9 @@ def error_curve(
     """
     if method not in ("tensor_train", "svd"):
         raise ValueError(f"expected method tensor_train or svd, got {method!r}")
-    if _refusal(module) is not None:
+    if refusal(module) is not None:
         return []
-    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    module = layers.plain(module)
     weight, options = module.weight.detach().flatten(1), _modes(module, method, modes, num_cores)
     return curve(weight, options, covariance=_covariance(module, input_covariance), max_points=max_points)
 
@@ -142,9 +148,9 @@ def least_parameters(
     Raises:
         TypeError, ValueError: whatever `factorize` would refuse of these.
     """
-    if _refusal(module) is not None:
+    if refusal(module) is not None:
         return None
-    assert isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
+    module = layers.plain(module)
     options = _modes(module, method, modes, num_cores)
     if ranks is not None and modes is None:
         raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
@@ -158,15 +164,21 @@ def least_parameters(
     return min(sum(each.sizes) for each in options)
 
 
-def _refusal(module: nn.Module) -> Skipped | None:
-    """Why a layer of a known type has no form; raises where the type is unknown or the weights are broken."""
-    if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
+    """Why a layer has no form of this method; raises where nothing like it has one, or its weights are broken."""
+    obstacle = layers.obstacle(module)
+    if obstacle is not None and not isinstance(module, layers.PLAIN):
         raise TypeError(f"expected nn.Linear, nn.Conv2d or nn.Embedding, got {type(module).__name__}")
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return Skipped(f"groups={module.groups}: no factorized form of a grouped convolution")
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq):
+    if obstacle is not None:
+        return Skipped(obstacle)
+    plain = layers.plain(module)
+    if isinstance(plain, nn.Conv2d) and plain.groups != 1:
+        return Skipped(f"groups={plain.groups}: no factorized form of a grouped convolution")
+    if isinstance(plain, nn.Embedding) and (plain.max_norm is not None or plain.scale_grad_by_freq):
         return Skipped("max_norm and scale_grad_by_freq: rows computed from cores do not support them")
-    if not bool(module.weight.isfinite().all()):
+    if isinstance(plain, nn.Embedding) and method in ("tucker", "cp"):
+        return Skipped(f"an embedding has no form of method {method}: use tensor_train or svd")
+    if not bool(plain.weight.isfinite().all()):
         raise ValueError("expected finite weights, got NaN or infinity: check the checkpoint or the training")
     return None
 
@@ -191,21 +203,23 @@ def _break_even(count: int, rank: int, dense: int) -> Skipped:
 
 
 def _search(
-    module: Dense,
+    module: Plain,
     wish: Wish,
     method: str,
     input_covariance: Tensor | None,
     modes: ModeChoice | None,
     num_cores: int | None,
+    keep_larger: bool = False,
 ) -> list[Candidate]:
     options = _modes(module, method, modes, num_cores)
     if wish.ranks is not None and len(options) != 1:
         raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
     weight = module.weight.detach().flatten(1)
-    return search(weight, options, wish, covariance=_covariance(module, input_covariance))
+    covariance = _covariance(module, input_covariance)
+    return search(weight, options, wish, covariance=covariance, keep_larger=keep_larger)
 
 
-def _modes(module: Dense, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:
+def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:
     if isinstance(modes, Modes):
         return [modes]
     if isinstance(module, nn.Conv2d):
@@ -233,7 +247,7 @@ def _conv_modes(
     return [stage_modes(pairs, module.in_channels, module.out_channels)]
 
 
-def _covariance(module: Dense, given: Tensor | None) -> Tensor | None:
+def _covariance(module: Plain, given: Tensor | None) -> Tensor | None:
     if given is None:
         return None
     if isinstance(module, nn.Embedding):
@@ -249,7 +263,7 @@ def _covariance(module: Dense, given: Tensor | None) -> Tensor | None:
     return check_covariance(given, size)
 
 
-def _build(module: Dense, best: Candidate) -> nn.Module:
+def _build(module: Plain, best: Candidate) -> nn.Module:
     assert best.decomposition is not None
     cores = balance(best.decomposition.cores)
     if isinstance(module, nn.Linear):
@@ -262,7 +276,9 @@ def _build(module: Dense, best: Candidate) -> nn.Module:
     return TTEmbedding.from_cores(cores, module)
 
 
-def _by_rank(module: Dense, wish: Wish, method: str, modes: ModeChoice | None) -> nn.Module | Skipped:
+def _by_rank(
+    module: Plain, wish: Wish, method: str, modes: ModeChoice | None, keep_larger: bool
+) -> nn.Module | Skipped:
     """Tucker and CP have one rank: the one asked for, the largest in a budget, or the least that is exact enough."""
     make = _maker(module, method, modes)
     dense = module.weight.numel()
@@ -276,12 +292,12 @@ def _by_rank(module: Dense, wish: Wish, method: str, modes: ModeChoice | None) -
         largest = _largest(lambda r: _count(module, method, modes, r) < dense, dense)
         chosen = _least(lambda r: _error(module, make(r)) <= (wish.error or 0.0), largest)
     count = _count(module, method, modes, max(chosen, 1))
-    if chosen < 1 or count >= dense:
+    if chosen < 1 or (count >= dense and not keep_larger):
         return _break_even(count, max(chosen, 1), dense)
     return make(chosen)
 
 
-def _maker(module: Dense, method: str, modes: ModeChoice | None) -> Callable[[int], nn.Module]:
+def _maker(module: Plain, method: str, modes: ModeChoice | None) -> Callable[[int], nn.Module]:
     if isinstance(module, nn.Linear):
         input_dims, output_dims = _tensor_dims(module, modes)
         build = tucker_linear if method == "tucker" else cp_linear
@@ -293,7 +309,7 @@ def _maker(module: Dense, method: str, modes: ModeChoice | None) -> Callable[[in
             return lambda r: cp_conv(module, r)
         stages = [(1, 1), (module.kernel_size[0], module.kernel_size[1]), (1, 1)]
         return lambda r: TTConv2d.from_cores(balance(tucker2_cores(module.weight, r)), module, stages)
-    raise TypeError(f"expected nn.Linear or nn.Conv2d for method {method!r}, got {type(module).__name__}")
+    raise AssertionError("an embedding was refused before")
 
 
 def _tensor_dims(module: nn.Linear, modes: ModeChoice | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -308,7 +324,7 @@ def _tensor_dims(module: nn.Linear, modes: ModeChoice | None) -> tuple[tuple[int
     return tuple(dims[0]), tuple(dims[1])
 
 
-def _count(module: Dense, method: str, modes: ModeChoice | None, rank: int) -> int:
+def _count(module: Plain, method: str, modes: ModeChoice | None, rank: int) -> int:
     linear = isinstance(module, nn.Linear)
     dims = sum(_tensor_dims(module, modes), ()) if linear else tuple(module.weight.shape)
     if method == "cp":
@@ -320,7 +336,7 @@ def _count(module: Dense, method: str, modes: ModeChoice | None, rank: int) -> i
     )
 
 
-def _error(module: Dense, layer: nn.Module) -> float:
+def _error(module: Plain, layer: nn.Module) -> float:
     dense: Tensor = layer.to_dense()  # pyright: ignore[reportCallIssue]
     norm = float(module.weight.detach().double().norm())
     return float((dense.detach().double() - module.weight.detach().double()).norm()) / norm if norm else 0.0

@@ -41,6 +41,7 @@ class TensorTrainLayer(nn.Module, ABC):
         wanted = [tt_rank] * (len(input_dims) - 1) if ranks is None else ranks
         shapes = core_shapes(input_dims, output_dims, clip_ranks(wanted, input_dims, output_dims))
         self.cores = nn.ParameterList([torch.empty(shape, device=device, dtype=dtype) for shape in shapes])
+        self._names = tuple(str(k) for k in range(len(shapes)))
         self._prepared = Prepared()
 
     @property

@@ -11,10 +11,9 @@ from compresskd.tt.contraction import least_macs
 from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
 from compresskd.tt.layer import TensorTrainLayer
-from compresskd.tt.product import infer, traced, train
+from compresskd.tt.product import autocast_dtype, infer, is_watched, traced, train
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
-_is_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
 _is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_threads
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
@@ -28,8 +27,8 @@ class TTLinear(TensorTrainLayer):
     to what the unfoldings support.
 
     At inference the fastest plan is looked up for the batch, and what it needs (merged cores, or the whole weight
-    where no factorized product is faster) is kept until a core changes: `inference_bytes` says how much that takes.
-    Changes through `core.data` are not seen; call `clear_prepared()` after them.
+    where no factorized product is faster) is kept until a core changes, in whatever way it does (see
+    `compresskd.tt.prepared`): `inference_bytes` says how much that takes.
     """
 
     bias: nn.Parameter | None
@@ -182,37 +181,32 @@ class TTLinear(TensorTrainLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        if _is_compiling() or _tracing_state() is not None:
+        if is_watched():
             return traced(input, list(self.cores), self.bias, self.out_features)
-        runs = self._prepared.runs
-        if runs and not _is_grad_enabled() and not _is_any_autocast_enabled() and "bias" in self._parameters:
-            # What takes longer than a few look-ups here is felt in small layers at batch 1.
-            plain, key = self._modules["cores"]._parameters, 0  # pyright: ignore[reportOptionalMemberAccess]
-            for core in plain.values():
-                key = 3 * key + (core._version << 50) + core.data_ptr()  # pyright: ignore
-            bias = self._parameters["bias"]
-            if bias is not None:
-                key = 3 * key + (bias._version << 50) + bias.data_ptr()
-            run = runs.get((key, input.shape, input.dtype, _get_num_threads()))
-            if run is not None and len(plain) == len(self.input_dims):
-                return run(input)
-        return self._slow_forward(input)
+        # What takes longer than a few look-ups here is felt in small layers at batch 1.
+        if not _is_grad_enabled() and not _is_any_autocast_enabled() and type(input) is Tensor:
+            run = self._prepared.runs.get((input.shape, input.dtype, _get_num_threads()))
+            if run is not None:
+                held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
+                try:
+                    cores, bias = [held[name] for name in self._names], self._parameters["bias"]
+                except KeyError:  # what is parametrized is read by attribute
+                    return self._any_forward(input)
+                if run.holds(cores) and (bias is None or bias.dtype is input.dtype):
+                    return run.content(input, bias)
+        return self._any_forward(input)
 
-    def _slow_forward(self, input: Tensor) -> Tensor:
+    def _any_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
-        held = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
-        cores: list[Any] = list(held.values())
-        if len(cores) < len(self.input_dims) or "bias" not in self._parameters:
-            cores = list(self.cores)
-            self._prepared.clear()  # what is parametrized is a new tensor at each call: nothing tells old from new
+        cores: list[Any] = list(self.cores)
+        if type(input) not in (Tensor, nn.Parameter):  # one that has no numbers, or ways of its own
+            return traced(input, cores, self.bias, self.out_features)
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
-        device_type = input.device.type
-        # asked first whether any: the question for one device has no answer on the meta device
-        autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device_type)
-        if autocast and input.dtype != torch.float64:
-            with torch.autocast(device_type, enabled=False):
-                return self._product(input.to(torch.get_autocast_dtype(device_type)), cores)
+        dtype = autocast_dtype(input)
+        if dtype is not None:
+            with torch.autocast(input.device.type, enabled=False):
+                return self._product(input.to(dtype), cores)
         if input.dtype != cores[0].dtype:
             raise TypeError(f"expected input of {cores[0].dtype}, the dtype of the cores; got {input.dtype}")
         return self._product(input, cores)

@@ -1,10 +1,21 @@
 """What a layer keeps between calls at inference: merged groups, or the folded dense weight, and the plans.
 
-Nothing here is a parameter or a buffer: it is rebuilt when a core's version counter, storage or dtype changes, and
-it is dropped with `clear`, on pickling and on copying.
+It answers for the present values of its sources, the cores, whoever changed them and by whichever way:
+
+- every source is held through an alias of its memory, so nothing else can come to lie at its address, and a source
+  that was replaced, moved, cast or viewed anew is seen to be another (`Tensor.is_set_to`);
+- an operand that is a view of a source reads its present values by itself;
+- for an operand that is a copy, the sources are compared with what they were, bit for bit.
+
+Version counters would be cheaper to ask but say nothing of fused optimizers, `.data`, numpy or a second process.
+Only sources that lie in one piece in the CPU's memory are kept of: to ask another device would wait for it.
+
+Nothing here is a parameter or a buffer; it is dropped with `clear`, on pickling and on copying. Each entry holds all
+that it needs and is never changed, so that threads may share the layer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import ctypes
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,56 +24,97 @@ from torch import Tensor
 MAX_RUNS = 64
 
 
-class Prepared:
-    """Derived tensors and closures by name, valid as long as the sources are unchanged.
+class Derived:
+    """Something that was made of `sources`, and what tells whether it still holds.
 
-    `runs` holds what computes an output, by (key of the sources, shape, dtype, threads): one look-up at a call.
+    Args:
+        sources: as they are now.
+        copied: which of them, by position, the content holds copied values of, rather than views.
+        make: the content; called after copies for comparison were taken, so that a change in between is seen.
     """
 
-    def __init__(self) -> None:
-        self.runs: dict[Any, Callable[[Tensor], Tensor]] = {}
-        self._key: int | None = None
-        self._held: dict[Any, Any] = {}
+    __slots__ = ("_aliases", "_checks", "content")
 
-    def refresh(self, sources: Sequence[Tensor]) -> int | None:
-        """Forget everything where a source has changed since; the key of the sources, None if they have none."""
-        try:
-            key: int | None = source_key(sources)
-        except RuntimeError:
-            # Inference tensors count no versions: nothing may be kept for them.
-            key = None
-        if key is None or key != self._key or len(self.runs) >= MAX_RUNS:
-            self.clear()
-            self._key = key
-        return key
+    def __init__(self, sources: Sequence[Tensor], copied: Collection[int], make: Callable[[], Any]) -> None:
+        self._aliases = [source.detach() for source in sources]
+        self._checks = [_check(alias, k in copied) for k, alias in enumerate(self._aliases)]
+        self.content = make()
 
-    def get(self, sources: Sequence[Tensor], name: Any) -> Any:
-        """The value under `name`, or None where there is none or a source has changed since."""
-        self.refresh(sources)
-        return self._held.get(name)
+    def holds(self, sources: Sequence[Tensor]) -> bool:
+        """Whether the sources lie where they lay, and say what they said where that matters."""
+        if len(sources) != len(self._checks):
+            return False
+        for source, (alias, dtype, place, values, memory) in zip(sources, self._checks, strict=False):
+            if not source.is_set_to(alias) or source.dtype is not dtype:
+                return False
+            # a storage that was resized lies elsewhere
+            if values is not None and (source.data_ptr() != place or values != memory):
+                return False
+        return True
 
-    def peek(self, name: Any) -> Any:
-        """The value under `name`, or None, where the sources have just been looked at."""
-        return self._held.get(name)
-
-    def put(self, name: Any, make: Callable[..., Any], *arguments: Any) -> Any:
-        """Make the value and keep it under `name` until a source changes."""
-        # A tensor made in inference mode could not be used by a later call outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            held = self._held[name] = make(*arguments)
-        return held
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._key = None
-        self._held.clear()
-        self.runs.clear()
+    def carrying(self, content: Any) -> "Derived":
+        """Something made of the content, which holds as long as this does."""
+        other = Derived((), (), lambda: content)
+        other._aliases, other._checks = self._aliases, self._checks
+        return other
 
     @property
     def num_bytes(self) -> int:
-        """Memory held beyond the parameters; what several entries share counts once."""
-        tensors = {t.data_ptr(): t for t in _tensors(self._held.values())}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        """Memory held beyond the sources."""
+        known = {alias.untyped_storage().data_ptr() for alias in self._aliases}
+        held = {t.untyped_storage().data_ptr(): t for t in _tensors(self.content)}
+        compared = sum(len(values) for _, _, _, values, _ in self._checks if values is not None)
+        return compared + sum(tensor.nbytes for place, tensor in held.items() if place not in known)
+
+
+def _check(alias: Tensor, copied: bool) -> tuple[Any, ...]:
+    """The alias, its dtype and address, and where its values were copied these, as bytes, beside its memory.
+
+    Python compares a bytearray with memory as fast as C does, at a tenth of what calling an operation takes.
+    """
+    if not copied:
+        return alias, alias.dtype, 0, None, None
+    # not by numpy, which would forbid for good that the storage is resized, as sharding does
+    memory = memoryview((ctypes.c_ubyte * alias.nbytes).from_address(alias.data_ptr()))
+    return alias, alias.dtype, alias.data_ptr(), bytearray(memory), memory
+
+
+class Prepared:
+    """What was derived from a layer's sources: operands, and the runs that compute an output by them."""
+
+    def __init__(self) -> None:
+        self.runs: dict[Any, Derived] = {}
+        self._operands: dict[Any, Derived] = {}
+
+    def run(self, name: Any, sources: Sequence[Tensor], make: Callable[[], Derived]) -> Any:
+        """The content of the run under `name`; `make` is asked where there is none, or none that holds."""
+        found = self.runs.get(name)
+        if found is None or not found.holds(sources):
+            if found is not None or len(self.runs) >= MAX_RUNS:
+                self.clear()
+            # A tensor made in inference mode could not be used by a later call outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.runs[name] = make()
+        return found.content
+
+    def operands(
+        self, name: Any, sources: Sequence[Tensor], copied: Collection[int], make: Callable[[], Any]
+    ) -> Derived:
+        """The operands under `name`, made where there are none that hold; several runs share them."""
+        found = self._operands.get(name)
+        if found is None or not found.holds(sources):
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._operands[name] = Derived(sources, copied, make)
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.runs, self._operands = {}, {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held beyond the parameters."""
+        return sum(entry.num_bytes for entry in list(self._operands.values()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Prepared":
         return Prepared()
@@ -71,12 +123,9 @@ class Prepared:
         return Prepared, ()
 
 
-def source_key(sources: Iterable[Tensor]) -> int:
-    """Changes with every in-place update that autograd sees, and with every replaced storage."""
-    key = 0
-    for source in sources:
-        key = 3 * key + (source._version << 50) + source.data_ptr()
-    return key
+def can_keep(sources: Sequence[Tensor]) -> bool:
+    """Whether anything may be kept that was made of these."""
+    return all(source.device.type == "cpu" and source.is_contiguous() for source in sources)
 
 
 def _tensors(values: Any) -> list[Tensor]:

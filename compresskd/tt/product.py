@@ -6,58 +6,61 @@ with zeros to the product of the input modes, y cut from that of the output mode
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from compresskd.tt.chain import Chain
 from compresskd.tt.choice import choose
 from compresskd.tt.contraction import matrices, steps
-from compresskd.tt.execution import cut, folded_weight, groups, inference_run, training_run
+from compresskd.tt.execution import (
+    copied_cores,
+    cut,
+    folded_weight,
+    groups,
+    inference_run,
+    training_run,
+)
 from compresskd.tt.planner import Shapes, bucket
-from compresskd.tt.prepared import Prepared
+from compresskd.tt.prepared import Derived, Prepared, can_keep
+
+_is_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def infer(
     x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
 ) -> Tensor:
     """x [B, N] to [B, M] without a graph; cores and bias are cast to the dtype of x."""
-    key = prepared.refresh(cores if bias is None else [*cores, bias])
-    name = (key, x.shape, x.dtype, torch.get_num_threads())
-    run = prepared.runs.get(name)
-    if run is None:
-        with torch.inference_mode(False), torch.no_grad():
-            run = prepared.runs[name] = _prepare(x, cores, bias, num_outputs, prepared)
-    return run(x)
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
+    if not can_keep(cores):
+        return train(x, [core.to(x.dtype) for core in cores], bias, num_outputs)
+    name = (x.shape, x.dtype, torch.get_num_threads())
+    return prepared.run(name, cores, lambda: _prepare(x, cores, num_outputs, prepared))(x, bias)
 
 
-def _prepare(
-    x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int, prepared: Prepared
-) -> Callable[[Tensor], Tensor]:
-    """What computes y from an x of this shape."""
+def _prepare(x: Tensor, cores: Sequence[Tensor], num_outputs: int, prepared: Prepared) -> Derived:
+    """What computes y from an x of this shape, and a bias."""
     dtype = x.dtype
     chain, missing = _chain(tuple([core.shape for core in cores]), *_place(x), training=False)
-    if bias is not None:
-        bias = bias.detach().to(dtype)
     if chain.plan.kind == "folded":
         # One folded weight serves all batch sizes.
-        weight = prepared.peek(("weight", dtype))
-        if weight is None:
-            weight = prepared.put(("weight", dtype), folded_weight, cores, x.shape[1], num_outputs, dtype)
-        return partial(F.linear, weight=weight, bias=bias)
+        fold = partial(folded_weight, cores, x.shape[1], num_outputs, dtype)
+        made = prepared.operands(("weight", dtype), cores, range(len(cores)), fold)
+        weight = made.content
+        return made.carrying(lambda x, bias: F.linear(x, weight, bias))
     name = ("groups", chain.plan.cuts, chain.plan.from_right, dtype)
-    Gs = prepared.peek(name)
-    if Gs is None:
-        Gs = prepared.put(name, groups, cores, chain, dtype)
-    if bias is not None:
-        bias = F.pad(bias, (0, chain.num_outputs - num_outputs))
-    run = inference_run(chain, Gs, x.shape[0], bias)
+    copied = copied_cores(cores, chain.plan, dtype)
+    made = prepared.operands(name, cores, copied, partial(groups, cores, chain, dtype))
+    run = inference_run(chain, made.content, x.shape[0])
     if missing or chain.num_outputs != num_outputs:
-        return lambda x: run(F.pad(x, (0, missing)))[:, :num_outputs].contiguous()
-    return run
+        return made.carrying(lambda x, bias: cut(run(F.pad(x, (0, missing)), None), bias, num_outputs))
+    return made.carrying(run)
 
 
 def train(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int) -> Tensor:
@@ -87,6 +90,28 @@ def _chain(
         plain, num_rows, training=training, device_type=device_type, dtype=dtype, num_threads=num_threads
     )
     return Chain.of(plan, plain), math.prod([shape[2] for shape in plain]) - num_inputs
+
+
+def is_watched() -> bool:
+    """Whether somebody follows what is computed: a compiler, a tracer, `torch.func`, forward-mode differentiation.
+
+    To them nothing that was kept, and no operation with a gradient of its own, may be shown: `traced` is for them.
+    """
+    return (
+        _is_compiling()
+        or _tracing_state() is not None
+        or _transforms() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes a product with x in; None where it does nothing."""
+    device_type = x.device.type
+    # asked first whether any: the question for one device has no answer on the meta device
+    if not torch._C._is_any_autocast_enabled() or device_type == "meta" or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def traced(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int) -> Tensor:

@@ -126,42 +126,38 @@ def outer_sum(dz: Tensor, z: Tensor) -> Tensor:
 
 
 def prepare(
-    Gs: Sequence[Tensor], steps: Sequence[Step], rows: int, bias: Tensor | None
-) -> Callable[[Tensor], Tensor]:
+    Gs: Sequence[Tensor], steps: Sequence[Step], rows: int
+) -> Callable[[Tensor, Tensor | None], Tensor]:
     """`forward` for a fixed number of rows, with all sizes worked out beforehand: the small batches' overhead."""
-    last = len(steps) - 1
-    fused = bias if steps[last].C == 1 and steps[last].P == 1 else None
-    parts = [
-        _prepare_step(G, step, rows, fused if t == last else None)
-        for t, (G, step) in enumerate(zip(Gs, steps, strict=True))
-    ]
-    shape = (rows, steps[last].a * steps[last].P * steps[last].C)
-    loose = bias if fused is None else None
-    if len(parts) == 2 and loose is None and steps[0].C == steps[1].C == 1:
-        first, second = parts
-        return lambda x: second(first(x))
+    *parts, last = [_prepare_step(G, step, rows) for G, step in zip(Gs, steps, strict=True)]
+    fused = steps[-1].C == 1 and steps[-1].P == 1
+    shape = (rows, steps[-1].a * steps[-1].P * steps[-1].C)
+    if len(parts) == 1 and fused and steps[0].C == 1:
+        first = parts[0]
+        return lambda x, bias: last(first(x, None), bias)
 
-    def run(z: Tensor) -> Tensor:
+    def run(z: Tensor, bias: Tensor | None) -> Tensor:
         for part in parts:
-            z = part(z)
-        z = z.reshape(shape)
-        return z if loose is None else z.add_(loose)
+            z = part(z, None)
+        z = last(z, bias if fused else None).reshape(shape)
+        return z if fused or bias is None else z.add_(bias)
 
     return run
 
 
-def _prepare_step(G: Tensor, step: Step, rows: int, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _prepare_step(G: Tensor, step: Step, rows: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """One step; only the last may be given a bias, and only where it ends in rows of outputs."""
     a, b, C, R = step.a, step.b, step.C, rows * step.P
     plain, mm, bmm = F.linear, torch.mm, torch.bmm
     if C == 1 and b <= FEW and a % PAGE == 0:
-        return lambda z: linear(z.reshape(R, b), G, bias)
+        return lambda z, bias: linear(z.reshape(R, b), G, bias)
     if C == 1:
-        return lambda z: plain(z.reshape(R, b), G, bias)
+        return lambda z, bias: plain(z.reshape(R, b), G, bias)
     if R == 1:
-        return lambda z: mm(G, z.reshape(b, C))
+        return lambda z, bias: mm(G, z.reshape(b, C))
     if C < NARROW:
-        return lambda z: (
+        return lambda z, bias: (
             plain(z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b), G).view(R, C, a).transpose(1, 2)
         )
     spread = G.unsqueeze(0).expand(R, a, b)
-    return lambda z: bmm(spread, z.reshape(R, b, C))
+    return lambda z, bias: bmm(spread, z.reshape(R, b, C))

@@ -1,5 +1,6 @@
 """The search over modes for one matrix and one wish: cheap ranking of all candidates, decomposition of the best."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,9 +48,16 @@ class CurvePoint:
 
 
 def search(
-    weight: Tensor, candidates: Sequence[Modes], wish: Wish, *, covariance: Tensor | None = None
+    weight: Tensor,
+    candidates: Sequence[Modes],
+    wish: Wish,
+    *,
+    covariance: Tensor | None = None,
+    keep_larger: bool = False,
 ) -> list[Candidate]:
     """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
+
+    Those that take as many parameters as `weight` come into question with `keep_larger` only.
 
     Which is best: for an exactness wish the fewest parameters; for a budget the least error; for a rank the error
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
@@ -58,15 +66,18 @@ def search(
     spectra = Spectra(_metric(weight, covariance))
     dense = weight.numel()
     estimates = [_estimate(modes, spectra, wish) for modes in candidates]
-    smaller = [c for c in estimates if c.num_parameters < dense]
+    smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
     if not smaller:
         return sorted(estimates, key=lambda c: c.num_parameters)
     reference = _Reference(candidates[0], spectra)
     ranked = sorted(smaller, key=lambda c: _merit(c, wish, reference))
     chosen = ranked[:NUM_DECOMPOSED]
     chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
+    # the bound counts padding, by which such modes fall behind: the best of them is measured as well
+    padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
+    chosen += [c for c in padded[:1] if c not in chosen]
     done = [realize(c, weight, spectra, wish, covariance) for c in chosen]
-    done = [c for c in done if c.num_parameters < dense]
+    done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, wish, reference))
     return done + [c for c in ranked if c not in chosen]
 

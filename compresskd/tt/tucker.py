@@ -129,7 +129,7 @@ class TuckerLinear(nn.Module):
                 .movedim(-1, 1)
             )
         y = z.reshape(*lead, self.out_features)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast computed y in its own
 
     def extra_repr(self) -> str:
         """Modes, ranks, parameters against dense."""

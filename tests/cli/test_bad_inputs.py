@@ -413,7 +413,13 @@ def test_resume_names_data_that_has_gone(run_cli, finished):
     record = json.loads((finished / "record.json").read_text())
     record["config"]["data"] = {**record["config"]["data"], "_target_": "gone_data.load"}
     (finished / "record.json").write_text(json.dumps(record))
-    _says(run_cli("resume", "run"), "data._target_: gone_data.load: no module named 'gone_data'")
+    _says(
+        run_cli("resume", "run"),
+        "data._target_: 'gone_data.load' is not part of compresskd",
+        "--trust gone_data",
+    )
+    said = run_cli("resume", "run", "--trust", "gone_data")
+    _says(said, "data._target_: gone_data.load: no module named 'gone_data'")
 
 
 # Disks

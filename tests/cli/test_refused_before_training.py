@@ -343,7 +343,7 @@ SMALL = (
 FAULTY = {  # 70 training samples: two batches of 32 and one of 6
     "Tuple": "student: in training mode it returns a tuple; expected logits [B, K], as in evaluation",
     "Dict": "student: in training mode it returns a dict; expected logits [B, K]",
-    "Lazy": "student: inner.weight has no size before a first batch; write its sizes out",
+    "Lazy": "the shape of inner.weight, inner.bias is not known before data come (a lazy layer); write its sizes",
     "Double": "student: first.weight is float64; allowed: float32 parameters",
     "Complex": "student: phase is complex64; allowed: float32 parameters",
     "Nan": "student: returns values that are not finite on training samples, before any training",

@@ -5,6 +5,7 @@ import torch
 
 from compresskd.data import Source, assemble
 from compresskd.data.augmentation import ColorJitter, HorizontalFlip, RandomCrop
+from compresskd.data.digits import digits
 
 
 def source(count=40, shape=(1, 4, 4), classes=4, seed=0):
@@ -168,3 +169,68 @@ def test_an_unknown_option_is_named():
 def test_samples_of_another_form_are_refused(pixels, targets, words):
     with pytest.raises(ValueError, match=words):
         Source(pixels, targets)
+
+
+def vectors(count=40, seed=0):
+    return Source(
+        torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)), torch.arange(count) % 4
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_samples_that_are_not_finite_are_named_in_any_split(value, split):
+    """3e38 overflows once it is divided by the deviation."""
+    sources = {name: vectors(12, seed) for seed, name in enumerate(("train", "validation", "test"))}
+    sources[split].pixels[7, 2] = sources[split].pixels[9, 0] = value
+    words = rf"data: 2 of 12 {split} samples hold NaN or inf once they are normalised; the first is sample 7; mend"
+    with pytest.raises(ValueError, match=words):
+        build(sources["train"], **{name: sources[name] for name in ("validation", "test")}, validation_fraction=None,
+              pixel_max=1)  # fmt: skip
+
+
+def test_samples_that_are_not_finite_are_named_where_they_were_loaded():
+    train = vectors(2000)
+    train.pixels[1900, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 500 validation|1 of 1,500 train samples") as raised:
+        build(train, test=vectors(12, 1))
+    assert "(row 1900 of what was loaded)" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mean": [float("nan")]}, "data.mean: expected numbers, got"),
+        ({"std": [float("inf")]}, "data.std: expected positive numbers, got"),
+        ({"std": [float("nan")]}, "data.std: expected positive numbers, got"),
+        ({"pixel_max": 0}, "pixel_max: expected a positive number, the value of white, got 0"),
+        ({"class_names": "abca"}, r"a name of its own for each class, got \['a'\] more than once"),
+        (
+            {"class_names": ["a", "b", "c", "\udcff"]},
+            r"the class name '\\udcff' is not valid UTF-8; rename it",
+        ),
+        ({"test": Source(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())}, "the test split has no sample"),
+    ],
+)
+def test_values_that_would_spoil_every_input_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        build(**options)
+
+
+def test_one_class_may_be_all_that_a_test_split_has():
+    assert build(
+        test=Source(source(12, seed=1).pixels, torch.zeros(12).long())
+    ).test.targets.unique().tolist() == [0]
+
+
+def test_names_of_classes_are_part_of_the_fingerprint():
+    base, renamed, reordered = build(), build(class_names="abce"), build(class_names="bacd")
+    assert len({base.fingerprint, renamed.fingerprint, reordered.fingerprint}) == 3
+    assert base.batches_fingerprint == renamed.batches_fingerprint == reordered.batches_fingerprint
+    assert base.test.fingerprint == renamed.test.fingerprint
+
+
+def test_batches_have_the_fingerprint_that_version_0_1_recorded():
+    data = digits(name="digits", mean=[0.3053], std=[0.3760], test_fraction=0.2, validation_fraction=0.15)
+    assert data.batches_fingerprint == "8e5f068e748800c1"
+    assert data.test.fingerprint == "b820275ba1d7b926"

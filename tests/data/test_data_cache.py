@@ -94,7 +94,7 @@ def test_a_truncated_entry_that_would_be_mapped_is_made_again(pixels, cache_dir,
     with caplog.at_level(logging.WARNING):
         fetch(opener, max_in_memory_bytes=0)
     assert opener.count == 2
-    assert "expected 180 bytes, got 177" in caplog.text
+    assert "expected 252 bytes, got 249" in caplog.text
 
 
 def test_failing_on_the_way_leaves_nothing_behind(pixels, cache_dir):

@@ -28,6 +28,7 @@ def test_every_key_is_an_option_of_the_function_and_every_option_a_key(name):
         "split_seed",
         "augmentation",
         "augmentation_bank",
+        "allow_overlap",
     }
     assert node.keys() - {"_target_"} == options | shared
     assert node.name == name

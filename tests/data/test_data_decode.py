@@ -5,13 +5,11 @@ from PIL import Image
 from compresskd.data.decode import Decoder
 
 
-def decode(encoded, *, block=3, **options):
+def decode(encoded, *, block=3, notices=None, **options):
     items = [(image, number) for number, image in enumerate(encoded)]
-    blocks = list(
-        Decoder(**options).blocks(
-            [items[start : start + block] for start in range(0, len(items), block)], "the train split of X"
-        )
-    )
+    parts = [items[start : start + block] for start in range(0, len(items), block)]
+    seen = [] if notices is None else notices
+    blocks = list(Decoder(**options).blocks(parts, "the train split of X", "train", seen))
     return np.concatenate([pixels for pixels, _ in blocks]), np.concatenate([labels for _, labels in blocks])
 
 
@@ -45,7 +43,7 @@ def test_channels_are_converted_where_asked(draw, encode):
 def test_sixteen_bit_levels_are_scaled_and_not_clipped(encode):
     levels = np.array([[0, 255, 256], [4096, 32768, 65535]], dtype=np.uint16)
     pixels, _ = decode([encode(levels)])
-    np.testing.assert_array_equal(pixels[0, 0], levels >> 8)
+    np.testing.assert_array_equal(pixels[0, 0], np.rint(levels / 257))
 
 
 def test_images_of_any_size_become_squares(draw, encode):
@@ -83,12 +81,14 @@ def test_an_unreadable_image_is_named(damage, draw, encode, tmp_path):
     encoded = [encode(image) for image in draw(5)]
     encoded[4] = damage(encoded[4])
     with pytest.raises(
-        ValueError, match=r"^image 4 of the train split of X cannot be decoded: .*; replace or"
+        ValueError,
+        match=r"^1 image of the train split of X cannot be used: image 4 cannot be decoded: .*; mend",
     ):
         decode(encoded)
     (tmp_path / "four.png").write_bytes(encoded[4])
     with pytest.raises(
-        ValueError, match=r"^image 0 of the train split of X \(.*four.png\) cannot be decoded"
+        ValueError,
+        match=r"^1 image of the train split of X cannot be used: image 0 \(.*four.png\) cannot be d",
     ):
         decode([tmp_path / "four.png"])
 

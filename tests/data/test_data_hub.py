@@ -208,7 +208,7 @@ def test_an_unreadable_image_is_named(folder, parts):
     table["image"][13]["bytes"] = b"not an image"
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
     Dataset.from_dict(table, features=features).to_parquet(root / "train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=r"image 13 of the train split of .* cannot be decoded"):
+    with pytest.raises(ValueError, match=r"image of the train split of .*: image 13 cannot be decoded"):
         load(path=str(root))
 
 
@@ -248,3 +248,33 @@ def test_nothing_of_the_hub_is_imported_for_a_decoded_folder(folder):
     root, _ = folder()
     load(path=str(root))
     assert "datasets" not in vars(module)
+
+
+def test_null_images_and_labels_are_named(folder, parts):
+    root, _ = folder()
+    _, table = parts(20, 0)
+    images = [*table["image"]]
+    images[3] = images[7] = None
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    file = root / "train-00000-of-00001.parquet"
+    Dataset.from_dict({**table, "image": images}, features=features).to_parquet(file)
+    with pytest.raises(
+        ValueError, match=r"2 images of the train split of .*: image 3 is null; image 7 is null; mend"
+    ):
+        load(path=str(root))
+    data = load(path=str(root), skip_bad=True)
+    assert len(data.train) + len(data.validation) == 18
+    assert [(notice.kind, notice.count) for notice in data.notices] == [("skipped", 2)]
+    labels = [*table["label"]]
+    labels[5] = None
+    Dataset.from_dict({**table, "label": labels}, features=features).to_parquet(file)
+    with pytest.raises(ValueError, match=r"data.label_column: None, the label of image 5 of the train split"):
+        load(path=str(root))
+    floats = {**table, "label": [float(label) for label in table["label"]]}
+    Dataset.from_dict(floats, features=Features({"image": Image(), "label": Value("float64")})).to_parquet(
+        file
+    )
+    with pytest.raises(
+        ValueError, match=r"expected one class \(a string or an integer\) per image .* got \d\.0"
+    ):
+        load(path=str(root))

@@ -246,7 +246,9 @@ def test_tied_weights_share_one_parametrization():
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     model["b"].weight = model["a"].weight
     made = prepare(model, QuantSpec(bits=4))
-    assert made["a.weight"] is made["b.weight"]
+    assert list(made) == ["a.weight"]
+    for layer in model.values():
+        assert layer.parametrizations["weight"][0] is made["a.weight"]
     assert torch.equal(model["a"].weight, model["b"].weight)
 
 

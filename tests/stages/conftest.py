@@ -1,6 +1,9 @@
 """Whole experiments by the names that users write, run in this process into a temporary folder."""
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from compresskd import measure
 from compresskd.config.build import build_jobs
@@ -34,3 +37,15 @@ def run_strategy(tmp_path, monkeypatch):
         return record, opened.directory
 
     return run
+
+
+@pytest.fixture
+def digits_by_class(tmp_path, monkeypatch):
+    """Scikit-learn's digits as PNG files, in one folder for each class."""
+    monkeypatch.setenv("COMPRESSKD_CACHE", str(tmp_path / "cache"))
+    pixels, targets = load_digits(return_X_y=True)
+    for number, (image, label) in enumerate(zip(pixels.reshape(-1, 8, 8), targets, strict=True)):
+        folder = tmp_path / "digits" / "train" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(folder / f"{number:04}.png")
+    return tmp_path / "digits"

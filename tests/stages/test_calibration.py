@@ -6,7 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from compresskd import tt
+from compresskd.data import Source, assemble
+from compresskd.data.draw import draw
 from compresskd.data.synthetic import synthetic
+from compresskd.quant.activation import ActivationQuant, quantize_input
+from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.stages.calibration import calibrate
 
 
@@ -75,3 +79,49 @@ def test_power_is_the_squared_norm_of_the_output_at_one_position():
     y = model[0](next(iter(data.train.batches(10_000))).inputs).detach()
     assert found.covariance is None  # no one matrix is applied to every patch
     assert found.power == pytest.approx(float(y.square().sum(1).mean()), rel=1e-4)
+
+
+def one_class_after_another(seed):
+    """800 samples of four classes of unlike inputs, as they are stored class by class, or shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(4).repeat_interleave(200)
+    pixels = torch.randn(800, 6, generator=generator) + targets[:, None]
+    if seed is not None:
+        order = torch.randperm(800, generator=torch.Generator().manual_seed(seed))
+        pixels, targets = pixels[order], targets[order]
+    test = Source(torch.randn(8, 6, generator=generator), torch.arange(8) % 4)
+    return assemble(
+        "sorted", Source(pixels, targets), test=test, class_names="abcd", mean=[0.0], std=[1.0], pixel_max=1,
+        validation_fraction=0.1,
+    )  # fmt: skip
+
+
+def test_statistics_of_data_stored_class_by_class_are_those_of_shuffled_data():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    whole = calibrate(model, ["0"], one_class_after_another(None).train, num_samples=720, seed=0)["0"]
+    for order in (None, 0, 1):
+        found = calibrate(model, ["0"], one_class_after_another(order).train, num_samples=160, seed=0)["0"]
+        error = (found.covariance - whole.covariance).norm() / whole.covariance.norm()
+        assert error < 0.25  # the first 160 rows are all of class a: 0.9
+
+
+def test_ranges_of_activations_are_those_of_all_classes():
+    """The range is a moving average over batches: classes one after another would leave that of the last."""
+    batches = [batch.inputs for batch in draw(one_class_after_another(None).train, 256, seed=0).batches(16)]
+    shuffled = [batch.inputs for batch in draw(one_class_after_another(0).train, 256, seed=0).batches(16)]
+    ranges = []
+    for inputs in (batches, shuffled):
+        module = nn.Linear(6, 5)
+        quantize_input(module, ActivationQuant())
+        calibrate_activations(module, inputs)
+        ranges.append(float(module.input_quant.high - module.input_quant.low))
+    assert ranges[0] == pytest.approx(ranges[1], rel=0.15)
+
+
+def test_compression_of_an_image_folder_is_as_good_as_of_shuffled_images(run_strategy, digits_by_class):
+    """The folder has the classes one after the other; the draw is the same for both, up to the order of rows."""
+    wishes = ("strategy=compress", "compress.budget=0.12", "teacher_fit.epochs=15")
+    by_class, _ = run_strategy("data=image_folder", f"data.path={digits_by_class}", *wishes)
+    mixed, _ = run_strategy("data=digits", *wishes)
+    accuracies = [record.stages[0]["metrics"]["test_accuracy"] for record in (by_class, mixed)]
+    assert min(accuracies) > 0.88

@@ -162,12 +162,12 @@ def test_impossible_wishes_name_their_key(options, words):
 def test_patterns_that_fit_nothing(options, words):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     with pytest.raises(ValueError, match=words):
-        Compression(**{"rank": 2, **options}).check(model)
+        Compression(**{"rank": 2, **options}).check(model, torch.zeros(2, 8))
 
 
 def test_a_model_in_which_nothing_gets_smaller_fails_loudly():
     with pytest.raises(NothingCompressed, match=r"break-even: \d+ parameters at rank \d, 16 dense"):
-        Compression(rank=64).check(nn.Sequential(nn.Linear(4, 4)))
+        Compression(rank=64).check(nn.Sequential(nn.Linear(4, 4)), torch.zeros(2, 4))
 
 
 def test_a_budget_below_the_least_says_what_is_possible():

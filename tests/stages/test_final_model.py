@@ -9,7 +9,10 @@ import torch
 
 import compresskd
 from compresskd import artifact
+from compresskd.config.build import build_jobs
+from compresskd.config.compose import compose_jobs
 from compresskd.console import stages_table
+from compresskd.evaluate import evaluate_run
 from compresskd.run import factors
 
 QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.vector_bits=16")
@@ -59,3 +62,30 @@ def test_the_factors_multiply_to_the_ratio_of_files(run_strategy):
     assert found["bits"] > 2
     assert "times smaller = " in stages_table(record).caption
     assert stages_table(run_strategy("strategy=distill", "epochs=0")[0]).caption is None
+
+
+def test_bf16_training_is_scored_as_the_model_is_used(run_strategy):
+    """By a hand-written evaluation of what `load` gives, and by every stage's and the teacher's own figures."""
+    record, directory = run_strategy("strategy=distill_then_compress", "rank=4", "precision=bf16", "epochs=2")
+    (experiment,) = build_jobs(compose_jobs(["data=digits"]).jobs)
+    data = experiment.data
+    models = {stage["name"]: (directory / stage["checkpoint"], stage) for stage in record.stages}
+    models["teacher"] = (Path(record.teacher["directory"]), record.teacher)
+    models["final"] = (directory, record.stage(record.final))
+    for path, entry in models.values():
+        model = compresskd.load(path)
+        for name in ("validation", "test"):
+            split = getattr(data, name)
+            pixels = split.pixels[split.rows].float() / 16
+            with torch.inference_mode():
+                logits = model((pixels - 0.3053) / 0.3760)
+            assert entry["metrics"][f"{name}_accuracy"] == float(
+                (logits.argmax(1) == split.targets).double().mean()
+            )
+            loss = float(torch.nn.functional.cross_entropy(logits, split.targets))
+            assert entry["metrics"][f"{name}_loss"] == pytest.approx(loss, rel=1e-4)  # bfloat16: 1e-2
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    validated = [line["validation_accuracy"] for line in lines if line["stage"] == "distill"]
+    assert max(validated) == record.stage("distill")["metrics"]["validation_accuracy"]
+    verdict = evaluate_run(directory, record, data)
+    assert verdict.accuracy == verdict.recorded

@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from compresskd.tt import svd
+from compresskd.tt import TTLinear, candidates, svd
 from compresskd.tt.cores import to_matrix
 from compresskd.tt.decompose import interleave, tt_svd
 
@@ -151,3 +152,19 @@ def test_spectrum_estimates_leading_values():
     exact = torch.linalg.svdvals(matrix).square()
     assert torch.allclose(svd.spectrum(matrix), exact, atol=1e-12)
     assert torch.allclose(svd.spectrum(matrix, num_values=20), exact[:20], rtol=2e-2)
+
+
+@pytest.mark.parametrize("rank", [2, 4, 8])
+def test_errors_of_padded_modes_are_over_the_real_entries(rank):
+    layer = TTLinear((5, 6), (5, 8), rank, in_features=29, out_features=37, dtype=torch.float64, bias=False)
+    weight = layer.to_dense().detach()
+    found = tt_svd(weight, (5, 6), (5, 8), ranks=(rank,))
+    real = float((to_matrix(found.cores)[:37, :29] - weight).norm() / weight.norm())
+    assert found.error == pytest.approx(real, rel=1e-9)
+    dense = nn.Linear(29, 37, bias=False, dtype=torch.float64)
+    dense.weight.data = weight
+    measured = [c for c in candidates(dense, rank=rank) if c.decomposition is not None]
+    assert any(math.prod(c.modes.sizes) > 29 * 37 for c in measured)  # padding is no reason to look away
+    for c in measured:
+        real = float((to_matrix(c.decomposition.cores)[:37, :29] - weight).norm() / weight.norm())
+        assert c.error == pytest.approx(real, rel=1e-9)

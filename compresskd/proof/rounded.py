@@ -1,0 +1,30 @@
+"""The proof for layers that are rounded as they are read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from compresskd.proof.trial import differing
+from compresskd.proof.twins import carrying
+from compresskd.quant.prepare import freeze
+
+
+def differing_when_rounded(
+    original: nn.Module, prepared: nn.Module, names: Collection[str], inputs: Tensor
+) -> dict[str, str]:
+    """The named layers that do not do, in place, what they would do dense with the rounded values; with the reason.
+
+    Args:
+        original: the model before `quant.prepare.prepare`.
+        prepared: afterwards, with the ranges of its activations observed.
+        names: of the layers whose weights are rounded.
+        inputs: [B, ...] a few samples.
+    """
+    still = copy.deepcopy(prepared)
+    freeze(still)  # to read a weight in training mode may move its scale
+    new = {name: still.get_submodule(name) for name in names}
+    twins = {name: carrying(original.get_submodule(name), layer, bias=True) for name, layer in new.items()}
+    return differing(original, new, twins, inputs, base=still)
