@@ -83,8 +83,9 @@ def evaluate_run(
         raise NotAsRecorded(f"{change}: NOT reproduced")
     model = _model(directory, entry, stage, trust)
     config = record.config
-    _check_fits(model, data, config)
-    scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
+    shape, batch_size = _settings(directory, config)
+    _check_fits(model, data, shape)
+    scores = evaluate(model, data.test, batch_size=batch_size)
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "
@@ -132,8 +133,20 @@ def _entry(directory: Path, record: Record, stage: str | None) -> Mapping[str, A
     return entry
 
 
-def _check_fits(model: torch.nn.Module, data: Data, config: Mapping[str, Any]) -> None:
-    shape = config["data"].get("input_shape")
+def _settings(directory: Path, config: Mapping[str, Any]) -> tuple[list[int] | None, int]:
+    """Shape of the inputs, and the batch size with which the run scored."""
+    try:
+        shape, size = config["data"].get("input_shape"), config["train"]["evaluation_batch_size"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CannotEvaluate(f"{directory}: record.json: its configuration has no {error}") from error
+    if type(size) is not int or size < 1 or not isinstance(shape, list | None):
+        raise CannotEvaluate(
+            f"{directory}: record.json: its configuration says nothing of how to score the model"
+        )
+    return shape, size
+
+
+def _check_fits(model: torch.nn.Module, data: Data, shape: list[int] | None) -> None:
     if shape is not None and list(shape) != list(data.input_shape):
         raise CannotEvaluate(
             f"the model takes inputs of shape {list(shape)}, the data has {list(data.input_shape)}; write another data="

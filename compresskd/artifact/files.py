@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compresskd.artifact import compact, construct, folder
-from compresskd.artifact.content import Content, content_of
+from compresskd.artifact.content import Content, check_finite, content_of
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.run import FINISHED, RECORD, atomic_folder, read_record
 from compresskd.trust import granted
@@ -22,8 +22,10 @@ def save(model: nn.Module, directory: Path) -> int:
     """Write `model` to `directory` in the form for interchange, replacing what was there as a whole.
 
     Returns the bytes that the folder takes on disk, everything included.
-    Raises ValueError for a model that does not say how it was built, OSError where it cannot be written.
+    Raises ValueError for a model that does not say how it was built, ArtifactError for one
+    that holds NaN, RunDirectoryError where `directory` holds something else, OSError where it cannot be written.
     """
+    check_finite(model)
     content = content_of(model)
     with atomic_folder(directory) as temporary:
         folder.write(content, temporary)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compresskd.config.faults import Fault
+from compresskd.run import Foreign, check_ours
 
 _NAMED = ("hydra.run.dir", "hydra.sweep.dir")
 
@@ -24,6 +25,11 @@ def output_faults(overrides: Sequence[str], outputs_dir: str) -> Iterator[Fault]
         reason = _refusal(existing)
         if reason:
             yield Fault(key, f"came {folder}, which cannot be written ({reason}); write {key}=DIR")
+        elif key == "hydra.run.dir":  # ahead of Hydra, which may write its own files there
+            try:
+                check_ours(path)
+            except Foreign as error:
+                yield Fault(key, str(error))
 
 
 def _refusal(folder: Path) -> str:
