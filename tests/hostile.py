@@ -13,8 +13,9 @@ SECONDS, BYTES = 20, 2**30  # that reading anything may take
 _STARTS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 SENTINEL = "hostile_sentinel"  # a module that says so where it is imported
 VALUES = [
-    None, True, -1, 0, 0.5, float("nan"), float("inf"), 1e308, "", "x", "../../../etc/passwd", "\x00", "a" * 5000, [], {},
-    [None], [[[[]]]], {"x": 1}, {"_target_": "os.system", "_args_": ["touch executed"]}, f"{SENTINEL}.Run", ":os.system",
+    None, True, -1, 0, 0.5, float("nan"), float("inf"), 1e308, "", "x", "../../../etc/passwd", "\x00", "a" * 5000,
+    [], {}, [None], [[[[]]]], {"x": 1}, {"_target_": "os.system", "_args_": ["touch executed"]}, f"{SENTINEL}.Run",
+    ":os.system",
 ]  # fmt: skip
 LARGE = [2**31, 2**63, 2**64, -(2**63), 10**30, [2**40, 2**40], [1] * 5000]
 
@@ -27,6 +28,9 @@ class Watch:
     armed: bool = False
     seconds: float = 0.0
     grown: int = 0  # bytes of the process's peak, over what it was
+
+    def __str__(self):
+        return f"at most {self.seconds:.1f} s and {self.grown / 2**20:.0f} MiB more for one"
 
     def __call__(self, event, arguments):
         if not self.armed:
@@ -84,6 +88,11 @@ def _flip(choose, data, _other):
     return bytes(data)
 
 
+def _zero(choose, data, _other):
+    at = _some(choose, data)
+    return data[:at] + bytes(min(64, len(data) - at)) + data[at + 64 :]
+
+
 def _splice(choose, data, other):
     at, size = _some(choose, data), choose.choice([1, 8, 64, 4096])
     start = _some(choose, other)
@@ -101,7 +110,7 @@ BYTES_CHANGES = {
     "cut": lambda choose, data, _: data[: _some(choose, data)],
     "cut in front": lambda choose, data, _: data[_some(choose, data) :],
     "longer": lambda choose, data, _: data + choose.randbytes(choose.choice([1, 8, 10_000])),
-    "zeroed": lambda choose, data, _: data[: (at := _some(choose, data))] + bytes(min(64, len(data) - at)) + data[at + 64 :],
+    "zeroed": _zero,
     "spliced": _splice,
     "swapped": _swap,
     "empty": lambda choose, data, _: b"",
