@@ -66,7 +66,8 @@ def _of_run(path: Path) -> Path:
     """Where the final model of a run directory is; any other path is itself one of a model."""
     if not (path / RECORD).is_file():
         return path
-    record = read_record(path)
+    with refusing(path):
+        record = read_record(path)
     if record.status != FINISHED:
         raise ArtifactError(f"{path} is not finished (it is {record.status}): it has no final model yet")
     if (path / MODEL / folder.STRUCTURE).exists():
