@@ -47,7 +47,8 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
     """
     path = Path(path)
     if (path / RECORD).is_file():
-        trust = granted(path, read_record(path), trust)
+        with refusing(path):
+            trust = granted(path, read_record(path), trust)
     content = read(path, trust=trust)
     with refusing(path):
         model = construct.build(content, trust=trust)

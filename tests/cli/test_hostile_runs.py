@@ -74,12 +74,11 @@ def originals(run_cli, work, kept, monkeypatch):
 
 
 def change_record(choose, path):
-    """Parseable nonsense. What a configuration names to be called is judged elsewhere, and how long it asks to train
-    is its own affair."""
+    """Parseable nonsense. How long a configuration asks to train, and on how much, is its own affair."""
     record, place = json.loads(path.read_text()), ""
     for _ in range(choose.choice([1, 1, 2])):
         values = VALUES if choose.random() < 0.5 else [*VALUES, *LARGE]
-        keep = ("config",) if values is not VALUES else ("_target_", "epochs", "num_train", "num_test")
+        keep = ("config",) if values is not VALUES else ("epochs", "num_train", "num_test")
         record, place = change_plain(choose, record, values, keep)
         if not isinstance(record, dict):
             break

@@ -222,3 +222,31 @@ def test_a_record_is_always_valid_json(run_cli, work, monkeypatch):
     assert run_cli(*RUN, "hydra.run.dir=run").status == 0
     text = Path("run/record.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["stages"][0]["latency_ms"]["batch_9"] is None
+
+
+OWN_NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, input_shape):
+        super().__init__()
+        self.last = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return {sign} self.last(x.flatten(1))
+"""
+
+
+def test_a_teacher_whose_code_was_changed_is_another_teacher(run_program, work):
+    own = (
+        "teacher=custom",
+        "teacher._target_=own_net.Net",
+        "+teacher.num_classes=4",
+        "+teacher.input_shape=[1,8,8]",
+    )
+    arguments = ("data=synthetic", "data.num_train=64", "student.hidden=[8]", "epochs=1", "strategy=distill")
+    for number, sign in enumerate(("+", "-"), 1):
+        (work / "own_net.py").write_text(OWN_NET.format(sign=sign))
+        outcome = run_program(*arguments, *own, f"hydra.run.dir=run_{number}")
+        assert outcome.status == 0, outcome.err
+        assert len(list((work / "outputs" / "teachers").iterdir())) == number
