@@ -12,10 +12,13 @@ import torch
 
 from compresskd import artifact
 from compresskd.data.base import Data
-from compresskd.run import FINISHED, Record, RunDirectoryError
+from compresskd.run import FINISHED, Record, RunDirectoryError, changes, is_reproduced
+from compresskd.run.ownership import MODEL
 from compresskd.training import evaluate
 
-_FEW = 10  # samples; below, every one has to be judged alike
+
+class NotAsRecorded(RuntimeError):
+    """The model's files are not those that the run wrote."""
 
 
 class CannotEvaluate(RunDirectoryError):
@@ -31,47 +34,58 @@ class Verdict:
         accuracy: fraction of the test split that is right.
         recorded: the fraction in the record, or None where the data is other than the run's.
         num_samples: in the test split.
+        verified: whether the model's files are those whose fingerprints the record has; False where it has none.
     """
 
     stage: str
     accuracy: float
     recorded: float | None
     num_samples: int
+    verified: bool = True
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether no more than one sample in 1,000 (or one of ten and more) is judged otherwise; None on other data.
-
-        Other hardware and other thread numbers add in another order, which can tip a sample at the border.
-        """
+        """Whether the accuracy is the recorded one (see `is_reproduced`); None on other data."""
         if self.recorded is None:
             return None
-        allowed = max(1.0 if self.num_samples >= _FEW else 0.0, self.num_samples / 1000)
-        differing = abs(self.accuracy - self.recorded) * self.num_samples
-        return self.num_samples > 0 and differing <= allowed + 1e-6
+        return is_reproduced(self.accuracy, self.recorded, self.num_samples)
 
     def __str__(self) -> str:
         scored = f"{self.stage}: test accuracy {100 * self.accuracy:.2f}% of {self.num_samples:,} samples"
         if self.recorded is None:
             return f"{scored} (other data than the run's: nothing to reproduce)"
         verdict = "reproduced" if self.reproduced else "NOT reproduced"
-        return f"{scored}; recorded {100 * self.recorded:.2f}%: {verdict}"
+        unverified = "" if self.verified else " (no fingerprint in the record: it may be another model)"
+        return f"{scored}; recorded {100 * self.recorded:.2f}%: {verdict}{unverified}"
 
 
 def evaluate_run(
     directory: Path, record: Record, data: Data, *, stage: str | None = None, trust: tuple[str, ...] = ()
 ) -> Verdict:
-    """Load the model of a stage (the final one where none is named) and score it on the test split of `data`.
+    """Load the model of a finished run, in both forms that it is taken away in, or that of a stage's checkpoint;
+    see that it is the one that was recorded, and score it on the test split of `data`.
+
+    Args:
+        directory: of the run.
+        record: of the run.
+        data: the run's, or other data of the same shape and classes.
+        stage: whose checkpoint to score instead of the final model.
+        trust: as `artifact.load`'s.
 
     Raises:
+        NotAsRecorded: a file is missing, changed, or holds another model than the record says.
         CannotEvaluate: no such stage has finished, or the data has other classes or another shape.
         artifact.ArtifactError: the model's files are damaged.
     """
     entry = _entry(directory, record, stage)
-    model = artifact.load(directory / entry["checkpoint"], trust=trust)
+    files = entry.get("files") if stage else (record.model or {}).get("files")
+    for change in changes(directory, files or {}):
+        raise NotAsRecorded(f"{change}: NOT reproduced")
+    model = _model(directory, entry, stage, trust)
     config = record.config
-    _check_fits(model, data, config)
-    scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
+    shape, batch_size = _settings(directory, config)
+    _check_fits(model, data, shape)
+    scores = evaluate(model, data.test, batch_size=batch_size)
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "
@@ -80,11 +94,27 @@ def evaluate_run(
     same = data.test.fingerprint == record.data.get("test_fingerprint")
     names = record.data.get("class_names")
     same = same and names in (None, [str(name) for name in data.class_names])  # version 0.1 kept no names
-    recorded = entry["metrics"].get("test_accuracy")
-    if recorded is None:
-        raise CannotEvaluate(f"{directory}: record.json has no test_accuracy for stage '{entry['name']}'")
-    recorded = recorded if same else None
-    return Verdict(entry["name"], scores.accuracy, recorded, len(data.test))
+    recorded = entry["metrics"]["test_accuracy"] if same else None
+    return Verdict(entry["name"], scores.accuracy, recorded, len(data.test), verified=bool(files))
+
+
+def _model(
+    directory: Path, entry: Mapping[str, Any], stage: str | None, trust: tuple[str, ...]
+) -> torch.nn.Module:
+    """The model that is scored; the forms of the final one hold the same, and it is the one that was recorded."""
+    path = directory / entry["checkpoint"]
+    if stage is None and ("fingerprint" in entry or (directory / MODEL).exists()):
+        path = directory / MODEL
+    model = artifact.load(path, trust=trust)
+    fingerprint = artifact.fingerprint(model)
+    if fingerprint != entry.get("fingerprint", fingerprint):
+        raise NotAsRecorded(
+            f"{path} holds another model than stage '{entry['name']}' ended with: NOT reproduced"
+        )
+    compact = path / "model.ckd"
+    if compact.exists() and artifact.fingerprint(artifact.load(compact, trust=trust)) != fingerprint:
+        raise NotAsRecorded(f"{compact} holds another model than {path}: NOT reproduced")
+    return model
 
 
 def _entry(directory: Path, record: Record, stage: str | None) -> Mapping[str, Any]:
@@ -103,8 +133,20 @@ def _entry(directory: Path, record: Record, stage: str | None) -> Mapping[str, A
     return entry
 
 
-def _check_fits(model: torch.nn.Module, data: Data, config: Mapping[str, Any]) -> None:
-    shape = config["data"].get("input_shape")
+def _settings(directory: Path, config: Mapping[str, Any]) -> tuple[list[int] | None, int]:
+    """Shape of the inputs, and the batch size with which the run scored."""
+    try:
+        shape, size = config["data"].get("input_shape"), config["train"]["evaluation_batch_size"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CannotEvaluate(f"{directory}: record.json: its configuration has no {error}") from error
+    if type(size) is not int or size < 1 or not isinstance(shape, list | None):
+        raise CannotEvaluate(
+            f"{directory}: record.json: its configuration says nothing of how to score the model"
+        )
+    return shape, size
+
+
+def _check_fits(model: torch.nn.Module, data: Data, shape: list[int] | None) -> None:
     if shape is not None and list(shape) != list(data.input_shape):
         raise CannotEvaluate(
             f"the model takes inputs of shape {list(shape)}, the data has {list(data.input_shape)}; write another data="

@@ -18,11 +18,24 @@ from compresskd import artifact, macs, measure
 from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
-from compresskd.run import FAILED, FINISHED, INTERRUPTED, Record, Run, RunDirectoryError
-from compresskd.strategy import Context, State, Strategy, metrics_of, store_predictions
+from compresskd.run import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    Lost,
+    Record,
+    Run,
+    RunDirectoryError,
+    check_remains,
+    fingerprints,
+    write_text,
+)
+from compresskd.run.ownership import LOG, MODEL
+from compresskd.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.teacher import Teacher
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
+from compresskd.training.saved import read_training
 from compresskd.trust import Signer, granted
 
 
@@ -49,24 +62,40 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
 
-    def run(self, run: Run, reporter: Reporter) -> Record:
+    def run(self, run: Run, reporter: Reporter, texts: Mapping[str, str] | None = None) -> Record:
         """Run every stage that has not been run, and return the finished record.
+
+        texts: files to keep in the run directory besides, by name.
 
         The record ends as finished, failed (with the traceback) or interrupted, whatever happens short of a
         kill: then it stays `running`, and can be gone on with like the others.
 
         Raises:
-            RunDirectoryError: the run to go on with was begun on other data, or with another teacher.
+            RunDirectoryError: the run to go on with was begun on other data, or with another teacher, or what it left
+                cannot be read; then nothing is changed.
+            Lost: the directory was removed, or taken over, while the run was going on.
         """
+        self._check_remains(run)
         trust = {*self.trust, *(granted(run.directory, run.record) if run.record is not None else ())}
         run.sign = Signer(run.directory, trust, reporter.note)
-        run.start(self._record())
-        with _log_file(run.directory / "log.txt"), _outcome(run):
+        run.start(self._record())  # before any other file: it tells that the folder is a run's
+        for name, text in (texts or {}).items():
+            write_text(run.place(name), text)
+        with _log_file(run.open_to_append(LOG)), _outcome(run):
             try:
                 self._run(run, reporter, trust)
             finally:
                 reporter.close()
         return _record_of(run)
+
+    def _check_remains(self, run: Run) -> None:
+        if run.record is None:
+            return
+        check_remains(run.directory, run.record)
+        read_training(run.directory / TRAINING)
+        then = run.record.teacher
+        if then is not None and self.teacher is not None and then.get("key") != self.teacher.key:
+            raise _other_teacher(run, then.get("key"), self.teacher.key)
 
     def _run(self, run: Run, reporter: Reporter, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
@@ -86,12 +115,13 @@ class Experiment:
             self._record_teacher(teacher, origin, context)
         self.strategy.run(State(student, teacher), context)
         final = context.record.stage(context.record.final) or {}
-        context.record.model = artifact.write_final(
+        written = artifact.write_final(
             run.directory / final["checkpoint"],
-            run.directory,
+            run.place(MODEL).parent,
             artifact.about_of(data),
             trust=sorted(trust),
         )
+        context.record.model = {**written, "files": fingerprints(run.directory, MODEL)}
 
     def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
         """Score and measure the teacher, as each stage's student is."""
@@ -102,6 +132,8 @@ class Experiment:
         reporter = context.reporter
         metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
+        if self.teacher is not None:
+            self.teacher.check_score(test.accuracy, context.data.test)
         store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
@@ -151,10 +183,14 @@ class Experiment:
 def _check_same_teacher(run: Run, fingerprint: str) -> None:
     then = (_record_of(run).teacher or {}).get("fingerprint")
     if then != fingerprint:
-        raise RunDirectoryError(
-            f"{run.directory} was begun with another teacher (fingerprint {then} then, {fingerprint} now); "
-            "put the teacher back as it was, or write another hydra.run.dir=DIR"
-        )
+        raise _other_teacher(run, then, fingerprint)
+
+
+def _other_teacher(run: Run, then: str | None, now: str | None) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{run.directory} was begun with another teacher ({then} then, {now} now); "
+        "put the teacher back as it was, or write another hydra.run.dir=DIR"
+    )
 
 
 def _record_of(run: Run) -> Record:
@@ -195,6 +231,8 @@ def _save_if_possible(run: Run) -> None:
         run.save()
     except OSError as error:
         log.error("record.json could not be written: %s", error.strerror or error)
+    except (Lost, RunDirectoryError):
+        pass  # it is no longer ours to write; where that is what went wrong, it is told already
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,10 +19,14 @@ from compresskd.coverage import coverage
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
 from compresskd.quant.prepare import frozen
-from compresskd.run import Record, Run, atomic, read_checked, write_checked
+from compresskd.run import Record, Run, fingerprints
+from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
+from compresskd.run.predictions import read_predictions, write_predictions
 from compresskd.training import Recipe, Scores, evaluate
+from compresskd.training.saved import read_training, write_training
 
 _NUM_TRIED = 3
+TRAINING = f"{CHECKPOINTS}/training.ckpt"
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
 
@@ -104,15 +106,13 @@ class Context:
 
     def save_training(self, state: Mapping[str, Any]) -> None:
         """Write the training state of the running stage; it replaces the last one atomically."""
-        buffer = io.BytesIO()
         content = {
             "stage": self.stage,
             "seconds": time.perf_counter() - self.started,
             "wall_seconds": self.run.wall_seconds,
             "state": dict(state),
         }
-        torch.save(content, buffer)
-        write_checked(self._training_file, buffer.getvalue())
+        write_training(self.run.place(TRAINING), content)
 
     def training_state(self) -> dict[str, Any] | None:
         """What `save_training` last wrote for the running stage, or None where it starts afresh."""
@@ -120,20 +120,12 @@ class Context:
         return None if saved is None else saved["state"]
 
     def _saved(self) -> dict[str, Any] | None:
-        if not self._training_file.exists():
-            return None
-        saved = torch.load(
-            io.BytesIO(read_checked(self._training_file)), map_location="cpu", weights_only=True
-        )
-        return saved if saved["stage"] == self.stage else None
+        saved = read_training(self.run.directory / TRAINING)
+        return saved if saved is not None and saved["stage"] == self.stage else None
 
     def forget_training(self) -> None:
         """Remove the training state of a stage that has finished."""
-        self._training_file.unlink(missing_ok=True)
-
-    @property
-    def _training_file(self) -> Path:
-        return self.run.checkpoints / "training.ckpt"
+        self.run.place(TRAINING).unlink(missing_ok=True)
 
 
 @runtime_checkable
@@ -228,17 +220,20 @@ class Strategy:
 
 def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> dict[str, Any]:
     """Write the models that flow on; the part of the stage's entry by which `_restore` finds them."""
-    directory = context.run.directory
+    run, checkpoint = context.run, f"{CHECKPOINTS}/{name}"
     stored: dict[str, Any] = {
-        "checkpoint": f"checkpoints/{name}",
+        "checkpoint": checkpoint,
         "packages": artifact.packages(state.student),
         "frozen": frozen(state.student),
     }
-    artifact.save(state.student, directory / stored["checkpoint"])
+    artifact.save(state.student, run.place(checkpoint))
+    stored["files"] = fingerprints(run.directory, checkpoint)
     if state.teacher is not None and new_teacher:
-        stored["teacher_checkpoint"] = f"checkpoints/{name}.teacher"
+        checkpoint = f"{checkpoint}.teacher"
+        stored["teacher_checkpoint"] = checkpoint
         stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
-        artifact.save(state.teacher, directory / stored["teacher_checkpoint"])
+        artifact.save(state.teacher, run.place(checkpoint))
+        stored["files"] |= fingerprints(run.directory, checkpoint)
     context.trust |= {*stored["packages"]}
     return stored
 
@@ -295,6 +290,7 @@ def _assess(
         "latency_ms_beside": times,
         "layers": {},
         "skipped": {},
+        "fingerprint": artifact.fingerprint(student),
         **context.details,
     }
     entry["coverage"] = coverage(student, content.tensors, entry["skipped"])
@@ -342,15 +338,11 @@ def few_samples(context: Context) -> Tensor:
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:
     """Add the predicted classes of the test set to predictions.npz; returns all arrays in it."""
-    path = context.run.directory / "predictions.npz"
-    arrays: dict[str, np.ndarray] = {}
-    if path.exists():
-        with np.load(path) as stored:
-            arrays = dict(stored.items())
+    path = context.run.place(PREDICTIONS)
+    arrays: dict[str, np.ndarray] = read_predictions(path) if path.exists() else {}
     arrays["targets"] = _narrow(context.data.test.targets.cpu().numpy())
     arrays[name] = _narrow(scores.predictions.cpu().numpy())
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    write_predictions(path, arrays)
     return arrays
 
 

@@ -11,16 +11,20 @@ from compresskd.run import (
     FAILED,
     FINISHED,
     AlreadyFinished,
+    Foreign,
     InUse,
     Record,
     RunDirectoryError,
+    check_kind,
     describe_owner,
     open_run,
+    read_bytes,
     read_record,
 )
 
 _HASH_DIGITS = 8
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
+_LARGEST_CONFIG = 2**24  # bytes
 _LEFT = "was left unfinished; the same command goes on with it"
 
 
@@ -53,6 +57,27 @@ def naming_overrides(jobs: Sequence[Sequence[str]], typed: Sequence[str], output
             excluded = ",".join(f"'{key}'" for key, _ in constant)
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
     return overrides
+
+
+def check_folder(directory: Path) -> None:
+    """See that a sweep may be kept in `directory`: it is missing, empty, or a sweep's already.
+
+    Raises:
+        Foreign: it holds files, and they are no sweep's; none of them has been touched.
+        RunDirectoryError: what Hydra would write there is a link.
+    """
+    said = directory / "multirun.yaml"  # Hydra writes it first of all
+    check_kind(said)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if said.exists() and b"compresskd" in read_bytes(said, at_most=_LARGEST_CONFIG):
+        return
+    if any(isinstance(record, Record) for _, record in _records(directory)):
+        return
+    raise Foreign(
+        f"{directory} is not empty and is no sweep of compresskd; nothing in it was touched; "
+        "write another hydra.sweep.dir=DIR, which is empty or not there"
+    )
 
 
 def varying_keys(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -11,12 +11,15 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.console import Reporter
+from compresskd.data.base import Split
 from compresskd.models.weights import load_weights
 from compresskd.run import (
     AlreadyFinished,
     InUse,
     RunDirectoryError,
+    changes,
     describe_owner,
+    is_reproduced,
     open_run,
     read_record,
 )
@@ -64,17 +67,47 @@ class Teacher:
             origin = {"key": self.key, "source": source, "directory": str(self.directory)}
         return teacher.eval().requires_grad_(False), origin
 
+    def check_score(self, accuracy: float, test: Split) -> None:
+        """See that a teacher that has a run of its own answers as that run recorded.
+
+        Raises:
+            RunDirectoryError: it does not: its model, its record or its code was changed since.
+        """
+        if self.directory is None or self.weights is not None:
+            return
+        record = read_record(self.directory)
+        entry = record.stage(record.final) or {}
+        if "fingerprint" not in entry and record.config.get("precision", "fp32") != "fp32":
+            return  # version 0.1 scored as it trained
+        recorded = entry["metrics"]["test_accuracy"]
+        same = record.data.get("test_fingerprint") == test.fingerprint
+        if same and not is_reproduced(accuracy, recorded, len(test)):
+            raise RunDirectoryError(
+                f"teacher: the model in {self.directory} scores {100 * accuracy:.2f}% on the test split, its record "
+                f"says {100 * recorded:.2f}%: the model, the record or its code was changed since; "
+                f"remove {self.directory} to train the teacher again"
+            )
+
     def _trained(self, reporter: Reporter) -> tuple[nn.Module, str]:
         if self.directory is None or self.experiment is None:
             raise ValueError("a teacher without weights needs an experiment that trains it")
         source = "trained" if self._train(self.experiment, self.directory, reporter) else "reused"
-        final = read_record(self.directory).final
+        record = read_record(self.directory)
+        entry = record.stage(record.final)
+        if entry is None:
+            raise self._unusable("its record names no finished stage")
+        for change in changes(self.directory, entry.get("files", {})):
+            raise self._unusable(change)
         try:
-            return artifact.load(self.directory / "checkpoints" / str(final), trust=self._packages()), source
+            teacher = artifact.load(self.directory / entry["checkpoint"], trust=self._packages())
         except artifact.ArtifactError as error:
-            raise RunDirectoryError(
-                f"teacher: {error}; remove {self.directory} to train the teacher again"
-            ) from error
+            raise self._unusable(str(error)) from error
+        if artifact.fingerprint(teacher) != entry.get("fingerprint", artifact.fingerprint(teacher)):
+            raise self._unusable("its weights are not those that its run recorded")
+        return teacher, source
+
+    def _unusable(self, reason: str) -> RunDirectoryError:
+        return RunDirectoryError(f"teacher: {reason}; remove {self.directory} to train the teacher again")
 
     def _packages(self) -> list[str]:
         """The packages of what `build` makes: the run was configured to run them, so loading may as well."""

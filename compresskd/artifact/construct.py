@@ -12,7 +12,7 @@ from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
 from compresskd import swap
-from compresskd.artifact.content import Content, check, packages, targets
+from compresskd.artifact.content import Content, check, check_finite, check_plain, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
 from compresskd.models.build import spec_of
@@ -21,6 +21,7 @@ from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
 _MAX_MODULES = 10_000  # of the deepest networks; more are refused while they are being built
+_MAX_PER_MODULE = 1000  # numbers in a module's structure: modes and ranks are dozens
 _MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
 _ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
 
@@ -42,6 +43,7 @@ def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
         described = {"architecture": content.architecture, "modules": content.modules}
         model = build_empty(described, trust=trust)
     _fill(model, content.tensors)
+    check_finite(model)
     for name, (scale, zero_point) in content.activations.items():
         quantize_input(_layer(model, name), _frozen(scale, zero_point))
     return model.eval()
@@ -72,6 +74,8 @@ def furnish(
     model: nn.Module, modules: Mapping[str, Mapping[str, Any]], *, stored: int, trust: Sequence[str] = ()
 ) -> nn.Module:
     """Put the structured modules into a skeleton, in place; arguments as its."""
+    for name, values in modules.items():
+        check_plain(dict(values), f"modules: '{name:.80}'", _MAX_PER_MODULE)
     with _without_memory([values["class"] for values in modules.values()], stored, trust):
         swap.apply_structure(model, modules, trust=trust)
     return model

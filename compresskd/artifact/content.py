@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from compresskd.quant.activation import CHILD, ActivationQuant
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import convert, plain_state_dict
 
+MAX_VALUES = 200_000  # of a header: tens of thousands of label names are
 MAX_DEPTH = 32  # of nested values; what is deeper is no model of anybody's
 
 
@@ -78,6 +79,21 @@ def check(content: Content) -> None:
         check_scale(f"{name}.{CHILD}", scale)
 
 
+def check_finite(model: nn.Module) -> None:
+    """Raise ArtifactError where a parameter is infinite or no number, or a buffer is no number.
+
+    Buffers may be infinite: masks are.
+    """
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise ArtifactError(
+                f"'{name}' holds NaN or infinite values: no model is stored, or loaded, with these"
+            )
+    for name, value in model.named_buffers():
+        if bool(torch.isnan(value).any()):
+            raise ArtifactError(f"'{name}' holds NaN values: no model is stored, or loaded, with these")
+
+
 def check_scale(name: str, scale: Tensor) -> None:
     """Raise ArtifactError where a scale is zero, negative, infinite or no number."""
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
@@ -85,20 +101,31 @@ def check_scale(name: str, scale: Tensor) -> None:
         raise ArtifactError(f"'{name}': expected scales above zero and finite, got {wrong[0].item()}")
 
 
-def check_plain(value: Any, what: str, depth: int = 0) -> None:
-    """Raise ArtifactError where plain values are nested deeper than any model's, or are not plain."""
-    if depth > MAX_DEPTH:
-        raise ArtifactError(f"{what}: values are nested deeper than {MAX_DEPTH}")
-    if isinstance(value, Mapping):
-        for name, item in value.items():
+def check_plain(value: Any, what: str, most: int = MAX_VALUES) -> None:
+    """Raise ArtifactError where plain values are more, or nested deeper, than any model's, or are not plain."""
+    level, count = [value], 0
+    for _ in range(MAX_DEPTH + 1):
+        count += len(level)
+        if count > most:
+            raise ArtifactError(f"{what}: over {most:,} values are out of proportion")
+        level = [item for outer in level for item in _inner(outer, what)]
+        if not level:
+            return
+    raise ArtifactError(f"{what}: values are nested deeper than {MAX_DEPTH}")
+
+
+def _inner(value: Any, what: str) -> Sequence[Any]:
+    """The values in a plain value."""
+    if isinstance(value, dict):
+        for name in value:
             if not isinstance(name, str):
-                raise ArtifactError(f"{what}: expected names as keys, got {name!r}")
-            check_plain(item, what, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            check_plain(item, what, depth + 1)
-    elif not (value is None or isinstance(value, str | bool | int | float)):
-        raise ArtifactError(f"{what}: expected plain values, got {type(value).__name__}")
+                raise ArtifactError(f"{what}: expected names as keys, got {name!r:.80}")
+        return list(value.values())
+    if isinstance(value, list):
+        return value
+    if value is None or isinstance(value, str | bool | int | float):
+        return ()
+    raise ArtifactError(f"{what}: expected plain values, got {type(value).__name__}")
 
 
 def targets(architecture: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import safetensors
 
 from compresskd.models.target import Untrusted
+from compresskd.run.errors import RunDirectoryError
 
+_MAX_LENGTH = 1000  # of a message
 # what parsing and building from hostile values may raise; anything else is a fault of this program
 _OF_CONTENT = (
     ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError,
@@ -30,13 +32,21 @@ def refusing(path: Path) -> Iterator[None]:
     """Whatever is wrong with the content of `path` becomes an ArtifactError that begins with it."""
     try:
         yield
-    except ArtifactError as error:
-        if str(error).startswith(str(path)):
+    except (ArtifactError, RunDirectoryError) as error:
+        if isinstance(error, ArtifactError) and str(error).startswith(str(path)):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        kind = type(error) if isinstance(error, ArtifactError) else ArtifactError
+        said = _shortly(error)
+        raise kind(said if said.startswith(str(path)) else f"{path}: {said}") from error
     except Untrusted as error:
         raise UntrustedModel(f"{path}: {error}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except _OF_CONTENT as error:
-        raise ArtifactError(f"{path}: {str(error) or type(error).__name__}") from error
+        raise ArtifactError(f"{path}: {_shortly(error)}") from error
+
+
+def _shortly(error: Exception) -> str:
+    """The first line of what an error says, and of a long one its beginning: it may quote the file."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= _MAX_LENGTH else f"{lines[0][:_MAX_LENGTH]}..."

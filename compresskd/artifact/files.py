@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compresskd.artifact import compact, construct, folder
-from compresskd.artifact.content import Content, content_of
+from compresskd.artifact.content import Content, check_finite, content_of
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.run import FINISHED, RECORD, atomic_folder, read_record
 from compresskd.trust import granted
@@ -22,8 +22,10 @@ def save(model: nn.Module, directory: Path) -> int:
     """Write `model` to `directory` in the form for interchange, replacing what was there as a whole.
 
     Returns the bytes that the folder takes on disk, everything included.
-    Raises ValueError for a model that does not say how it was built, OSError where it cannot be written.
+    Raises ValueError for a model that does not say how it was built, ArtifactError for one
+    that holds NaN, RunDirectoryError where `directory` holds something else, OSError where it cannot be written.
     """
+    check_finite(model)
     content = content_of(model)
     with atomic_folder(directory) as temporary:
         folder.write(content, temporary)
@@ -45,7 +47,8 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
     """
     path = Path(path)
     if (path / RECORD).is_file():
-        trust = granted(path, read_record(path), trust)
+        with refusing(path):
+            trust = granted(path, read_record(path), trust)
     content = read(path, trust=trust)
     with refusing(path):
         model = construct.build(content, trust=trust)
@@ -64,7 +67,8 @@ def _of_run(path: Path) -> Path:
     """Where the final model of a run directory is; any other path is itself one of a model."""
     if not (path / RECORD).is_file():
         return path
-    record = read_record(path)
+    with refusing(path):
+        record = read_record(path)
     if record.status != FINISHED:
         raise ArtifactError(f"{path} is not finished (it is {record.status}): it has no final model yet")
     if (path / MODEL / folder.STRUCTURE).exists():

@@ -27,9 +27,11 @@ from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.quant.granularity import granularity_from_plain
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
+from compresskd.run import read_bytes
 
 FORMAT = 3  # 1 had no quantized tensors, 2 no tied ones; a model without them is written as 2
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
+_MAX_STRUCTURE = 2**26  # bytes
 _NEEDED = {"format", "architecture", "modules", "sha256"}
 
 
@@ -155,11 +157,7 @@ def _take(stored: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
 
 def _read_file(path: Path) -> bytes:
     with refusing(path):
-        if path.is_symlink():
-            raise ArtifactError(f"{path} is a link: a model's folder holds the files themselves")
-        if path.exists() and not path.is_file():
-            raise ArtifactError(f"{path} is no file")
-        return path.read_bytes()
+        return read_bytes(path, at_most=_MAX_STRUCTURE if path.name == STRUCTURE else None)
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

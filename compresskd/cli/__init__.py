@@ -101,9 +101,12 @@ def _resume(arguments: list[str]) -> int:
     if record.status == FINISHED:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
     from compresskd.config.build import build_recorded
+    from compresskd.config.usable import usable
 
     trust = granted(directory, record, said)
-    execute(build_recorded(record.config, record.overrides, trust=trust), directory, unique=False)
+    with usable(directory):
+        experiment = build_recorded(record.config, record.overrides, trust=trust)
+    execute(experiment, directory, unique=False)
     return 0
 
 
@@ -144,11 +147,13 @@ def _evaluate(arguments: list[str]) -> int:
     record = read_record(directory)
     from compresskd.config.recorded import data_of
     from compresskd.config.schema import register
+    from compresskd.config.usable import usable
     from compresskd.evaluate import evaluate_run
 
     register()
     trust = granted(directory, record, said)
-    data = data_of(record.config, changes, trust=trust)
+    with usable(directory):
+        data = data_of(record.config, changes, trust=trust)
     verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
     print(verdict)
     return FAILURE if verdict.reproduced is False else 0

@@ -15,7 +15,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
 
     from compresskd.console import Reporter, configure_logging, stages_table
     from compresskd.environment import keep_freed_memory
-    from compresskd.run import open_run, write_text
+    from compresskd.run import open_run
     from compresskd.training.interrupt import termination_interrupts
 
     console = Console()
@@ -26,14 +26,12 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
         check_same_config(run.directory, run.record, experiment)
         reporter = Reporter(console)
         reporter.note(f"{'going on in' if run.resumed else 'writing to'} {run.directory}")
-        write_text(
-            run.directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config)))
-        )
-        write_text(
-            run.directory / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides)))
-        )
+        texts = {
+            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config))),
+            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides))),
+        }
         with termination_interrupts():
-            record = experiment.run(run, reporter)
+            record = experiment.run(run, reporter, texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted and saved; go on with: compresskd resume {run.directory}"

@@ -29,7 +29,7 @@ def run_hydra(arguments: list[str]) -> int:
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
     from compresskd.config.schema import register
-    from compresskd.sweep import naming_overrides
+    from compresskd.sweep import check_folder, naming_overrides
 
     flags = read_flags(arguments)
     register(*flags.searched)
@@ -65,6 +65,8 @@ def run_hydra(arguments: list[str]) -> int:
     if not multirun:
         return _run_by_hydra(arguments, multirun, prebuilt)
     directory = _sweep_folder(arguments, config)
+    if directory:
+        check_folder(directory)
     try:
         status = _run_sweep(arguments)
         return _end_sweep(directory, jobs) or status if directory else status

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compresskd.config.faults import Fault
+from compresskd.run import Foreign, check_ours
 
 _ROOM = 300  # bytes of a path for the run's own folder and the files in it
 _LONGEST_SHOWN = 200
@@ -26,6 +27,11 @@ def output_faults(overrides: Sequence[str], outputs_dir: str) -> Iterator[Fault]
         reason = _refusal(Path(folder).absolute())
         if reason:
             yield Fault(key, f"came {_shown(folder)}, which cannot be written ({reason}); write {key}=DIR")
+        elif key == "hydra.run.dir":  # ahead of Hydra, which may write its own files there
+            try:
+                check_ours(Path(folder).absolute())
+            except Foreign as error:
+                yield Fault(key, str(error))
 
 
 def _refusal(folder: Path) -> str:

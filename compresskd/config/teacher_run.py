@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from compresskd.config.allowed import outside_targets
 from compresskd.config.origin import resolve
 from compresskd.config.parts import model_of
 from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.experiment import Experiment
 from compresskd.teacher import Teacher
+from compresskd.trust.sources import source_digests
 
 Plain = dict[str, Any]
 # What determines a trained teacher, beside the data.
@@ -56,8 +58,12 @@ def _own_config(config: Plain) -> Plain:
 def _key(config: Plain, data: Data) -> str:
     # how often a checkpoint is written changes no weight, nor do the names of classes
     train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
-    determined: Mapping[str, Any] = {k: config[k] for k in _DETERMINING} | {
+    determined: Plain = {k: config[k] for k in _DETERMINING} | {
         "train": train,
         "data": data.batches_fingerprint,
     }
+    outside = sorted({path.partition(".")[0] for _, path in outside_targets(determined)})
+    code = source_digests(outside)
+    if code:  # the user's own: where it changes, it is another teacher's
+        determined |= {"code": code}
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,23 +12,40 @@ DIRECTORY/
   checkpoints/STAGE/  model.safetensors and structure.json of each finished stage
   checkpoints/training.ckpt   where an unfinished stage stands
 
+Nothing is written into a folder that is no run's, and nothing through a link (`ownership`); what is read is bounded
+and judged before it is used.
+
 A killed process may leave hidden `.*.compresskd-tmp` files; whoever goes on removes them. This package imports no
 torch, so that reading records stays instant.
 """
 
 from compresskd.run.directory import Run, open_run
-from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
+from compresskd.run.errors import AlreadyFinished, Foreign, InUse, Lost, RunDirectoryError
 from compresskd.run.factors import FACTORS, factors
 from compresskd.run.files import (
     atomic,
     atomic_folder,
+    read_bytes,
     read_checked,
     remove_leftovers_of,
     write_checked,
     write_text,
 )
+from compresskd.run.fingerprints import changes, fingerprints
 from compresskd.run.lock import describe_owner
-from compresskd.run.record import FAILED, FINISHED, INTERRUPTED, RECORD, RUNNING, SCHEMA, Record, read_record
+from compresskd.run.metrics import read_metrics
+from compresskd.run.ownership import RECORD, check_kind, check_ours
+from compresskd.run.record import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    SCHEMA,
+    Record,
+    is_reproduced,
+    read_record,
+)
+from compresskd.run.remains import check_remains
 
 __all__ = [
     "FACTORS",
@@ -39,16 +56,26 @@ __all__ = [
     "RUNNING",
     "SCHEMA",
     "AlreadyFinished",
+    "Foreign",
     "InUse",
+    "Lost",
     "Record",
     "Run",
     "RunDirectoryError",
     "atomic",
     "atomic_folder",
+    "changes",
+    "check_kind",
+    "check_ours",
+    "check_remains",
     "describe_owner",
     "factors",
+    "fingerprints",
+    "is_reproduced",
     "open_run",
+    "read_bytes",
     "read_checked",
+    "read_metrics",
     "read_record",
     "remove_leftovers_of",
     "write_checked",

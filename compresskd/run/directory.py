@@ -10,20 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from compresskd.run.errors import AlreadyFinished, InUse, RunDirectoryError
-from compresskd.run.files import remove_leftovers, write_text
-from compresskd.run.lock import acquire, describe_owner, release
-from compresskd.run.record import FINISHED, RECORD, RUNNING, Record, changed_data, read_record
+from compresskd.run.errors import AlreadyFinished, Foreign, InUse, RunDirectoryError
+from compresskd.run.files import remove_leftovers, unlinked, write_text
+from compresskd.run.lock import Hold, acquire, describe_owner
+from compresskd.run.metrics import read_metrics
+from compresskd.run.ownership import CHECKPOINTS, METRICS, RECORD, check_kind, check_ours
+from compresskd.run.record import FINISHED, RUNNING, Record, changed_data, plain, read_record
 
 
 class Run:
     """One run directory, held exclusively by this process between `open_run` and `close`."""
 
-    def __init__(self, directory: Path, lock: FileLock, record: Record | None):
+    def __init__(self, directory: Path, hold: Hold, record: Record | None):
         self.directory = directory
-        self._lock = lock
+        self._hold = hold
         self.record = record
         self.sign: Callable[[Record], dict[str, Any] | None] | None = None  # what the record is signed by
         self._opened = time.perf_counter()
@@ -34,10 +34,25 @@ class Run:
         """Whether the directory already held an unfinished record when it was opened."""
         return self.record is not None
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the stages' checkpoints."""
-        return self.directory / "checkpoints"
+    def place(self, name: str) -> Path:
+        """Where a file or folder of the run (`checkpoints/distill`) is, which is about to be written or removed.
+
+        Raises:
+            Lost: the directory is no longer this process's.
+            RunDirectoryError: a link stands on the way, or something that is no file or folder.
+        """
+        self._hold.check()
+        path, (*folders, last) = self.directory, name.split("/")
+        for folder in folders:
+            path /= folder
+            check_kind(path, folder=True)
+        path /= last
+        check_kind(path, folder=path.is_dir())
+        return path
+
+    def open_to_append(self, name: str) -> Path:
+        """`place` of a file that is written on, made this run's alone where it has other names (hard links)."""
+        return unlinked(self.place(name))
 
     @property
     def wall_seconds(self) -> float:
@@ -71,30 +86,35 @@ class Run:
         self.record.updated, self.record.wall_seconds = _now(), self.wall_seconds
         if self.sign is not None:
             self.record.signature = self.sign(self.record)
-        write_text(self.directory / RECORD, json.dumps(asdict(self.record), indent=1) + "\n")
+        text = json.dumps(plain(asdict(self.record)), indent=1, allow_nan=False)
+        write_text(self.place(RECORD), text + "\n")
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one epoch's line to `metrics.jsonl`."""
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.open_to_append(METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(line), allow_nan=False) + "\n")
 
     def rewind_metrics(self, stage: str, num_epochs: int, finished: set[str]) -> None:
         """Drop what a killed process wrote past its last checkpoint, so that resuming repeats nothing.
 
         Keeps the lines of the stages in `finished` and the first `num_epochs` epochs of `stage`.
         """
-        path = self.directory / "metrics.jsonl"
+        path = self.place(METRICS)
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _is_kept(line, stage, num_epochs, finished)]
-        if kept != lines:
-            write_text(path, "".join(f"{line}\n" for line in kept))
+        kept = [
+            line
+            for line in read_metrics(path)
+            if line["stage"] in finished or (line["stage"] == stage and line["epoch"] < num_epochs)
+        ]
+        text = "".join(f"{json.dumps(line)}\n" for line in kept)
+        if len(text) != path.stat().st_size:
+            write_text(path, text)
 
     def close(self) -> None:
         """Let other processes have the directory."""
         finished = self.record is not None and self.record.status == FINISHED
-        release(self.directory, self._lock, for_good=finished)
+        self._hold.release(for_good=finished)
 
     def _check_same_data(self, record: Record) -> None:
         assert self.record is not None
@@ -118,6 +138,7 @@ def open_run(directory: Path, *, unique: bool = False, wait: float = 0.0) -> Run
     Raises:
         InUse: another process is writing there.
         AlreadyFinished: the run there is finished.
+        Foreign: the directory holds files, and they are no run's; none of them has been touched.
         RunDirectoryError: the record there is unreadable, or the directory cannot be written.
     """
     if not unique:
@@ -129,45 +150,42 @@ def open_run(directory: Path, *, unique: bool = False, wait: float = 0.0) -> Run
             if not run.resumed:
                 return run
             run.close()
-        except (InUse, AlreadyFinished):
+        except (InUse, AlreadyFinished, Foreign):
             pass
         number += 1
         candidate = directory.with_name(f"{directory.name}_{number}")
 
 
 def _open(directory: Path, wait: float) -> Run:
-    _refuse_finished(directory)  # before it is locked: a finished run is not touched at all
-    lock = acquire(directory, wait)
-    if lock is None:
+    _check_usable(
+        directory
+    )  # before it is locked: a folder that is not to be written in is not touched at all
+    hold = acquire(directory, wait)
+    if hold is None:
         raise InUse(
             f"{directory} is in use by another process ({describe_owner(directory)}); "
             "wait for it, or write another hydra.run.dir=DIR"
         )
     try:
-        _refuse_finished(directory)  # again: it may have finished since, or while this process waited
-        record = read_record(directory) if (directory / RECORD).exists() else None
+        record = _check_usable(directory)  # again: it may have finished since, or while this process waited
     except RunDirectoryError as error:
-        release(directory, lock, for_good=isinstance(error, AlreadyFinished))
+        hold.release(for_good=isinstance(error, AlreadyFinished))
         raise
-    for folder in (directory, directory / "checkpoints"):
+    for folder in (directory, directory / CHECKPOINTS):
         remove_leftovers(folder)
-    return Run(directory, lock, record)
+    return Run(directory, hold, record)
 
 
-def _refuse_finished(directory: Path) -> None:
-    if (directory / RECORD).exists() and read_record(directory).status == FINISHED:
+def _check_usable(directory: Path) -> Record | None:
+    """The record of the unfinished run in a folder that is ours; None where none is there yet."""
+    check_ours(directory)
+    record = read_record(directory) if (directory / RECORD).exists() else None
+    if record is not None and record.status == FINISHED:
         raise AlreadyFinished(
             f"{directory} holds a finished run, which is never overwritten; "
             "write another hydra.run.dir=DIR, or remove that folder"
         )
-
-
-def _is_kept(line: str, stage: str, num_epochs: int, finished: set[str]) -> bool:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError:
-        return False  # the torn last line of a killed process
-    return values["stage"] in finished or (values["stage"] == stage and values["epoch"] < num_epochs)
+    return record
 
 
 def _now() -> str:

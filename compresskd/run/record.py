@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compresskd.run.errors import RunDirectoryError
+from compresskd.run.files import read_bytes
+from compresskd.run.ownership import RECORD
+from compresskd.run.validity import check_record
 
 SCHEMA = 1
-RECORD = "record.json"
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+MAX_BYTES = 2**26  # of a record, which is some kilobytes
+_FEW = 10  # samples; below, every one has to be judged alike
 _SURROUNDINGS = ("git", "versions", "hardware")
 
 
@@ -22,8 +28,9 @@ class Record:
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
     versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
-    how the bytes of the compact one split. `signature` is there where code outside of compresskd takes part: see
-    `compresskd.trust`.
+    how the bytes of the compact one split. `files` there, and in each stage, are the sizes and SHA-256 of the files
+    that were written, by path. `signature` is there where code outside of compresskd takes part: see
+    `compresskd.trust`. A number that is none (NaN) is null.
     """
 
     strategy: str
@@ -58,9 +65,8 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Read a record, ignoring keys of later versions. Raises ValueError where it is not one."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or "strategy" not in values:
-            raise ValueError("not a record: expected a JSON object with the key 'strategy'")
+        values = json.loads(text, parse_constant=lambda _: None)  # earlier versions wrote NaN
+        check_record(values)
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         return cls(**known)
 
@@ -91,11 +97,31 @@ def read_record(directory: Path) -> Record:
     """Read DIRECTORY/record.json. Raises RunDirectoryError saying what is wrong with it."""
     path = directory / RECORD
     try:
-        return Record.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return Record.from_json(read_bytes(path, at_most=MAX_BYTES).decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise RunDirectoryError(
             f"{directory} is not a run directory: it has no {RECORD} (a run that was stopped before it wrote "
             "one has nothing to go on with: start it again)"
         ) from None
+    except RecursionError:
+        raise RunDirectoryError(f"{path} cannot be read: it is nested too deeply") from None
     except (ValueError, TypeError, OSError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
+
+
+def is_reproduced(accuracy: float, recorded: float, num_samples: int) -> bool:
+    """Whether no more than one sample in 1,000 (or one of ten and more) is judged otherwise than was recorded.
+
+    Other hardware and other thread numbers add in another order, which can tip a sample at the border.
+    """
+    allowed = max(1.0 if num_samples >= _FEW else 0.0, num_samples / 1000)
+    return num_samples > 0 and abs(accuracy - recorded) * num_samples <= allowed + 1e-6
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them: a number that is infinite or none becomes null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,6 +14,7 @@ from compresskd import artifact, swap, tt
 from compresskd.artifact import ArtifactError
 from compresskd.artifact.folder import digest
 from compresskd.models.build import build
+from compresskd.run import RunDirectoryError
 
 
 @pytest.fixture
@@ -88,8 +89,13 @@ class TestRoundTrip:
         assert all(p.is_contiguous() and p.requires_grad for p in again.parameters())
 
     def test_saving_again_replaces_the_folder_as_a_whole(self, folder):
-        (folder / "stranger").touch()
         model = shake(mlp())
+        (folder / "stranger").touch()
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(RunDirectoryError, match="holds stranger, which is no part of a model"):
+            artifact.save(model, folder)  # whose files these are nobody knows
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        (folder / "stranger").unlink()
         artifact.save(model, folder)
         assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "structure.json"]
         assert_same(model, artifact.load(folder))

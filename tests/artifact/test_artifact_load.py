@@ -35,7 +35,16 @@ def run_directory(tmp_path):
         "seed": 0,
         "status": "finished",
         "final": "quantize",
-        "stages": [{"name": "quantize", "checkpoint": "checkpoints/quantize"}],
+        "stages": [
+            {
+                "name": "quantize",
+                "checkpoint": "checkpoints/quantize",
+                "packages": [],
+                "metrics": {"validation_accuracy": 0.5, "test_accuracy": 0.5},
+                "size": {"num_parameters": 9, "stored_bytes": 9},
+                "latency_ms": {"batch_1": 1.0, "batch_32": 1.0},
+            }
+        ],
     }
     (tmp_path / "record.json").write_text(json.dumps(record))
     return tmp_path

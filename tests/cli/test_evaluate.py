@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -75,15 +76,70 @@ def test_a_figure_that_is_not_the_model_s_is_not_reproduced(run_cli, finished):
     assert set_to(true + 100 / 64).status == 0  # one sample at the border
 
 
-def test_a_model_that_has_been_exchanged_is_not_reproduced(run_cli, finished):
-    """Whole and loadable, but not the one that was recorded."""
-    change(finished, lambda record: record["stages"][-1].update(checkpoint="checkpoints/elsewhere"))
+def other_model(run_cli):
+    """The folder of another run's model for the same data."""
     outcome = run_cli(*SMALL, "strategy=train", "epochs=0", "student.hidden=[4]", "hydra.run.dir=other")
     assert outcome.status == 0, outcome.err
-    shutil.copytree("other/checkpoints/train", finished / "checkpoints" / "elsewhere")
+    return Path("other")
+
+
+@pytest.mark.parametrize("names", [["model.ckd"], ["model.safetensors", "structure.json"], None], ids=str)
+def test_a_model_that_has_been_exchanged_is_not_reproduced(run_cli, finished, names):
+    """Whole and loadable, but not the one that was recorded; also where the record's fingerprints go along."""
+    model = finished / "model"
+    other = other_model(run_cli) / "model"
+    names = names or sorted(path.name for path in model.iterdir())
+    for name in names:
+        shutil.copy(other / name, model / name)
     outcome = run_cli("evaluate", "run")
     assert outcome.status == 1
-    assert outcome.out.rstrip().endswith(": NOT reproduced")
+    assert f"run/model/{names[0]} is not the file that was recorded" in outcome.err
+    assert outcome.err.endswith(": NOT reproduced\n")
+    change(finished, lambda record: record["model"].pop("files"))
+    outcome = run_cli("evaluate", "run")
+    assert outcome.status == 1
+    assert "holds another model than " in outcome.err
+    change(finished, lambda record: record["stages"][-1].pop("fingerprint"))
+    if len(names) == 3:  # then only the score is left to tell
+        assert ": NOT reproduced" in run_cli("evaluate", "run").out
+    else:
+        assert "model.ckd holds another model than run/model" in run_cli("evaluate", "run").err
+    assert run_cli("evaluate", "run", "finetune").status == 0  # the checkpoint is as it was
+
+
+def test_a_model_that_is_gone_is_not_reproduced(run_cli, finished):
+    for name in ("model.ckd", "structure.json", None):
+        path = finished / "model" / name if name else finished / "model"
+        path.rename(finished / "kept")
+        outcome = run_cli("evaluate", "run")
+        assert outcome.status == 1
+        assert f"run/model/{name or 'model.ckd'} is missing: NOT reproduced" in outcome.err
+        (finished / "kept").rename(path)
+    (finished / "model" / "more.bin").touch()
+    assert "run/model/more.bin is not in the record: NOT reproduced" in run_cli("evaluate", "run").err
+
+
+def test_a_record_of_an_earlier_version_says_that_it_has_no_fingerprint(run_cli, finished):
+    def strip(record):
+        record["model"].pop("files")
+        for stage in record["stages"]:
+            del stage["files"], stage["fingerprint"]
+
+    change(finished, strip)
+    without = ": reproduced (no fingerprint in the record: it may be another model)\n"
+    assert run_cli("evaluate", "run").out.endswith(without)
+    assert run_cli("evaluate", "run", "distill").out.endswith(without)
+    shutil.rmtree(finished / "model")  # which versions before it did not write: the checkpoint is scored
+    change(finished, lambda record: record.update(model=None))
+    assert run_cli("evaluate", "run").out.endswith(without)
+
+
+def test_a_link_in_place_of_a_model_is_not_followed(run_cli, finished):
+    (finished / "model").rename("elsewhere")
+    (finished / "model").symlink_to(Path("elsewhere").absolute())
+    outcome = run_cli("evaluate", "run")
+    assert outcome.status == 1
+    assert outcome.err.endswith(": NOT reproduced\n")
 
 
 def test_other_data_has_nothing_to_reproduce(run_cli, finished):
@@ -158,34 +214,35 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(run_cli, finished):
 def _cut(model):
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-8])
-    return "is damaged: the SHA-256 of model.safetensors and structure.json is not the one recorded there"
+    return "model.safetensors is not the file that was recorded"
 
 
 def _flip(model):
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-3] ^= 1
     (model / "model.safetensors").write_bytes(content)
-    return "is damaged: the SHA-256 of model.safetensors and structure.json is not the one recorded there"
+    return "model.safetensors is not the file that was recorded"
 
 
 def _no_weights(model):
     (model / "model.safetensors").unlink()
-    return "model.safetensors cannot be read: No such file or directory"
+    return "model.safetensors is missing"
 
 
 def _no_structure(model):
     (model / "structure.json").write_text("{")
-    return "structure.json is damaged: "
+    return "structure.json is not the file that was recorded"
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, _no_weights, _no_structure], ids=lambda f: f.__name__[1:])
 def test_a_damaged_model_is_named(run_cli, finished, damage):
-    text = damage(finished / "checkpoints" / "finetune")
-    outcome = run_cli("evaluate", "run")
-    assert (outcome.status, outcome.out) == (1, "")
-    assert text in outcome.err
-    assert "Traceback" not in outcome.err
-    assert run_cli("evaluate", "run", "distill").status == 0  # the other stages are whole
+    for folder, stage in (("checkpoints/distill", ["distill"]), ("model", [])):
+        text = damage(finished / folder)
+        outcome = run_cli("evaluate", "run", *stage)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert text in outcome.err
+        assert "Traceback" not in outcome.err
+    assert run_cli("evaluate", "run", "factorize").status == 0  # the other stages are whole
 
 
 def test_a_record_without_the_figure_is_named(run_cli, finished):
@@ -193,7 +250,8 @@ def test_a_record_without_the_figure_is_named(run_cli, finished):
     says(
         run_cli("evaluate", "run"),
         2,
-        "compresskd: run: record.json has no test_accuracy for stage 'finetune'",
+        "compresskd: run/record.json cannot be read: stages[2].metrics.test_accuracy: expected a finite number, "
+        "got None",
     )
 
 

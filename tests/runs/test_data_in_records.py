@@ -129,7 +129,7 @@ def test_classes_beyond_two_bytes_are_kept(tmp_path):
 
     class Holder:
         class run:  # noqa: N801
-            directory = tmp_path
+            place = tmp_path.joinpath
 
         data = None
 

@@ -233,13 +233,35 @@ def test_other_data_are_refused(tmp_path, make_experiment, make_data, execute):
 
 
 def test_another_teacher_is_refused(tmp_path, make_experiment, execute):
+    stop_in(make_experiment(tmp_path), tmp_path, execute, epoch=0)
+    shutil.rmtree(tmp_path / "teacher")
+    mlp = {"target": "compresskd.models.mlp.MLP", "kwargs": {"hidden": [20, 20]}}
+    with pytest.raises(RunDirectoryError, match="begun with another teacher"):
+        execute(make_experiment(tmp_path, teacher=mlp), tmp_path)
+
+
+def test_another_model_in_the_teacher_s_folder_is_refused(tmp_path, make_experiment, execute):
+    """Whole and loadable, but not what the teacher's run wrote: by its file, by its values, by its score."""
     experiment = make_experiment(tmp_path)
     stop_in(experiment, tmp_path, execute, epoch=0)
     folder = tmp_path / "teacher" / "checkpoints" / "train"
     teacher = artifact.load(folder)
-    nn.init.zeros_(next(teacher.parameters()))
+    nn.init.zeros_(list(teacher.parameters())[-1])
     artifact.save(teacher, folder)
-    with pytest.raises(RunDirectoryError, match="begun with another teacher"):
+    again = "remove .*teacher to train the teacher again"
+    with pytest.raises(RunDirectoryError, match=f"is not the file that was recorded .*{again}"):
+        execute(experiment, tmp_path)
+    path = tmp_path / "teacher" / "record.json"
+    record = json.loads(path.read_text())
+    record["stages"][0].pop("files")
+    path.write_text(json.dumps(record))
+    with pytest.raises(RunDirectoryError, match=f"its weights are not those that its run recorded; {again}"):
+        execute(experiment, tmp_path)
+    record["stages"][0].pop("fingerprint")
+    record["stages"][0]["metrics"]["test_accuracy"] += 10 / 32
+    path.write_text(json.dumps(record))
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=f"scores .*% on the test split, its record says .*{again}"):
         execute(experiment, tmp_path)
 
 
@@ -248,7 +270,9 @@ def test_a_damaged_teacher_says_what_to_remove(tmp_path, make_experiment, execut
     shutil.rmtree(tmp_path / "a" / "run")
     weights = tmp_path / "a" / "teacher" / "checkpoints" / "train" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RunDirectoryError, match=r"damaged.*remove .*teacher to train the teacher again"):
+    with pytest.raises(
+        RunDirectoryError, match=r"is not the file.*remove .*teacher to train the teacher again"
+    ):
         execute(make_experiment(tmp_path / "a"), tmp_path / "a")
 
 
@@ -279,7 +303,7 @@ def test_a_full_disk_keeps_its_own_name(tmp_path, make_experiment, execute, monk
         monkeypatch.setattr(Path, "write_text", _no_space)  # the record cannot be written either
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("compresskd.strategy.write_checked", full)
+    monkeypatch.setattr("compresskd.training.saved.write_checked", full)
     with pytest.raises(OSError, match=r"No space left on device: .*training.ckpt"):
         execute(experiment, tmp_path)
 

@@ -38,6 +38,12 @@ print("held", flush=True)
 time.sleep(60)
 """
 
+STAGE = {
+    "name": "distill", "checkpoint": "checkpoints/distill", "packages": [], "status": "finished",
+    "metrics": {"validation_accuracy": 0.5, "test_accuracy": 0.5}, "size": {"num_parameters": 9, "stored_bytes": 9},
+    "latency_ms": {"batch_1": 1.0, "batch_32": 1.0},
+}  # fmt: skip
+
 
 def record(**options):
     return Record("distill", {"rank": 4}, ["rank=4"], 0, **options)
@@ -175,6 +181,7 @@ class TestOpen:
             open_run(tmp_path / "file" / "run")
 
     def test_leftovers_of_a_killed_process_are_removed(self, tmp_path):
+        (tmp_path / "record.json").write_text('{"strategy": "s", "config": {}, "overrides": [], "seed": 0}')
         for parent in (tmp_path, tmp_path / "checkpoints"):
             (parent / ".distill.0a1b.compresskd-tmp").mkdir(parents=True)
             (parent / ".distill.0a1b.compresskd-tmp" / "model.safetensors").touch()
@@ -215,7 +222,7 @@ class TestRecord:
     def test_round_trip_and_later_keys(self, tmp_path):
         run = open_run(tmp_path)
         run.start(record(data={"fingerprint": "f"}))
-        run.record.stages.append({"name": "distill", "metrics": {}})
+        run.record.stages.append(STAGE)
         run.save()
         run.close()
         path = tmp_path / "record.json"
@@ -223,7 +230,7 @@ class TestRecord:
         path.write_text(json.dumps({**values, "of a later version": 1}))
         again = read_record(tmp_path)
         assert again == run.record
-        assert again.stage("distill") == {"name": "distill", "metrics": {}}
+        assert again.stage("distill") == STAGE
         assert again.stage("other") is None
 
     def test_wall_seconds_sum_over_openings(self, tmp_path):
@@ -275,8 +282,19 @@ class TestFiles:
             raise ZeroDivisionError
         assert listing(tmp_path / "folder") == {"a": b"old"}
         with atomic_folder(tmp_path / "folder") as temporary:
-            (temporary / "b").write_text("new")
-        assert listing(tmp_path / "folder") == {"b": b"new"}
+            (temporary / "a").write_text("new")
+        assert listing(tmp_path / "folder") == {"a": b"new"}
+        assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+    def test_a_folder_with_more_than_the_new_one_is_not_replaced(self, tmp_path):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "thesis.tex").write_text("mine")
+        with (
+            pytest.raises(RunDirectoryError, match=r"holds thesis\.tex, which is no part of a model"),
+            atomic_folder(tmp_path / "folder") as temporary,
+        ):
+            (temporary / "a").write_text("new")
+        assert listing(tmp_path / "folder") == {"thesis.tex": b"mine"}
         assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
     def test_files_are_as_open_to_others_as_the_umask_says(self, tmp_path):

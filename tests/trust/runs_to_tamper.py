@@ -42,3 +42,10 @@ def change(directory, edit):
 def unfinish(record):
     """As a run that was stopped after its stages."""
     record["status"] = "interrupted"
+
+
+def without_fingerprints(record):
+    """Of the files: what notices a change of them first, and is not covered by a signature."""
+    for entry in record["stages"]:
+        del entry["files"], entry["fingerprint"]
+    del record["model"]["files"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from runs_to_tamper import OWN, change, record_of, unfinish, write_own
+from runs_to_tamper import OWN, change, record_of, unfinish, without_fingerprints, write_own
 
 import compresskd
 from compresskd.models.target import Untrusted
@@ -99,7 +99,6 @@ EDITS = {
     "packages of a stage": lambda r: r["stages"][0]["packages"].append("os"),
     "sources": lambda r: r["signature"]["sources"].clear(),
     "structures": lambda r: r["signature"]["structures"].clear(),
-    "checkpoint": lambda r: r["stages"][0].update(checkpoint="checkpoints/../model"),
     "hmac": lambda r: r["signature"].update(hmac="0" * 64),
     "hmac of another type": lambda r: r["signature"].update(hmac=["é"]),
     "no signature": lambda r: r.update(signature=None),
@@ -116,6 +115,13 @@ def test_an_edited_record(command, own, name):
         compresskd.load(own)
 
 
+def test_a_checkpoint_that_lies_elsewhere_is_in_no_record(command, own):
+    change(own, lambda r: r["stages"][0].update(checkpoint="checkpoints/../model"))
+    outcome = command(*RUN)
+    assert outcome.status == 2
+    assert "stages[0].checkpoint: expected checkpoints/NAME" in outcome.err
+
+
 def test_figures_and_times_are_not_covered(command, own):
     change(own, lambda r: r.update(wall_seconds=1.0, updated="today"))
     assert command(*RUN).status == 0
@@ -127,6 +133,7 @@ def test_figures_and_times_are_not_covered(command, own):
 def test_an_edited_structure(command, own, name):
     with (own / name).open("ab") as file:
         file.write(b" ")
+    change(own, without_fingerprints)
     refused(command(*RUN), f"{name} is not as you left it")
 
 
