@@ -40,7 +40,7 @@ def test_every_name_of_a_shared_module_counts():
     (layer,) = [layer for layer in layers.find(model) if layer.name == "mid"]
     assert layer.names == ("mid", "twin")
     with pytest.raises(NothingCompressed):
-        Compression(rank=2, include=["mid"], exclude=["twin"]).check(model)
+        Compression(rank=2, include=["mid"], exclude=["twin"]).check(model, torch.zeros(2, 64))
 
 
 def test_both_names_lead_to_the_same_replacement():

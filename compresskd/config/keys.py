@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compresskd.config.faults import Fault, nearest
 from compresskd.config.origin import leaves, references
-from compresskd.config.schema import Config
+from compresskd.config.schema import MODEL_ROLES, Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # What is read by its name of groups that are no `_target_` themselves; the recipe judges the keys of `train`.
@@ -64,7 +64,8 @@ def is_read(cfg: DictConfig, key: str, read: set[str]) -> bool:
 def deletion_fault(p: Override, cfg: DictConfig) -> Fault | None:
     """The fault of a key that may not be taken away, or None; only what a person has named may be.
 
-    These are stages, terms of a loss, operations, patterns, and keys that nothing reads.
+    These are stages, terms of a loss, operations, patterns, options of a model of the user's own, and keys that nothing
+    reads.
     """
     key = p.key_or_group
     if not is_there(cfg, key):
@@ -73,9 +74,15 @@ def deletion_fault(p: Override, cfg: DictConfig) -> Fault | None:
     node = select(cfg, holder) if holder else cfg
     called = _is_called(cfg, holder.split(".")) if holder else False
     named = holder == "strategy.stages" or (called and not _is_call(node))
-    if named or not is_read(cfg, key, references(cfg)):
+    own = holder in MODEL_ROLES and not _is_shipped(node)  # whose constructor says what it needs
+    if named or own or not is_read(cfg, key, references(cfg)):
         return None
     return Fault(f"~{key}", f"cannot be left out: something reads it; write {key}=VALUE")
+
+
+def _is_shipped(node: Any) -> bool:
+    target = node._get_node("_target_") if isinstance(node, DictConfig) else None
+    return target is not None and str(target._value()).startswith("compresskd.")
 
 
 def is_there(cfg: DictConfig, key: str) -> bool:

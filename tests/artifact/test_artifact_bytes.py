@@ -122,7 +122,10 @@ def test_coded_files_are_never_larger_and_say_so_in_their_fourth_byte():
     stored = quantized(lenet5(8), 4)
     coded, packed = artifact.encode(stored)[0], artifact.encode(stored, coded=False)[0]
     assert len(coded) < len(packed)
-    assert (coded[3], packed[3]) == (128 + compact.FORMAT, compact.FORMAT)
+    assert (coded[3], packed[3]) == (
+        128 + 2,
+        2,
+    )  # of models without tied weights, as earlier versions wrote it
     torch.manual_seed(0)
     uniform = {
         name: QuantizedTensor(

@@ -180,7 +180,7 @@ class TestTampered:
 
     def test_format_of_another_version(self, folder, rewrite):
         rewrite(lambda d: d.update(format=99))
-        with pytest.raises(ArtifactError, match="has format 99; this version reads formats 1 to 2"):
+        with pytest.raises(ArtifactError, match="has format 99; this version reads formats 1 to 3"):
             artifact.load(folder)
 
     @pytest.mark.parametrize(

@@ -113,10 +113,10 @@ class TestDamage:
         file.refused("it is no compact model file")
         assert not mark.exists()
 
-    @pytest.mark.parametrize("version", [0, 1, 3, 127])
+    @pytest.mark.parametrize("version", [0, 1, 4, 127])
     def test_format_of_another_version(self, file, version):
         file.seal(start=b"CKD" + bytes([version]))
-        file.refused(f"it has format {version}; this version reads format 2")
+        file.refused(f"it has format {version}; this version reads formats 2 and 3")
 
     def test_a_folder_in_place_of_the_file(self, file):
         file.path.unlink()

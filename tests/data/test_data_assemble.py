@@ -200,9 +200,9 @@ def test_samples_that_are_not_finite_are_named_where_they_were_loaded():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mean": [float("nan")]}, "data.mean: expected numbers, got"),
-        ({"std": [float("inf")]}, "data.std: expected positive numbers, got"),
-        ({"std": [float("nan")]}, "data.std: expected positive numbers, got"),
+        ({"mean": [float("nan")]}, "data.mean: expected finite numbers, got"),
+        ({"std": [float("inf")]}, "data.std: expected finite positive numbers, got"),
+        ({"std": [float("nan")]}, "data.std: expected finite positive numbers, got"),
         ({"pixel_max": 0}, "pixel_max: expected a positive number, the value of white, got 0"),
         ({"class_names": "abca"}, r"a name of its own for each class, got \['a'\] more than once"),
         (

@@ -134,7 +134,7 @@ def test_differences_and_predictions_are_counted():
     inputs = torch.eye(4)
     found = compare(lambda x: x, lambda x: x + torch.tensor([0.0, 0.0, 0.0, 2.0]), inputs, batch_sizes=(1, 3))
     assert found == Agreement(2.0, 1.0, 0.25, 8)
-    with pytest.raises(ExportFailed, match=r"expected outputs of shape \[1, 4\], got \[1, 3\]"):
+    with pytest.raises(ExportFailed, match=r"expected outputs \[1, 4\] of torch.float32, got \[1, 3\]"):
         compare(lambda x: x, lambda x: x[:, :3], inputs)
     samples = Samples(inputs, "inputs")
     check(Agreement(1e-3, 20.0, 1.0, 8), samples, rounds_inputs=False)
