@@ -39,7 +39,7 @@ def refusing(path: Path) -> Iterator[None]:
         said = _shortly(error)
         raise kind(said if said.startswith(str(path)) else f"{path}: {said}") from error
     except Untrusted as error:
-        raise UntrustedModel(f"{path}: {error}") from error
+        raise UntrustedModel(f"{path}: {_shortly(error)}") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except _OF_CONTENT as error:
