@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compresskd import artifact
+from compresskd import artifact, tt
 from compresskd.data.base import Data
 from compresskd.run import FINISHED, Record, RunDirectoryError
 from compresskd.training import evaluate
@@ -71,7 +71,8 @@ def evaluate_run(
     model = artifact.load(directory / entry["checkpoint"], trust=trust)
     config = record.config
     _check_fits(model, data, config)
-    scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
+    with tt.plans(config.get("tt", {}).get("plan", tt.FIXED)):
+        scores = evaluate(model, data.test, batch_size=config["train"]["evaluation_batch_size"])
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "

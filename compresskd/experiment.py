@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compresskd import artifact, macs, measure
+from compresskd import artifact, macs, measure, tt
 from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
@@ -33,6 +33,8 @@ class Experiment:
     Attributes:
         student: makes the untrained student; called once a run.
         teacher: how to come by the teacher, or None where the strategy needs none.
+        plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
+            see `compresskd.tt.policy`.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -45,6 +47,7 @@ class Experiment:
     seed: int
     device: torch.device
     teacher: Teacher | None = None
+    plan: str = tt.FIXED
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -61,7 +64,7 @@ class Experiment:
         trust = {*self.trust, *(granted(run.directory, run.record) if run.record is not None else ())}
         run.sign = Signer(run.directory, trust, reporter.note)
         run.start(self._record())
-        with _log_file(run.directory / "log.txt"), _outcome(run):
+        with _log_file(run.directory / "log.txt"), tt.plans(self.plan), _outcome(run):
             try:
                 self._run(run, reporter, trust)
             finally:

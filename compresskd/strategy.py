@@ -23,6 +23,8 @@ from compresskd.data.draw import draw
 from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, atomic, read_checked, write_checked
 from compresskd.training import Recipe, Scores, evaluate
+from compresskd.training.plans import plans_used
+from compresskd.tt.policy import source_of
 
 _NUM_TRIED = 3
 # sizes that are given as ratios of the teacher's too
@@ -301,6 +303,9 @@ def _assess(
     if entry["layers"]:
         left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
         entry["skipped"] = {**left, **entry["skipped"]}
+    plans = plans_used(student, data, context.recipe, trained=bool(entry.get("epochs")))
+    if plans:
+        entry["plans"] = {"source": source_of(training=True), "layers": plans}
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]

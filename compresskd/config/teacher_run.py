@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.experiment import Experiment
 from compresskd.teacher import Teacher
+from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
 # What determines a trained teacher, beside the data.
@@ -56,8 +57,10 @@ def _own_config(config: Plain) -> Plain:
 def _key(config: Plain, data: Data) -> str:
     # how often a checkpoint is written changes no weight, nor do the names of classes
     train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
-    determined: Mapping[str, Any] = {k: config[k] for k in _DETERMINING} | {
+    determined: Plain = {k: config[k] for k in _DETERMINING} | {
         "train": train,
         "data": data.batches_fingerprint,
     }
+    if config["tt"]["plan"] != FIXED:
+        determined |= {"tt": config["tt"]}
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]
