@@ -107,6 +107,26 @@ def _resume(arguments: list[str]) -> int:
     return 0
 
 
+_REPEAT = """usage: compresskd repeat DIR [--into DIR2]
+
+Run the configuration of the finished run in DIR again from scratch, its teacher too (unless that came from given
+weights), into DIR2 (DIR_repeat), which must not be there yet; and say what of status, epochs, metrics, ranks, sizes,
+predictions and model.ckd is equal. Exit code 1 where anything differs."""
+
+
+def _repeat(arguments: list[str]) -> int:
+    names, into = list(arguments), None
+    if "--into" in names[:-1]:
+        at = names.index("--into")
+        into, names = Path(names[at + 1]), names[:at] + names[at + 2 :]
+    if len(names) != 1 or names[0].startswith("-"):
+        print(_REPEAT)
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
+    from compresskd.cli.repeat import repeat
+
+    return repeat(Path(names[0]), into)
+
+
 def _bench(arguments: list[str]) -> int:
     from compresskd import bench
 
@@ -157,6 +177,7 @@ def _evaluate(arguments: list[str]) -> int:
 # The first word of a command line that is not Hydra's; each takes the other words and returns the exit code.
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
+    "repeat": _repeat,
     "compare": _compare,
     "evaluate": _evaluate,
     "bench": _bench,

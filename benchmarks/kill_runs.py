@@ -1,0 +1,155 @@
+"""Kill whole runs (SIGKILL) at random moments, go on with them, and compare them with runs that nobody disturbed.
+
+    python benchmarks/kill_runs.py [--kills 100] [--jobs 2] [--seed 0] [--folder DIR] [-- KEY=VALUE ...]
+
+Every case is run once undisturbed. Then it is started in folder after folder, killed up to a few times, by turns gone
+on with by `resume` and by the command again, and run to its end; its teacher is killed along with it. Equal must be
+all that `compresskd repeat` compares (model.ckd, epochs, predictions, every count of the record), every checkpoint
+byte by byte, and the same of the teacher. The exit code is 1 where anything differs.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import compresskd
+from compresskd.repeat import compare_runs
+
+COMMON = ("strategy=distill_then_compress", "rank=8", "epochs=3", "teacher_fit.epochs=3", "outputs_dir=outputs",
+          "train.checkpoint_seconds=0.02", "teacher_fit.train.checkpoint_seconds=0.02")  # fmt: skip
+CASES = {
+    "bits=4": ("bits=4",),
+    "fitnets": ("kd=fitnets",),
+    "fitnets bits=4": ("kd=fitnets", "kd.match=same_name", "bits=4"),
+}
+MOST_KILLS = 5  # of one run, so that it comes to an end
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A finished run, the seconds after which its record was there, and those that it took."""
+
+    folder: Path
+    begun: float
+    seconds: float
+
+
+def start(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own; what it says is kept in the folder."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(compresskd.__file__).parents[1]),
+    }
+    environment |= {"COMPRESSKD_CACHE": str(folder / "cache")}
+    with (folder / "said.txt").open("a") as said:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "compresskd", *arguments],
+            cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def undisturbed(folder: Path, arguments: tuple[str, ...]) -> Undisturbed:
+    """Run once, in peace."""
+    folder.mkdir(parents=True)
+    began, begun = time.perf_counter(), 0.0
+    process = start(folder, arguments)
+    while process.poll() is None:
+        if not begun and (folder / "run" / "record.json").exists():
+            begun = time.perf_counter() - began
+        time.sleep(0.01)
+    if process.returncode:
+        sys.exit((folder / "said.txt").read_text())
+    return Undisturbed(folder, begun, time.perf_counter() - began)
+
+
+def disturbed(
+    folder: Path, arguments: tuple[str, ...], like: Undisturbed, seed: int
+) -> tuple[int, list[str]]:
+    """Start, kill and go on until the run is finished: how many kills, and in what it differs from `like`."""
+    folder.mkdir(parents=True)
+    draw, kills = random.Random(seed), 0
+    for attempt in range(MOST_KILLS + 1):
+        resumes = attempt % 2 == 1 and (folder / "run" / "record.json").exists()
+        process = start(folder, ("resume", "run") if resumes else arguments)
+        patience = None if kills == MOST_KILLS else draw.uniform(0.9 * like.begun, like.seconds)
+        try:
+            if process.wait(timeout=patience):
+                return kills, [f"exit code {process.returncode}: {(folder / 'said.txt').read_text()[-2000:]}"]
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    found = []
+    for name in ("run", *teachers(folder)):
+        found += [f"{name}: {line}" for line in different(folder / name, like.folder / name)]
+    return kills, found
+
+
+def teachers(folder: Path) -> list[str]:
+    """The folders of teachers, below `folder`."""
+    return [str(path.relative_to(folder)) for path in (folder / "outputs" / "teachers").iterdir()]
+
+
+def different(one: Path, other: Path) -> list[str]:
+    """In what two runs differ."""
+    found = [f"{row.what}: {line}" for row in compare_runs(one, other) for line in row.found]
+    files = [
+        {str(path.relative_to(top)) for part in ("checkpoints", "model") for path in (top / part).rglob("*")}
+        for top in (one, other)
+    ]
+    found += [f"only in one: {name}" for name in sorted(files[0] ^ files[1])]
+    for name in sorted(files[0] & files[1]):
+        if (one / name).is_file() and (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(f"{name} differs")
+    return found + [f"left behind: {path.name}" for path in one.glob(".*")]
+
+
+def main() -> None:
+    """Kill until enough were killed; print every difference and the counts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.mkdtemp(prefix="kill_runs-")))
+    parser.add_argument("overrides", nargs="*", help="one case, instead of those of the file")
+    options = parser.parse_args()
+    cases = {" ".join(options.overrides): tuple(options.overrides)} if options.overrides else CASES
+    commands = {name: (*COMMON, *case, "hydra.run.dir=run") for name, case in cases.items()}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        whole = dict(zip(commands, pool.map(undisturbed, [options.folder / f"case{k}" for k in range(len(commands))],
+                                            commands.values()), strict=True))  # fmt: skip
+        kills = runs = wrong = 0
+        names = list(commands)
+        while kills < options.kills:
+            batch = [(runs + k, names[(runs + k) % len(names)]) for k in range(2 * options.jobs)]
+            jobs = [
+                pool.submit(disturbed, options.folder / f"run{number}", commands[name], whole[name],
+                            1000 * options.seed + number)
+                for number, name in batch
+            ]  # fmt: skip
+            for (number, name), job in zip(batch, jobs, strict=True):
+                count, found = job.result()
+                kills, runs, wrong = kills + count, runs + 1, wrong + bool(found)
+                print(
+                    f"{name}, run {number}: {count} kills, {'equal' if not found else 'DIFFERENT'}",
+                    flush=True,
+                )
+                for line in found:
+                    print(f"    {line}", flush=True)
+    print(f"{kills} kills in {runs} runs: {runs - wrong} equal, {wrong} different")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
