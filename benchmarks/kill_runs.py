@@ -21,12 +21,12 @@ from pathlib import Path
 
 import compresskd
 from compresskd.repeat import compare_runs
+from compresskd.run import FINISHED, read_record
 
 COMMON = ("strategy=distill_then_compress", "rank=8", "epochs=3", "teacher_fit.epochs=3", "outputs_dir=outputs",
           "train.checkpoint_seconds=0.02", "teacher_fit.train.checkpoint_seconds=0.02")  # fmt: skip
 CASES = {
     "bits=4": ("bits=4",),
-    "fitnets": ("kd=fitnets",),
     "fitnets bits=4": ("kd=fitnets", "kd.match=same_name", "bits=4"),
 }
 MOST_KILLS = 5  # of one run, so that it comes to an end
@@ -88,10 +88,17 @@ def disturbed(
             process.kill()
             process.wait()
             kills += 1
+        if is_finished(folder / "run"):  # killed on its way out
+            break
     found = []
     for name in ("run", *teachers(folder)):
         found += [f"{name}: {line}" for line in different(folder / name, like.folder / name)]
     return kills, found
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the run there has come to its end, whatever became of its process."""
+    return (directory / "record.json").exists() and read_record(directory).status == FINISHED
 
 
 def teachers(folder: Path) -> list[str]:
