@@ -45,7 +45,7 @@ def test_the_same_command_twice_gives_the_same_file(tmp_path, case, threads):
         arguments = (*CASES[case], "outputs_dir=outputs", "hydra.run.dir=run")
         programs.append(Program(arguments, folder, OMP_NUM_THREADS=str(threads), **caches))
     for each in programs:
-        assert each.finish() == 0, each.text
+        assert each.finish(600) == 0, each.text
     first, second = (outcome(tmp_path / name) for name in ("first", "second"))
     assert first[0], "no factorized layer had a plan"
     assert {plans["source"] for plans in first[0]} == {"fixed"}
