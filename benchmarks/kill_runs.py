@@ -9,9 +9,11 @@ byte by byte, and the same of the teacher. The exit code is 1 where anything dif
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +32,7 @@ CASES = {
     "fitnets bits=4": ("kd=fitnets", "kd.match=same_name", "bits=4"),
 }
 MOST_KILLS = 8  # of one run, so that it comes to an end
+POLL = 0.003  # seconds between two looks
 IMPORTED = [
     "compresskd.config.build",
     "compresskd.cli.jobs",
@@ -43,11 +46,20 @@ _forks = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A finished run, the seconds after which its record was there, and those that it took."""
+    """A finished run, the processor's seconds after which its record was there, and those that it took."""
 
     folder: Path
     begun: float
     seconds: float
+
+
+def spent(process: Any) -> float:
+    """Seconds of the processor that a running process has used: however busy the machine is, they tell where it is."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(folder: Path, arguments: tuple[str, ...]) -> Any:
@@ -71,15 +83,17 @@ def _command(folder: Path, arguments: tuple[str, ...]) -> None:
 def undisturbed(folder: Path, arguments: tuple[str, ...]) -> Undisturbed:
     """Run once, in peace."""
     folder.mkdir(parents=True)
-    began, begun = time.perf_counter(), 0.0
+    begun = used = 0.0
     process = start(folder, arguments)
     while process.is_alive():
+        now = spent(process)
+        used = used if math.isinf(now) else now
         if not begun and (folder / "run" / "record.json").exists():
-            begun = time.perf_counter() - began
-        time.sleep(0.01)
+            begun = used
+        time.sleep(POLL)
     if process.exitcode:
         sys.exit((folder / "said.txt").read_text())
-    return Undisturbed(folder, begun, time.perf_counter() - began)
+    return Undisturbed(folder, begun, used)
 
 
 def disturbed(
@@ -91,13 +105,13 @@ def disturbed(
     for attempt in range(MOST_KILLS + 1):
         resumes = attempt % 2 == 1 and (folder / "run" / "record.json").exists()
         process = start(folder, ("resume", "run") if resumes else arguments)
-        patience = None if kills == MOST_KILLS else draw.uniform(0.9 * like.begun, like.seconds)
-        process.join(patience)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            kills += 1
-        elif process.exitcode:
+        moment = math.inf if kills == MOST_KILLS else draw.uniform(0.9 * like.begun, like.seconds)
+        while process.is_alive() and spent(process) < moment:
+            time.sleep(POLL)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if process.exitcode not in (0, -signal.SIGKILL):
             return kills, [f"exit code {process.exitcode}: {(folder / 'said.txt').read_text()[-2000:]}"]
         if is_finished(folder / "run"):  # or killed on its way out
             break

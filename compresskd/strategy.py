@@ -303,7 +303,7 @@ def _assess(
     if entry["layers"]:
         left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
         entry["skipped"] = {**left, **entry["skipped"]}
-    plans = plans_used(student, data, context.recipe, trained=bool(entry.get("epochs")))
+    plans = plans_used(student, context.data, context.recipe, trained=bool(entry.get("epochs")))
     if plans:
         entry["plans"] = {"source": source_of(training=True), "layers": plans}
     predictions = store_predictions(context, name, test)

@@ -10,12 +10,18 @@ from compresskd.cli.endings import FAILURE
 from compresskd.cli.execute import execute
 from compresskd.repeat import Row, compare_runs, surroundings
 from compresskd.run import FINISHED, Record, RunDirectoryError, read_record
+from compresskd.trust import granted
 
 
-def repeat(directory: Path, into: Path | None) -> int:
+def repeat(directory: Path, into: Path | None, said: Sequence[str]) -> int:
     """Run again what `directory` holds, into a folder that is not there yet; 0 where all is equal, else 1.
 
     The teacher is trained anew below that folder, unless it came from given weights.
+
+    Args:
+        directory: a finished run.
+        into: the folder; None takes a free name beside `directory`.
+        said: packages that the user trusts.
 
     Raises:
         RunDirectoryError: the run is not finished, its data are no longer what they were, or `into` is taken.
@@ -31,7 +37,7 @@ def repeat(directory: Path, into: Path | None) -> int:
     from compresskd.config.build import build_recorded
 
     config = record.config | {"outputs_dir": str(again)}
-    experiment = build_recorded(config, record.overrides)
+    experiment = build_recorded(config, record.overrides, trust=granted(directory, record, said))
     _check_same_data(directory, record, experiment)
     execute(experiment, again, unique=False)
     return _judge(directory, again)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,36 +31,44 @@ def plans_used(model: nn.Module, data: Data, recipe: Recipe, *, trained: bool) -
     found: dict[str, dict[str, str]] = {name: {} for name in layers}
     if not layers:
         return found
-    modes = {"inference": _sizes(recipe.evaluation_batch_size, len(data.validation), len(data.test))}
+    example = next(iter(data.validation.batches(1))).inputs
+    passes = {"inference": _sizes(recipe.evaluation_batch_size, len(data.validation), len(data.test))}
     if trained:
         # the last batch of an epoch is left out where it has one sample
-        modes = {"training": _sizes(recipe.batch_size, len(data.train)) - {1}, **modes}
+        passes = {"training": _sizes(recipe.batch_size, len(data.train)) - {1}, **passes}
+    for mode, sizes in passes.items():
+        training = mode == "training"
 
-    def note(name: str, layer: Any, input: Tensor) -> None:
-        for mode, sizes in modes.items():
+        def note(
+            name: str, layer: Any, input: Tensor, training: bool = training, sizes: set[int] = sizes
+        ) -> None:
             for size in sorted(sizes, reverse=True):
-                training, shape = mode == "training", (size * input.shape[0], *input.shape[1:])
-                plan = (
-                    "compiled"
-                    if training and recipe.compile
-                    else layer.plan(input.new_ones(shape), training=training)
-                )
-                found[name][f"{mode} {'x'.join(map(str, shape))}"] = plan
+                shape = (size * input.shape[0], *input.shape[1:])
+                compiled = training and recipe.compile
+                plan = "compiled" if compiled else layer.plan(input.new_ones(shape), training=training)
+                found[name][f"{'training' if training else 'inference'} {'x'.join(map(str, shape))}"] = plan
 
+        # training is at the recipe's precision, scores are always taken in float32
+        cast = autocast(recipe.precision if training else "fp32", example.device)
+        with cast, _told(layers, note), evaluation_mode(model), torch.inference_mode():
+            model(example)
+    return found
+
+
+@contextmanager
+def _told(layers: Mapping[str, nn.Module], note: Callable[..., None]) -> Iterator[None]:
+    """Within, `note(name, layer, input)` is called at each call of a layer."""
     handles = [
         layer.register_forward_pre_hook(
             lambda layer, args, named, name=name: note(name, layer, *args, *named.values()), with_kwargs=True
         )
         for name, layer in layers.items()
     ]
-    example = next(iter(data.validation.batches(1))).inputs
     try:
-        with evaluation_mode(model), torch.inference_mode(), autocast(recipe.precision, example.device):
-            model(example)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return found
 
 
 def _sizes(batch_size: int, *num_samples: int) -> set[int]:
