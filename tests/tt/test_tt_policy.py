@@ -115,3 +115,10 @@ def test_plans_under_autocast_are_those_of_its_dtype(monkeypatch):
     assert seen == [torch.bfloat16, torch.float32]
     _chain.cache_clear()
     choice.choose.cache_clear()
+
+
+def test_cores_stay_in_one_piece_whatever_memory_order_a_model_is_brought_to():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), tt.TTLinear((8, 18), (4, 6), 3))
+    model.to(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(core.is_contiguous() for core in model[2].cores)
