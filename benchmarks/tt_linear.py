@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tt_cases import PATTERNS, Run, medians, peers, step, tt_layer, use_opt_einsum
 
 from compresskd.tt import TTLinear
-from compresskd.tt.calibration import machine
+from compresskd.tt.calibration import machine, reference_machine
 from compresskd.tt.chain import Chain
 from compresskd.tt.choice import choose
 from compresskd.tt.execution import folded_weight, groups, inference_run, training_run
 from compresskd.tt.planner import bucket, rank_plans
+from compresskd.tt.policy import SOURCES
 
 HINDSIGHT = 10
 LARGEST = 1 << 24
@@ -53,7 +54,7 @@ def bench(case: Case, options: argparse.Namespace) -> dict[str, float]:
     result = {"dense": times["dense"], "tltorch": best, "left_to_right": others}
     ratios = {name: value / times["ours"] for name, value in result.items()}
     if options.regret:
-        ratios["regret"] = regret(layer, x, options)
+        ratios |= regret(layer, x, options)
     return ratios
 
 
@@ -71,20 +72,21 @@ def _peers(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> dict[str,
     return {name: run for name, run in found.items() if not (slow and name in ("t3nsor", "torchtt"))}
 
 
-def regret(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> float:
-    """Seconds of the plan picked over those of the best plan in hindsight, of all that the model puts near."""
+def regret(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the plan picked, fixed and measured, over those of the best in hindsight of all that may be good."""
     shapes: Any = tuple(tuple(core.shape) for core in layer.cores)
     threads, rows, training = torch.get_num_threads(), bucket(x.shape[0]), options.training
-    ranked = rank_plans(shapes, rows, training=training, machine=machine("cpu", torch.float32, threads))
-    picked = choose(
-        shapes, rows, training=training, device_type="cpu", dtype=torch.float32, num_threads=threads
-    )
-    plans = [cost.plan for cost in ranked[:HINDSIGHT]]
-    firsts = {(cost.plan.kind, cost.plan.columns): cost.plan for cost in reversed(ranked)}
-    plans += [plan for plan in (*firsts.values(), picked) if plan not in plans]
+    place: Any = {"device_type": "cpu", "dtype": torch.float32, "num_threads": threads}
+    picked = {source: choose(shapes, rows, training=training, source=source, **place) for source in SOURCES}
+    plans = list(picked.values())
+    for on in (machine("cpu", torch.float32, threads), reference_machine(threads)):
+        ranked = rank_plans(shapes, rows, training=training, machine=on)
+        firsts = {(cost.plan.kind, cost.plan.columns): cost.plan for cost in reversed(ranked)}
+        plans += [cost.plan for cost in ranked[:HINDSIGHT]] + list(firsts.values())
     runs = {str(plan): _plan_run(layer, Chain.of(plan, shapes), x, training) for plan in dict.fromkeys(plans)}
     times = medians(runs, options.rounds)
-    return times[str(picked)] / min(times.values())
+    best = min(times.values())
+    return {f"regret {source}": times[str(plan)] / best for source, plan in picked.items()}
 
 
 def _plan_run(layer: TTLinear, chain: Chain, x: Tensor, training: bool) -> Run:
@@ -189,9 +191,9 @@ def _summary(name: str, values: list[tuple[int, float]]) -> None:
     if not values:
         return
     every = [value for _, value in values]
-    if name == "regret":
+    if name.startswith("regret"):
         tenth = quantiles(every, n=10)[-1] if len(every) > 1 else every[0]
-        print(f"regret: mean {fmean(every):.2f}, 90th percentile {tenth:.2f}")
+        print(f"{name}: mean {fmean(every):.2f}, 90th percentile {tenth:.2f}")
         return
     batches = sorted({B for B, _ in values})
     by_batch = ", ".join(

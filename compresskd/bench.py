@@ -25,7 +25,6 @@ from compresskd.run import read_record
 from compresskd.trust import HELP, granted, trusted_packages
 from compresskd.tt.calibration import machine
 from compresskd.tt.chain import Chain
-from compresskd.tt.choice import choose
 from compresskd.tt.contraction import matrices
 from compresskd.tt.modes import PATTERNS
 from compresskd.tt.planner import bucket, rank_plans
@@ -188,9 +187,6 @@ def _plans(layer: tt.TTLinear, x: Tensor, num_plans: int) -> tuple[str, dict[str
     cores = [core.detach() for core in layer.cores]
     shapes: Any = tuple(tuple(core.shape) for core in cores)
     threads, rows = torch.get_num_threads(), bucket(x.shape[0])
-    picked = choose(
-        shapes, rows, training=False, device_type=x.device.type, dtype=x.dtype, num_threads=threads
-    )
     ranked = rank_plans(
         shapes, rows, training=False, machine=machine(x.device.type, x.dtype, threads), itemsize=x.itemsize
     )
@@ -199,7 +195,7 @@ def _plans(layer: tt.TTLinear, x: Tensor, num_plans: int) -> tuple[str, dict[str
         plan = cost.plan
         groups, chain = matrices(cores, plan.cuts, from_right=plan.from_right), Chain.of(plan, shapes)
         runs[str(plan)] = lambda chain=chain, groups=groups: chain.forward(x, groups, layer.bias)
-    return str(picked), runs
+    return layer.plan(x, training=False), runs
 
 
 def _peer(layer: tt.TTLinear, x: Tensor) -> Mapping[str, Run]:

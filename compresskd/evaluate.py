@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from compresskd import artifact
+from compresskd import artifact, tt
 from compresskd.data.base import Data
 from compresskd.run import FINISHED, Record, RunDirectoryError, changes, is_reproduced
 from compresskd.run.ownership import MODEL
@@ -85,7 +85,8 @@ def evaluate_run(
     config = record.config
     shape, batch_size = _settings(directory, config)
     _check_fits(model, data, shape)
-    scores = evaluate(model, data.test, batch_size=batch_size)
+    with tt.plans(config.get("tt", {}).get("plan", tt.FIXED)):
+        scores = evaluate(model, data.test, batch_size=batch_size)
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compresskd import artifact, macs, measure
+from compresskd import artifact, macs, measure, tt
 from compresskd.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.environment import git_revision, hardware, versions
@@ -46,6 +46,8 @@ class Experiment:
     Attributes:
         student: makes the untrained student; called once a run.
         teacher: how to come by the teacher, or None where the strategy needs none.
+        plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
+            see `compresskd.tt.policy`.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -58,6 +60,7 @@ class Experiment:
     seed: int
     device: torch.device
     teacher: Teacher | None = None
+    plan: str = tt.FIXED
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -81,7 +84,7 @@ class Experiment:
         run.start(self._record())  # before any other file: it tells that the folder is a run's
         for name, text in (texts or {}).items():
             write_text(run.place(name), text)
-        with _log_file(run.open_to_append(LOG)), _outcome(run):
+        with _log_file(run.open_to_append(LOG)), tt.plans(self.plan), _outcome(run):
             try:
                 self._run(run, reporter, trust)
             finally:

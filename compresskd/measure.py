@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compresskd import tt
 from compresskd.quant.activation import ActivationQuant
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.training.evaluation import evaluation_mode
@@ -35,6 +36,8 @@ def latency(
 ) -> dict[str, dict[str, float]]:
     """Median forward time in milliseconds, the models timed in turn so that a drifting machine is fair to all.
 
+    Factorized layers run by measured plans, as those of a loaded model do.
+
     Args:
         models: name to module.
         example: [1, ...] one input on the device that is measured.
@@ -46,6 +49,7 @@ def latency(
     """
     result: dict[str, dict[str, float]] = {name: {} for name in models}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tt.plans(tt.MEASURED))
         for model in models.values():
             stack.enter_context(evaluation_mode(model))
         for batch_size in batch_sizes:

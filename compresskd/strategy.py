@@ -23,7 +23,9 @@ from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
 from compresskd.run.predictions import read_predictions, write_predictions
 from compresskd.training import Recipe, Scores, evaluate
+from compresskd.training.plans import plans_used
 from compresskd.training.saved import read_training, write_training
+from compresskd.tt.policy import source_of
 
 _NUM_TRIED = 3
 TRAINING = f"{CHECKPOINTS}/training.ckpt"
@@ -297,6 +299,9 @@ def _assess(
     if entry["layers"]:
         left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
         entry["skipped"] = {**left, **entry["skipped"]}
+    plans = plans_used(student, context.data, context.recipe, trained=bool(entry.get("epochs")))
+    if plans:
+        entry["plans"] = {"source": source_of(training=True), "layers": plans}
     predictions = store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]

@@ -110,6 +110,28 @@ def _resume(arguments: list[str]) -> int:
     return 0
 
 
+_REPEAT = """usage: compresskd repeat DIR [--into DIR2] [--trust PACKAGE ...]
+
+Run the configuration of the finished run in DIR again from scratch, its teacher too (unless that came from given
+weights), into DIR2 (DIR_repeat), which must not be there yet; and say what of status, epochs, metrics, ranks, sizes,
+predictions and model.ckd is equal. Exit code 1 where anything differs. Code outside of compresskd runs where the run is
+your own and unchanged, or where --trust names its package."""
+
+
+def _repeat(arguments: list[str]) -> int:
+    arguments, said = take_trust(arguments)
+    names, into = list(arguments), None
+    if "--into" in names[:-1]:
+        at = names.index("--into")
+        into, names = Path(names[at + 1]), names[:at] + names[at + 2 :]
+    if len(names) != 1 or names[0].startswith("-"):
+        print(_REPEAT)
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE_ERROR
+    from compresskd.cli.repeat import repeat
+
+    return repeat(Path(names[0]), into, said)
+
+
 def _bench(arguments: list[str]) -> int:
     from compresskd import bench
 
@@ -162,6 +184,7 @@ def _evaluate(arguments: list[str]) -> int:
 # The first word of a command line that is not Hydra's; each takes the other words and returns the exit code.
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
+    "repeat": _repeat,
     "compare": _compare,
     "evaluate": _evaluate,
     "bench": _bench,

@@ -52,12 +52,13 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
     """A run is only gone on with, or taken for done, under the configuration that began it."""
     if record is None:
         return
+    from compresskd.config.build import completed
     from compresskd.config.differences import differences
 
     now = dict(experiment.config)
     if record.status == FINISHED:
         now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
-    changed = differences(record.config, now)
+    changed = differences(completed(record.config), now)
     if changed:
         finished = record.status == FINISHED
         raise RunDirectoryError(

@@ -49,11 +49,11 @@ def canonical(value: Any) -> str:
 
 
 def is_volatile(key: str, column: Iterable[str]) -> bool:
-    """Keys that say where or how loudly a run ran, not what it computed.
+    """Keys that say where, how loudly or in which order of sums a run ran, not what it computed.
 
     A `weights` file is not among them: it decides the teacher.
     """
-    if key.startswith("hydra."):
+    if key.startswith(("hydra.", "tt.")):
         return True
     last = key.rpartition(".")[2]
     if last in _PATH_NAMES or last.endswith(("_path", "_dir", "_file")) or last in _VOLATILE_NAMES:

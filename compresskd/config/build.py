@@ -68,7 +68,7 @@ def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment
 
 
 def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Experiment:
-    """The experiment of a record; keys that an earlier version did not write get their defaults.
+    """The experiment of a record.
 
     Args:
         config: that of the record.
@@ -79,8 +79,12 @@ def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Seque
         ConfigError: with every fault, such as data that is no longer there, or code that may not run.
     """
     check_recorded(config, trust)
-    known = dataclasses.asdict(Config()) | config
-    return build(resolve(OmegaConf.create(known)), overrides, trust=trust)
+    return build(resolve(OmegaConf.create(completed(config))), overrides, trust=trust)
+
+
+def completed(config: Plain) -> Plain:
+    """A recorded configuration; keys that an earlier version did not write get their defaults."""
+    return dataclasses.asdict(Config()) | config
 
 
 def build(
@@ -138,7 +142,8 @@ def build(
         config["seed"],
         device,
         teacher,
-        config,
-        tuple(overrides),
+        plan=config["tt"]["plan"],
+        config=config,
+        overrides=tuple(overrides),
         trust=tuple(named),
     )

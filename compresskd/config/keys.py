@@ -19,6 +19,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 _READ_BY_NAME = {
     "strategy": ("name", "stages"),
     "kd": ("objective",),
+    "tt": ("plan",),
     "teacher_fit": ("epochs", "seed", "optimizer", "scheduler", "train"),
 }
 

@@ -13,6 +13,17 @@ MODEL_ROLES = ("teacher", "student")
 
 
 @dataclass
+class TensorTrains:
+    """How factorized layers run.
+
+    Attributes:
+        plan: where their plans come from: fixed or measured, see `compresskd.tt.policy`.
+    """
+
+    plan: str = "fixed"
+
+
+@dataclass
 class Config:
     """Top-level keys. Groups are checked where they are built; scalars have their types here.
 
@@ -24,6 +35,7 @@ class Config:
         bits: of quantized weights; null leaves them in floating point, unless the strategy quantizes by itself.
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
+        tt: how factorized layers run.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 
@@ -39,6 +51,7 @@ class Config:
     scheduler: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     teacher_fit: dict[str, Any] = field(default_factory=dict)
+    tt: TensorTrains = field(default_factory=TensorTrains)
     outputs_dir: str = "outputs"
     rank: int = 32
     bits: int | None = None

@@ -19,6 +19,7 @@ from compresskd.data.base import Data
 from compresskd.experiment import Experiment
 from compresskd.teacher import Teacher
 from compresskd.trust.sources import source_digests
+from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
 # What determines a trained teacher, beside the data.
@@ -66,4 +67,6 @@ def _key(config: Plain, data: Data) -> str:
     code = source_digests(outside)
     if code:  # the user's own: where it changes, it is another teacher's
         determined |= {"code": code}
+    if config["tt"]["plan"] != FIXED:
+        determined |= {"tt": config["tt"]}
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ import torch
 from compresskd.config.faults import Fault
 from compresskd.config.schema import MODEL_ROLES
 from compresskd.training.precision import check_precision
+from compresskd.tt.policy import SOURCES
 
 _LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LARGEST_SEED = 2**63 - 1
@@ -26,6 +27,8 @@ def value_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
     for key, least in (("rank", 1), ("epochs", 0)):
         if config[key] < least:
             yield Fault(key, f"came {config[key]}; allowed: {least} or more")
+    if config["tt"]["plan"] not in SOURCES:
+        yield Fault("tt.plan", f"came {config['tt']['plan']!r}; allowed: {', '.join(SOURCES)}")
     yield from _seed("seed", config["seed"])
     yield from _teacher_fit(config["teacher_fit"])
     yield from _strategy(config["strategy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class TeacherOutputs:
         self._recipe, self._device = recipe, device
         self._caching = cacheable and split.num_views is not None and epochs > split.num_views
         self._views: dict[int, Tensor] = {}
+        self._counted: set[int] = set()  # views that are in the counts, before an interruption or since
         self._num_computed = self._num_served = 0
         self._seconds = 0.0
 
@@ -57,26 +59,38 @@ class TeacherOutputs:
             return self._views[batch.view][batch.index]
         return self._compute(batch)
 
-    def state_dict(self) -> dict[str, float | int]:
-        """The counts of `saving`, for a checkpoint; the stored logits themselves are computed again."""
-        return {"num_computed": self._num_computed, "num_served": self._num_served, "seconds": self._seconds}
+    def state_dict(self) -> dict[str, Any]:
+        """What is counted, for a checkpoint; the stored logits themselves are computed again."""
+        return {**self._counts(), "views": sorted(self._counted)}
 
-    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from what `state_dict` gave."""
         self._num_computed, self._num_served = int(state["num_computed"]), int(state["num_served"])
-        self._seconds = float(state["seconds"])
+        self._seconds, self._counted = float(state["seconds"]), set(state.get("views", ()))
 
     def saving(self) -> dict[str, float | int]:
-        """How many samples the teacher saw, how many were asked for, and the seconds that this saved."""
+        """How many samples the teacher saw, how many were asked for, and the seconds that this saved.
+
+        What an interruption made the teacher see once more is not counted: the figures are those of a run that was
+        never interrupted.
+        """
         per_sample = self._seconds / max(1, self._num_computed)
         return {
-            **self.state_dict(),
+            **self._counts(),
             "seconds_saved": per_sample * max(0, self._num_served - self._num_computed),
         }
 
+    def _counts(self) -> dict[str, float | int]:
+        return {"num_computed": self._num_computed, "num_served": self._num_served, "seconds": self._seconds}
+
     def _whole_view(self, view: int) -> Tensor:
         batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
-        return torch.cat([self._compute(batch) for batch in batches])
+        counted = self._num_computed, self._seconds
+        logits = torch.cat([self._compute(batch) for batch in batches])
+        if view in self._counted:
+            self._num_computed, self._seconds = counted
+        self._counted.add(view)
+        return logits
 
     def _compute(self, batch: Batch) -> Tensor:
         start = time.perf_counter()

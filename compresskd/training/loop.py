@@ -20,8 +20,10 @@ from compresskd.training.plan import Plan
 from compresskd.training.precision import autocast, check_compile, check_precision
 from compresskd.training.recipe import Recipe
 from compresskd.training.state import Best, TrainingState, initial_state, load_state, snapshot
+from compresskd.tt.policy import repeatable
 
 
+@repeatable()
 def fit(
     model: nn.Module,
     data: Data,
@@ -58,7 +60,8 @@ def fit(
     on_step: called at most ten times a second.
 
     The random numbers (dropout, order, mixup, augmentation) follow from `seed`; the generators of the caller
-    are left as they were.
+    are left as they were. Factorized layers run by fixed plans, at validation too, unless the caller has chosen
+    others (`compresskd.tt.plans`).
     Raises NonFiniteLoss; ResumeMismatch; ValueError where the device cannot do what the recipe asks;
     KeyboardInterrupt, after a checkpoint at the end of the step in which Ctrl-C came.
     """

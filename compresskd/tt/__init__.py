@@ -7,6 +7,7 @@ from compresskd.tt.factorize import candidates, error_curve, factorize, least_pa
 from compresskd.tt.linear import TTLinear
 from compresskd.tt.modes import Modes
 from compresskd.tt.ordinary import ordinary
+from compresskd.tt.policy import FIXED, MEASURED, plans
 from compresskd.tt.search import Candidate, CurvePoint
 from compresskd.tt.skipped import Skipped
 from compresskd.tt.structure import from_structure
@@ -14,6 +15,8 @@ from compresskd.tt.tucker import TuckerLinear
 from compresskd.tt.twin import twin
 
 __all__ = [
+    "FIXED",
+    "MEASURED",
     "CPConv2d",
     "CPLinear",
     "Candidate",
@@ -30,6 +33,7 @@ __all__ = [
     "from_structure",
     "least_parameters",
     "ordinary",
+    "plans",
     "refusal",
     "twin",
 ]

@@ -1,8 +1,9 @@
-"""What this machine can do, measured once for each device type, dtype and number of threads.
+"""What a machine can do: this one, measured once for each device type, dtype and number of threads; or the reference
+machine, whose numbers are data of the package, so that what follows from them is the same everywhere.
 
 Two grids of products (one large, and many small of one batch) give time per multiply-add by shape, interpolated in
 between; three sizes of matrix-vector product give the bandwidth of the caches and of memory; one tiny product gives
-the cost of an operation. Half a second, kept in the process and on disk, so that later runs plan alike.
+the cost of an operation. Half a second, kept in the process and on disk.
 """
 
 import json
@@ -33,6 +34,7 @@ WORK = 1 << 17
 MAX_WORK = 1 << 23
 ROUNDS, REPEATS = 3, 2
 WORST_STEP = 1.5
+REFERENCE = Path(__file__).with_name("reference.json")  # made by benchmarks/tt_reference.py
 
 Plane = list[list[float]]
 Grid = list[Plane]
@@ -94,6 +96,16 @@ def _mm_rate(on: Machine, rows: int, inner: int, columns: int) -> float:
 @lru_cache(maxsize=1 << 16)
 def _bmm_rate(on: Machine, rows: int, inner: int, columns: int) -> float:
     return _interpolate(on.bmm, (BMM_ROWS, BMM_INNER, BMM_COLUMNS), (rows, inner, columns))
+
+
+@lru_cache(maxsize=8)
+def reference_machine(num_threads: int) -> Machine:
+    """The machine that fixed plans are made for: of the numbers of threads that it was measured at, the nearest below.
+
+    It is a processor in float32, and stands for every device and dtype.
+    """
+    measured = {int(threads): values for threads, values in json.loads(REFERENCE.read_text()).items()}
+    return Machine(**measured[max(threads for threads in measured if threads <= max(1, num_threads))])
 
 
 def machine(device_type: str, dtype: torch.dtype, num_threads: int) -> Machine:
@@ -172,8 +184,8 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
         for g in (mm, bmm)
     ]
     return Machine(
-        _smoothed(least[0]),
-        _smoothed(least[1]),
+        smoothed(least[0]),
+        smoothed(least[1]),
         [max(values) for values in zip(*bandwidth, strict=True)],
         min(operation),
         min(turn),
@@ -197,7 +209,7 @@ def _round(
     return mm, bmm, bandwidth, operation, turn
 
 
-def _smoothed(grid: Grid) -> Grid:
+def smoothed(grid: Grid) -> Grid:
     """A larger product is hardly slower per multiply-add than a smaller one: the rest is a disturbed measurement."""
     smooth = [[list(row) for row in plane] for plane in grid]
     for i, j, k in product(*map(range, (len(grid), len(grid[0]), len(grid[0][0])))):

@@ -1,12 +1,11 @@
-"""Which plan is used: the fastest of the few that the cost model puts first, tried once on this machine.
+"""Which plan is used, see `compresskd.tt.policy`.
 
-A trial takes some tens of milliseconds for each layer shape, batch bucket, mode, dtype and number of threads, and its
-outcome is kept on disk beside the calibration before it is used, so that later runs compute alike, bit for bit.
-With COMPRESSKD_TRIALS=0 in the environment the cost model alone decides.
+A fixed one is what the cost model puts first on the reference machine. A measured one is the fastest of the few that
+it puts first on this machine, tried once: some tens of milliseconds for each layer shape, batch bucket, mode, dtype
+and number of threads. The outcome of a trial is kept on disk beside the calibration before it is used.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,12 +14,13 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from compresskd.tt.calibration import Machine, machine
+from compresskd.tt.calibration import Machine, machine, reference_machine
 from compresskd.tt.chain import Chain
 from compresskd.tt.contraction import Plan
 from compresskd.tt.decisions import decide
 from compresskd.tt.execution import folded_weight, groups, inference_run, training_run
 from compresskd.tt.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
+from compresskd.tt.policy import FIXED
 from compresskd.tt.undisturbed import undisturbed
 
 FOLDED_MARGIN = 0.9
@@ -36,9 +36,20 @@ VERSION = 3
 
 @lru_cache(maxsize=4096)
 def choose(
-    shapes: Shapes, rows: int, *, training: bool, device_type: str, dtype: torch.dtype, num_threads: int
+    shapes: Shapes,
+    rows: int,
+    *,
+    training: bool,
+    device_type: str,
+    dtype: torch.dtype,
+    num_threads: int,
+    source: str,
 ) -> Plan:
-    """The plan for cores of these shapes [r, m, n, s] and `rows` rows."""
+    """The plan for cores of these shapes [r, m, n, s] and `rows` rows, 'fixed' or 'measured' as `source` says."""
+    if source == FIXED:
+        return _predicted(
+            rank_plans(shapes, rows, training=training, machine=reference_machine(num_threads)), training
+        )
     on = machine(device_type, dtype, num_threads)
     costs = rank_plans(shapes, rows, training=training, machine=on, itemsize=dtype.itemsize)
     predicted = _predicted(costs, training)
@@ -46,12 +57,7 @@ def choose(
     fewer = _trial_rows(tried, shapes, rows, training, on, dtype)
     while len(tried) > 1 and (LEAST_ROUNDS + 1) * _total(tried, shapes, fewer, training, on, dtype) > LONGEST:
         tried.pop()
-    if (
-        len(tried) < 2
-        or all(cost.plan != predicted for cost in tried)
-        or device_type == "meta"
-        or os.environ.get("COMPRESSKD_TRIALS") == "0"
-    ):
+    if len(tried) < 2 or all(cost.plan != predicted for cost in tried) or device_type == "meta":
         return predicted
     name = (
         f"v{VERSION} {shapes} {rows} {training} {device_type} {dtype} {num_threads} torch{torch.__version__}"

@@ -26,11 +26,12 @@ from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import tt_svd
 from compresskd.tt.layer import TensorTrainLayer
 from compresskd.tt.modes import Pair, stage_modes
+from compresskd.tt.policy import FIXED, said, source_of
 from compresskd.tt.prepared import Derived, can_keep
 from compresskd.tt.product import autocast_dtype, is_watched
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
-TRAINING_MARGIN = 0.8
+TRAINING_MARGIN = FIXED_MARGIN = 0.8
 
 
 class TTConv2d(TensorTrainLayer):
@@ -259,7 +260,7 @@ class TTConv2d(TensorTrainLayer):
     def _infer(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
         dtype = autocast_dtype(x) or cores[0].dtype
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        name = (x.shape, dtype, last, torch.get_num_threads())
+        name = (x.shape, dtype, last, torch.get_num_threads(), said())
         return self._prepared.run(name, cores, lambda: self._prepare(x, cores, dtype, last))(x, bias)
 
     def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype, last: bool) -> Derived:
@@ -274,13 +275,37 @@ class TTConv2d(TensorTrainLayer):
 
             return self._prepared.operands((name, dtype, layout), cores, range(len(cores)), laid_out)
 
+        if self._infers_by_chain(x.to(dtype), cores, layout):
+            stages = operands("stages", lambda: self._stage_weights(plain))
+            return stages.carrying(_run(stages.content, self._options, self.geometry))
         kernel = operands("kernel", lambda: [self._kernel(plain)])
-        stages = operands("stages", lambda: self._stage_weights(plain))
-        run_kernel = _run(kernel.content, self._folded_options, self.geometry)
-        run_stages = _run(stages.content, self._options, self.geometry)
-        name = f"{[tuple(stage.shape) for stage in stages.content]} {self.geometry}"
-        chain = self._macs(x) < 1.0 and chain_is_faster(x.to(dtype), run_stages, run_kernel, name)
-        return stages.carrying(run_stages) if chain else kernel.carrying(run_kernel)
+        return kernel.carrying(_run(kernel.content, self._folded_options, self.geometry))
+
+    def plan(self, input: Tensor, *, training: bool) -> str:
+        """How an input like this is multiplied: 'chain' or 'folded'; see `compresskd.tt.policy`."""
+        if training:
+            return "chain" if self._macs(input) < TRAINING_MARGIN else "folded"
+        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        x = input.detach().to(autocast_dtype(input) or self.cores[0].dtype)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return "chain" if self._infers_by_chain(x, list(self.cores), layout) else "folded"
+
+    def _infers_by_chain(self, x: Tensor, cores: Sequence[Tensor], layout: torch.memory_format) -> bool:
+        macs = self._macs(x)
+        if macs >= 1.0 or source_of(training=False) == FIXED:
+            return macs < FIXED_MARGIN
+
+        plain = [core.detach() for core in cores]
+
+        def runs() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+            def like(weights: list[Tensor]) -> list[Tensor]:
+                return [weight.to(x.dtype).clone(memory_format=layout) for weight in weights]
+
+            stages, kernel = like(self._stage_weights(plain)), like([self._kernel(plain)])
+            return lambda x: self._chain(x, stages, None), lambda x: self._folded(x, kernel[0], None)
+
+        shapes = [tuple(weight.shape) for weight in self._stage_weights(plain)]
+        return chain_is_faster(x, runs, f"{shapes} {self.geometry}")
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""

@@ -16,6 +16,8 @@ from compresskd.tt.undisturbed import undisturbed
 ROUNDS = 5
 MARGIN = 0.95
 
+Run = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -145,10 +147,11 @@ def chain_macs(
     return chain, dense
 
 
-def chain_is_faster(
-    x: Tensor, chain: Callable[[Tensor], Tensor], folded: Callable[[Tensor], Tensor], name: str
-) -> bool:
-    """Measured on this input: interleaved runs, the least of each; the outcome is remembered on disk under `name`."""
+def chain_is_faster(x: Tensor, runs: Callable[[], tuple[Run, Run]], name: str) -> bool:
+    """Measured on this input: interleaved runs, the least of each; the outcome is remembered on disk under `name`.
+
+    `runs` makes the chain and the folded convolution, in this order, where they have to be measured.
+    """
     place = (
         *x.shape,
         x.dtype,
@@ -157,10 +160,10 @@ def chain_is_faster(
         torch.get_num_threads(),
         torch.__version__,
     )
-    return decide("convolution", f"{name} {place}", lambda: _measure(x, chain, folded), False)
+    return decide("convolution", f"{name} {place}", lambda: _measure(x, *runs()), False)
 
 
-def _measure(x: Tensor, chain: Callable[[Tensor], Tensor], folded: Callable[[Tensor], Tensor]) -> bool:
+def _measure(x: Tensor, chain: Run, folded: Run) -> bool:
     least = [math.inf, math.inf]
     with undisturbed(grad=False):
         for i, run in list(enumerate((chain, folded))) * (ROUNDS + 1):

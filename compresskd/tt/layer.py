@@ -103,4 +103,5 @@ class TensorTrainLayer(nn.Module, ABC):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._prepared.clear()
-        return super()._apply(fn, recurse)
+        # to(memory_format=torch.channels_last) means images and kernels; a core in that order is copied at each call
+        return super()._apply(lambda tensor: fn(tensor).contiguous(), recurse)

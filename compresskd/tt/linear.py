@@ -11,7 +11,8 @@ from compresskd.tt.contraction import least_macs
 from compresskd.tt.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose import check_modes, tt_svd
 from compresskd.tt.layer import TensorTrainLayer
-from compresskd.tt.product import autocast_dtype, infer, is_watched, traced, train
+from compresskd.tt.policy import said
+from compresskd.tt.product import autocast_dtype, infer, is_watched, plan_of, traced, train
 from compresskd.tt.whitening import check_covariance, tt_svd_whitened
 
 _is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_threads
@@ -185,7 +186,7 @@ class TTLinear(TensorTrainLayer):
             return traced(input, list(self.cores), self.bias, self.out_features)
         # What takes longer than a few look-ups here is felt in small layers at batch 1.
         if not _is_grad_enabled() and not _is_any_autocast_enabled() and type(input) is Tensor:
-            run = self._prepared.runs.get((input.shape, input.dtype, _get_num_threads()))
+            run = self._prepared.runs.get((input.shape, input.dtype, _get_num_threads(), said()))
             if run is not None:
                 held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
                 try:
@@ -210,6 +211,11 @@ class TTLinear(TensorTrainLayer):
         if input.dtype != cores[0].dtype:
             raise TypeError(f"expected input of {cores[0].dtype}, the dtype of the cores; got {input.dtype}")
         return self._product(input, cores)
+
+    def plan(self, input: Tensor, *, training: bool) -> str:
+        """How an input [..., in_features] like this is multiplied; see `compresskd.tt.policy`."""
+        x = input.detach().reshape(-1, self.in_features).to(autocast_dtype(input) or input.dtype)
+        return str(plan_of(x, list(self.cores), training=training)[0].plan)
 
     def _product(self, x: Tensor, cores: list[Tensor]) -> Tensor:
         shape, bias = x.shape, self.bias

@@ -26,6 +26,7 @@ from compresskd.tt.execution import (
     training_run,
 )
 from compresskd.tt.planner import Shapes, bucket
+from compresskd.tt.policy import said, source_of
 from compresskd.tt.prepared import Derived, Prepared, can_keep
 
 _is_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
@@ -40,14 +41,14 @@ def infer(
         bias = bias.to(x.dtype)
     if not can_keep(cores):
         return train(x, [core.to(x.dtype) for core in cores], bias, num_outputs)
-    name = (x.shape, x.dtype, torch.get_num_threads())
+    name = (x.shape, x.dtype, torch.get_num_threads(), said())
     return prepared.run(name, cores, lambda: _prepare(x, cores, num_outputs, prepared))(x, bias)
 
 
 def _prepare(x: Tensor, cores: Sequence[Tensor], num_outputs: int, prepared: Prepared) -> Derived:
     """What computes y from an x of this shape, and a bias."""
     dtype = x.dtype
-    chain, missing = _chain(tuple([core.shape for core in cores]), *_place(x), training=False)
+    chain, missing = plan_of(x, cores, training=False)
     if chain.plan.kind == "folded":
         # One folded weight serves all batch sizes.
         fold = partial(folded_weight, cores, x.shape[1], num_outputs, dtype)
@@ -65,12 +66,15 @@ def _prepare(x: Tensor, cores: Sequence[Tensor], num_outputs: int, prepared: Pre
 
 def train(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: int) -> Tensor:
     """x [B, N] to [B, M] with a graph."""
-    chain, missing = _chain(tuple([core.shape for core in cores]), *_place(x), training=True)
+    chain, missing = plan_of(x, cores, training=True)
     return training_run(chain, x, cores, bias, num_outputs, missing)
 
 
-def _place(x: Tensor) -> tuple[int, int, str, torch.dtype, int]:
-    return bucket(x.shape[0]), x.shape[1], x.device.type, x.dtype, torch.get_num_threads()
+def plan_of(x: Tensor, cores: Sequence[Tensor], *, training: bool) -> tuple[Chain, int]:
+    """The plan, as policy has it now, for x [B, N] through these cores; and how many inputs padding adds."""
+    place = (bucket(x.shape[0]), x.shape[1], x.device.type, x.dtype, torch.get_num_threads())
+    source = source_of(training=training)
+    return _chain(tuple([core.shape for core in cores]), *place, training=training, source=source)
 
 
 @lru_cache(maxsize=4096)
@@ -83,11 +87,17 @@ def _chain(
     num_threads: int,
     *,
     training: bool,
+    source: str,
 ) -> tuple[Chain, int]:
-    """The plan and the number of inputs that padding adds."""
     plain: Shapes = tuple([tuple(shape) for shape in shapes])  # pyright: ignore[reportAssignmentType]
     plan = choose(
-        plain, num_rows, training=training, device_type=device_type, dtype=dtype, num_threads=num_threads
+        plain,
+        num_rows,
+        training=training,
+        device_type=device_type,
+        dtype=dtype,
+        num_threads=num_threads,
+        source=source,
     )
     return Chain.of(plan, plain), math.prod([shape[2] for shape in plain]) - num_inputs
 

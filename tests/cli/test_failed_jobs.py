@@ -9,13 +9,14 @@ def test_a_failed_job_of_a_sweep_stops_no_other_and_is_told(run_cli, work):
         "class Net(nn.Linear):\n"
         "    def __init__(self, fails):\n"
         "        super().__init__(64, 4)\n"
-        "        self.fails = fails\n\n"
+        "        self.fails, self.calls = fails, 0\n\n"
         "    def forward(self, x):\n"
-        "        if self.training and self.fails:\n"
+        "        self.calls += self.training\n"
+        "        if self.fails and self.calls > 10:\n"  # beyond the few steps of the trial beforehand
         "            raise RuntimeError('the net failed')\n"
         "        return super().forward(x.flatten(1))\n"
     )
-    typed = ["data=synthetic", "data.num_train=64", "data.num_test=16", "strategy=train", "epochs=1"]
+    typed = ["data=synthetic", "data.num_train=64", "data.num_test=16", "strategy=train", "epochs=20"]
     typed += ["student=custom", "~student.num_classes", "student._target_=failing_net.Net"]
     outcome = run_cli("-m", *typed, "+student.fails=true,false")
     assert outcome.status == 1

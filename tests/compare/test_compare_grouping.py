@@ -211,10 +211,11 @@ def test_directions_and_texts_of_numbers():
     assert pick_latency([]) is None
 
 
-def test_the_interval_of_an_accuracy_stays_within_0_to_100_percent(tmp_path, run, capsys):
+def test_the_interval_of_an_accuracy_stays_within_0_to_100_percent(tmp_path, run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "220")
     for seed, accuracy in enumerate((0.999, 1.0, 0.9)):
         run(
             tmp_path / str(seed), seed=seed, config__seed=seed, stages__0__metrics={"test_accuracy": accuracy}
         )
-    assert main([str(tmp_path), "--rows", "0"]) == 0
+    assert main([str(tmp_path)]) == 0
     assert "… 100.00" in capsys.readouterr().out

@@ -32,6 +32,7 @@ READ_BY_NAME = {
     "total_epochs": ("config/budget.py", 'cfg.get("total_epochs")'),
     "device": ("config/parts.py", 'self._config["device"]'),
     "precision": ("config/parts.py", 'self._config["precision"]'),
+    "tt.plan": ("config/build.py", 'plan=config["tt"]["plan"]'),
     "strategy.name": ("config/parts.py", '_strategy(node["name"], stages)'),
     "teacher_fit.epochs": ("config/teacher_run.py", 'for k in ("epochs", "seed", "optimizer"'),
     "teacher_fit.seed": ("config/teacher_run.py", 'for k in ("epochs", "seed", "optimizer"'),

@@ -81,7 +81,7 @@ class DrawAndHandOn:
         with torch.no_grad():
             for parameter in state.student.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        state.student.requires_grad_(False)  # must not matter to the stages after
+        next(state.student.parameters()).requires_grad_(False)  # which it stays in the stages after
         return State(state.student, copy.deepcopy(state.student).eval())
 
 

@@ -49,8 +49,11 @@ def metrics(directory):
 def untimed_stage(stage):
     dropped = {"seconds", "train_seconds", "latency_ms", "latency_ms_beside", "teacher_outputs"}
     kept = {k: v for k, v in stage.items() if k not in dropped}
-    served = {k: v["num_served"] for k, v in stage.get("teacher_outputs", {}).items()}
-    return {**kept, "num_served": served}
+    counts = {
+        k: {n: v[n] for n in ("num_computed", "num_served")}
+        for k, v in stage.get("teacher_outputs", {}).items()
+    }
+    return {**kept, "counts": counts}
 
 
 def untimed_teacher(teacher):
@@ -61,8 +64,8 @@ def untimed_teacher(teacher):
 class Program:
     """One process of the command line, in a folder of the test's own."""
 
-    def __init__(self, arguments, folder):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    def __init__(self, arguments, folder, **environment):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
         environment["PYTHONPATH"] = str(Path(compresskd.__file__).parents[1])
         self.output = folder / f"output-{time.monotonic_ns()}.txt"
         with self.output.open("w") as file:

@@ -1,17 +1,20 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresskd.tt import TTLinear, choice, decisions
-from compresskd.tt.calibration import cache_directory
-from compresskd.tt.choice import choose
+from compresskd.tt.calibration import cache_directory, machine, reference_machine
+from compresskd.tt.choice import _predicted, choose
 from compresskd.tt.contraction import Plan
+from compresskd.tt.planner import rank_plans
 from compresskd.tt.rows import linear, outer, outer_sum
 
 SHAPES = ((1, 32, 8, 2), (2, 8, 32, 1))
-OPTIONS = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1}
+PLACE = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1}
+OPTIONS = {**PLACE, "source": "measured"}
 
 
 def forget(monkeypatch):
@@ -35,19 +38,56 @@ def test_a_trial_is_kept_on_disk_and_the_next_process_follows_it(monkeypatch, tr
     choose.cache_clear()
 
 
-def test_the_cost_model_alone_decides_where_trials_are_off_or_nothing_can_be_kept(monkeypatch, tmp_path):
+def test_the_cost_model_alone_decides_where_nothing_can_be_kept(monkeypatch, tmp_path):
     forget(monkeypatch)
-    monkeypatch.setenv("COMPRESSKD_TRIALS", "0")
-    monkeypatch.setattr(choice, "_tried", lambda *_: pytest.fail("tried"))
-    predicted = choose(SHAPES, 128, training=True, **OPTIONS)
-    forget(monkeypatch)
-    monkeypatch.delenv("COMPRESSKD_TRIALS")
-    monkeypatch.setattr(choice, "_tried", lambda *_: Plan("streamed"))
+    on = machine("cpu", torch.float32, 1)
+    predicted = _predicted(rank_plans(SHAPES, 128, training=True, machine=on), training=True)
+    other = Plan("streamed") if predicted.kind != "streamed" else Plan("folded")
+    monkeypatch.setattr(choice, "_tried", lambda *_: other)
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setattr(decisions, "cache_directory", lambda: blocked)
     assert choose(SHAPES, 128, training=True, **OPTIONS) == predicted
     choose.cache_clear()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_fixed_plan_asks_no_clock_and_no_cache(monkeypatch, training):
+    forget(monkeypatch)
+    for function in ("machine", "_tried", "decide"):
+        monkeypatch.setattr(choice, function, lambda *_, **__: pytest.fail("not a pure function"))
+    monkeypatch.setattr(decisions, "cache_directory", lambda: pytest.fail("looked into the cache"))
+    shapes = [
+        SHAPES,
+        ((1, 64, 4, 16), (16, 16, 16, 16), (16, 4, 64, 1)),
+        ((1, 16, 16, 200), (200, 16, 16, 1)),
+    ]
+    for threads in (1, 2, 3, 64):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            place = {"device_type": "cpu", "dtype": dtype, "num_threads": threads, "source": "fixed"}
+            for rows in (1, 32, 256, 2048):
+                found = [choose(each, rows, training=training, **place) for each in shapes]
+                expected = [
+                    _predicted(
+                        rank_plans(each, rows, training=training, machine=reference_machine(threads)),
+                        training,
+                    )
+                    for each in shapes
+                ]
+                assert found == expected
+    choose.cache_clear()
+
+
+def test_the_reference_machine_is_data_of_the_package():
+    one, two = reference_machine(1), reference_machine(2)
+    assert reference_machine(64) is not one
+    assert asdict(reference_machine(64)) == asdict(two)
+    for on in (one, two):
+        rates = [rate for grid in (on.mm, on.bmm) for plane in grid for row in plane for rate in row]
+        assert len(rates) == 6 * 5 * 5 + 5 * 4 * 4
+        assert all(1e-13 < rate < 1e-6 for rate in rates)
+        assert 1e-7 < on.operation < 1e-4
+        assert min(on.bandwidth) > 1e9
 
 
 def test_trials_leave_no_trace_in_the_call_they_are_made_in(monkeypatch):

@@ -290,7 +290,7 @@ def test_views_hold_no_memory_and_copies_are_counted():
         conv(torch.randn(1, 8, 6, 6))
         cores = sum(core.numel() for core in conv.cores)
         kernel, stages = 8 * 8 * 9, sum(core.numel() for core in conv.cores)
-        assert conv.inference_bytes == 4 * (kernel + stages + 2 * cores)
+        assert conv.inference_bytes in (4 * (kernel + cores), 4 * (stages + cores))  # of what runs, no more
         table = TTEmbedding(30, 16, (5, 6), (4, 4), 3)
         table(torch.arange(3))
         assert table.inference_bytes == 0

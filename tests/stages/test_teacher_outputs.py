@@ -1,0 +1,71 @@
+"""What is counted of a teacher's passes, whatever an interruption made it repeat."""
+
+import pytest
+import torch
+from torch import nn
+
+from compresskd.data.synthetic import synthetic
+from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.training import Recipe
+from compresskd.training.schedules import constant
+
+COUNTS = ("num_computed", "num_served")
+
+
+@pytest.fixture
+def data():
+    return synthetic(
+        name="synthetic", num_train=60, num_test=8, separation=0.3, data_seed=0, num_classes=4, input_shape=(6,),
+        validation_fraction=None, validation_count=10, split_seed=0, augmentation=None, augmentation_bank=None,
+    )  # fmt: skip
+
+
+def outputs(data, *, cacheable):
+    recipe = Recipe(epochs=3, batch_size=16, optimizer=torch.optim.SGD, scheduler=constant)
+    torch.manual_seed(0)
+    teacher = nn.Linear(6, 4)
+    return TeacherOutputs(
+        teacher, data.train, 3, seed=0, cacheable=cacheable, recipe=recipe, device=torch.device("cpu")
+    )
+
+
+def ask(one, data, epoch, start=0):
+    for batch in data.train.batches(16, epoch=epoch, start=start):
+        one(batch)
+
+
+def counts(one):
+    return {name: one.saving()[name] for name in COUNTS}
+
+
+@pytest.mark.parametrize("cacheable", [True, False])
+def test_counts_are_those_of_an_undisturbed_run(data, cacheable):
+    whole = outputs(data, cacheable=cacheable)
+    for epoch in range(3):
+        ask(whole, data, epoch)
+    expected = counts(whole)
+    assert expected == {"num_computed": 50 if cacheable else 150, "num_served": 150}
+
+    one = outputs(data, cacheable=cacheable)
+    for epoch in range(3):
+        ask(one, data, epoch)
+        saved = one.state_dict()
+        ask(one, data, epoch)  # goes past the checkpoint, and is killed
+        one = outputs(data, cacheable=cacheable)
+        one.load_state_dict(saved)
+    assert counts(one) == expected
+    assert one.saving()["seconds_saved"] >= 0
+
+
+def test_a_kill_before_the_first_checkpoint_counts_once(data):
+    ask(outputs(data, cacheable=True), data, 0)
+    one = outputs(data, cacheable=True)
+    ask(one, data, 0)
+    assert counts(one) == {"num_computed": 50, "num_served": 50}
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_views(data):
+    one = outputs(data, cacheable=True)
+    one.load_state_dict({"num_computed": 50, "num_served": 50, "seconds": 1.0})
+    ask(one, data, 1)
+    assert counts(one) == {"num_computed": 100, "num_served": 100}
