@@ -92,8 +92,12 @@ def test_times_are_free(work, run):
     def later(record):
         record["created"], record["wall_seconds"], record["resumed"] = "2099", 9.0, [{"at": "2099"}]
         for stage in record["stages"]:
-            stage["seconds"], stage["latency_ms"] = 99.0, {"batch_1": 99.0}
-        record["teacher"] |= {"source": "reused", "directory": "/elsewhere", "latency_ms": {}}
+            stage["seconds"], stage["latency_ms"] = 99.0, {"batch_1": 99.0, "batch_32": 99.0}
+        record["teacher"] |= {
+            "source": "reused",
+            "directory": "/elsewhere",
+            "latency_ms": {"batch_1": 99.0, "batch_32": 99.0},
+        }
 
     change_record(work / "other", later)
     assert all(row.equal for row in compare_runs(run, work / "other"))
