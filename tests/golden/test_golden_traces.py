@@ -40,11 +40,16 @@ def trace(directory):
         "made_with": {
             "cpu": record["hardware"]["cpu"],
             "num_threads": record["hardware"]["num_threads"],
-            **{k: v for k, v in versions().items() if k in ("python", "torch", "numpy", "scikit-learn", "safetensors")},
+            **{
+                k: v
+                for k, v in versions().items()
+                if k in ("python", "torch", "numpy", "scikit-learn", "safetensors")
+            },
         },
         "epochs": [[line["stage"], line["epoch"], *(line[name] for name in LOSSES)] for line in lines],
         "sizes": {
-            stage["name"]: {k: v for k, v in stage["size"].items() if isinstance(v, int)} for stage in record["stages"]
+            stage["name"]: {k: v for k, v in stage["size"].items() if isinstance(v, int)}
+            for stage in record["stages"]
         },
         "predictions": {name: "".join(map(str, values)) for name, values in predictions.items()},
         "model.ckd": hashlib.sha256((directory / "model" / "model.ckd").read_bytes()).hexdigest(),
