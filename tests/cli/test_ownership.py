@@ -241,7 +241,6 @@ def test_a_teacher_whose_code_was_changed_is_another_teacher(run_program, work):
     own = (
         "teacher=custom",
         "teacher._target_=own_net.Net",
-        "+teacher.num_classes=4",
         "+teacher.input_shape=[1,8,8]",
     )
     arguments = ("data=synthetic", "data.num_train=64", "student.hidden=[8]", "epochs=1", "strategy=distill")

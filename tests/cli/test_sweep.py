@@ -31,6 +31,25 @@ TIMES = {
 }
 
 
+def failing(work):
+    """Overrides of two jobs, one of which fails after more steps than the trial before a run takes."""
+    (work / "failing_net.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self, fails):\n"
+        "        super().__init__(64, 4)\n"
+        "        self.fails, self.calls = fails, 0\n\n"
+        "    def forward(self, x):\n"
+        "        self.calls += self.training\n"
+        "        if self.fails and self.calls > 10:\n"
+        "            raise RuntimeError('the net failed')\n"
+        "        return super().forward(x.flatten(1))\n"
+    )
+    own = ("student=custom", "~student.num_classes", "student._target_=failing_net.Net")
+    small = [option for option in SMALL if not option.startswith(("student.", "epochs="))]
+    return (*small, *own, "epochs=20", "+student.fails=false,true")
+
+
 @pytest.fixture
 def program(work):
     """program('-m', ..., NAME='value') -> a running command line, the leader of a process group of its own."""
@@ -436,7 +455,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(run_cli, program, work
 def test_joblib_shares_threads_and_brings_failures_home(program, work):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    running = program("-m", *SMALL, "optimizer.lr=0.01,1e30", "seed=0,1", *parallel, OMP_NUM_THREADS="")
+    running = program("-m", *failing(work), "seed=0,1", *parallel, OMP_NUM_THREADS="")
     assert running.wait(timeout=120) == 1, running.said()
     folder = sweep_folder(work)
     found = records(folder)
@@ -446,7 +465,10 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
     assert len(list((work / "outputs" / "teachers").iterdir())) == 1
     assert sum("teacher: training it" in p.read_text() for p in folder.rglob("log.txt")) == 1
     for seed in (0, 1):
-        assert f"compresskd: {folder}/optimizer.lr=1e+30,seed={seed}: NonFiniteLoss" in running.said()
+        assert (
+            f"compresskd: {folder}/+student.fails=True,seed={seed}: RuntimeError: the net failed"
+            in running.said()
+        )
 
     running = program("-m", *SMALL, "seed=0,1", *parallel, OMP_NUM_THREADS="3")
     assert running.wait(timeout=120) == 0, running.said()
@@ -480,15 +502,15 @@ def test_a_killed_worker_loses_its_own_job_only(program, work):
 @pytest.mark.slow
 def test_the_local_executor_of_submitit(program, work):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    running = program("-m", *SMALL, "optimizer.lr=0.01,1e30", "hydra/launcher=submitit_local")
+    running = program("-m", *failing(work), "hydra/launcher=submitit_local")
     assert running.wait(timeout=120) == 1, running.said()
     folder = sweep_folder(work)
     found = records(folder)
     assert {name: record["status"] for name, record in found.items()} == {
-        "optimizer.lr=0.01": "finished",
-        "optimizer.lr=1e+30": "failed",
+        "+student.fails=False": "finished",
+        "+student.fails=True": "failed",
     }
-    assert "NonFiniteLoss" in running.said()
+    assert "the net failed" in running.said()
     assert "2 records (1 finished, 1 failed)" in running.said()
     assert len(list((work / "outputs" / "teachers").iterdir())) == 1
 
