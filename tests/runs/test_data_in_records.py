@@ -153,7 +153,7 @@ class Broken(torch.nn.Module):
     def __init__(self, num_classes=4):
         super().__init__()
         self.num_classes = num_classes
-        self.spec = {"target": "broken.Broken", "kwargs": {}}
+        self.spec = {"target": "compresskd.models.mlp.MLP", "kwargs": {}}
         self.weight = torch.nn.Parameter(torch.zeros(64, num_classes))
 
     def forward(self, x):
