@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from compresskd.engine.environment import versions
 
 HERE = Path(__file__).parent
