@@ -34,6 +34,7 @@ from compresskd.run import (
     write_text,
 )
 from compresskd.run.ownership import LOG, MODEL
+from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
@@ -164,7 +165,7 @@ class Experiment:
         data = self.data
         return Record(
             strategy=self.strategy.name,
-            config=dict(self.config),
+            config=with_stored_targets(self.config),
             overrides=list(self.overrides),
             seed=self.seed,
             versions=versions(),
