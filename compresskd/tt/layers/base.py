@@ -78,12 +78,14 @@ class FactorizedLayer(nn.Module, ABC):
     ) -> Self:
         """Build the layer of a structure, with all parameters zero."""
         options = {name: _tuples(structure[name]) for name in cls.FIELDS}
-        layer, place = cls._empty(options, dtype), torch.device(device or torch.get_default_device())
-        if place.type != "meta":  # there it is already; torch would load its symbolic shapes for nothing
-            layer.to_empty(device=place)
-            with torch.no_grad():
-                for values in (*layer.parameters(), *layer.buffers()):
-                    values.zero_()
+        layer = cls._empty(options, dtype)
+        for module in layer.modules():  # to_empty would load torch's symbolic shapes for nothing
+            for name, value in [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]:
+                zeros = torch.zeros(value.shape, device=device, dtype=value.dtype)
+                setattr(module, name, nn.Parameter(zeros) if isinstance(value, nn.Parameter) else zeros)
         return layer
 
     @classmethod
