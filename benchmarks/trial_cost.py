@@ -26,7 +26,13 @@ from compresskd.stages import compression
 from compresskd.strategy import Context, State
 from compresskd.tt import choice, plans, product
 
-DATA = {"mlp": "digits", "lenet_300_100": "mnist", "lenet5": "mnist", "resnet20": "cifar10", "vit_tiny": "cifar10"}
+DATA = {
+    "mlp": "digits",
+    "lenet_300_100": "mnist",
+    "lenet5": "mnist",
+    "resnet20": "cifar10",
+    "vit_tiny": "cifar10",
+}
 PROOF = ("read_by_others", "carrying", "differing")
 ALLOWED = 0.05
 
@@ -36,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder with mnist/ and cifar10/; else noise of the same shapes")
+    parser.add_argument(
+        "--data", type=Path, help="folder with mnist/ and cifar10/; else noise of the same shapes"
+    )
     parser.add_argument("--models", default=",".join(DATA), help="of conf/model")
     parser.add_argument("--turns", type=int, default=7, help="after one that warms up")
     parser.add_argument("--rank", type=int, default=8)
@@ -55,8 +63,12 @@ def main() -> None:
             seconds = timed(cases[case])
             if turn:  # the first one warms up
                 found[case].append(seconds)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.turns} turns, ms of processor time")
-    print(f"{'model':<14} {'data_aware':<11} {'stage':>8} {'read':>7} {'twins':>7} {'trial':>7} {'proof':>7} {'share':>7}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.turns} turns, ms of processor time"
+    )
+    print(
+        f"{'model':<14} {'data_aware':<11} {'stage':>8} {'read':>7} {'twins':>7} {'trial':>7} {'proof':>7} {'share':>7}"
+    )
     for (name, aware), turns in found.items():
         stage, *parts = (1000 * statistics.median(column) for column in zip(*turns, strict=True))
         share = statistics.median(sum(rest) / whole for whole, *rest in turns)
@@ -74,7 +86,12 @@ def experiment(name: str, aware: bool, rank: int, folder: Path | None) -> Experi
     else:
         shape = {"mnist": [1, 28, 28], "cifar10": [3, 32, 32]}[DATA[name]]
         data.append(f"data.input_shape={shape}")
-    typed = [f"teacher={name}", "strategy=compress", f"rank={rank}", f"compress.data_aware={str(aware).lower()}"]
+    typed = [
+        f"teacher={name}",
+        "strategy=compress",
+        f"rank={rank}",
+        f"compress.data_aware={str(aware).lower()}",
+    ]
     (job,) = build_jobs(compose_jobs([*typed, *data]).jobs)
     return job
 

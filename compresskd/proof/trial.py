@@ -74,7 +74,9 @@ class _Bench:
         self._parents = {next(a for a in found if a in original.given) for found in above} | {""}
         self._given = original.given
         self._dense = cache(partial(self._run, twins))
-        self._moved = cache(lambda each: self._run({n: moved(t, self._new[n]) for n, t in twins.items()}, each))
+        self._moved = cache(
+            lambda each: self._run({n: moved(t, self._new[n]) for n, t in twins.items()}, each)
+        )
 
     def differing(self, names: Sequence[str]) -> dict[str, str]:
         """The layers by whose presence the model does otherwise: looked for together, then in halves."""
@@ -91,14 +93,23 @@ class _Bench:
         """Why the model with these layers does not do what it does with their twins; None where it does."""
         for each in PASSES if names else ():
             try:
-                seen, dense = self._run({**self._twins, **{n: self._new[n] for n in names}}, each), self._dense(each)
-                for place, ((where, a), (expected, b)) in enumerate(zip_longest(seen, dense, fillvalue=_NOTHING)):
-                    excess = _excess(a, b, lambda place=place: self._moved(each)[place][1])
-                    excess = excess if where == expected else f"it calls another module than {expected}"
-                    if excess is not None:
-                        return f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
+                found = self._deviation(names, each)
             except _Broken as error:
                 return f"breaks {error.args[0]} in {each.name}: {error.args[1]}"
+            if found is not None:
+                where, excess = found
+                return f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
+        return None
+
+    def _deviation(self, names: Sequence[str], each: Pass) -> tuple[str, str] | None:
+        """Where a pass with these layers first goes otherwise, and how."""
+        seen, dense = self._run({**self._twins, **{n: self._new[n] for n in names}}, each), self._dense(each)
+        for place, ((where, a), (expected, b)) in enumerate(zip_longest(seen, dense, fillvalue=_NOTHING)):
+            if where != expected:
+                return where, f"here, where {expected} would be running"
+            excess = _excess(a, b, lambda place=place: self._moved(each)[place][1])
+            if excess is not None:
+                return where, excess
         return None
 
     def _run(self, layers: Layers, each: Pass, watch: Watch | None = None) -> Seen:

@@ -45,7 +45,11 @@ def factorized(layer, method, rank=FULL):
 def trial(model, layers, new, inputs=None, bias=False):
     twins = {name: carrying(layers[name], made, bias=bias) for name, made in new.items()}
     return differing(
-        model, {name: layers[name] for name in new}, new, twins, torch.randn(4, 64) if inputs is None else inputs
+        model,
+        {name: layers[name] for name in new},
+        new,
+        twins,
+        torch.randn(4, 64) if inputs is None else inputs,
     )
 
 
