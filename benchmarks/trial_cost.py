@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from compresskd.compression import compression
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
-from compresskd.experiment import Experiment
-from compresskd.stages import compression
-from compresskd.strategy import Context, State
-from compresskd.tt import choice, plans, product
+from compresskd.engine.experiment import Experiment
+from compresskd.engine.strategy import Context, State
+from compresskd.tt import plans
+from compresskd.tt.execution import choice, product
 
 DATA = {
     "mlp": "digits",

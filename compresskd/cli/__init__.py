@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compresskd import __version__
 from compresskd.cli.endings import (
     FAILURE,
     INTERRUPT,
@@ -20,9 +19,10 @@ from compresskd.cli.endings import (
 )
 from compresskd.cli.execute import execute
 from compresskd.cli.jobs import run_hydra
-from compresskd.models.target import search_here_last
 from compresskd.run import FINISHED, AlreadyFinished, read_record
+from compresskd.targets.paths import search_here_last
 from compresskd.trust import granted, take_trust
+from compresskd.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,7 +133,7 @@ def _repeat(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from compresskd import bench
+    from compresskd.reports import bench
 
     try:
         return bench.main(arguments)
@@ -143,9 +143,9 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from compresskd.export import command
+    from compresskd.cli import export
 
-    return command.main(arguments)
+    return export.main(arguments)
 
 
 _EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...] [--trust PACKAGE ...]
@@ -170,7 +170,7 @@ def _evaluate(arguments: list[str]) -> int:
     from compresskd.config.recorded import data_of
     from compresskd.config.schema import register
     from compresskd.config.usable import usable
-    from compresskd.evaluate import evaluate_run
+    from compresskd.reports.evaluate import evaluate_run
 
     register()
     trust = granted(directory, record, said)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.compression import rank_schedule
 from compresskd.data.base import Data
-from compresskd.models.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
-from compresskd.models.target import check_trusted, is_shipped
-from compresskd.objective import Objective
-from compresskd.stages import Compression, Quantization, rank_schedule
+from compresskd.kd.objective import Objective
+from compresskd.stages import Compression, Quantization
+from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
+from compresskd.targets.paths import check_trusted, is_shipped
 
 
 def _is_function(found: Any, home: str, made: Any) -> bool:
@@ -40,7 +41,7 @@ def _any_of(*tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _is_stage = _any_of(_has("stages", "needs_teacher", "__call__"), _has("stages", "expand"))
 _is_term = _has("kd", "kind", "__call__")
-_is_ladder = lambda found: _is_function(found, "stages.rank_schedule", list[rank_schedule.Step])  # noqa: E731
+_is_ladder = lambda found: _is_function(found, "compression.rank_schedule", list[rank_schedule.Step])  # noqa: E731
 _is_plan = lambda found: found in (Compression, Quantization)  # noqa: E731
 
 _DATA = Kind(
@@ -67,11 +68,11 @@ _SCHEDULER = Kind(
     ),
 )
 _OBJECTIVE = Kind(
-    "compresskd.objective.Objective, or an objective of your own", None, lambda found: found is Objective
+    "compresskd.kd.objective.Objective, or an objective of your own", None, lambda found: found is Objective
 )
 _TERM = Kind("a loss term: a class of compresskd.kd or of your own", None, _is_term)
 LADDER = Kind(
-    "a schedule of ranks: a function of compresskd.stages.rank_schedule or of your own", None, _is_ladder
+    "a schedule of ranks: a function of compresskd.compression.rank_schedule or of your own", None, _is_ladder
 )
 _PLAN = Kind("compresskd.stages.Compression or compresskd.stages.Quantization", None, _is_plan)
 _STAGE = Kind("a stage: a class of compresskd.stages or of your own", None, _is_stage)

@@ -7,8 +7,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
 from compresskd.config.schema import conf_dir, register
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import Grid
@@ -129,7 +130,7 @@ def factorized(model, rank=4):
         new = tt.factorize(layer, rank=rank)
         return None if isinstance(new, tt.Skipped) else new
 
-    swap.replace(model, factorize)
+    surgery.replace(model, factorize)
     return model
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import bench, tt
-from compresskd.bench import BenchError
+from compresskd import tt
 from compresskd.models.build import build
+from compresskd.reports import bench
+from compresskd.reports.bench import BenchError
 
 
 def test_a_layer_is_timed_against_dense(capsys, monkeypatch):

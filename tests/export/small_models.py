@@ -6,8 +6,9 @@ import torch
 import yaml
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
 from compresskd.export import Source
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.activation import calibrate
 from compresskd.quant.pack import QuantizedTensor
@@ -66,7 +67,7 @@ def factorize(model, rank=2):
         layer = tt.factorize(module, rank=rank)
         return None if isinstance(layer, tt.Skipped) else layer
 
-    return len(swap.replace(model, replacement))
+    return len(surgery.replace(model, replacement))
 
 
 def source_of(model, spec=None, inputs=None):

@@ -8,14 +8,14 @@ import torch
 from tied_models import MODELS
 
 from compresskd import artifact, layers
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.replacement import carry_out
+from compresskd.compression.size import Size
 from compresskd.export import Source, export
 from compresskd.export.samples import Samples
 from compresskd.models.build import build
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import QuantSpec, prepare
-from compresskd.stages.plan import Method, plan_layers
-from compresskd.stages.replacement import carry_out
-from compresskd.stages.size import Size
 
 AROUND = 50_000  # bytes of the graph, of names, of vectors and of scales
 

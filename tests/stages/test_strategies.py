@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
 from compresskd.config.schema import conf_dir
+from compresskd.layers import surgery
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
 COMPRESSING = [s for s in STRATEGIES if s not in ("train", "distill", "distill_matched", "distill_qat")]
@@ -28,7 +29,7 @@ def test_strategy_runs_end_to_end(run_strategy, strategy):
     assert sum(p.numel() for p in reloaded.parameters()) == final["size"]["num_parameters"]
     assert artifact.stored_bytes(directory / final["checkpoint"]) == final["size"]["stored_bytes"]
     if strategy in COMPRESSING:
-        layers = swap.structure(reloaded)
+        layers = surgery.structure(reloaded)
         assert layers
         assert all(max(layer["ranks"]) <= 6 for layer in layers.values())
         assert (
@@ -117,8 +118,8 @@ def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
 def test_fresh_factors_keep_the_variance_of_activations():
     import torch
 
+    from compresskd.compression.compression import _fresh
     from compresskd.models.build import build
-    from compresskd.stages.compression import _fresh
 
     options = {"hidden": [512, 512, 512], "num_classes": 10, "input_shape": [512], "activation": "relu"}
     model = build("compresskd.models.mlp.MLP", options, seed=0)
