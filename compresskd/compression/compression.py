@@ -259,15 +259,12 @@ def factorize_model(
     Raises:
         NothingCompressed: every layer stayed dense.
     """
-    before = copy.deepcopy(model)
     replaced = carry_out(model, plan)
-    made = {name: new for each in replaced.replacements.values() for name, new in each.new.items()}
-    twins = {
-        name: carrying(each.old[name], new, bias=fresh)
-        for each in replaced.replacements.values()
-        for name, new in each.new.items()
-    }
-    reasons = differing(before, made, twins, inputs)
+    pairs = list(replaced.replacements.values())
+    old = {name: layer for pair in pairs for name, layer in pair.old.items()}
+    new = {name: layer for pair in pairs for name, layer in pair.new.items()}
+    twins = {name: carrying(old[name], new[name], bias=fresh) for name in new}
+    reasons = differing(model, old, new, twins, inputs)
     for name, each in list(replaced.replacements.items()):
         wrong = next((reasons[member] for member in each.new if member in reasons), None)
         if wrong is not None:
