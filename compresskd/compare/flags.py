@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from compresskd.compare.records import SCHEMA
 from compresskd.compare.study import Entry
+from compresskd.run import SCHEMA
 
 _T = TypeVar("_T")
 LATENCY_ONLY = frozenset({"hardware"})

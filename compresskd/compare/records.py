@@ -1,9 +1,8 @@
 """A run's `record.json` as typed data, read tolerantly: what is missing or wrong is said, never guessed.
 
-Imports nothing heavier than the standard library, so that anything (a dashboard, a notebook) can share it.
+A tolerant view of what `run.record.read_values` reads; it imports no PyTorch, so that anything can share it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from compresskd.compare.numbers import is_fraction
-from compresskd.run import RunDirectoryError, read_bytes
-from compresskd.run.renamed import modern_record
+from compresskd.run import RunDirectoryError
+from compresskd.run.record import read_values
+from compresskd.run.validity import STATES
 
-SCHEMA = 1
-MAX_BYTES = 64 * 2**20  # a record is some kilobytes: a larger file is something else and would eat the memory
 LARGEST = 1e60  # no measurement is farther from zero, and the squares of what is nearer do not overflow
-STATUSES = ("running", "finished", "failed", "interrupted")
 _MARKS = (
     "schema",
     "status",
@@ -156,17 +153,11 @@ def read_record(path: Path, *, details: bool = True) -> Record:
 
 def _load(path: Path) -> Any:
     try:
-        content = read_bytes(path, at_most=MAX_BYTES)
+        return read_values(path)
     except OSError as error:
         raise RecordError(path, f"cannot be read: {error.strerror}") from None
     except RunDirectoryError as error:
         raise RecordError(path, str(error).removeprefix(f"{path} ")) from None
-    if not content.strip():
-        raise RecordError(path, "empty file")
-    try:
-        return modern_record(json.loads(content))
-    except RecursionError:
-        raise RecordError(path, "not JSON that can be read: nested too deeply") from None
     except ValueError as error:
         raise RecordError(path, f"not valid JSON (cut off or damaged): {error}") from None
 
@@ -176,8 +167,8 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
     data = fields.child("data", required=True)
     seed, schema = fields.number("seed", required=True), fields.number("schema", required=True)
     status = fields.text("status", required=True)
-    if status is not None and status not in STATUSES:
-        fields.complain("status", f"expected one of {', '.join(STATUSES)}, got {status!r}")
+    if status is not None and status not in STATES:
+        fields.complain("status", f"expected one of {', '.join(STATES)}, got {status!r}")
     return Record(
         path=path,
         schema=None if schema is None else int(schema),

@@ -64,12 +64,14 @@ class Record:
         return {k: getattr(now, k) for k in _SURROUNDINGS if getattr(now, k) != getattr(self, k)}
 
     @classmethod
-    def from_json(cls, text: str) -> Record:
-        """Read a record, ignoring keys of later versions. Raises ValueError where it is not one."""
-        values = modern_record(json.loads(text, parse_constant=lambda _: None))  # earlier versions wrote NaN
+    def of(cls, values: Any) -> Record:
+        """Return the record of what `read_values` read, without keys of later versions.
+
+        Raises ValueError where it is not one.
+        """
+        values = plain(values)  # earlier versions wrote NaN
         check_record(values)
-        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        return cls(**known)
+        return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
 
 
 def changed_data(then: Record, now: Record) -> str:
@@ -94,18 +96,33 @@ def _changed_names(before: list[str], after: list[str]) -> str:
     return f"class {label} was {before[label]!r}, it is {after[label]!r} now"
 
 
+def read_values(path: Path) -> Any:
+    """Read the JSON of a record.json, with the names of today; whether it is a record is not judged.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        RunDirectoryError: it is no ordinary file, or too large.
+        ValueError: it is no JSON.
+    """
+    content = read_bytes(path, at_most=MAX_BYTES)
+    if not content.strip():
+        raise ValueError("empty file")
+    try:
+        return modern_record(json.loads(content))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_record(directory: Path) -> Record:
     """Read DIRECTORY/record.json. Raises RunDirectoryError saying what is wrong with it."""
     path = directory / RECORD
     try:
-        return Record.from_json(read_bytes(path, at_most=MAX_BYTES).decode("utf-8"))
+        return Record.of(read_values(path))
     except (FileNotFoundError, NotADirectoryError):
         raise RunDirectoryError(
             f"{directory} is not a run directory: it has no {RECORD} (a run that was stopped before it wrote "
             "one has nothing to resume: start it again)"
         ) from None
-    except RecursionError:
-        raise RunDirectoryError(f"{path} cannot be read: it is nested too deeply") from None
     except (ValueError, TypeError, OSError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
 
