@@ -11,7 +11,7 @@ from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.replacement import carry_out
 from compresskd.compression.size import Size
-from compresskd.layers import surgery
+from compresskd.layers import registry, surgery
 from compresskd.measure.coverage import coverage, uncovered
 from compresskd.models.build import build
 from compresskd.quant.prepare import QuantSpec, frozen, prepare
@@ -73,7 +73,7 @@ def test_registered_with_a_form_of_its_own(monkeypatch):
         linear.weight, linear.bias = nn.Parameter(layer.weight.detach().t()), layer.bias
         return linear
 
-    monkeypatch.setattr(layers, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     layers.register(TransposedLinear, as_plain)
     model, original = make("transposed"), make("transposed")
     chosen = {"mid": model.mid}
