@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from compresskd import stages
 from compresskd.config.schema import conf_dir
-from compresskd.models.target import resolve
+from compresskd.targets.paths import resolve
 
 AS_WRITTEN = ("experiment", "strategy")  # whose files are read whole rather than key by key
 PREFIX = {"model": "student"}  # the group that a folder serves, where the names differ
