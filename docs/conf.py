@@ -27,7 +27,7 @@ myst_enable_extensions = ["dollarmath", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
-autodoc_default_options = {"special-members": "__call__", "show-inheritance": True}
+autodoc_default_options = {"special-members": "__call__"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

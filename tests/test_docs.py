@@ -1,6 +1,7 @@
 """The documentation: it builds strictly, a reader's words find something in it, and the README stays an overview."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,24 @@ from compresskd.config.schema import conf_dir
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 WORDS = ("resume", "fine-tune", "TT-rank", "fake quantization", "callback", "tied weights")
+PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts)]
+
+
+def commands():
+    """What the pages tell a reader to run with overrides: (page, arguments); the first of swept values."""
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                at = next(
+                    (at for at, word in enumerate(words) if Path(word).name == "compresskd"), len(words)
+                )
+                arguments = [word for word in words[at + 1 :] if word != "-m"]
+                if arguments and (arguments[0][0] == "-" or "=" in arguments[0]):
+                    yield (
+                        page.relative_to(ROOT),
+                        [re.sub(r"(=\w+)(,\w+)+$", r"\1", word) for word in arguments],
+                    )
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +91,28 @@ def test_every_room_is_in_the_picture_and_has_its_page(built):
     for room in rooms:
         assert f">{room}</text>" in picture
         assert (built / "reference" / "api" / f"{room}.html").exists()
+
+
+@pytest.mark.slow
+def test_commands_of_the_pages_compose(run_cli, work):
+    shutil.copytree(ROOT / "tests" / "cli" / "my_project", work, dirs_exist_ok=True)
+    found = {tuple(arguments): page for page, arguments in commands()}
+    assert len(found) > 15
+    for arguments, page in found.items():
+        outcome = run_cli(*arguments, "--cfg", "job")
+        mistaken = "strategy=distil" in arguments  # shown to be refused
+        assert outcome.status == (2 if mistaken else 0), f"{page}: {arguments}: {outcome.err}"
+
+
+def test_keys_that_the_pages_name_are_in_the_configuration():
+    groups = ("compress", "quant", "kd", "train", "data", "rank_schedule")
+    known = "\n".join(path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
+    names = set(re.findall(r"^\s*(\w+):", known, re.MULTILINE))
+    written = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(rf"`'?((?:{'|'.join(groups)})\.\w+)=", written))
+    assert len(named) > 20
+    unknown = [key for key in named if key.partition(".")[2] not in names]
+    assert not unknown
 
 
 @pytest.mark.parametrize("words", WORDS)

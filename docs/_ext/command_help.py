@@ -20,6 +20,7 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Ask the program; its failure is the page's."""
+        self.env.note_reread()  # the program may have changed without this page
         words = self.arguments[0].split() if self.arguments else []
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "compresskd", *words, "--help"],

@@ -187,9 +187,8 @@ class Configuration(SphinxDirective):
     """All keys, as sections of the page."""
 
     def run(self) -> list[nodes.Node]:
-        """Read the files; the page is built again when one of them changes."""
-        for path in conf_dir().rglob("*.yaml"):
-            self.env.note_dependency(str(path))
+        """Read the files and the classes, which may have changed without this page."""
+        self.env.note_reread()
         return self.parse_text_to_nodes(everything(), allow_section_headings=True)
 
 

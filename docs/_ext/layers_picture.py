@@ -109,6 +109,7 @@ class LayersPicture(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Read the imports, and draw them."""
+        self.env.note_reread()  # the code may have changed without this page
         imports = room_imports()
         builder = self.env.app.builder
         links = {
