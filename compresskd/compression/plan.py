@@ -46,7 +46,7 @@ class Method:
         return self.statistics[name].covariance if name in self.statistics else None
 
     def options(self, name: str) -> dict[str, Any]:
-        """What `tt.factorize` is told besides the wish."""
+        """Keyword arguments for `tt.factorize`, except the size target."""
         options: dict[str, Any] = {"method": self.name}
         if self.name in ("tensor_train", "svd"):
             options["input_covariance"] = self.covariance(name)
