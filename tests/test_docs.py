@@ -104,6 +104,16 @@ def test_commands_of_the_pages_compose(run_cli, work):
         assert outcome.status == (2 if mistaken else 0), f"{page}: {arguments}: {outcome.err}"
 
 
+def test_tutorial_shows_the_messages_of_mistakes(run_cli):
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    section = text.partition("## Mistakes are cheap")[2].partition("\n## ")[0]
+    command, shown = re.findall(r"```(?:sh|text)\n(.*?)```", section, re.DOTALL)
+    outcome = run_cli(*shlex.split(command)[1:])
+    assert outcome.status == 2
+    assert f"exit code {outcome.status}" in section
+    assert outcome.err.strip() == shown.strip()
+
+
 def test_keys_that_the_pages_name_are_in_the_configuration():
     groups = ("compress", "quant", "kd", "train", "data", "rank_schedule")
     known = "\n".join(path.read_text(encoding="utf-8") for path in conf_dir().rglob("*.yaml"))
