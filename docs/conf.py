@@ -25,6 +25,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext"]
 myst_enable_extensions = ["dollarmath", "deflist", "fieldlist"]
 myst_heading_anchors = 3
+smartquotes = False  # what is quoted here is often typed
 html_math_renderer = "mathml"
 
 autodoc_default_options = {"special-members": "__call__"}

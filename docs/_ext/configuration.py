@@ -104,10 +104,11 @@ def types(made: Callable[..., Any]) -> dict[str, str]:
     """The annotations of a signature, as written."""
     parameters = inspect.signature(made).parameters.values()
     given = {p.name: p.annotation for p in parameters if p.annotation is not inspect.Parameter.empty}
-    return {
+    shown = {
         name: hint if isinstance(hint, str) else inspect.formatannotation(hint)
         for name, hint in given.items()
     }
+    return {name: re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", hint) for name, hint in shown.items()}
 
 
 def reference(made: Callable[..., Any]) -> str:
@@ -137,7 +138,11 @@ def of_file(path: Path, group: str) -> str:
     made = targets(text)
     if made:
         parts.append(f"Builds {', '.join(map(reference, made))}.")
-    meaning, hints = (described(made[0]), types(made[0])) if made else ({}, {})
+    meaning: dict[str, str] = {}
+    hints: dict[str, str] = {}
+    for each in reversed(made):  # of names that several have, those of the first count
+        meaning |= described(each)
+        hints |= types(each)
     prefix = f"{PREFIX.get(group, group.replace('/', '.'))}." if group else ""
     rows = [
         (
