@@ -24,19 +24,19 @@ INITS = ("round", "fresh")
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step of the ladder: bring the student to a rank, then train it against its predecessor.
+class RankStep:
+    """One step of the schedule: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
         how: how layers are brought to the rank; its `rank` is the step's.
         init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
             'fresh' from new factors of the same shapes.
         teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
-        max_drop: percentage points of validation accuracy, below that of the stage before the ladder, at which
-            the step is undone and the ladder ends; None never ends it.
+        max_drop: percentage points of validation accuracy, below that of the stage before the schedule, at which
+            the step is undone and the schedule ends; None never ends it.
     """
 
-    how: Compression
+    compression: Compression
     objective: Objective
     epochs: int
     init: str = "round"
@@ -55,16 +55,16 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.how.check(state.student, example)
+        self.compression.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:
-        """Return the state with the student of this rank, or the state as it was where the ladder has ended."""
-        ended = next((s["name"] for s in context.record.stages if s.get("ladder_ended")), None)
+        """Return the state with the student of this rank, or the state as it was where the schedule has ended."""
+        ended = next((s["name"] for s in context.record.stages if s.get("stopped_early")), None)
         if ended is not None:
-            context.details.update(not_run=f"the ladder ended at {ended}", epochs=0)
+            context.details.update(not_run=f"the schedule ended at {ended}", epochs=0)
             return state
         previous = state.student
         student = self._reduced(previous, context)
@@ -76,21 +76,23 @@ class Rung:
             epochs=self.epochs,
         )
         if self.max_drop is not None and self._dropped(student, context):
-            context.reporter.note(f"{context.stage}: validation accuracy fell too far; the ladder ends here")
-            context.details["ladder_ended"] = True
+            context.reporter.note(
+                f"{context.stage}: validation accuracy fell too far; the schedule ends here"
+            )
+            context.details["stopped_early"] = True
             return state
         return replace(state, student=student)
 
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
         student = copy.deepcopy(previous if self.init == "round" else context.reference)
         init = "decomposed" if self.init == "round" else "random"
-        replaced = self.how.apply(student, context, init=init)
+        replaced = self.compression.apply(student, context, init=init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped)
         return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
-        before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.how.rank
+        before = [s for s in context.record.stages if "scheduled_rank" not in s]
+        context.details["scheduled_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -101,13 +103,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class MultiStage:
-    """A ladder of falling ranks, expanded into one `Rung` a step.
+    """A schedule of falling ranks, expanded into one `RankStep` a step.
 
     Attributes:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
             `max_drop`. Ranks must fall from step to step.
         epochs: of each step that says nothing.
-        how: as in `Rung`; its rank is replaced by each step's.
+        compression: as in `RankStep`; its rank is replaced by each step's.
 
     Raises:
         ValueError: for a step with an unknown key or a rank that does not fall.
@@ -116,7 +118,7 @@ class MultiStage:
     stages: Sequence[Mapping[str, Any]]
     objective: Objective
     epochs: int
-    how: Compression
+    compression: Compression
     init: str = "round"
     teacher: str = "previous"
 
@@ -124,10 +126,11 @@ class MultiStage:
         if self.init not in INITS:
             raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
         check_teacher(self.teacher)
-        for wish in ("tolerance", "energy", "budget", "max_drop"):
-            if getattr(self.how, wish) is not None:
+        for target in ("tolerance", "energy", "budget", "max_drop"):
+            if getattr(self.compression, target) is not None:
                 raise ValueError(
-                    f"compress.{wish}: came {getattr(self.how, wish)} in a ladder, whose steps are ranks; allowed: null"
+                    f"compress.{target}: got {getattr(self.compression, target)}, expected null beside a schedule of "
+                    "ranks"
                 )
         if not self.stages:
             raise ValueError("stages: came an empty list; write at least one {rank: R}")
@@ -151,15 +154,15 @@ class MultiStage:
 
     def expand(self, name: str) -> dict[str, Stage]:
         """The steps as stages of their own, each recorded by itself."""
-        return {f"{name}_{i}_r{step['rank']}": self._rung(step) for i, step in enumerate(self.stages, 1)}
+        return {f"{name}_{i}_r{step['rank']}": self._step(step) for i, step in enumerate(self.stages, 1)}
 
-    def _rung(self, step: Mapping[str, Any]) -> Rung:
+    def _step(self, step: Mapping[str, Any]) -> RankStep:
         objective = self.objective
         if step.get("alpha") is not None or step.get("temperature") is not None:
             objective = objective.reweighted(alpha=step.get("alpha"), temperature=step.get("temperature"))
         epochs = self.epochs if step.get("epochs") is None else step["epochs"]
-        return Rung(
-            replace(self.how, rank=step["rank"]),
+        return RankStep(
+            replace(self.compression, rank=step["rank"]),
             objective,
             epochs,
             self.init,

@@ -115,14 +115,14 @@ OVERRIDES = {
     ),
     "everything in float": (["bits=4", "quant.layers={fc*: 0}"], "quant: nothing to quantize"),
     "activation bits": (["bits=4", "quant.activation_bits=4"], "quant.activation_bits: came 4; allowed: 8, null"),
-    "vector bits": (["bits=4", "quant.vector_bits=12"], "quant.vector_bits: came 12; allowed: 4, 8, 16, 32"),
+    "vector bits": (["bits=4", "quant.other_bits=12"], "quant.other_bits: came 12; allowed: 4, 8, 16, 32"),
     "ternary": (["bits=4", "quant.grid=ternary"], "quant.grid: came ternary with 4 bits; ternary weights take bits=2"),
     "granularity": (["bits=4", "quant.granularity=row"], "quant.granularity: came 'row'; allowed: tensor, channel"),
     "rank slices": (
         ["bits=4", "quant.granularity=rank_slice"],
         "quant.granularity: came 'rank_slice'; allowed: tensor, channel, or a whole number, the size of groups",
     ),
-    "estimator": (["bits=4", "quant.estimator=lsq"], "quant.estimator: came 'lsq'; allowed: learned_step, straight_th"),
+    "estimator": (["bits=4", "quant.estimator=lsq"], "quant.estimator: came 'lsq'; allowed: lsq, straight_th"),
     "batch norm": (["bits=4", "quant.batch_norm=late"], "quant.batch_norm: came 'late'; allowed: freeze, keep, fold"),
     "freeze": (["bits=4", "quant.freeze_fraction=2"], "quant.freeze_fraction: came 2; allowed: 0 to 1"),
     "entropy": (["bits=4", "quant.entropy=-1"], "quant.entropy: came -1; allowed: 0 or more"),
@@ -359,7 +359,7 @@ def test_a_finished_run_is_left_alone(run_cli, finished):
     _says(
         run_cli(*TINY, "hydra.run.dir=run"), "holds a finished run, which is never overwritten; write another"
     )
-    _says(run_cli("resume", "run"), "run is finished; there is nothing to go on with")
+    _says(run_cli("resume", "run"), "run is finished; there is nothing to resume")
     assert _content(finished) == before
 
 
@@ -480,7 +480,7 @@ def test_full_disk_ends_the_run_and_nothing_is_lost(run_cli, small_disk, size, e
     assert outcome.status == 1
     assert "Traceback" not in outcome.out + outcome.err
     assert "No space left on device" in outcome.err
-    assert f"go on with: compresskd resume {disk}/run" in outcome.err
+    assert f"resume it by: compresskd resume {disk}/run" in outcome.err
     record = json.loads((disk / "run" / "record.json").read_text())
     assert record["status"] == "running" if size == "30k" else "failed"
     assert not [p for p in (disk / "run").rglob("*") if p.name.startswith(".")]

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 BLOCK_ROWS = 512
 
 
-def split_bond(shapes: Sequence[tuple[int, int, int, int]]) -> int:
-    """The bond at which two groups have the fewest parameters together."""
+def best_cut(shapes: Sequence[tuple[int, int, int, int]]) -> int:
+    """The cut at which two groups have the fewest parameters together."""
     sizes = []
     for k in range(1, len(shapes)):
         left = right = 1
