@@ -149,7 +149,7 @@ def _run_by_hydra(
 
 
 def _use_threads(number: str) -> None:
-    """Use as many threads as the user said by OMP_NUM_THREADS; joblib shares the cores among its processes else.
+    """Use the number of threads in OMP_NUM_THREADS; otherwise joblib divides the cores among its workers.
 
     It sets MKL_NUM_THREADS too, which for torch comes before the other.
     """

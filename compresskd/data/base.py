@@ -23,8 +23,8 @@ class Batch:
 
     inputs: [B, C, H, W] or [B, F], float32, normalised, augmented if the split does so.
     targets: [B], int64. index: [B], int64, the position of each sample in its split.
-    view: which fixed view of the samples this is: 0 for a split with a single view, k for a bank of augmented
-    views, -1 for pixels that are no fixed view, so that nothing computed from them may be kept.
+    view: which augmented copy of the samples this is: 0 for a split with a single one, k for a bank of them, -1 if
+    the augmentation is random, so that results must not be cached.
     """
 
     inputs: Tensor

@@ -93,9 +93,9 @@ class Context:
         return zlib.crc32(f"{self.seed}/{self.stage}".encode())
 
     def begin(self, stage: str) -> int:
-        """Take up a stage, where it was left or at its start; the number of its epochs that are done.
+        """Begin or resume a stage, and return the number of its epochs that are done.
 
-        The clocks go on from what the checkpoint holds, and the generator of torch starts from the stage's seed.
+        Elapsed time continues from the checkpoint; torch's generator starts from the stage's seed.
         """
         self.stage, self.started, self.details = stage, time.perf_counter(), {}
         torch.manual_seed(self.stage_seed)

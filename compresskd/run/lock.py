@@ -46,7 +46,7 @@ class Hold:
             )
 
     def release(self, *, for_good: bool) -> None:
-        """Let others have it; `for_good` where nobody will write there again: then no trace stays."""
+        """Release the lock. With `for_good`, delete the lock files too: nobody will write there again."""
         with contextlib.suppress(OSError):
             if _identity(self.directory / LOCK) == self.identity:
                 (self.directory / OWNER).unlink(missing_ok=True)

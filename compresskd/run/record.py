@@ -128,7 +128,7 @@ def read_record(directory: Path) -> Record:
 
 
 def is_reproduced(accuracy: float, recorded: float, num_samples: int) -> bool:
-    """Whether no more than one sample in 1,000 (or one of ten and more) is judged otherwise than was recorded.
+    """Whether predictions differ from the recorded ones on at most 0.1% of the samples (or one of ten and more).
 
     Other hardware and other thread numbers add in another order, which can tip a sample at the border.
     """

@@ -44,26 +44,31 @@ def fit(
 
     The test split is never read.
 
-    data: on `device` already (`Data.to`); the model is moved there.
-    loss: `(model, batch) -> LossOutput(total, terms, logits)`, called within autocast at `recipe.precision`.
-        It must call the model that it is given, which may be a compiled form.
-    extra_modules: trained along and kept in checkpoints (projectors), or there to have their buffers kept
-        (the state of what `loss` and `after_step` do). Their parameters are not part of the result.
-    after_step: called with the number of updates done, after each one, before the weight average takes it in.
-    before_epoch: called with the epoch, the model just put in training mode: the place to freeze modules. It
-        is called again when an epoch is resumed in its middle, so it must not draw random numbers.
-    checkpoint: called with a dict of tensors and plain values after every epoch and, within an epoch, every
-        `recipe.checkpoint_seconds`. The tensors are the live ones: write them before returning.
-    resume: such a dict; training goes on from there as if it had never stopped (bit for bit on the CPU).
-    on_epoch: called after each epoch, before its checkpoint. After a kill between the two, the epoch comes
-        again: whoever writes it down keeps only as many lines as `resume["history"]` has.
-    on_step: called at most ten times a second.
+    Args:
+        data: on `device` already (`Data.to`); the model is moved there.
+        loss: `(model, batch) -> LossOutput(total, terms, logits)`, called within autocast at `recipe.precision`.
+            It must call the model that it is given, which may be a compiled form.
+        extra_modules: trained along and kept in checkpoints (projectors), or there to have their buffers kept
+            (the state of what `loss` and `after_step` do). Their parameters are not part of the result.
+        after_step: called with the number of updates done, after each one, before the weight average takes it in.
+        before_epoch: called with the epoch, the model just put in training mode: the place to freeze modules. It
+            is called again when an epoch is resumed in its middle, so it must not draw random numbers.
+        checkpoint: called with a dict of tensors and plain values after every epoch and, within an epoch, every
+            `recipe.checkpoint_seconds`. The tensors are the live ones: write them before returning.
+        resume: such a dict; training goes on from there as if it had never stopped (bit for bit on the CPU).
+        on_epoch: called after each epoch, before its checkpoint. After a kill between the two, the epoch comes
+            again: whoever writes it down keeps only as many lines as `resume["history"]` has.
+        on_step: called at most ten times a second.
 
     The random numbers (dropout, order, mixup, augmentation) follow from `seed`; the generators of the caller
     are left as they were. Factorized layers run by fixed plans, at validation too, unless the caller has chosen
     others (`compresskd.tt.plans`).
-    Raises NonFiniteLoss; ResumeMismatch; ValueError where the device cannot do what the recipe asks;
-    KeyboardInterrupt, after a checkpoint at the end of the step in which Ctrl-C came.
+
+    Raises:
+        NonFiniteLoss: the loss is NaN or inf.
+        ResumeMismatch: `resume` is of another training.
+        ValueError: the device cannot do what the recipe asks.
+        KeyboardInterrupt: after a checkpoint at the end of the step in which Ctrl-C came.
     """
     device = torch.device(device)
     _check(data, recipe, device)

@@ -10,7 +10,7 @@ import compresskd
 from compresskd.artifact import load
 
 PROJECT = Path(__file__).parent / "my_project"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 TYPED = [
     "--config-dir", "my_conf", "data=wine", "teacher=shortcut", "teacher.width=64", "student=shortcut", "kd=cosine",
     "strategy=learn_then_compress", "rank=4",
@@ -19,7 +19,7 @@ TYPED = [
 
 @pytest.fixture
 def project(work):
-    """The folder as the README shows it; it is where commands are run."""
+    """The folder as docs/extending.md shows it; it is where commands are run."""
     shutil.copytree(PROJECT, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     return work
 
@@ -28,7 +28,7 @@ def record_of(folder):
     return json.loads((folder / "record.json").read_text())
 
 
-def test_command_of_the_readme(run_program, project):
+def test_command_of_the_page(run_program, project):
     outcome = run_program(*TYPED)
     assert outcome.status == 0, outcome.err
     (folder,) = (project / "outputs").glob("*/*_learn_then_compress_r4")
@@ -133,11 +133,24 @@ def test_nothing_of_the_project_is_in_the_package():
     assert not list(package.rglob("my_*"))
 
 
-def test_readme_shows_these_files():
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
-    if "## Extend by one file" not in text:
-        pytest.skip("the README has no section 'Extend by one file' yet")
-    for path in PROJECT.rglob("*.*"):
-        if path.suffix in (".py", ".yaml"):
-            assert path.read_text().strip() in text, path
+def test_own_stage_is_run_and_its_details_are_recorded(run_cli, project):
+    typed = ["--config-dir=my_conf", "data=wine", "strategy=prune_then_compress", "rank=4", "epochs=2"]
+    assert run_cli(*typed, "hydra.run.dir=run").status == 0
+    run = project / "run"
+    stage = record_of(run)["stages"][1]
+    assert (stage["name"], stage["fraction_of_zeros"]) == ("prune", 0.3)
+    weight = load(run / stage["checkpoint"]).fc1.weight
+    assert (weight == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    refused = run_cli(*typed, "strategy.stages.prune.fraction=1")
+    assert refused.status == 2
+    assert "strategy.stages.prune.fraction: got 1" in refused.err
+
+
+def test_page_shows_these_files():
+    text = PAGE.read_text(encoding="utf-8")
+    shown = [path for path in PROJECT.rglob("*.*") if path.suffix in (".py", ".yaml")]
+    assert len(shown) >= 9
+    for path in shown:
+        assert path.read_text(encoding="utf-8").strip() in text, path
+        assert str(path.relative_to(PROJECT)) in text, path
     assert " ".join(TYPED) in text
