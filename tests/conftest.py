@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -16,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from refusals import name_of
 
 import compresskd
 from compresskd import measure
@@ -23,6 +25,10 @@ from compresskd.cli import main
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
+
+
+def pytest_make_parametrize_id(val):
+    return name_of(val) or None if isinstance(val, re.Pattern) else None
 
 
 @pytest.fixture(autouse=True)

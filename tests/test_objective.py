@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import says
 from torch import nn
 
 from compresskd.kd.decoupled import DKD
@@ -168,29 +169,29 @@ def test_autocast_does_not_lower_the_precision_of_losses(inputs, targets):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Objective({}), r"kd\.objective\.terms: expected at least one term, got none"),
-        (lambda: distilling(1.2), r"kd\.alpha: expected a number within 0\.\.1, got 1\.2"),
-        (lambda: distilling(-0.1), r"kd\.alpha: expected a number within 0\.\.1, got -0\.1"),
+        (lambda: Objective({}), says("terms", "none")),
+        (lambda: distilling(1.2), says("alpha", "0", "1", "1.2")),
+        (lambda: distilling(-0.1), says("alpha", "0", "1", "-0.1")),
         (
             lambda: distilling(math.nan),
-            r"terms\.cross_entropy\.weight: expected a number of 0 or above, got nan",
+            says("terms.cross_entropy.weight", "0", "nan"),
         ),
-        (lambda: distilling(0.5, 0), r"kd\.temperature: expected a number above 0, got 0"),
+        (lambda: distilling(0.5, 0), says("temperature", "0")),
         (
             lambda: Objective({"ce": CrossEntropy(-1.0), "mse": LogitMSE(1.0)}),
-            r"kd\.objective\.terms\.ce\.weight: expected a number of 0 or above, got -1\.0",
+            says("weight", "0", "-1.0"),
         ),
         (
             lambda: Objective({"ce": CrossEntropy("0.5")}),  # type: ignore[arg-type]
-            r"kd\.objective\.terms\.ce\.weight: expected a number of 0 or above, got '0\.5'",
+            says("weight", "0", "0.5"),
         ),
         (
             lambda: Objective({"ce": CrossEntropy(0.0), "mse": LogitMSE(0.0)}),
-            r"kd\.objective\.terms: expected a weight above 0, got 0 for all of ce, mse",
+            says("terms", "0"),
         ),
         (
             lambda: Objective({"ce": CrossEntropy()}, scale=0.0),
-            r"kd\.scale: expected a number above 0, got 0\.0",
+            says("scale", "0", "0.0"),
         ),
     ],
 )
@@ -245,8 +246,8 @@ def test_reweighted_leaves_features_and_scale():
 @pytest.mark.parametrize(
     ("objective", "changes", "message"),
     [
-        (distilling(), {"alpha": 1.5}, r"alpha: expected a number within 0\.\.1, got 1\.5"),
-        (distilling(), {"temperature": 0.0}, r"temperature: expected a number above 0, got 0\.0"),
+        (distilling(), {"alpha": 1.5}, says("alpha", "0", "1", "1.5")),
+        (distilling(), {"temperature": 0.0}, says("temperature", "0", "0.0")),
         (Objective({"a": CrossEntropy()}), {"alpha": 0.5}, r"alpha=0\.5: .* got a; write kd=soft_targets"),
         (
             Objective({"b": SoftTargets()}),
@@ -680,5 +681,5 @@ def test_defaults_are_those_of_the_papers():
 def test_alpha_out_of_range_is_named_in_every_config(path):
     from hydra.errors import InstantiationException
 
-    with pytest.raises(InstantiationException, match=r"kd\.alpha: expected a number within 0\.\.1, got 1\.2"):
+    with pytest.raises(InstantiationException, match=says("alpha", "0", "1", "1.2")):
         build(path, alpha=1.2)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from refusals import fault, told
 
 SMALL = (
     "data=synthetic", "data.num_train=128", "data.num_test=64", "data.separation=0.8", "student.hidden=[16]",
@@ -174,8 +175,8 @@ def test_what_does_not_fit_is_refused(run_cli, finished, arguments, text):
 
 
 FAULTS = {
-    "no such set": ("data=digitz", "data: came digitz; did you mean digits?"),
-    "no such file": ("data.path=/no/such", "data.path: came /no/such, which is not there; write data.path=DIR"),
+    "no such set": ("data=digitz", fault("data", "digitz", "digits?")),
+    "no such file": ("data.path=/no/such", fault("data.path", "/no/such", "data.path=DIR")),
     "not about data": ("rank=3", "rank=3: is not about the data; evaluate takes data=NAME and data.KEY=VALUE only"),
     "augmentation": (
         "data/augmentation=crop",
@@ -188,7 +189,7 @@ FAULTS = {
 def test_a_wrong_override_is_named(run_cli, finished, argument, text):
     outcome = run_cli("evaluate", "run", argument)
     assert (outcome.status, outcome.out, outcome.left) == (2, "", [])
-    assert f"\n  {text}\n" in outcome.err
+    told(outcome, text)
 
 
 def test_an_unknown_option_of_the_data_is_named(run_cli, finished):
