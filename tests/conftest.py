@@ -64,13 +64,19 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run_cli(work, monkeypatch, capsys):
-    """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
+def untimed(monkeypatch):
+    """No time is spent on timing."""
 
     def latency(models, example, **options):
         return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
 
     monkeypatch.setattr(measure, "latency", latency)
+
+
+@pytest.fixture
+def run_cli(work, monkeypatch, capsys, untimed):
+    """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
+
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which the program sets for its children
     monkeypatch.setattr(sys, "argv", ["compresskd"])

@@ -26,7 +26,7 @@ from compresskd.run import RunDirectoryError
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
 from compresskd.strategy import State
 
-pytestmark = pytest.mark.usefixtures("fast")
+pytestmark = pytest.mark.usefixtures("untimed")
 
 
 class Watcher:

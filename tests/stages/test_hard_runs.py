@@ -68,6 +68,9 @@ def test_what_no_rule_covers_is_said(run_strategy, caplog):
 
 
 def test_nothing_that_may_be_replaced_is_refused_before_the_teacher_is_trained(run_strategy, tmp_path):
+    typed = options(
+        "listed", "strategy=compress", "compress.exclude=[out]", f"outputs_dir={tmp_path}/outputs"
+    )
     with pytest.raises(Exception, match="holds it outside of the network's modules"):
-        run_strategy(*options("listed", "strategy=compress", "compress.exclude=[out]"))
+        run_strategy(*typed)
     assert not (tmp_path / "outputs" / "teachers").exists()
