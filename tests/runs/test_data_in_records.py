@@ -12,7 +12,7 @@ from refusals import says
 from compresskd.data import Source, assemble
 from compresskd.run import Record, RunDirectoryError, read_record
 from compresskd.run.record import changed_data
-from compresskd.strategy import NotFiniteError, store_predictions
+from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.training import Scores
 
 SMALL = (

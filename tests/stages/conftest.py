@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.run import open_run
 
 
