@@ -1,16 +1,17 @@
 """What all tests share: a fixed seed, and the command line run inside this process or in one of its own."""
 
+import functools
 import logging
 import os
 import random
 import re
 import subprocess
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import omegaconf.base
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
@@ -25,6 +26,8 @@ from compresskd.cli import main
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
+# Half of the time that it takes to build a job goes into parsing the same interpolations, once for each test.
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 
 def pytest_make_parametrize_id(val):
@@ -82,7 +85,8 @@ def run_cli(work, monkeypatch, capsys, untimed):
     monkeypatch.setattr(sys, "argv", ["compresskd"])
     store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
     Plugins.instance()  # which adds to the store when it is first asked for
-    repo, handlers, propagate = deepcopy(store.repo), list(log.handlers), log.propagate
+    stored = {group: dict(nodes) for group, nodes in store.repo.items() if isinstance(nodes, dict)}
+    repo, handlers, propagate = {**store.repo, **stored}, list(log.handlers), log.propagate
     root = logging.getLogger()
     root_handlers, root_level = list(root.handlers), root.level
 
