@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 def pytest_make_parametrize_id(val):
     return name_of(val) or None if isinstance(val, re.Pattern) else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """Ctrl-C means what it does in a terminal, to this process and its children, though the parent ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SECONDS, BYTES = 20, 2**30  # that reading anything may take
+FULL = "COMPRESSKD_HOSTILE"  # =full tries as many cases as the project claims to withstand
 _STARTS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 SENTINEL = "hostile_sentinel"  # a module that says so where it is imported
 VALUES = [
@@ -18,6 +19,11 @@ VALUES = [
     ":os.system",
 ]  # fmt: skip
 LARGE = [2**31, 2**63, 2**64, -(2**63), 10**30, [2**40, 2**40], [1] * 5000]
+
+
+def count(usual, full):
+    """How many cases to try: the usual number, or all of them where the environment asks for it."""
+    return full if os.environ.get(FULL) == "full" else usual
 
 
 @dataclass

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from refusals import fault, refused
 
 import compresskd
@@ -251,6 +250,14 @@ def test_a_failed_job_stops_no_other_and_the_end_names_every_one(run_cli, work, 
     assert (again.status, again.err) == (0, "")
 
 
+def test_a_failure_of_the_model_itself_is_told_too(run_cli, work):
+    outcome = run_cli("-m", *failing(work))
+    assert outcome.status == 1
+    assert "RuntimeError: the net failed (--verbose shows where)" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert sorted(r["status"] for r in records(sweep_folder(work)).values()) == ["failed", "finished"]
+
+
 def test_a_job_in_use_is_skipped_waited_for_and_named(run_cli, work, monkeypatch):
     assert run_cli("-m", *SMALL, "seed=0,1").status == 0
     taken = sweep_folder(work) / "seed=2"
@@ -373,36 +380,31 @@ def in_the_middle_of_job(work, number):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_of_twelve_goes_on_and_ends_as_an_undisturbed_one(run_cli, program, work):
-    command = ("-m", *LONGER, "kd.alpha=0.1,0.3,0.5,0.7", "seed=0,1,2")
+def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(run_cli, program, work):
+    command = ("-m", *LONGER, "kd.alpha=0.1,0.3,0.5", "seed=0,1")
     killed = program(*command)
-    wait_for(killed, in_the_middle_of_job(work, 5))
+    wait_for(killed, in_the_middle_of_job(work, 2))
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     folder = sweep_folder(work)
     before = {name: (folder / name / "record.json").read_bytes() for name in finished(folder)}
     (interrupted,) = set(records(folder)) - set(before)
-    assert len(before) == 5
+    assert len(before) == 2
     assert (folder / interrupted / "checkpoints" / "training.ckpt").exists()
 
     again = program(*command)
     assert again.wait(timeout=120) == 0, again.said()
     text = again.said()
-    assert text.count("skipped: ") == 5
+    assert text.count("skipped: ") == 2
     assert f"going on in {folder / interrupted}" in text
-    assert text.count("writing to ") == 6
-    assert "12 records (12 finished)" in text
+    assert text.count("writing to ") == 3
+    assert "6 records (6 finished)" in text
     found = records(folder)
-    assert len(found) == 12
+    assert len(found) == 6
     assert all((folder / name / "record.json").read_bytes() == content for name, content in before.items())
     assert [name for name, record in found.items() if record["resumed"]] == [interrupted]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert run_cli(*command, "outputs_dir=undisturbed").status == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert run_cli(*command, "outputs_dir=undisturbed").status == 0
     other = sweep_folder(work, "undisturbed")
     assert other.name == folder.name
     assert {name: results(folder / name) for name in found} == {name: results(other / name) for name in found}
@@ -473,10 +475,10 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_loses_its_own_job_only(program, work):
+def test_a_killed_worker_loses_its_own_job_only(run_cli, program, work):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    command = ("-m", *LONGER, "seed=0,1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    running = program(*command)
+    command = ("-m", *LONGER, "seed=0,1,2,3")
+    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     wait_for(running, in_the_middle_of_job(work, 1))
     folder = sweep_folder(work)
     chosen = next(path.parent for path in folder.rglob("run.owner"))
@@ -488,10 +490,9 @@ def test_a_killed_worker_loses_its_own_job_only(program, work):
     assert failed == {chosen.name}, running.said()
     assert found[chosen.name]["error"]["type"] == "WorkerKilled"
     assert {r["status"] for name, r in found.items() if name not in failed} == {"finished"}
-    assert len(found) == 5
+    assert len(found) == 4
     assert f"compresskd: {chosen}: WorkerKilled: its worker process was killed" in running.said()
-    again = program(*command)
-    assert again.wait(timeout=120) == 0, again.said()
+    assert run_cli(*command).status == 0
     assert {record["status"] for record in records(folder).values()} == {"finished"}
 
 
