@@ -136,6 +136,7 @@ OVERRIDES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("override", "needle"), OVERRIDES.values(), ids=OVERRIDES)
 def test_override_is_refused(run_cli, override, needle):
     outcome = run_cli(*DATA, *([override] if isinstance(override, str) else override))
@@ -463,6 +464,7 @@ def test_read_only_output_is_refused(run_cli, small_disk):
 
 
 # 30k: the record does not fit when the run fails; 60k: the model does not; 200k: the training checkpoint does not
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "epochs"), [("30k", 2), ("60k", 0), ("200k", 2)], ids=["record", "model", "checkpoint"]
 )

@@ -8,6 +8,8 @@ from refusals import fault, refused
 
 from compresskd.config.overrides import MOST_JOBS
 
+pytestmark = pytest.mark.slow
+
 DATA = ("data=synthetic", "data.num_train=64", "data.num_test=16")
 LONG = "a" * 300
 

@@ -201,6 +201,7 @@ def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     assert records(folder)["kd.alpha=0.6"]["teacher"]["source"] == "reused"
 
 
+@pytest.mark.slow
 def test_folders_that_the_user_names(run_cli, work):
     outcome = run_cli(
         "-m", *SMALL, "seed=0,1", "hydra.sweep.dir='${outputs_dir}/mine'", "hydra.sweep.subdir='job_${seed}'"
@@ -211,6 +212,7 @@ def test_folders_that_the_user_names(run_cli, work):
     assert not (work / "outputs" / "sweeps").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_job_of_another_configuration_is_not_taken_for_this_one(run_cli, work):
     named = ("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=mine")
     assert run_cli(*named).status == 0
@@ -223,6 +225,7 @@ def test_a_finished_job_of_another_configuration_is_not_taken_for_this_one(run_c
     assert (work / "mine" / "seed=0" / "record.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other_and_the_end_names_every_one(run_cli, work, monkeypatch):
     for trial in ("factory_faults", "try_training"):  # which would foresee it
         monkeypatch.setattr(f"compresskd.config.parts.{trial}", lambda *_: [])
@@ -250,6 +253,7 @@ def test_a_failed_job_stops_no_other_and_the_end_names_every_one(run_cli, work, 
     assert (again.status, again.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_model_itself_is_told_too(run_cli, work):
     outcome = run_cli("-m", *failing(work))
     assert outcome.status == 1
@@ -258,6 +262,7 @@ def test_a_failure_of_the_model_itself_is_told_too(run_cli, work):
     assert sorted(r["status"] for r in records(sweep_folder(work)).values()) == ["failed", "finished"]
 
 
+@pytest.mark.slow
 def test_a_job_in_use_is_skipped_waited_for_and_named(run_cli, work, monkeypatch):
     assert run_cli("-m", *SMALL, "seed=0,1").status == 0
     taken = sweep_folder(work) / "seed=2"

@@ -150,6 +150,7 @@ def choices():
             yield (f"{'student' if group == 'model' else group}={name}",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", list(choices()), ids="".join)
 def test_every_key_is_read(choice):
     assert unread(composed(*choice)) == []

@@ -33,6 +33,7 @@ def epochs_of(config):
     return {name: stage.epochs for name, stage in strategy.stages.items() if hasattr(stage, "epochs")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
     epochs = epochs_of(resolve(composed(f"strategy={strategy}", "total_epochs=24")))
@@ -131,6 +132,7 @@ def test_faults_of_a_schedule_are_not_raised_here():
 # Studies
 
 
+@pytest.mark.slow
 def test_compare_strategies_is_every_strategy_at_one_budget():
     plan = compose_jobs(["experiment=compare_strategies"])
     assert plan.multirun

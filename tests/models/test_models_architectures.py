@@ -123,6 +123,7 @@ def test_copies_state_and_memory_format_do_not_change_the_outputs(name):
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST_OF_ITS_KIND)
 def test_export_runs_at_another_batch_size(name):
     torch.manual_seed(0)
@@ -136,6 +137,7 @@ def test_export_runs_at_another_batch_size(name):
         torch.testing.assert_close(program.module()(x_BCHW), model(x_BCHW), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST_OF_ITS_KIND)
 def test_compiles_as_one_graph_with_equal_outputs(name):
     torch.manual_seed(0)

@@ -70,6 +70,7 @@ def test_modes_of_a_convolution_are_its_stages():
     assert layer.ranks == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize("of", ["parameters", "bytes"])
 def test_budget_is_met_within_two_percent(run_strategy, budget, of):
@@ -89,12 +90,14 @@ def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
         assert 0.1 < error <= 0.2 + 1e-5, name
 
 
+@pytest.mark.slow
 def test_energy_is_the_same_wish_as_tolerance(run_strategy):
     by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.data_aware=false")
     by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
     assert final(by_energy)["layers"] == final(by_tolerance)["layers"]
 
 
+@pytest.mark.slow
 def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
     generous, _ = run_strategy(*TEACHER, "compress.max_drop=10")
     strict, _ = run_strategy(*TEACHER, "compress.max_drop=1")
@@ -104,12 +107,14 @@ def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
     assert final(generous)["size"]["num_parameters"] < final(strict)["size"]["num_parameters"]
 
 
+@pytest.mark.slow
 def test_data_aware_loses_less_than_weight_error_alone(run_strategy):
     aware, _ = run_strategy(*TEACHER, "compress.budget=0.08")
     plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.data_aware=false")
     assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
 def test_other_methods_behind_the_same_switch(run_strategy, method):
     record, _ = run_strategy(*TEACHER, f"compress={method}", "rank=8")

@@ -7,6 +7,8 @@ from hard_modules import MODELS
 from compresskd import artifact, measure
 from compresskd.export import dense
 
+pytestmark = pytest.mark.slow
+
 
 def options(name, *overrides):
     roles = [
@@ -26,7 +28,8 @@ def final(record):
     ["tied", "languagemodel", "shared", "subclass", "hooked", "frozen", "normalized", "upsampling"],
 )
 def test_a_run_ends_with_a_model_that_is_what_was_scored(run_strategy, name):
-    strategy = ("strategy=distill_then_compress", "bits=4", "quant.vector_bits=16", "quant.epochs=1")
+    quantized = ("bits=4", "quant.vector_bits=16", "quant.epochs=1", "quant.core_start=nearest")
+    strategy = ("strategy=distill_then_compress", *quantized)
     record, directory = run_strategy(*options(name, *strategy))
     folder, compact = directory / "model", directory / "model" / "model.ckd"
     one, other = (artifact.load(path, trust=("hard_modules",)) for path in (folder, compact))

@@ -22,6 +22,7 @@ def num_values(tensor):
     return len(torch.unique(tensor))
 
 
+@pytest.mark.slow
 def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
     record, directory = run_strategy("strategy=distill_qat", "epochs=8", "teacher_fit.epochs=8")
     stage = stage_of(record)
@@ -35,6 +36,7 @@ def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
     assert (weight / steps[:, None]).abs().max() <= 128
 
 
+@pytest.mark.slow
 def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
     record, _ = run_strategy("strategy=distill_qat", "quant.student=false", *SHORT)
     plain, _ = run_strategy("strategy=distill", *SHORT)
@@ -52,6 +54,7 @@ def test_inputs_are_rounded_in_the_model_that_is_kept(run_strategy):
     assert sum(p.numel() for p in model.parameters()) == stage_of(record)["size"]["num_parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", ["distill_then_compress", "compress_then_distill", "distill_to_compressed", "multi_stage"]
 )
@@ -64,6 +67,7 @@ def test_four_bits_on_top_of_every_strategy(run_strategy, strategy):
     assert all(num_values(core.detach()) <= 16 for core in layer.cores)
 
 
+@pytest.mark.slow
 def test_post_training_quantization_trains_nothing(run_strategy):
     record, directory = run_strategy("bits=4", "quant.mode=ptq", *SHORT, "quant.core_start=gauge_als")
     stage = stage_of(record)

@@ -134,12 +134,14 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
 def test_every_option_changes_what_comes_out(context, before, after):
     one, two = (values(quantized(context, **(ALWAYS | options))) for options in (before, after))
     assert one.shape != two.shape or not torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_a_function_of_the_seed(context):
     one, two = (values(quantized(context, core_start="gauge_als")) for _ in range(2))
     assert torch.equal(one, two)
@@ -196,6 +198,7 @@ def test_folded_norms_are_counted_and_gone(context):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
 
 
+@pytest.mark.slow
 class TestBudget:
     @pytest.mark.parametrize("budget", [13_000, 22_000, 0.12])
     @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def epochs_of(directory: Path, stage: str):
     return [line for line in lines if line["stage"] == stage]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_strategy_runs_end_to_end(run_strategy, strategy):
     record, directory = run_strategy(f"strategy={strategy}", "rank=6", "epochs=3", "optimizer.lr=0.005")
@@ -42,6 +43,7 @@ def test_a_strategy_without_a_teacher_trains_none(run_strategy, tmp_path):
     assert not (tmp_path / "outputs" / "teachers").exists()
 
 
+@pytest.mark.slow
 def test_alpha_of_each_step_is_live(run_strategy):
     common = ("strategy=multi_stage", "rank_schedule=explicit", "epochs=1")
     constant, one = run_strategy(
@@ -114,6 +116,7 @@ class Told:
         return (1 - alpha) * self.terms["cross_entropy"] + alpha * self.terms["soft_targets"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "option", "stage", "holds"), OPTIONS, ids=lambda each: str(each)[:60])
 def test_option_does_what_it_says(run_strategy, strategy, option, stage, holds):
     common = (f"strategy={strategy}", "rank=4", "epochs=1")
@@ -141,6 +144,7 @@ def test_the_ladder_ends_where_accuracy_falls(run_strategy):
     assert all("not_run" in s for s in record.stages[ended[0] + 1 :])
 
 
+@pytest.mark.slow
 def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
     record, _ = run_strategy("strategy=distill_matched", "rank=6", "epochs=1")
     compressed, _ = run_strategy("strategy=train_to_compressed", "rank=6", "epochs=1")
@@ -169,6 +173,7 @@ def test_fresh_factors_keep_the_variance_of_activations():
         assert math.isclose(float(y.detach().var()), 1.0, rel_tol=0.35), name
 
 
+@pytest.mark.slow
 def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
     pulled, _ = run_strategy("strategy=admm_then_compress", "rank=6", "epochs=6", "strategy.rho=0.1")
     distances = pulled.stage("admm")["low_rank_distance"]
