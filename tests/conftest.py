@@ -31,6 +31,12 @@ torch.set_num_threads(1)
 omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 
+def pytest_configure(config):
+    # Files of few tests are the slow ones: sorted by the number of tests, two workers would end with one at work.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_make_parametrize_id(val):
     return name_of(val) or None if isinstance(val, re.Pattern) else None
 

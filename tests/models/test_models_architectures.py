@@ -65,13 +65,6 @@ def test_parameter_count_is_the_published_one(name, data, num_parameters):
     assert sum(p.numel() for p in model.parameters()) == num_parameters
 
 
-def test_custom_has_a_target_for_the_user_to_fill_in():
-    assert yaml.safe_load((CONF / "custom.yaml").read_text()) == {
-        "_target_": "???",
-        "num_classes": "${data.num_classes}",
-    }
-
-
 TENSOR_TRAIN_SHAPES = {"tt_mlp": (1, 8, 8), "tt_lenet_300_100": (1, 28, 28)}
 
 
