@@ -79,10 +79,10 @@ def num_hooks(*models):
 
 
 def step(bound, student, teacher, inputs, targets):
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         with torch.no_grad():
-            teacher_view = tapped.teacher(teacher(inputs))
-        return bound(tapped.student(student(inputs)), teacher_view, targets)
+            teacher_view = captured.teacher(teacher(inputs))
+        return bound(captured.student(student(inputs)), teacher_view, targets)
 
 
 def bind(term, student, teacher, inputs):

@@ -17,12 +17,12 @@ from compresskd.kd.objective import Objective
 def test_logits_alone_need_no_hooks(inputs, targets):
     student, teacher = Net(), Net()
     bound = distilling().bind(student, teacher, inputs[:1])
-    assert bound.student_taps == bound.teacher_taps == ()
+    assert bound.student_capture == bound.teacher_capture == ()
     assert not bound.needs_features
     assert list(bound.parameters()) == []
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         assert num_hooks(student, teacher) == 0
-        total, _ = bound(tapped.student(student(inputs)), tapped.teacher(teacher(inputs)), targets)
+        total, _ = bound(captured.student(student(inputs)), captured.teacher(teacher(inputs)), targets)
     total.backward()
     assert student.conv1.weight.grad is not None
     assert teacher.conv1.weight.grad is None
@@ -32,8 +32,8 @@ def test_cached_logits_need_no_teacher_module(inputs, targets):
     student, teacher = Net(), Net()
     bound = distilling().bind(student, teacher, inputs[:1])
     cached = teacher(inputs).detach()
-    with bound.attached(student) as tapped:
-        total, _ = bound(tapped.student(student(inputs)), tapped.teacher(cached), targets)
+    with bound.attached(student) as captured:
+        total, _ = bound(captured.student(student(inputs)), captured.teacher(cached), targets)
     assert total.item() == pytest.approx(step(bound, student, teacher, inputs, targets)[0].item())
 
 
@@ -41,8 +41,8 @@ def test_cross_entropy_alone_binds_without_a_teacher(inputs, targets):
     student = Net()
     bound = Objective({"cross_entropy": CrossEntropy()}).bind(student, None, inputs[:1])
     assert not bound.needs_teacher
-    with bound.attached(student) as tapped:
-        total, _ = bound(tapped.student(student(inputs)), None, targets)
+    with bound.attached(student) as captured:
+        total, _ = bound(captured.student(student(inputs)), None, targets)
     assert total.item() == pytest.approx(F.cross_entropy(student(inputs), targets).item())
 
 
@@ -76,8 +76,8 @@ def test_binding_changes_nothing_of_the_models(inputs):
 def test_explicit_pairs_are_tapped_and_compared(inputs, targets):
     student, teacher = Net(), Net()
     bound = bind(Hint(pairs={"layer1.0.conv1": "layer1", "conv1": "conv1"}), student, teacher, inputs)
-    assert bound.student_taps == ("layer1.0.conv1", "conv1")
-    assert bound.teacher_taps == ("layer1", "conv1")
+    assert bound.student_capture == ("layer1.0.conv1", "conv1")
+    assert bound.teacher_capture == ("layer1", "conv1")
     _, parts = step(bound, student, teacher, inputs, targets)
     x = inputs
     expected = F.mse_loss(student.conv1(x), teacher.conv1(x))
@@ -104,11 +104,11 @@ def test_hooks_are_removed_even_after_an_error(inputs, targets):
 def test_a_view_without_a_forward_pass_is_refused(inputs):
     student, teacher = Net(), Net()
     bound = bind(Hint(), student, teacher, inputs)
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         logits = student(inputs)
-        tapped.student(logits)
+        captured.student(logits)
         with pytest.raises(RuntimeError, match="no output of layer1"):
-            tapped.student(logits)
+            captured.student(logits)
 
 
 def test_a_model_compiled_within_the_context_shows_its_features(inputs, targets):
@@ -116,22 +116,22 @@ def test_a_model_compiled_within_the_context_shows_its_features(inputs, targets)
     bound = bind(Hint(), student, teacher, inputs)
     expected = step(bound, student, teacher, inputs, targets)[0].item()
     torch._dynamo.reset()
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         compiled = torch.compile(student, backend="eager")
         for _ in range(2):
             with torch.no_grad():
-                teacher_view = tapped.teacher(teacher(inputs))
-            total, _ = bound(tapped.student(compiled(inputs)), teacher_view, targets)
+                teacher_view = captured.teacher(teacher(inputs))
+            total, _ = bound(captured.student(compiled(inputs)), teacher_view, targets)
             assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_features_with_a_missing_teacher(inputs, targets):
     student, teacher = Net(), Net()
     bound = bind(Hint(), student, teacher, inputs)
-    with pytest.raises(ValueError, match=r"expected the model whose modules layer1 are tapped, got None"):
+    with pytest.raises(ValueError, match=r"expected the model whose modules layer1 are captured, got None"):
         bound.attached(student, None).__enter__()
-    with bound.attached(student, teacher) as tapped:
-        view = tapped.student(student(inputs))
+    with bound.attached(student, teacher) as captured:
+        view = captured.student(student(inputs))
         with pytest.raises(ValueError, match=r"feature compares features with a teacher's"):
             bound(view, None, targets)
     assert num_hooks(student, teacher) == 0

@@ -11,13 +11,13 @@ from refusals import says
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.objective import Objective, View
+from compresskd.kd.objective import Objective, ModelOutputs
 
 # The sum
 
 
 def test_total_is_the_weighted_sum_and_parts_are_unweighted(targets):
-    student, teacher = View(torch.randn(B, K, requires_grad=True)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K, requires_grad=True)), ModelOutputs(torch.randn(B, K))
     total, parts = distilling(0.7)(student, teacher, targets)
     cross_entropy = CrossEntropy()(student, None, targets).item()
     soft = SoftTargets()(student, teacher, targets).item()
@@ -29,7 +29,7 @@ def test_total_is_the_weighted_sum_and_parts_are_unweighted(targets):
 
 
 def test_scale_multiplies_the_total_alone(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     terms = {"cross_entropy": CrossEntropy(0.5), "dkd": DKD(0.5)}
     total, parts = Objective(terms, scale=2.0)(student, teacher, targets)
     assert total.item() == pytest.approx(sum(parts.values()).item(), rel=1e-6)
@@ -38,7 +38,7 @@ def test_scale_multiplies_the_total_alone(targets):
 def test_terms_of_weight_zero_are_left_out(targets):
     objective = distilling(0.0)
     assert not objective.needs_teacher
-    total, parts = objective(View(torch.randn(B, K)), None, targets)
+    total, parts = objective(ModelOutputs(torch.randn(B, K)), None, targets)
     assert list(parts) == ["cross_entropy"]
     assert total.item() == parts["cross_entropy"].item()
 
@@ -54,10 +54,10 @@ def test_needs():
 def test_autocast_does_not_lower_the_precision_of_losses(inputs, targets):
     student, teacher = Net(), Net(width=6)
     bound = bind(SimilarityPreserving(match="same_name"), student, teacher, inputs)
-    with bound.attached(student, teacher) as tapped, torch.autocast("cpu", dtype=torch.bfloat16):
+    with bound.attached(student, teacher) as captured, torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():
-            teacher_view = tapped.teacher(teacher(inputs))
-        student_view = tapped.student(student(inputs))
+            teacher_view = captured.teacher(teacher(inputs))
+        student_view = captured.student(student(inputs))
         inside = bound(student_view, teacher_view, targets)[0]
     assert student_view.logits.dtype == torch.bfloat16
     assert inside.dtype == torch.float32
@@ -120,7 +120,7 @@ def test_an_unknown_kind_of_term_is_refused():
 
 
 def test_reweighted_alpha_changes_the_loss(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     total, parts = distilling(0.7).reweighted(alpha=0.2)(student, teacher, targets)
     assert total.item() == pytest.approx(
         (0.8 * parts["cross_entropy"] + 0.2 * parts["soft_targets"]).item(), rel=1e-6
@@ -129,7 +129,7 @@ def test_reweighted_alpha_changes_the_loss(targets):
 
 
 def test_reweighted_temperature_changes_the_loss(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     original = distilling(0.7, 4.0)
     total = original.reweighted(temperature=1.5)(student, teacher, targets)[0]
     assert total.item() == distilling(0.7, 1.5)(student, teacher, targets)[0].item()
@@ -182,7 +182,7 @@ def test_a_dataclass_with_a_weight_and_a_call_is_a_term(targets):
     objective = Objective({"a": CrossEntropy(0.5), "own": Agreement(0.5)})
     assert objective.needs_teacher
     changed = objective.reweighted(alpha=0.25, temperature=1.0)
-    student, teacher = View(torch.zeros(B, K)), View(torch.ones(B, K))
+    student, teacher = ModelOutputs(torch.zeros(B, K)), ModelOutputs(torch.ones(B, K))
     total, parts = changed(student, teacher, targets)
     assert parts["own"].item() == 1.0
     assert total.item() == pytest.approx(0.75 * math.log(K) + 0.25, rel=1e-6)

@@ -17,7 +17,7 @@ from compresskd.run import factors
 
 pytestmark = pytest.mark.slow
 
-QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.vector_bits=16")
+QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.other_bits=16")
 
 
 def test_model_folder_is_the_scored_model_at_the_recorded_size(run_strategy):
