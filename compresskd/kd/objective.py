@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.checks import check_fraction, check_non_negative, check_positive, check_temperature
 from compresskd.kd.matching import FeatureMatch, match_features
-from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.outputs import ModelOutputs
 
-__all__ = ["BoundObjective", "Objective", "CapturedPair", "Term", "ModelOutputs"]
+__all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
 
 class Term(Protocol):

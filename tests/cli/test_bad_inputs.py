@@ -123,7 +123,7 @@ OVERRIDES = {
         ["bits=4", "quant.granularity=rank_slice"],
         fault("quant.granularity", "rank_slice", "tensor", "channel"),
     ),
-    "estimator": (["bits=4", "quant.estimator=lsq"], fault("quant.estimator", "lsq", "lsq", "straight_th")),
+    "estimator": (["bits=4", "quant.estimator=ste"], fault("quant.estimator", "ste", "lsq", "straight_through")),
     "batch norm": (["bits=4", "quant.batch_norm=late"], fault("quant.batch_norm", "late", "freeze", "keep", "fold")),
     "freeze": (["bits=4", "quant.freeze_fraction=2"], fault("quant.freeze_fraction", "2", "0", "1")),
     "entropy": (["bits=4", "quant.entropy=-1"], fault("quant.entropy", "-1", "0")),
@@ -359,7 +359,7 @@ def test_a_finished_run_is_left_alone(run_cli, finished):
     told(
         run_cli(*TINY, "hydra.run.dir=run"), "holds a finished run, which is never overwritten; write another"
     )
-    told(run_cli("resume", "run"), "run is finished; there is nothing to go on with")
+    told(run_cli("resume", "run"), "run is finished; there is nothing to resume")
     assert _content(finished) == before
 
 
@@ -481,7 +481,7 @@ def test_full_disk_ends_the_run_and_nothing_is_lost(run_cli, small_disk, size, e
     assert outcome.status == 1
     assert "Traceback" not in outcome.out + outcome.err
     assert "No space left on device" in outcome.err
-    assert f"go on with: compresskd resume {disk}/run" in outcome.err
+    assert f"resume it by: compresskd resume {disk}/run" in outcome.err
     record = json.loads((disk / "run" / "record.json").read_text())
     assert record["status"] == "running" if size == "30k" else "failed"
     assert not [p for p in (disk / "run").rglob("*") if p.name.startswith(".")]

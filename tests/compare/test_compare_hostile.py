@@ -21,10 +21,10 @@ IMPOSSIBLE = [
     ("metrics__test_accuracy", 2.5, says("test_accuracy", "0", "1", "2.5")),
     ("metrics__teacher_agreement", 1.01, says("teacher_agreement", "0", "1")),
     ("metrics__test_loss", -1e300, says("test_loss", "-1e+60", "1e+60")),
-    ("size__stored_bytes", -5, says("stored_bytes", "0", "1e+60", "-5")),
+    ("size__folder_bytes", -5, says("folder_bytes", "0", "1e+60", "-5")),
     ("size__macs", 1e308, says("macs", "0", "1e+60", "1e+308")),
     ("latency_ms__batch_1", -0.1, says("batch_1", "0")),
-    ("compression__stored_bytes", -2.0, says("stored_bytes", "0")),
+    ("compression__folder_bytes", -2.0, says("folder_bytes", "0")),
     ("seconds", 1e200, says("seconds", "0")),
 ]
 
@@ -42,7 +42,7 @@ def test_an_impossible_number_is_flagged_and_the_table_printed(
     assert said.search((tmp_path / "c.html").read_text())
     assert "rank=16" in out or " 16 " in out
     runs = json.loads((tmp_path / "c.json").read_text())["runs"]
-    name = key.rpartition("__")[2] if "compression" not in key else "compression_stored_bytes"
+    name = key.rpartition("__")[2] if "compression" not in key else "compression_folder_bytes"
     assert not [one for one in runs if "bad-" in one["run"] and name in one["numbers"]]
 
 

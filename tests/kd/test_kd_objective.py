@@ -11,7 +11,7 @@ from refusals import says
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.objective import Objective, ModelOutputs
+from compresskd.kd.objective import ModelOutputs, Objective
 
 # The sum
 
