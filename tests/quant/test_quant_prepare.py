@@ -295,7 +295,7 @@ def test_calibrate_observes_and_touches_nothing_else():
         (lambda: QuantSpec(bits=4, layers={"head": 6}), says("bits", "2", "3", "4", "8", "6")),
         (lambda: QuantSpec(grid="integer"), says("grid")),
         (
-            lambda: QuantSpec(estimator="lsq"),
+            lambda: QuantSpec(estimator="ste"),
             says("estimator", "lsq", "straight_through"),
         ),
         (lambda: QuantSpec(initial_scale="max"), says("initial_scale", "mse", "absmax")),
