@@ -14,7 +14,11 @@ FORMS = list(product((None, 4), (8, 4, 2)))  # rank of the factorized layers, bi
 SMALL = ["mlp", "tt_mlp", "lenet5", "resnet20"]
 LARGE = [name for name in NAMES if name not in SMALL]
 # The small ones in every form, which covers each type of layer; each other one in one of the forms, in turn.
-CASES = [(name, *form) for name in SMALL for form in FORMS]
+CASES = [
+    pytest.param(name, rank, bits, marks=[] if bits == 4 else pytest.mark.slow)
+    for name in SMALL
+    for rank, bits in FORMS
+]
 CASES += [
     pytest.param(name, *form, marks=pytest.mark.slow) for name, form in zip(LARGE, cycle(FORMS), strict=False)
 ]

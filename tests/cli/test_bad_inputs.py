@@ -314,6 +314,7 @@ FILES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", FILES, ids=lambda f: f.__name__.strip("_").replace("_", " "))
 def test_file_is_refused(run_cli, work, prepare):
     typed, needle = prepare(work)

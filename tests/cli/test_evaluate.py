@@ -54,6 +54,7 @@ def says(outcome, status, text):
     assert outcome.left == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["distill", "factorize", "finetune"])
 def test_every_stage_is_reproduced_and_nothing_is_written(run_cli, finished, stage):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
@@ -84,6 +85,7 @@ def other_model(run_cli):
     return Path("other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["model.ckd"], ["model.safetensors", "structure.json"], None], ids=str)
 def test_a_model_that_has_been_exchanged_is_not_reproduced(run_cli, finished, names):
     """Whole and loadable, but not the one that was recorded; also where the record's fingerprints go along."""

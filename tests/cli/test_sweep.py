@@ -177,6 +177,7 @@ def test_failures_of_another_sweep_in_the_folder_are_none_of_ours(tmp_path):
 # In this process
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     outcome = run_cli("-m", *SMALL, "kd.alpha=0.2,0.4")
     assert outcome.status == 0, outcome.err

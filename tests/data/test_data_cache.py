@@ -149,6 +149,7 @@ print(source.digest, source.targets.tolist() == [n // 2 for n in range(16)])
 """
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_decode_once(tmp_path):
     command = [sys.executable, "-c", SLOW_LOAD, str(tmp_path / "shared")]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -72,6 +72,7 @@ def test_quantized_tensor_trains_in_onnx(name, spec, tmp_path):
     assert difference(source_of(model, spec), "onnx", tmp_path) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "vit_tiny"])
 def test_quantized_networks(name, tmp_path):
     source = source_of(model_of(name), QuantSpec(bits=4))

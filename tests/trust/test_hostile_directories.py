@@ -127,6 +127,7 @@ def test_trust_in_a_package_is_no_trust_in_all_that_can_be_called(run_cli, shipp
     refused(run_cli("resume", "run", packages), mark, node["_target_"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     "make", [_build, _system, _module, _through_us, _hub, _program], ids=lambda f: f.__name__[1:]
