@@ -130,7 +130,7 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
     [
         ({"rank": 0}, says("rank", "0")),
         ({"ranks": {"fc1": 0}}, says("ranks", "0", "fc1")),
-        ({"tolerance": 0.1, "budget": 0.2}, "one wish for the size"),
+        ({"tolerance": 0.1, "budget": 0.2}, says("tolerance", "compress.budget", "one target")),
         ({"tolerance": 1.5}, says("tolerance", "1.5")),
         ({"energy": 0.0}, says("energy", "0.0")),
         ({"budget": 2}, says("budget", "2")),
