@@ -74,7 +74,7 @@ def test_registered_with_a_form_of_its_own(monkeypatch):
         linear.weight, linear.bias = nn.Parameter(layer.weight.detach().t()), layer.bias
         return linear
 
-    monkeypatch.setattr(layers, "_registered", {})
+    monkeypatch.setattr("compresskd.layers.registry._registered", {})
     layers.register(TransposedLinear, as_plain)
     model, original = make("transposed"), make("transposed")
     chosen = {"mid": model.mid}
