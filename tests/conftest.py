@@ -1,21 +1,25 @@
 """What all tests share: a fixed seed, and the command line run inside this process or in one of its own."""
 
+import functools
 import logging
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import omegaconf.base
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from refusals import name_of
 
 import compresskd
 from compresskd import measure
@@ -23,6 +27,24 @@ from compresskd.cli import main
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
+# Half of the time that it takes to build a job goes into parsing the same interpolations, once for each test.
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)
+
+
+def pytest_configure(config):
+    # Files of few tests are the slow ones: sorted by the number of tests, two workers would end with one at work.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_make_parametrize_id(val):
+    return name_of(val) or None if isinstance(val, re.Pattern) else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """Ctrl-C means what it does in a terminal, to this process and its children, though the parent ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +80,26 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run_cli(work, monkeypatch, capsys):
-    """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
+def untimed(monkeypatch):
+    """No time is spent on timing."""
 
     def latency(models, example, **options):
         return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
 
     monkeypatch.setattr(measure, "latency", latency)
+
+
+@pytest.fixture
+def run_cli(work, monkeypatch, capsys, untimed):
+    """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
+
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which the program sets for its children
     monkeypatch.setattr(sys, "argv", ["compresskd"])
     store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
     Plugins.instance()  # which adds to the store when it is first asked for
-    repo, handlers, propagate = deepcopy(store.repo), list(log.handlers), log.propagate
+    stored = {group: dict(nodes) for group, nodes in store.repo.items() if isinstance(nodes, dict)}
+    repo, handlers, propagate = {**store.repo, **stored}, list(log.handlers), log.propagate
     root = logging.getLogger()
     root_handlers, root_level = list(root.handlers), root.level
 

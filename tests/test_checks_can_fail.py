@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import says
 from torch import nn
 
 from compresskd import tt
@@ -137,12 +138,12 @@ REFUSED = {
         "answers otherwise",
     ),
     "the worst of no way": (lambda: worst([]), ValueError, "empty"),
-    "kd above 0: NaN": (lambda: kd.check_positive("k", NAN), ValueError, "k: expected"),
-    "kd above 0: infinity": (lambda: kd.check_positive("k", INF), ValueError, "k: expected"),
-    "kd above 0: -0.0": (lambda: kd.check_positive("k", -0.0), ValueError, "k: expected"),
-    "kd above 0: true": (lambda: kd.check_positive("k", True), ValueError, "k: expected"),
-    "kd 0 and above: NaN": (lambda: kd.check_non_negative("k", NAN), ValueError, "k: expected"),
-    "kd fraction: NaN": (lambda: kd.check_fraction("k", NAN), ValueError, "k: expected"),
+    "kd above 0: NaN": (lambda: kd.check_positive("k", NAN), ValueError, says("k")),
+    "kd above 0: infinity": (lambda: kd.check_positive("k", INF), ValueError, says("k")),
+    "kd above 0: -0.0": (lambda: kd.check_positive("k", -0.0), ValueError, says("k")),
+    "kd above 0: true": (lambda: kd.check_positive("k", True), ValueError, says("k")),
+    "kd 0 and above: NaN": (lambda: kd.check_non_negative("k", NAN), ValueError, says("k")),
+    "kd fraction: NaN": (lambda: kd.check_fraction("k", NAN), ValueError, says("k")),
     "kd fraction: 1 where below is asked": (
         lambda: kd.check_fraction("k", 1.0, below_one=True),
         ValueError,

@@ -6,6 +6,7 @@ All contenders of one case are timed in turn, in one process, and their medians 
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import statistics
 import time
@@ -202,7 +203,7 @@ def _plans(layer: tt.TTLinear, x: Tensor, num_plans: int) -> tuple[str, dict[str
 def _peer(layer: tt.TTLinear, x: Tensor) -> Mapping[str, Run]:
     """tensorly-torch's factorized layer on modes and ranks like ours, where it is installed."""
     try:
-        import tltorch  # pyright: ignore[reportMissingImports]
+        tltorch: Any = importlib.import_module("tltorch")  # typed alike whether it is installed or not
     except ImportError:
         return {}
     peer = tltorch.FactorizedLinear(

@@ -1,4 +1,6 @@
-"""Every architecture in conf/model, dense and factorized, at every width: both forms give the prepared outputs."""
+"""Every architecture in conf/model, and every pair of form and bits: both files give the prepared outputs."""
+
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -8,12 +10,17 @@ from compresskd import artifact
 from compresskd.quant.granularity import PerTensor
 from compresskd.quant.prepare import QuantSpec, prepare
 
-QUICK = {"mlp", "lenet5", "resnet20", "tt_mlp"}
+FORMS = list(product((None, 4), (8, 4, 2)))  # rank of the factorized layers, bits
+SMALL = ["mlp", "tt_mlp", "lenet5", "resnet20"]
+LARGE = [name for name in NAMES if name not in SMALL]
+# The small ones in every form, which covers each type of layer; each other one in one of the forms, in turn.
 CASES = [
-    pytest.param(name, rank, bits, marks=[] if name in QUICK and bits == 4 else [pytest.mark.slow])
-    for name in NAMES
-    for rank in (None, 4)
-    for bits in (8, 4, 2)
+    pytest.param(name, rank, bits, marks=[] if bits == 4 else pytest.mark.slow)
+    for name in SMALL
+    for rank, bits in FORMS
+]
+CASES += [
+    pytest.param(name, *form, marks=pytest.mark.slow) for name, form in zip(LARGE, cycle(FORMS), strict=False)
 ]
 
 

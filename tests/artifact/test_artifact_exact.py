@@ -44,6 +44,7 @@ def prepared(grid, granularity, core_granularity, seed):
     return model.eval(), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_thousand_random_cases_in_all_forms(grid, tmp_path):
     num_cases = 0

@@ -39,6 +39,7 @@ def rewrite(folder):
 
 
 class TestRoundTrip:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", NAMES)
     def test_every_architecture(self, name, tmp_path):
         model = shake(make(name))

@@ -79,6 +79,7 @@ def test_an_unfinished_run_has_no_model_yet(run_directory):
         compresskd.load(run_directory)
 
 
+@pytest.mark.slow
 def test_loading_brings_no_training_code(run_directory):
     code = (
         "import sys, compresskd\n"

@@ -6,17 +6,12 @@ import json
 import random
 import re
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from compresskd.listeners.console import Reporter
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from hostile import (
     BYTES_CHANGES,
     LARGE,
@@ -25,9 +20,12 @@ from hostile import (
     WATCH,
     change_kind,
     change_plain,
+    count,
     watched,
     write_json,
 )
+
+from compresskd.listeners.console import Reporter
 
 COMMON = (
     "data=synthetic", "data.num_train=96", "data.num_test=64", "student.hidden=[16]", "teacher.hidden=[24]", "epochs=2",
@@ -176,10 +174,10 @@ VERBS = {
 }
 
 
-def judge(count, originals, run_cli, work):
+def judge(tried, originals, run_cli, work):
     (work / f"{SENTINEL}.py").write_text("open('executed', 'w')")
     found = {}
-    for number in range(count):
+    for number in range(tried):
         choose = random.Random(number)
         name, verb = choose.choice(list(RUNS)), choose.choice(list(VERBS))
         if name == "interrupted":
@@ -211,7 +209,7 @@ def judge(count, originals, run_cli, work):
         for stray in (path.parent / f"{path.name}.away", work / "run-dense"):
             shutil.rmtree(stray, ignore_errors=True)
     assert not (work / "executed").exists()
-    told = f"{count} run directories, by exit code {found}; {WATCH}"
+    told = f"{tried} run directories, by exit code {found}; {WATCH}"
     print(told)  # noqa: T201 - shown by -s
 
 
@@ -219,10 +217,6 @@ def expected(originals):
     return (originals / "finished" / "run" / "model" / "model.ckd").read_bytes()
 
 
-def test_40_hostile_run_directories(originals, run_cli, work):
-    judge(40, originals, run_cli, work)
-
-
 @pytest.mark.slow
-def test_300_hostile_run_directories(originals, run_cli, work):
-    judge(300, originals, run_cli, work)
+def test_hostile_run_directories(originals, run_cli, work):
+    judge(count(40, 300), originals, run_cli, work)

@@ -99,6 +99,7 @@ def test_verbs_have_help(run_cli):
         assert f"usage: compresskd {verb}" in outcome.out
 
 
+@pytest.mark.slow
 def test_showing_imports_no_torch(run_program, work):
     """Help and refusals of the command line itself must be instant."""
     (work / "torch.py").write_text("raise RuntimeError('torch was imported')\n")

@@ -9,6 +9,8 @@ import pytest
 
 from compresskd.listeners.console import Reporter
 
+pytestmark = pytest.mark.slow
+
 RUN = (
     "data=synthetic", "data.num_train=128", "data.num_test=64", "student.hidden=[16]", "teacher.hidden=[16]",
     "epochs=2", "teacher_fit.epochs=1", "rank=3", "strategy=distill",

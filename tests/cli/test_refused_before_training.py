@@ -4,115 +4,117 @@ import os
 import sys
 
 import pytest
+from refusals import fault, refused
 
 from compresskd.config.overrides import MOST_JOBS
+
+pytestmark = pytest.mark.slow
 
 DATA = ("data=synthetic", "data.num_train=64", "data.num_test=16")
 LONG = "a" * 300
 
 OVERRIDES = {
     # optimizers and schedules
-    "one beta": ("optimizer.betas=[0.9]", "optimizer.betas: came [0.9]; refused: "),
-    "betas of 1": ("optimizer.betas=[1,1]", "optimizer.betas: came [1, 1]; refused: Invalid beta parameter"),
-    "word among betas": ("optimizer.betas=[a,0.9]", "optimizer.betas: came ['a', 0.9]; refused: "),
-    "eps below 0": ("optimizer.eps=-1", "optimizer.eps: came -1; refused: Invalid epsilon value"),
-    "rate of a slip": ("optimizer.lr=1e10", "optimizer.lr: came 10000000000.0; allowed: a number greater than"),
-    "teacher's betas": ("teacher_fit.optimizer.betas=[0.9]", "teacher_fit.optimizer.betas: came [0.9]; refused: "),
-    "another optimizer": ("optimizer._target_=torch.optim.LBFGS", "optimizer.betas: unknown option of torch.optim.LB"),
+    "one beta": ("optimizer.betas=[0.9]", fault("optimizer.betas", "[0.9]", "refused")),
+    "betas of 1": ("optimizer.betas=[1,1]", fault("optimizer.betas", "[1, 1]", "refused")),
+    "word among betas": ("optimizer.betas=[a,0.9]", fault("optimizer.betas", "['a', 0.9]", "refused")),
+    "eps below 0": ("optimizer.eps=-1", fault("optimizer.eps", "-1", "refused")),
+    "rate of a slip": ("optimizer.lr=1e10", fault("optimizer.lr", "10000000000.0")),
+    "teacher's betas": ("teacher_fit.optimizer.betas=[0.9]", fault("teacher_fit.optimizer.betas", "[0.9]", "refused")),
+    "another optimizer": ("optimizer._target_=torch.optim.LBFGS", fault("optimizer.betas", "unknown option", "LBFGS")),
     "milestone in epochs": (
         ["scheduler=multistep", "scheduler.milestones=[2]"],
-        "scheduler.milestones: came [2]; allowed: rising fractions of the training between 0 and 1",
+        fault("scheduler.milestones", "[2]", "0", "1"),
     ),
     "unordered milestones": (
         ["scheduler=multistep", "scheduler.milestones=[0.7,0.2]"],
-        "scheduler.milestones: came [0.7, 0.2]; allowed: rising fractions",
+        fault("scheduler.milestones", "[0.7, 0.2]"),
     ),
-    "no milestones": (["scheduler=multistep", "scheduler.milestones=[]"], "scheduler.milestones: came []"),
-    "gamma 0": (["scheduler=multistep", "scheduler.gamma=0"], "scheduler.gamma: came 0; allowed: above 0, at most 1"),
-    "gamma above 1": (["scheduler=multistep", "scheduler.gamma=3"], "scheduler.gamma: came 3; allowed: above 0"),
-    "pct_start": (["scheduler=one_cycle", "scheduler.pct_start=1"], "scheduler.pct_start: came 1; allowed: between"),
-    "div_factor": (["scheduler=one_cycle", "scheduler.div_factor=0"], "scheduler.div_factor: came 0; allowed: 1 or"),
+    "no milestones": (["scheduler=multistep", "scheduler.milestones=[]"], fault("scheduler.milestones", "[]")),
+    "gamma 0": (["scheduler=multistep", "scheduler.gamma=0"], fault("scheduler.gamma", "0", "1")),
+    "gamma above 1": (["scheduler=multistep", "scheduler.gamma=3"], fault("scheduler.gamma", "3", "0")),
+    "pct_start": (["scheduler=one_cycle", "scheduler.pct_start=1"], fault("scheduler.pct_start", "1")),
+    "div_factor": (["scheduler=one_cycle", "scheduler.div_factor=0"], fault("scheduler.div_factor", "0", "1")),
     "final_div_factor": (
         ["scheduler=one_cycle", "scheduler.final_div_factor=0"],
-        "scheduler.final_div_factor: came 0; allowed: 1 or more",
+        fault("scheduler.final_div_factor", "0", "1"),
     ),
-    "final_fraction": ("scheduler.final_fraction=2", "scheduler.final_fraction: came 2; allowed: 0 to 1"),
+    "final_fraction": ("scheduler.final_fraction=2", fault("scheduler.final_fraction", "2", "0", "1")),
     "warm-up of a stage": (
         ["scheduler.warmup_epochs=3", "strategy.stages.finetune.epochs=2"],
-        "scheduler.warmup_epochs: came 3; allowed: 0 or more, and less than the 2 epochs of this training "
-        "(stage finetune)",
+        fault("scheduler.warmup_epochs", "3", "0", "2"),
     ),
     "rate of a stage": (
         "+strategy.stages.finetune.learning_rate=1e30",
-        "strategy.stages.finetune.learning_rate: came 1e+30; allowed: a number greater than 0, at most 1000 (stage",
+        fault("strategy.stages.finetune.learning_rate", "1e+30", "0", "1000"),
     ),
-    "rate of quantization": (["bits=4", "quant.learning_rate=1e30"], "quant.learning_rate: came 1e+30; allowed: "),
-    "clip that clips all": ("train.gradient_clip=1e-30", "train.gradient_clip: came 1e-30; allowed: null, or 1e-6"),
+    "rate of quantization": (["bits=4", "quant.learning_rate=1e30"], fault("quant.learning_rate", "1e+30")),
+    "clip that clips all": ("train.gradient_clip=1e-30", fault("train.gradient_clip", "1e-30", "null", "1e-6")),
     # numbers that no float32 holds, wherever they stand
-    "tiny clip": ("train.gradient_clip=1e-300", "train.gradient_clip: came 1e-300; allowed: 0, or 1.2e-38 to 3.4e+38"),
-    "huge temperature": ("kd.temperature=1e300", "kd.temperature: came 1e+300; allowed: 0, or 1.2e-38 to 3.4e+38"),
-    "hot": ("kd.temperature=1e7", "kd.temperature: expected a number from 0.001 to 1e+06 (1 to 20 is usual), got 1000"),
-    "cold": ("kd.temperature=1e-9", "kd.temperature: expected a number from 0.001 to 1e+06"),
-    "nan": ("compress.max_drop=nan", "compress.max_drop: came nan; allowed: finite numbers"),
-    "inf": ("quant.entropy=inf", "quant.entropy: came inf; allowed: finite numbers"),
-    "nan in a list": ("optimizer.betas=[nan,0.9]", "optimizer.betas[0]: came nan; allowed: finite numbers"),
-    "nan in a recipe": ("teacher_fit.optimizer.lr=nan", "teacher_fit.optimizer.lr: came nan; allowed: finite numbers"),
-    "many digits": ("train.batch_size=99999999999999999999", "train.batch_size: came a number of 68 bits; allowed: up"),
+    "tiny clip": ("train.gradient_clip=1e-300", fault("train.gradient_clip", "1e-300", "0", "1.2e-38", "3.4e+38")),
+    "huge temperature": ("kd.temperature=1e300", fault("kd.temperature", "1e+300", "0", "1.2e-38", "3.4e+38")),
+    "hot": ("kd.temperature=1e7", fault("kd.temperature", "0.001", "1e+06", "10000000.0")),
+    "cold": ("kd.temperature=1e-9", fault("kd.temperature", "0.001", "1e+06")),
+    "nan": ("compress.max_drop=nan", fault("compress.max_drop", "nan")),
+    "inf": ("quant.entropy=inf", fault("quant.entropy", "inf")),
+    "nan in a list": ("optimizer.betas=[nan,0.9]", fault("optimizer.betas[0]", "nan")),
+    "nan in a recipe": ("teacher_fit.optimizer.lr=nan", fault("teacher_fit.optimizer.lr", "nan")),
+    "many digits": ("train.batch_size=99999999999999999999", fault("train.batch_size", "68")),
     "weight of a hint": (
         ["kd=fitnets", "kd.feature_weight=1e30"],
-        "kd.objective: its gradient is not finite; its terms are cross_entropy: weight=0.1",
+        fault("kd.objective", "not finite", "cross_entropy", "weight=0.1"),
     ),
     # sizes, by shapes alone
     "modes": (
         "compress.modes={fc1: [[3,3],[4,4]]}",
-        "compress.modes: fc1: expected input modes of at least 1 whose product is at least 64; got (3, 3)",
+        fault("compress.modes", "1", "64", "fc1"),
     ),
-    "modes of unequal length": ("compress.modes={fc1: [[8,8],[128]]}", "compress.modes: fc1: expected as many input"),
+    "modes of unequal length": ("compress.modes={fc1: [[8,8],[128]]}", fault("compress.modes", "fc1")),
     "number of ranks": (
         ["compress.modes={fc1: [[4,4,4],[4,8,4]]}", "compress.ranks={fc1: [4]}"],
-        "compress.modes: fc1: expected 2 ranks for the 3 cores",
+        fault("compress.modes", "2", "3", "fc1"),
     ),
-    "number of cores": ("compress.num_cores=7", "compress.num_cores: came 7; allowed: 2, 3, 4, or null"),
-    "budget of parameters": ("compress.budget=0.0001", "compress.budget: came 0.0001 of 25,348 parameters"),
-    "budget of a file": ("quant.budget=0.0001", "quant.budget: came 0.0001, at most 10 bytes; allowed: more than 5"),
+    "number of cores": ("compress.num_cores=7", fault("compress.num_cores", "7", "2", "3", "4", "null")),
+    "budget of parameters": ("compress.budget=0.0001", fault("compress.budget", "0.0001", "25,348")),
+    "budget of a file": ("quant.budget=0.0001", fault("quant.budget", "0.0001", "10 bytes")),
     "no width": (["strategy=distill_matched", "student=vit_tiny", "student.patch=4"], "has no option for its width"),
     # kinds of values
-    "mapping for bool": ("compress.data_aware={}", "compress.data_aware: came {} (dict); allowed: true or false"),
-    "mapping for bool in kd": ("kd.standardize={a: 1}", "kd.standardize: came {'a': 1} (dict); allowed: true or false"),
-    "mapping for number": ("kd.temperature={a: 1}", "kd.temperature: came {'a': 1} (dict); allowed: number"),
-    "list for path": ("teacher.weights=[]", "teacher.weights: came []; allowed: the path of a file, or null"),
-    "list for mapping": ("compress.ranks=[1]", "compress.ranks: came [1] (list); allowed: mapping: {a: b}, null"),
-    "number for mapping": (["bits=4", "quant.layers=3"], "quant.layers: came 3 (int); allowed: mapping: {a: b}, null"),
-    "word in a list": ("student.hidden=[8,b]", "student.hidden[1]: came 'b' (str); allowed: whole number"),
-    "word in a mapping": ("compress.ranks={fc1: a}", "compress.ranks.fc1: came 'a' (str); allowed: whole number"),
-    "word for an object": ("data.augmentation=2", "data.augmentation: came 2; write a node whose _target_ makes"),
-    "number for stages": ("++strategy.stages=3", "strategy.stages: came 3; write the stages by name"),
-    "nothing for options": ("strategy.stages={}", "strategy.stages: came {}, which changes nothing; write '"),
-    "nothing for a choice": ("optimizer=[]", "optimizer: came []; allowed: adam, adamw, sgd"),
+    "mapping for bool": ("compress.data_aware={}", fault("compress.data_aware", "{}", "true", "false", "dict")),
+    "mapping for bool in kd": ("kd.standardize={a: 1}", fault("kd.standardize", "{'a': 1}", "true", "false", "dict")),
+    "mapping for number": ("kd.temperature={a: 1}", fault("kd.temperature", "{'a': 1}", "dict")),
+    "list for path": ("teacher.weights=[]", fault("teacher.weights", "[]", "null")),
+    "list for mapping": ("compress.ranks=[1]", fault("compress.ranks", "[1]", "{a: b}", "null")),
+    "number for mapping": (["bits=4", "quant.layers=3"], fault("quant.layers", "3", "{a: b}", "null")),
+    "word in a list": ("student.hidden=[8,b]", fault("student.hidden[1]", "b")),
+    "word in a mapping": ("compress.ranks={fc1: a}", fault("compress.ranks.fc1", "a")),
+    "word for an object": ("data.augmentation=2", fault("data.augmentation", "2", "_target_")),
+    "number for stages": ("++strategy.stages=3", fault("strategy.stages", "3")),
+    "nothing for options": ("strategy.stages={}", fault("strategy.stages", "changes nothing", "{}", "'")),
+    "nothing for a choice": ("optimizer=[]", fault("optimizer", "[]", "adam", "adamw", "sgd")),
     # keys that nothing reads, and keys that something reads
-    "unknown by ++": ("++nosuch=1", "nosuch: unknown option; allowed: data, teacher"),
-    "unknown in a group by ++": ("++kd.nosuch=1", "kd.nosuch: nothing reads this key; take it away"),
-    "unknown by a mapping": ("+kd={nosuch: 1}", "kd.nosuch: nothing reads this key; take it away"),
-    "unknown and empty": ("++kd.nosuch={}", "kd.nosuch: nothing reads this key"),
-    "unknown of the strategy": ("++strategy.nosuch=1", "strategy.nosuch: nothing reads this key"),
-    "unknown of the teacher's recipe": ("++teacher_fit.nosuch=1", "teacher_fit.nosuch: nothing reads this key"),
-    "unknown argument by ++": ("++optimizer.nosuch=1", "optimizer.nosuch: unknown option of torch.optim.AdamW"),
-    "removed top key": ("~seed", "~seed: cannot be left out: something reads it; write seed=VALUE"),
-    "removed key and value": ("~rank=32", "~rank: cannot be left out: something reads it; write rank=VALUE"),
-    "removed option": ("~optimizer.lr", "~optimizer.lr: cannot be left out: something reads it"),
-    "removed reference": ("~kd.temperature", "~kd.temperature: cannot be left out"),
-    "removed recipe key": ("~train.batch_size", "~train.batch_size: cannot be left out"),
-    "removed group": ("~optimizer", "~optimizer: cannot be left out; write optimizer=NAME; allowed: adam, adamw, sgd"),
+    "unknown by ++": ("++nosuch=1", fault("nosuch", "unknown option", "data", "teacher")),
+    "unknown in a group by ++": ("++kd.nosuch=1", fault("kd.nosuch", "nothing reads")),
+    "unknown by a mapping": ("+kd={nosuch: 1}", fault("kd.nosuch", "nothing reads")),
+    "unknown and empty": ("++kd.nosuch={}", fault("kd.nosuch", "nothing reads")),
+    "unknown of the strategy": ("++strategy.nosuch=1", fault("strategy.nosuch", "nothing reads")),
+    "unknown of the teacher's recipe": ("++teacher_fit.nosuch=1", fault("teacher_fit.nosuch", "nothing reads")),
+    "unknown argument by ++": ("++optimizer.nosuch=1", fault("optimizer.nosuch", "unknown option", "AdamW")),
+    "removed top key": ("~seed", fault("~seed", "cannot be left out", "seed=VALUE")),
+    "removed key and value": ("~rank=32", fault("~rank", "cannot be left out", "rank=VALUE")),
+    "removed option": ("~optimizer.lr", fault("~optimizer.lr", "cannot be left out")),
+    "removed reference": ("~kd.temperature", fault("~kd.temperature", "cannot be left out")),
+    "removed recipe key": ("~train.batch_size", fault("~train.batch_size", "cannot be left out")),
+    "removed group": ("~optimizer", fault("~optimizer", "cannot be left out", "optimizer=NAME", "adamw")),
     "removed inner group": ("~data/augmentation", "~data/augmentation: cannot be left out; write"),
     # Hydra's own
-    "search path": ("hydra.searchpath=[http://x]", "hydra.searchpath: came http://x; allowed: a folder, file://FOLDER"),
-    "absent search path": ("hydra.searchpath=[nowhere]", "hydra.searchpath: came nowhere, which is no folder"),
-    "chdir": ("hydra.job.chdir=true", "hydra.job.chdir: came true; a run stays where it was started"),
+    "search path": ("hydra.searchpath=[http://x]", fault("hydra.searchpath", "http://x", "file://FOLDER")),
+    "absent search path": ("hydra.searchpath=[nowhere]", fault("hydra.searchpath", "nowhere")),
+    "chdir": ("hydra.job.chdir=true", fault("hydra.job.chdir", "true")),
     # places
     "long folder": (f"outputs_dir={LONG}", "characters), which cannot be written ("),
     "long path": (f"outputs_dir={'a/' * 3000}b", "File name too long); write outputs_dir=DIR"),
-    "long folder of a run": (f"hydra.run.dir={LONG}", "hydra.run.dir: came aaaa"),
-    "long name": (f"strategy.name={LONG}", "strategy.name: came 'aaa"),
+    "long folder of a run": (f"hydra.run.dir={LONG}", fault("hydra.run.dir", "aaaa")),
+    "long name": (f"strategy.name={LONG}", fault("strategy.name", "aaa")),
     # proposals, which are tried
     "umlaut": ("outputs_dir=größe", "is no override; quote a value with special characters twice, once for the shell: "
                "'outputs_dir=\"größe\"'"),
@@ -122,18 +124,10 @@ OVERRIDES = {
         "keys within braces take no quotes; write 'compress.ranks={layer1.0.conv1: 4, layer2.*: 8}'",
     ),
     "umlaut in a list": ("compress.include=[größe]", "once more for the shell: 'compress.include=[\"größe\"]'"),
-    "space in a key": ("a b=3", "a b=3: is no override; a key has letters, digits, _ and dots"),
+    "space in a key": ("a b=3", fault("a b=3", "is no override", "_")),
     "brackets without end": (f"rank={'[' * 500}", "(505 characters): is no override"),
     "digits without end": (f"rank={'9' * 5000}", "(5005 characters): is no override"),
 }  # fmt: skip
-
-
-def refused(outcome, *needles):
-    assert outcome.status == 2, outcome.err
-    assert outcome.left == []
-    assert "Traceback" not in outcome.out + outcome.err
-    for needle in needles:
-        assert needle in outcome.err
 
 
 @pytest.mark.parametrize(("override", "needle"), OVERRIDES.values(), ids=OVERRIDES)
@@ -146,21 +140,21 @@ def test_override_is_refused(run_cli, override, needle):
 SWEEPS = {
     "a million": (
         "rank=range(1,1000000)",
-        "rank: 999,999 jobs (rank: 999,999 values); allowed: 1,000 in one sweep",
+        fault("rank", "999,999", "1,000"),
     ),
     "ten thousand": (
         "rank=range(1,10001)",
-        "rank: 10,000 jobs (rank: 10,000 values); allowed: 1,000 in one sweep",
+        fault("rank", "10,000", "1,000"),
     ),
-    "endless": ("kd.alpha=range(0,1,1e-300)", "kd.alpha: "),
-    "no step": ("rank=range(1,5,0)", "rank: came range(1,5,0), which stands for no value; write rank=A,B"),
-    "no value": ("rank=range(5,1)", "rank: came range(5,1), which stands for no value"),
-    "to infinity": ("rank=range(1,inf)", "rank: came range(1,inf), which stands for no value"),
+    "endless": ("kd.alpha=range(0,1,1e-300)", fault("kd.alpha")),
+    "no step": ("rank=range(1,5,0)", fault("rank", "stands for no value", "range(1,5,0)")),
+    "no value": ("rank=range(5,1)", fault("rank", "stands for no value", "range(5,1)")),
+    "to infinity": ("rank=range(1,inf)", fault("rank", "stands for no value", "range(1,inf)")),
     "glob of no group": (
         "rank=glob(*)",
-        "rank: came glob(*), which stands for no value; glob chooses among the files",
+        fault("rank", "stands for no value", "glob(*)"),
     ),
-    "glob of nothing": ("kd=glob(x*)", "kd: came glob(x*), which stands for no value"),
+    "glob of nothing": ("kd=glob(x*)", fault("kd", "stands for no value", "glob(x*)")),
 }
 
 
@@ -170,14 +164,14 @@ def test_sweep_is_counted_before_it_is_made(run_cli, override, needle):
 
 
 def test_counts_of_several_keys_multiply(run_cli):
-    text = "rank: 2,000 jobs (rank: 200 values, seed: 10 values); allowed: 1,000 in one sweep"
+    text = fault("rank", "2,000", "rank: 200 values, seed: 10 values", "1,000")
     refused(run_cli("-m", *DATA, "rank=range(1,201)", "seed=range(0,10)"), text)
     assert MOST_JOBS == 1000
 
 
 def test_glob_chooses_among_the_files_of_a_group(run_cli):
     outcome = run_cli("-m", *DATA, "rank=0", "kd=glob([d*,n*], exclude=none)")
-    refused(outcome, "rank: came 0; allowed: 1 or more")
+    refused(outcome, fault("rank", "0", "1"))
     outcome = run_cli("-m", *DATA, "strategy=train", "epochs=0", "scheduler=glob(c*)")
     assert outcome.status == 0, outcome.err
     assert sum(path.endswith("record.json") for path in outcome.left) == 2
@@ -186,24 +180,24 @@ def test_glob_chooses_among_the_files_of_a_group(run_cli):
 COMMANDS = {
     "bench without a rank": (
         ["bench", "--layer", "64x64", "--rank", "0"],
-        "--rank: came 0; allowed: 1 or more",
+        fault("--rank", "0", "1"),
     ),
     "bench of nothing": (
         ["bench", "--layer", "0x64"],
-        "--layer: came 0x64; write a run's folder, or --layer MxN",
+        fault("--layer", "0x64"),
     ),
     "bench of an empty batch": (
         ["bench", "--layer", "8x8", "--batch", "0"],
-        "--batch: came 0; write sizes of 1",
+        fault("--batch", "0", "1"),
     ),
     "bench on no thread": (
         ["bench", "--layer", "8x8", "--threads", "0"],
-        "--threads: came 0; allowed: 1 or more",
+        fault("--threads", "0", "1"),
     ),
-    "bench of nine cores": (["bench", "--layer", "8x8", "--cores", "9"], "--cores: came 9; allowed: up to 4"),
+    "bench of nine cores": (["bench", "--layer", "8x8", "--cores", "9"], fault("--cores", "9", "4")),
     "resume with a change": (
         ["resume", "run", "epochs=90"],
-        "resume: came epochs=90; a run resumes as it was begun; write compresskd resume run, or begin another run",
+        fault("resume", "epochs=90"),
     ),
 }
 
@@ -242,7 +236,7 @@ def test_a_key_of_a_file_that_nothing_reads_is_refused(run_cli, work):
     (work / "conf" / "experiment").mkdir(parents=True)
     (work / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nkd: {temprature: 3}\n")
     outcome = run_cli("--config-dir", "conf", *DATA, "experiment=mine", "rank=8")
-    refused(outcome, "kd.temprature: nothing reads this key")
+    refused(outcome, fault("kd.temprature", "nothing reads"))
 
 
 # Models
@@ -341,19 +335,19 @@ SMALL = (
     "train.batch_size=32",
 )
 FAULTY = {  # 70 training samples: two batches of 32 and one of 6
-    "Tuple": "student: in training mode it returns a tuple; expected logits [B, K], as in evaluation",
-    "Dict": "student: in training mode it returns a dict; expected logits [B, K]",
+    "Tuple": fault("student", "training mode", "[B, K]", "tuple"),
+    "Dict": fault("student", "training mode", "[B, K]", "dict"),
     "Lazy": "the shape of inner.weight, inner.bias is not known before data come (a lazy layer); write its sizes",
-    "Double": "student: first.weight is float64; allowed: float32 parameters",
-    "Complex": "student: phase is complex64; allowed: float32 parameters",
-    "Nan": "student: returns values that are not finite on training samples, before any training",
-    "NanInTraining": "student: returns values that are not finite on training samples",
-    "Frozen": "student: cannot be trained: the model has no trainable parameter",
-    "Detached": "student: cannot be trained: element 0 of tensors does not require grad",
-    "InPlace": "student: cannot be trained: one of the variables needed for gradient computation has been modified",
-    "Squeezed": "student: returns [4] for 1 sample; expected logits [1, 4]",
-    "FixedBatch": "student: fails in training mode on a batch of 6: shape '[32, 64]' is invalid",
-    "Raising": "student: fails in training mode on a batch of 32: 'boom'",
+    "Double": fault("student", "first.weight", "float32", "float64"),
+    "Complex": fault("student", "float32", "complex64"),
+    "Nan": fault("student", "not finite"),
+    "NanInTraining": fault("student", "not finite"),
+    "Frozen": fault("student", "no trainable parameter"),
+    "Detached": fault("student", "does not require grad"),
+    "InPlace": fault("student", "modified"),
+    "Squeezed": fault("student", "[4]", "1", "[1, 4]"),
+    "FixedBatch": fault("student", "training mode", "6", "[32, 64]"),
+    "Raising": fault("student", "training mode", "32", "boom"),
 }
 
 
@@ -373,17 +367,15 @@ def test_a_teacher_that_cannot_be_trained_is_refused_by_its_own_keys(run_cli, mo
     teacher = ("teacher=custom", "teacher._target_=trial_models.Norm", "teacher_fit.train.batch_size=1")
     student = ("student=custom", "student._target_=trial_models.Tuple")
     outcome = run_cli(*SMALL, *teacher, *student)
-    batch = "teacher_fit.train.batch_size: came 1; the teacher does not train on a batch of 1 (Expected more than 1 va"
-    refused(outcome, "2 faults", batch, "student: in training mode it returns a tuple")
+    batch = fault("teacher_fit.train.batch_size", "1")
+    refused(outcome, "2 faults", batch, fault("student", "training mode", "tuple"))
     outcome = run_cli(*SMALL, "teacher=custom", "teacher._target_=trial_models.Tuple")
-    refused(outcome, "1 fault", "teacher: in training mode it returns a tuple")
+    refused(outcome, "1 fault", fault("teacher", "training mode", "tuple"))
 
 
 def test_a_batch_of_one_is_refused_where_batches_are_normalized(run_cli, models):
     norm = ("student=custom", "student._target_=trial_models.Norm")
-    needle = (
-        "train.batch_size: came 1; the student does not train on a batch of 1 (Expected more than 1 value"
-    )
+    needle = fault("train.batch_size", "1")
     refused(run_cli(*SMALL, *norm, "train.batch_size=1"), needle)
     assert (
         run_cli(*SMALL, "strategy=train", *norm, "train.batch_size=23").status == 0

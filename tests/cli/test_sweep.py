@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from refusals import fault, refused
 
 import compresskd
 from compresskd.cli import sweep
@@ -78,7 +78,7 @@ def program(work):
             process.wait()
 
 
-def wait_for(process, condition, seconds=60.0):
+def wait_for(process, condition, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.said()
@@ -177,6 +177,7 @@ def test_failures_of_another_sweep_in_the_folder_are_none_of_ours(tmp_path):
 # In this process
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     outcome = run_cli("-m", *SMALL, "kd.alpha=0.2,0.4")
     assert outcome.status == 0, outcome.err
@@ -201,6 +202,7 @@ def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     assert records(folder)["kd.alpha=0.6"]["teacher"]["source"] == "reused"
 
 
+@pytest.mark.slow
 def test_folders_that_the_user_names(run_cli, work):
     outcome = run_cli(
         "-m", *SMALL, "seed=0,1", "hydra.sweep.dir='${outputs_dir}/mine'", "hydra.sweep.subdir='job_${seed}'"
@@ -211,6 +213,7 @@ def test_folders_that_the_user_names(run_cli, work):
     assert not (work / "outputs" / "sweeps").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_job_of_another_configuration_is_not_taken_for_this_one(run_cli, work):
     named = ("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=mine")
     assert run_cli(*named).status == 0
@@ -223,6 +226,7 @@ def test_a_finished_job_of_another_configuration_is_not_taken_for_this_one(run_c
     assert (work / "mine" / "seed=0" / "record.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_no_other_and_the_end_names_every_one(run_cli, work, monkeypatch):
     for trial in ("factory_faults", "try_training"):  # which would foresee it
         monkeypatch.setattr(f"compresskd.config.parts.{trial}", lambda *_: [])
@@ -250,6 +254,16 @@ def test_a_failed_job_stops_no_other_and_the_end_names_every_one(run_cli, work, 
     assert (again.status, again.err) == (0, "")
 
 
+@pytest.mark.slow
+def test_a_failure_of_the_model_itself_is_told_too(run_cli, work):
+    outcome = run_cli("-m", *failing(work))
+    assert outcome.status == 1
+    assert "RuntimeError: the net failed (--verbose shows where)" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert sorted(r["status"] for r in records(sweep_folder(work)).values()) == ["failed", "finished"]
+
+
+@pytest.mark.slow
 def test_a_job_in_use_is_skipped_waited_for_and_named(run_cli, work, monkeypatch):
     assert run_cli("-m", *SMALL, "seed=0,1").status == 0
     taken = sweep_folder(work) / "seed=2"
@@ -345,12 +359,7 @@ def test_a_ladder_against_one_jump_by_one_word(run_cli, work):
 
 def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli):
     outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
-    assert outcome.status == 2
-    assert outcome.left == []
-    assert (
-        "total_epochs: came 6; 4 training stages of multi_stage share it equally: write 4 or 8 "
-        "(job strategy=multi_stage)"
-    ) in outcome.err
+    refused(outcome, fault("total_epochs", "6", "4 or 8", "(job strategy=multi_stage)"))
 
 
 # In processes of their own
@@ -377,36 +386,31 @@ def in_the_middle_of_job(work, number):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_of_twelve_goes_on_and_ends_as_an_undisturbed_one(run_cli, program, work):
-    command = ("-m", *LONGER, "kd.alpha=0.1,0.3,0.5,0.7", "seed=0,1,2")
+def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(run_cli, program, work):
+    command = ("-m", *LONGER, "kd.alpha=0.1,0.3,0.5", "seed=0,1")
     killed = program(*command)
-    wait_for(killed, in_the_middle_of_job(work, 5))
+    wait_for(killed, in_the_middle_of_job(work, 2))
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     folder = sweep_folder(work)
     before = {name: (folder / name / "record.json").read_bytes() for name in finished(folder)}
     (interrupted,) = set(records(folder)) - set(before)
-    assert len(before) == 5
+    assert len(before) == 2
     assert (folder / interrupted / "checkpoints" / "training.ckpt").exists()
 
     again = program(*command)
-    assert again.wait(timeout=120) == 0, again.said()
+    assert again.wait(timeout=300) == 0, again.said()
     text = again.said()
-    assert text.count("skipped: ") == 5
+    assert text.count("skipped: ") == 2
     assert f"going on in {folder / interrupted}" in text
-    assert text.count("writing to ") == 6
-    assert "12 records (12 finished)" in text
+    assert text.count("writing to ") == 3
+    assert "6 records (6 finished)" in text
     found = records(folder)
-    assert len(found) == 12
+    assert len(found) == 6
     assert all((folder / name / "record.json").read_bytes() == content for name, content in before.items())
     assert [name for name, record in found.items() if record["resumed"]] == [interrupted]
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert run_cli(*command, "outputs_dir=undisturbed").status == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert run_cli(*command, "outputs_dir=undisturbed").status == 0
     other = sweep_folder(work, "undisturbed")
     assert other.name == folder.name
     assert {name: results(folder / name) for name in found} == {name: results(other / name) for name in found}
@@ -416,7 +420,7 @@ def test_a_killed_sweep_of_twelve_goes_on_and_ends_as_an_undisturbed_one(run_cli
 def test_three_sweeps_at_once_share_the_work_and_one_teacher(program, work):
     same, other = ("-m", *LONGER, "seed=0,1,2,3"), ("-m", *LONGER, "kd.alpha=0.2,0.4")
     running = [program(*same), program(*same), program(*other)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0, 0], [p.said() for p in running]
+    assert [process.wait(timeout=300) for process in running] == [0, 0, 0], [p.said() for p in running]
     said = [process.said() for process in running]
     assert "Traceback" not in "".join(said)
     assert len(list((work / "outputs" / "teachers").iterdir())) == 1
@@ -440,7 +444,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(run_cli, program, work
     running = program(*command)
     wait_for(running, in_the_middle_of_job(work, 1))
     os.killpg(running.pid, signal.SIGINT)
-    assert running.wait(timeout=60) == 130, running.said()
+    assert running.wait(timeout=300) == 130, running.said()
     assert running.said().rstrip().splitlines()[-1] == (
         "compresskd: the sweep is interrupted, and what ran is saved; resume it by: the same command"
     )
@@ -456,7 +460,7 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     running = program("-m", *failing(work), "seed=0,1", *parallel, OMP_NUM_THREADS="")
-    assert running.wait(timeout=120) == 1, running.said()
+    assert running.wait(timeout=300) == 1, running.said()
     folder = sweep_folder(work)
     found = records(folder)
     assert sorted(record["status"] for record in found.values()) == ["failed"] * 2 + ["finished"] * 2
@@ -471,31 +475,30 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
         )
 
     running = program("-m", *SMALL, "seed=0,1", *parallel, OMP_NUM_THREADS="3")
-    assert running.wait(timeout=120) == 0, running.said()
+    assert running.wait(timeout=300) == 0, running.said()
     (folder,) = (work / "outputs" / "sweeps").glob("seed_*")
     assert {record["hardware"]["num_threads"] for record in records(folder).values()} == {3}
 
 
 @pytest.mark.slow
-def test_a_killed_worker_loses_its_own_job_only(program, work):
+def test_a_killed_worker_loses_its_own_job_only(run_cli, program, work):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    command = ("-m", *LONGER, "seed=0,1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    running = program(*command)
+    command = ("-m", *LONGER, "seed=0,1,2,3")
+    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     wait_for(running, in_the_middle_of_job(work, 1))
     folder = sweep_folder(work)
     chosen = next(path.parent for path in folder.rglob("run.owner"))
     os.kill(int((chosen / "run.owner").read_text().split()[1]), signal.SIGKILL)
-    assert running.wait(timeout=120) == 1, running.said()
+    assert running.wait(timeout=300) == 1, running.said()
     assert "Traceback" not in running.said()
     found = records(folder)
     failed = {name for name, record in found.items() if record["status"] == "failed"}
     assert failed == {chosen.name}, running.said()
     assert found[chosen.name]["error"]["type"] == "WorkerKilled"
     assert {r["status"] for name, r in found.items() if name not in failed} == {"finished"}
-    assert len(found) == 5
+    assert len(found) == 4
     assert f"compresskd: {chosen}: WorkerKilled: its worker process was killed" in running.said()
-    again = program(*command)
-    assert again.wait(timeout=120) == 0, again.said()
+    assert run_cli(*command).status == 0
     assert {record["status"] for record in records(folder).values()} == {"finished"}
 
 
@@ -503,7 +506,7 @@ def test_a_killed_worker_loses_its_own_job_only(program, work):
 def test_the_local_executor_of_submitit(program, work):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     running = program("-m", *failing(work), "hydra/launcher=submitit_local")
-    assert running.wait(timeout=120) == 1, running.said()
+    assert running.wait(timeout=300) == 1, running.said()
     folder = sweep_folder(work)
     found = records(folder)
     assert {name: record["status"] for name, record in found.items()} == {
@@ -532,7 +535,7 @@ def test_a_sweep_outlives_its_reader(work):
     running.stdout.close()
     errors = running.stderr.read()
     running.stderr.close()
-    assert (running.wait(timeout=60), errors) == (0, "")
+    assert (running.wait(timeout=300), errors) == (0, "")
     folder = sweep_folder(work)
     assert finished(folder) == ["seed=0", "seed=1"]
     assert (folder / "compare.html").exists()

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from refusals import says
 
 from compresskd.compare.command import main, summarize_sweep
 from compresskd.compare.curves import curve, read_epochs
@@ -15,16 +16,16 @@ from compresskd.compare.markdown import escape
 from compresskd.compare.predictions import PredictionsError, read_predictions
 
 IMPOSSIBLE = [
-    ("metrics__test_accuracy", 1e308, "test_accuracy: expected a number from 0 to 1, got 1e+308"),
-    ("metrics__test_accuracy", -1, "test_accuracy: expected a number from 0 to 1, got -1"),
-    ("metrics__test_accuracy", 2.5, "test_accuracy: expected a number from 0 to 1, got 2.5"),
-    ("metrics__teacher_agreement", 1.01, "teacher_agreement: expected a number from 0 to 1"),
-    ("metrics__test_loss", -1e300, "test_loss: expected a number from -1e+60 to 1e+60"),
-    ("size__folder_bytes", -5, "folder_bytes: expected a number from 0 to 1e+60, got -5"),
-    ("size__macs", 1e308, "macs: expected a number from 0 to 1e+60, got 1e+308"),
-    ("latency_ms__batch_1", -0.1, "batch_1: expected a number from 0 to"),
-    ("compression__folder_bytes", -2.0, "folder_bytes: expected a number from 0 to"),
-    ("seconds", 1e200, "seconds: expected a number from 0 to"),
+    ("metrics__test_accuracy", 1e308, says("test_accuracy", "0", "1", "1e+308")),
+    ("metrics__test_accuracy", -1, says("test_accuracy", "0", "1", "-1")),
+    ("metrics__test_accuracy", 2.5, says("test_accuracy", "0", "1", "2.5")),
+    ("metrics__teacher_agreement", 1.01, says("teacher_agreement", "0", "1")),
+    ("metrics__test_loss", -1e300, says("test_loss", "-1e+60", "1e+60")),
+    ("size__folder_bytes", -5, says("folder_bytes", "0", "1e+60", "-5")),
+    ("size__macs", 1e308, says("macs", "0", "1e+60", "1e+308")),
+    ("latency_ms__batch_1", -0.1, says("batch_1", "0")),
+    ("compression__folder_bytes", -2.0, says("folder_bytes", "0")),
+    ("seconds", 1e200, says("seconds", "0")),
 ]
 
 
@@ -38,7 +39,7 @@ def test_an_impossible_number_is_flagged_and_the_table_printed(
     assert main([str(sweep), *files]) == 0
     out = capsys.readouterr().out
     assert "incomplete" in out
-    assert said in (tmp_path / "c.html").read_text()
+    assert said.search((tmp_path / "c.html").read_text())
     assert "rank=16" in out or " 16 " in out
     runs = json.loads((tmp_path / "c.json").read_text())["runs"]
     name = key.rpartition("__")[2] if "compression" not in key else "compression_folder_bytes"

@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+from refusals import says
 
 from compresskd.compare.records import RecordError, read_record
 
@@ -65,31 +66,31 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": "three"}, "seed: expected a finite number, got text three"),
-        ({"seed": True}, "seed: expected a finite number, got true/false"),
+        ({"seed": "three"}, says("seed", "finite", "text")),
+        ({"seed": True}, says("seed", "true/false", "finite")),
         ({"schema": None}, "schema: missing"),
-        ({"status": "done"}, "status: expected one of running, finished, failed, interrupted, got 'done'"),
-        ({"stages": {"distill": {}}}, "stages: expected a list, got object"),
-        ({"stages": ["distill"]}, r"stages\[0\]: expected an object, got text"),
-        ({"config": "a.yaml"}, "config: expected an object, got text"),
+        ({"status": "done"}, says("status", "done", "running", "finished", "failed", "interrupted")),
+        ({"stages": {"distill": {}}}, says("stages", "list", "object")),
+        ({"stages": ["distill"]}, says("stages[0]", "object", "text")),
+        ({"config": "a.yaml"}, says("config", "object", "text")),
         ({"data__fingerprint": None}, "data.fingerprint: missing"),
-        ({"hardware": 3}, "hardware: expected an object, got number"),
+        ({"hardware": 3}, says("hardware", "object")),
         ({"stages__0__metrics": None}, r"stages\[0\].metrics: missing"),
         (
             {"stages__0__metrics__test_accuracy": float("nan")},
-            r"stages\[0\].metrics.test_accuracy: expected a finite number, got number nan",
+            says("stages[0].metrics.test_accuracy", "nan", "finite"),
         ),
         (
             {"stages__0__metrics__test_accuracy": 10**400},
-            r"stages\[0\].metrics.test_accuracy: expected a finite number",
+            says("stages[0].metrics.test_accuracy", "finite"),
         ),
         (
             {"stages__0__size__folder_bytes": "4 kB"},
-            r"stages\[0\].size.folder_bytes: expected a finite number, got text 4 kB",
+            says("stages[0].size.folder_bytes", "4", "finite", "text"),
         ),
         (
             {"stages__0__layers__fc": [1]},
-            r"stages\[0\].layers.fc: expected an object, got list",
+            says("stages[0].layers.fc", "object", "list"),
         ),
     ],
 )

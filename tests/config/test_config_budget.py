@@ -2,6 +2,7 @@
 
 import pytest
 from omegaconf import OmegaConf
+from refusals import fault
 
 from compresskd.config.budget import share_epochs
 from compresskd.config.compose import compose_jobs
@@ -32,6 +33,7 @@ def epochs_of(config):
     return {name: stage.epochs for name, stage in strategy.stages.items() if hasattr(stage, "epochs")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
     epochs = epochs_of(resolve(composed(f"strategy={strategy}", "total_epochs=24")))
@@ -76,27 +78,27 @@ def test_quantization_aware_training_counts(options, expected):
     [
         (
             ("strategy=multi_stage", "total_epochs=3"),
-            "total_epochs: came 3; 4 training stages of multi_stage share it equally: write 4 or 8",
+            fault("total_epochs", "3", "4 training stage", "multi_stage", "4 or 8"),
         ),
         (
             ("strategy=multi_stage", "total_epochs=26"),
-            "total_epochs: came 26; 4 training stages of multi_stage share it equally: write 24 or 28",
+            fault("total_epochs", "26", "4 training stage", "multi_stage", "24 or 28"),
         ),
         (
             ("strategy=distill", "total_epochs=0"),
-            "total_epochs: came 0; 1 training stage of distill share it equally: write 1 or 2",
+            fault("total_epochs", "0", "1 training stage", "distill", "1 or 2"),
         ),
         (
             ("strategy.stages.finetune.epochs=5", "total_epochs=5"),
-            "total_epochs: came 5; 1 training stage of distill_then_compress share what the others leave of it "
-            "(5 are set) equally: write 6 or 7",
+            fault("total_epochs", "5", "1 training stage", "distill_then_compress", "5 are set", "6 or 7"),
         ),
     ],
 )
 def test_a_budget_that_cannot_be_shared_is_refused(overrides, text):
     with pytest.raises(ConfigError) as raised:
         resolve(composed(*overrides))
-    assert str(raised.value).splitlines()[1:] == [f"  {text}"]
+    (line,) = str(raised.value).splitlines()[1:]
+    assert text.match(line)
 
 
 def test_the_teacher_keeps_its_epochs():
@@ -130,6 +132,7 @@ def test_faults_of_a_schedule_are_not_raised_here():
 # Studies
 
 
+@pytest.mark.slow
 def test_compare_strategies_is_every_strategy_at_one_budget():
     plan = compose_jobs(["experiment=compare_strategies"])
     assert plan.multirun

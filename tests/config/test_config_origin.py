@@ -2,6 +2,7 @@
 
 import pytest
 from omegaconf import OmegaConf
+from refusals import says
 
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import interpolation_faults, origin, references, resolve
@@ -52,9 +53,8 @@ def test_each_broken_reference_is_told_once_where_it_is_written():
     cfg = OmegaConf.create(
         {"rank": "${rnk}", "stage": {"rank": "${rank}"}, "a": {"b": "${kd.nope}"}, "kd": {"t": 1}}
     )
-    assert {str(fault) for fault in interpolation_faults(cfg)} == {
-        "rank: came ${rnk}; there is no key rnk",
-        "a.b: came ${kd.nope}; there is no key kd.nope",
-    }
+    first, second = sorted((str(fault) for fault in interpolation_faults(cfg)), reverse=True)
+    assert says("rank", "${rnk}", "no key rnk").match(first)
+    assert says("a.b", "${kd.nope}", "no key kd.nope").match(second)
     with pytest.raises(ConfigError, match="2 faults"):
         resolve(cfg)

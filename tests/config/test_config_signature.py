@@ -3,6 +3,7 @@
 from typing import TypedDict, Unpack
 
 import pytest
+from refusals import fault
 
 from compresskd.config.signature import check_calls
 
@@ -44,24 +45,25 @@ def test_good_values(options):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "node.size: is missing; "),
-        ({"size": 3, "raito": 1}, f"node.raito: unknown option of {__name__}.plain; did you mean ratio?"),
-        ({"size": 3.0}, "node.size: came 3.0 (float); allowed: whole number"),
-        ({"size": True}, "node.size: came True (bool); allowed: whole number"),
-        ({"size": 3, "ratio": "x"}, "node.ratio: came 'x' (str); allowed: number"),
-        ({"size": 3, "names": "a"}, "node.names: came 'a' (str); allowed: list: [a, b], null"),
-        ({"size": 3, "flag": 1}, "node.flag: came 1 (int); allowed: true or false"),
-        ({"size": "???"}, "node.size: is missing; write a whole number"),
+        ({}, fault("node.size", "missing")),
+        ({"size": 3, "raito": 1}, fault("node.raito", "unknown option", f"{__name__}.plain", "ratio?")),
+        ({"size": 3.0}, fault("node.size", "3.0")),
+        ({"size": True}, fault("node.size", "True")),
+        ({"size": 3, "ratio": "x"}, fault("node.ratio", "x", "number")),
+        ({"size": 3, "names": "a"}, fault("node.names", "a", "list", "null")),
+        ({"size": 3, "flag": 1}, fault("node.flag", "1", "true", "false")),
+        ({"size": "???"}, fault("node.size", "missing")),
     ],
 )
 def test_bad_values(options, expected):
-    (fault,) = faults("plain", **options)
-    assert fault.startswith(expected)
+    (told,) = faults("plain", **options)
+    assert expected.search(told)
 
 
 def test_keywords_of_a_typed_dict_are_known():
     assert faults("unpacking", name="a", seed=1, fraction=None) == []
-    assert faults("unpacking", name="a", seed="x") == ["node.seed: came 'x' (str); allowed: whole number"]
+    (told,) = faults("unpacking", name="a", seed="x")
+    assert fault("node.seed", "x").search(told)
     assert "did you mean fraction?" in faults("unpacking", name="a", fracton=1.0)[0]
 
 

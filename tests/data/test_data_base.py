@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import says
 
 from compresskd.data import Normalize, Split
 from compresskd.data.augmentation import Compose, HorizontalFlip, RandomCrop
@@ -181,10 +182,10 @@ def test_a_streamed_split_may_be_left_in_the_middle_of_a_pass():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"batch_size": 0}, says("batch_size", "1", "0")),
         ({"batch_size": 4, "start": 4}, "expected 0 to 3 batches to skip, got 4"),
         ({"batch_size": 4, "start": -1}, "expected 0 to 3"),
-        ({"batch_size": 4, "epoch": -1}, "epoch: expected 0 or more, got -1"),
+        ({"batch_size": 4, "epoch": -1}, says("epoch", "0", "-1")),
     ],
 )
 def test_impossible_arguments_are_refused_before_the_first_batch(options, words):
@@ -199,5 +200,5 @@ def test_views_that_do_not_exist_are_refused():
         make_split(9, augmentation=CROP_FLIP, bank=3).batches(4, view=3)
     with pytest.raises(ValueError, match="one of the 0 fixed views of train, got 0"):
         make_split(9, augmentation=CROP_FLIP).batches(4, view=0)
-    with pytest.raises(ValueError, match="view: expected none beside epoch 0, which has its own, got 0"):
+    with pytest.raises(ValueError, match=says("view", "0", "none")):
         make_split(9).batches(4, epoch=0, view=0)

@@ -5,6 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from refusals import says
 
 from compresskd.data.image_folder import image_folder
 
@@ -142,7 +143,7 @@ def test_folders_of_another_layout_are_refused(class_folders, damage, error, wor
 @pytest.mark.parametrize(
     ("path", "options", "error", "words"),
     [
-        (None, {}, ValueError, "data.path: expected a folder .*; write data.path=DIR"),
+        (None, {}, ValueError, says("path", "data.path=DIR", "folder")),
         (
             "/not/there",
             {},

@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from refusals import says
 
 from compresskd.data.decode import BadImages, Decoder
 
@@ -217,10 +218,10 @@ def test_bad_images_are_left_out_counted_and_kept_where_asked():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"levels": [1]}, "data.levels: expected null or"),
+        ({"levels": [1]}, says("levels", "null")),
         ({"levels": [5, 5]}, r"two rising numbers, got \[5, 5\]"),
         ({"levels": [0, float("nan")]}, "data.levels"),
-        ({"max_pixels": 0}, "data.max_pixels: expected 1 pixel or more, got 0"),
+        ({"max_pixels": 0}, says("max_pixels", "1", "0")),
     ],
 )
 def test_impossible_options_are_refused(options, words):

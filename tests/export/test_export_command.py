@@ -47,6 +47,7 @@ def folder(work):
     return work / "small"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name"), [("onnx", "model.onnx"), ("pt2", "model.pt2"), ("dense", "model-dense")]
 )
@@ -163,6 +164,7 @@ main(["export", "small", "--to", "dense", "--out", "d"])
 """
 
 
+@pytest.mark.slow
 def test_a_real_kill_leaves_nothing_for_long(run_cli, folder):
     died = subprocess.run([sys.executable, "-c", KILLED], cwd=folder.parent, check=False, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr

@@ -49,6 +49,7 @@ def kernels(folder):
     return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "granularity"), [(2, None), (3, PerGroup(16)), (4, None), (8, None)])
 def test_every_quantized_tensor_is_there_in_integers_and_in_nothing_else(bits, granularity, tmp_path):
     model = model_of("mlp_small" if bits in (2, 3) else "lenet5")
@@ -158,6 +159,7 @@ print(float((onnx.read(Path(sys.argv[2]))(x) - expected).abs().max() / expected.
 """
 
 
+@pytest.mark.slow
 def test_integer_products_are_right_where_onednn_is_told_that_there_is_no_vnni(tmp_path):
     """Neither form goes through oneDNN's integer kernels, which overflow there without a word."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}

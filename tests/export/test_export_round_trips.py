@@ -33,6 +33,7 @@ def test_no_architecture_is_left_out():
     assert kinds == {"LeNet5", "MLP", "ResNet", "ResNetX4", "TTMLP", "VisionTransformer", "WideResNet"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_of_each())
 def test_architectures_as_they_are(name, tmp_path):
     source = source_of(model_of(name))
@@ -40,6 +41,7 @@ def test_architectures_as_they_are(name, tmp_path):
         assert difference(source, form, tmp_path) < CLOSE, form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_of_each())
 def test_architectures_in_tensor_train_format(name, tmp_path):
     model = model_of(name)
@@ -58,6 +60,7 @@ QUANTIZED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spec"),
     [*(("mlp_small", spec) for spec in QUANTIZED.values()), ("lenet5", QUANTIZED["4 bits"])],
@@ -69,6 +72,7 @@ def test_quantized_tensor_trains_in_onnx(name, spec, tmp_path):
     assert difference(source_of(model, spec), "onnx", tmp_path) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "vit_tiny"])
 def test_quantized_networks(name, tmp_path):
     source = source_of(model_of(name), QuantSpec(bits=4))
@@ -76,6 +80,7 @@ def test_quantized_networks(name, tmp_path):
         assert difference(source, form, tmp_path) < CLOSE, form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp_small", "lenet5", "vit_tiny"])
 def test_inputs_in_8_bits_differ_by_a_step_at_most_rarely(name, tmp_path):
     model = model_of(name)

@@ -65,13 +65,6 @@ def test_parameter_count_is_the_published_one(name, data, num_parameters):
     assert sum(p.numel() for p in model.parameters()) == num_parameters
 
 
-def test_custom_has_a_target_for_the_user_to_fill_in():
-    assert yaml.safe_load((CONF / "custom.yaml").read_text()) == {
-        "_target_": "???",
-        "num_classes": "${data.num_classes}",
-    }
-
-
 TENSOR_TRAIN_SHAPES = {"tt_mlp": (1, 8, 8), "tt_lenet_300_100": (1, 28, 28)}
 
 
@@ -123,6 +116,7 @@ def test_copies_state_and_memory_format_do_not_change_the_outputs(name):
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST_OF_ITS_KIND)
 def test_export_runs_at_another_batch_size(name):
     torch.manual_seed(0)
@@ -136,6 +130,7 @@ def test_export_runs_at_another_batch_size(name):
         torch.testing.assert_close(program.module()(x_BCHW), model(x_BCHW), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST_OF_ITS_KIND)
 def test_compiles_as_one_graph_with_equal_outputs(name):
     torch.manual_seed(0)

@@ -94,6 +94,7 @@ def test_dropout_of_wide_networks_acts_in_training_only():
         WideResNet(dropout=1, **CIFAR10)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(DATA is None, reason="COMPRESSKD_DATA names no folder of public data sets")
 @pytest.mark.parametrize(

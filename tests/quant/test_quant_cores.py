@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from refusals import says
 
 from compresskd.quant.als import refine
 from compresskd.quant.cores import quantize_cores
@@ -106,6 +107,7 @@ def test_rotation_keeps_the_product():
     torch.testing.assert_close(dense(rotate(cores, gauge)), dense(cores), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_learned_gauge_preserves_the_product_and_reaches_the_figure(bits):
     cores = power_law_train()
@@ -118,6 +120,7 @@ def test_learned_gauge_preserves_the_product_and_reaches_the_figure(bits):
     assert relative_error(cores, values(found.tensors)) < relative_error(cores, values(start.tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerRankSlice("last"), PerGroup(16)], ids=str)
 def test_error_never_rises_along_the_sweeps(bits, granularity):
@@ -132,6 +135,7 @@ def test_error_never_rises_along_the_sweeps(bits, granularity):
         assert refined.errors[-1] == pytest.approx(relative_error(cores, values(refined.tensors)), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "gauge", "als"), [(4, 0.75, 0.5), (3, 0.75, 0.5), (2, 0.75, 0.6)])
 def test_figures_on_power_law_trains(bits, gauge, als):
     found = quantize_cores(power_law_train(seed=1), bits, num_steps=100, num_sweeps=4)
@@ -230,9 +234,9 @@ def test_large_layer_is_feasible():
         (
             [torch.ones(1, 2, 2, 1)],
             {"method": "als"},
-            "quant.method: expected one of nearest, gauge, gauge_als",
+            says("method", "gauge_als", "nearest", "gauge"),
         ),
-        ([torch.ones(1, 2, 2, 1)], {"bits": 7}, "bits: expected one of"),
+        ([torch.ones(1, 2, 2, 1)], {"bits": 7}, says("bits")),
     ],
 )
 def test_bad_trains_are_refused(cores, options, words):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from refusals import says
 
 from compresskd.quant.granularity import (
     PerChannel,
@@ -173,18 +174,18 @@ def test_zero_weights_stay_zero_and_extreme_ones_stay_finite():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Grid(5), "bits: expected one of 2, 3, 4, 8, got 5"),
-        (lambda: Grid(True), "bits: expected one of"),
-        (lambda: Grid(4, "asymmetric"), "quant.grid: expected one of symmetric, affine"),
+        (lambda: Grid(5), says("bits", "2", "3", "4", "8", "5")),
+        (lambda: Grid(True), says("bits")),
+        (lambda: Grid(4, "asymmetric"), says("grid", "symmetric", "affine")),
         (lambda: Grid(4, "ternary"), "write bits=2"),
         (lambda: PerGroup(0), "quant.granularity: PerGroup takes a size of 1 or more, got 0"),
         (lambda: PerRankSlice("middle"), "'first' or 'last', got 'middle'"),
         (lambda: PerRankSlice().num_scales((3, 4)), r"write PerChannel\(dim=0\)"),
         (lambda: PerChannel(2).num_scales((3, 4)), "dim must be within -2..1"),
-        (lambda: granularity_from_plain(["per_row"]), "quant.granularity: expected"),
+        (lambda: granularity_from_plain(["per_row"]), says("granularity")),
         (
             lambda: find_scale(torch.ones(2), Grid(4), PerTensor(), "max"),
-            "quant.initial_scale: expected one of mse",
+            says("initial_scale"),
         ),
         (lambda: find_scale(torch.tensor([torch.nan]), Grid(4), PerTensor()), "not finite"),
         (lambda: quantize(torch.ones(2), torch.ones(2), None, Grid(4), PerTensor()), "has 1 scales, got"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny_runs import Program, default_stages, make_recipe, metrics, untimed_stage, untimed_teacher
 
-from compresskd import measure
 from compresskd.data.synthetic import synthetic
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import Strategy
@@ -21,16 +20,6 @@ from compresskd.listeners.console import Reporter
 from compresskd.models.build import build
 from compresskd.run import open_run
 from compresskd.stages import Fit
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    """No time is spent on timing."""
-
-    def latency(models, example, **options):
-        return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
-
-    monkeypatch.setattr(measure, "latency", latency)
 
 
 @pytest.fixture(scope="session")

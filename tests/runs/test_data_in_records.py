@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import says
 
 from compresskd.data import Source, assemble
 from compresskd.engine.strategy import NotFiniteError, store_predictions
@@ -113,7 +114,7 @@ def test_reordered_classes_are_other_data(make_data):
     assert data.class_names == ("0", "1", "2", "3")
 
 
-def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path, fast):
+def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path, untimed):
     data = make_data()
     execute(make_experiment(tmp_path, data=data), tmp_path)
     renamed = dataclasses.replace(data, class_names=tuple("abcd"), fingerprint="0" * 16)
@@ -143,7 +144,7 @@ def test_classes_beyond_two_bytes_are_kept(tmp_path):
         assert arrays["train"].tolist() == predictions.tolist()
         assert arrays["train"].dtype == np.uint32
         assert arrays["second"].dtype == np.uint8
-    with pytest.raises(ValueError, match="classes: expected numbers of 0 or more, got -1"):
+    with pytest.raises(ValueError, match=says("classes", "0", "-1")):
         store_predictions(Holder, "third", Scores(0.0, 0.0, torch.tensor([-1, 0, 0, 0])))
 
 
@@ -161,7 +162,7 @@ class Broken(torch.nn.Module):
 
 
 def test_a_model_that_answers_nan_ends_the_run_and_not_the_json(
-    make_data, make_experiment, execute, tmp_path, fast
+    make_data, make_experiment, execute, tmp_path, untimed
 ):
     experiment = make_experiment(tmp_path)
     broken = dataclasses.replace(experiment.teacher, weights=None)
@@ -198,7 +199,7 @@ def load(name, **options):
     assert not (work / "outputs").exists()
 
 
-def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path, fast):
+def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path, untimed):
     rng = torch.Generator().manual_seed(0)
     train = Source(torch.randn(64, 1, 8, 8, generator=rng), torch.arange(64) % 4)
     test = Source(train.pixels[:16], train.targets[:16])

@@ -55,7 +55,7 @@ class TestLatency:
 
     def test_median_in_milliseconds(self, monkeypatch):
         seconds = iter([0.001, 0.5, 0.002, 0.003, 0.004])
-        monkeypatch.setattr(measure, "_timed", lambda model, batch: next(seconds))
+        monkeypatch.setattr("compresskd.measure.costs._timed", lambda model, batch: next(seconds))
         times = measure.latency(
             {"a": nn.Identity()}, torch.zeros(1, 3), batch_sizes=(4,), seconds=0.0, min_rounds=5
         )

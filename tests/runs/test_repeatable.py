@@ -1,9 +1,15 @@
 """The same command with empty caches, in two processes, gives the same model file, bit for bit."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from tiny_runs import Program, metrics
+from tiny_runs import metrics
+
+import compresskd
 
 pytestmark = pytest.mark.slow
 
@@ -34,19 +40,61 @@ def outcome(folder):
     return plans, metrics(folder / "run"), (folder / "run" / "model" / "model.ckd").read_bytes()
 
 
+# All cases one after the other, each in a folder of its own; a process for them all, as starting one takes longest.
+DRIVER = """
+import json, os, sys
+from compresskd.cli import main
+cases, root = json.loads(sys.argv.pop()), os.getcwd()
+for number, arguments in enumerate(cases):
+    os.makedirs(str(number))
+    os.chdir(str(number))
+    try:
+        main([*arguments, "outputs_dir=outputs", "hydra.run.dir=run"])
+    except SystemExit as end:
+        assert not end.code, arguments
+    os.chdir(root)
+"""
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """By the number of threads: the folders of two processes that ran all cases, each with caches of its own."""
+    known = {}
+
+    def run(threads):
+        if threads not in known:
+            known[threads] = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+            started = [_start(folder, threads) for folder in known[threads]]
+            said = [process.communicate(timeout=900)[0] for process in started]
+            assert [process.returncode for process in started] == [0, 0], said
+        return known[threads]
+
+    return run
+
+
+def _start(folder, threads):
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(Path(compresskd.__file__).parents[1]),
+        "COMPRESSKD_CACHE": str(folder / "cache"),
+        "XDG_CACHE_HOME": str(folder / "xdg"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", DRIVER, json.dumps(list(CASES.values()))],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_command_twice_gives_the_same_file(tmp_path, case, threads):
-    programs = []
-    for name in ("first", "second"):
-        folder = tmp_path / name
-        folder.mkdir()
-        caches = {"COMPRESSKD_CACHE": str(folder / "cache"), "XDG_CACHE_HOME": str(folder / "xdg")}
-        arguments = (*CASES[case], "outputs_dir=outputs", "hydra.run.dir=run")
-        programs.append(Program(arguments, folder, OMP_NUM_THREADS=str(threads), **caches))
-    for each in programs:
-        assert each.finish(600) == 0, each.text
-    first, second = (outcome(tmp_path / name) for name in ("first", "second"))
+def test_the_same_command_twice_gives_the_same_file(twice, case, threads):
+    number = list(CASES).index(case)
+    first, second = (outcome(folder / str(number)) for folder in twice(threads))
     assert first[0], "no factorized layer had a plan"
     assert {plans["source"] for plans in first[0]} == {"fixed"}
     assert first == second

@@ -26,7 +26,7 @@ from compresskd.kd.objective import Objective
 from compresskd.run import RunDirectoryError
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
 
-pytestmark = pytest.mark.usefixtures("fast")
+pytestmark = pytest.mark.usefixtures("untimed")
 
 
 class Watcher:
@@ -141,6 +141,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_goes_on_from_every_state_of_the_disk(
     case, *, tmp_path, monkeypatch, make_experiment, make_data, execute, outcome

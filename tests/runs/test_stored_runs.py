@@ -51,6 +51,7 @@ def test_the_recorded_figure_is_reproduced(run_cli, outputs, name):
     assert "NOT" not in outcome.out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(run_cli, outputs):
     before = (outputs / "interrupted" / "metrics.jsonl").read_text().splitlines()
     outcome = run_cli("resume", "outputs/interrupted")
@@ -64,6 +65,7 @@ def test_an_interrupted_run_resumes(run_cli, outputs):
     assert len(list((outputs / "teachers").iterdir())) == 1  # the teacher is found, not trained again
 
 
+@pytest.mark.slow
 def test_they_are_compared_with_a_new_one(run_cli, outputs):
     overrides = json.loads((outputs / "quantized" / "record.json").read_text())["overrides"]
     assert run_cli(*overrides, "seed=1", "hydra.run.dir=outputs/new").status == 0

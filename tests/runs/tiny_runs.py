@@ -85,7 +85,7 @@ class Program:
     def text(self):
         return self.output.read_text()
 
-    def wait_for(self, condition, seconds=60.0):
+    def wait_for(self, condition, seconds=300.0):
         """Until `condition()` holds; whether it did while the program was still running."""
         deadline = time.monotonic() + seconds
         while self.running and time.monotonic() < deadline:
@@ -104,6 +104,6 @@ class Program:
         self.process.wait()
         return killed
 
-    def finish(self, seconds=120.0):
+    def finish(self, seconds=300.0):
         """The exit code."""
         return self.process.wait(timeout=seconds)

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from compresskd import measure
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
@@ -13,28 +12,31 @@ from compresskd.listeners.console import Reporter
 from compresskd.run import open_run
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """Where teachers are kept for all tests, and the runs that were made already, by what was typed."""
+    return tmp_path_factory.mktemp("strategies"), {}
+
+
 @pytest.fixture
-def run_strategy(tmp_path, monkeypatch):
-    """run_strategy('strategy=...', 'rank=4', ...) -> (record, run directory); teachers are shared in the folder."""
+def run_strategy(shared, untimed):
+    """run_strategy('strategy=...', 'rank=4', ...) -> (record, run directory), both to be read only.
 
-    def latency(models, example, **options):
-        return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
-
-    monkeypatch.setattr(measure, "latency", latency)
+    The same overrides are run once; teachers are trained once for all tests.
+    """
+    folder, runs = shared
     register()
-    count = 0
 
     def run(*overrides):
-        nonlocal count
-        count += 1
-        typed = [f"outputs_dir={tmp_path}/outputs", "teacher_fit.epochs=4", *overrides]
-        (experiment,) = build_jobs(compose_jobs(typed).jobs)
-        opened = open_run(tmp_path / f"run{count}")
-        try:
-            record = experiment.run(opened, Reporter())
-        finally:
-            opened.close()
-        return record, opened.directory
+        if overrides not in runs:
+            typed = [f"outputs_dir={folder}/outputs", "teacher_fit.epochs=4", *overrides]
+            (experiment,) = build_jobs(compose_jobs(typed).jobs)
+            opened = open_run(folder / f"run{len(list(folder.iterdir()))}")
+            try:
+                runs[overrides] = experiment.run(opened, Reporter()), opened.directory
+            finally:
+                opened.close()
+        return runs[overrides]
 
     return run
 

@@ -48,7 +48,7 @@ def test_what_is_left_goes_to_steps_that_fit():
 
 
 def test_a_budget_below_the_least_says_what_the_least_is():
-    with pytest.raises(BudgetTooSmallError, match="came 1 for the layers; their least is 2"):
+    with pytest.raises(BudgetTooSmallError, match="1 for the layers; their least is 2"):
         allocate({"a": [Size(1, 1.0)], "b": [Size(1, 1.0)]}, 1)
 
 

@@ -118,6 +118,7 @@ def test_ranges_of_activations_are_those_of_all_classes():
     assert ranges[0] == pytest.approx(ranges[1], rel=0.15)
 
 
+@pytest.mark.slow
 def test_compression_of_an_image_folder_is_as_good_as_of_shuffled_images(run_strategy, digits_by_class):
     """The folder has the classes one after the other; the draw is the same for both, up to the order of rows."""
     wishes = ("strategy=compress", "compress.budget=0.12", "teacher_fit.epochs=15")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import says
 from torch import nn
 
 from compresskd import artifact, tt
@@ -69,6 +70,7 @@ def test_modes_of_a_convolution_are_its_stages():
     assert layer.ranks == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.7])
 @pytest.mark.parametrize("of", ["parameters", "bytes"])
 def test_budget_is_met_within_two_percent(run_strategy, budget, of):
@@ -88,12 +90,14 @@ def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
         assert 0.1 < error <= 0.2 + 1e-5, name
 
 
+@pytest.mark.slow
 def test_energy_is_the_same_wish_as_tolerance(run_strategy):
     by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.data_aware=false")
     by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
     assert final(by_energy)["layers"] == final(by_tolerance)["layers"]
 
 
+@pytest.mark.slow
 def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
     generous, _ = run_strategy(*TEACHER, "compress.max_drop=10")
     strict, _ = run_strategy(*TEACHER, "compress.max_drop=1")
@@ -103,12 +107,14 @@ def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
     assert final(generous)["size"]["num_parameters"] < final(strict)["size"]["num_parameters"]
 
 
+@pytest.mark.slow
 def test_data_aware_loses_less_than_weight_error_alone(run_strategy):
     aware, _ = run_strategy(*TEACHER, "compress.budget=0.08")
     plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.data_aware=false")
     assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
 def test_other_methods_behind_the_same_switch(run_strategy, method):
     record, _ = run_strategy(*TEACHER, f"compress={method}", "rank=8")
@@ -122,28 +128,28 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rank": 0}, "rank: came 0"),
-        ({"ranks": {"fc1": 0}}, "compress.ranks: came 0 for 'fc1'"),
-        ({"tolerance": 0.1, "budget": 0.2}, "one wish for the size"),
-        ({"tolerance": 1.5}, "compress.tolerance: came 1.5"),
-        ({"energy": 0.0}, "compress.energy: came 0.0"),
-        ({"budget": 2}, "compress.budget: came 2"),
-        ({"budget": 0.5, "budget_of": "watts"}, "compress.budget_of: came 'watts'"),
-        ({"max_drop": -1}, "compress.max_drop: came -1"),
-        ({"method": "magic"}, "compress.method: came 'magic'"),
-        ({"num_cores": 1}, "compress.num_cores: came 1"),
-        ({"num_cores": 3, "method": "svd"}, "compress.num_cores: came 3 with method svd"),
-        ({"data_aware": True, "method": "cp"}, "compress.data_aware: came true with method cp"),
-        ({"budget": 0.5, "method": "tucker"}, "compress.budget: came with method tucker"),
-        ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, "compress.modes: came with another method"),
-        ({"modes": {"fc1": [[4], [4]]}, "method": "svd"}, "compress.modes: came with another method"),
-        ({"ranks": {"fc1": [4, 4]}}, "compress.ranks: came a list for 'fc1', whose bonds are not known"),
+        ({"rank": 0}, says("rank", "0")),
+        ({"ranks": {"fc1": 0}}, says("ranks", "0", "fc1")),
+        ({"tolerance": 0.1, "budget": 0.2}, says("tolerance", "compress.budget", "one target")),
+        ({"tolerance": 1.5}, says("tolerance", "1.5")),
+        ({"energy": 0.0}, says("energy", "0.0")),
+        ({"budget": 2}, says("budget", "2")),
+        ({"budget": 0.5, "budget_of": "watts"}, says("budget_of", "watts")),
+        ({"max_drop": -1}, says("max_drop", "-1")),
+        ({"method": "magic"}, says("method", "magic")),
+        ({"num_cores": 1}, says("num_cores", "1")),
+        ({"num_cores": 3, "method": "svd"}, says("num_cores", "3", "method", "svd")),
+        ({"data_aware": True, "method": "cp"}, says("data_aware", "true", "method", "cp")),
+        ({"budget": 0.5, "method": "tucker"}, says("budget", "method", "tucker")),
+        ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, says("modes", "method")),
+        ({"modes": {"fc1": [[4], [4]]}, "method": "svd"}, says("modes", "method")),
+        ({"ranks": {"fc1": [4, 4]}}, says("ranks", "fc1", "list")),
         (
             {"ranks": {"fc1": [4, 0]}, "modes": {"fc1": [[4], [4]]}},
-            r"compress.ranks: came \[4, 0\] for 'fc1'",
+            says("ranks", "[4, 0]", "fc1"),
         ),
-        ({"include": []}, "compress.include: came an empty list"),
-        ({"num_calibration": 0}, "compress.num_calibration: came 0"),
+        ({"include": []}, says("include", "list")),
+        ({"num_calibration": 0}, says("num_calibration", "0")),
     ],
 )
 def test_impossible_wishes_name_their_key(options, words):
@@ -174,9 +180,7 @@ def test_a_model_in_which_nothing_gets_smaller_fails_loudly():
 def test_a_budget_below_the_least_says_what_is_possible():
     layers = {"0": nn.Linear(32, 32)}
     model = nn.Sequential(layers["0"])
-    with pytest.raises(
-        ValueError, match=r"compress.budget: came 0.001 of 1,056 parameters; allowed: at least 0\.\d+"
-    ):
+    with pytest.raises(ValueError, match=says("budget", "0.001", "1,056")):
         plan_layers(layers, Size(4, budget=0.001), Method("tensor_train", None, {}), model, lambda _: 0.0)
 
 
@@ -186,7 +190,7 @@ def test_rounding_goes_on_from_factors():
     rounded = Size(4).rounded("fc", layer)
     assert rounded.ranks == (4,)
     assert Size(4, ranks={"fc": [3]}).rounded("fc", layer).ranks == (3,)
-    with pytest.raises(ValueError, match=r"compress.ranks: came \[3, 3\] for 'fc', which has 1 bonds"):
+    with pytest.raises(ValueError, match=says("ranks", "[3, 3]", "fc", "1")):
         Size(4, ranks={"fc": [3, 3]}).rounded("fc", layer)
     best = torch.linalg.svdvals(layer.to_dense().double())[4:].norm()
     torch.testing.assert_close(

@@ -15,6 +15,8 @@ from compresskd.listeners.console import stages_table
 from compresskd.reports.evaluate import evaluate_run
 from compresskd.run import factors
 
+pytestmark = pytest.mark.slow
+
 QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.other_bits=16")
 
 

@@ -75,6 +75,7 @@ def test_nothing_changes_at_full_rank(name, method):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "tensor_train", "svd", "tucker"])
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_bits_are_those_of_what_is_stored(name, method, tmp_path):

@@ -7,6 +7,8 @@ from hard_modules import MODELS
 from compresskd import artifact, measure
 from compresskd.export import dense
 
+pytestmark = pytest.mark.slow
+
 
 def options(name, *overrides):
     roles = [
@@ -26,7 +28,8 @@ def final(record):
     ["tied", "languagemodel", "shared", "subclass", "hooked", "frozen", "normalized", "upsampling"],
 )
 def test_a_run_ends_with_a_model_that_is_what_was_scored(run_strategy, name):
-    strategy = ("strategy=distill_then_compress", "bits=4", "quant.other_bits=16", "quant.epochs=1")
+    quantized = ("bits=4", "quant.other_bits=16", "quant.epochs=1", "quant.core_start=nearest")
+    strategy = ("strategy=distill_then_compress", *quantized)
     record, directory = run_strategy(*options(name, *strategy))
     folder, compact = directory / "model", directory / "model" / "model.ckd"
     one, other = (artifact.load(path, trust=("hard_modules",)) for path in (folder, compact))
@@ -68,6 +71,9 @@ def test_what_no_rule_covers_is_said(run_strategy, caplog):
 
 
 def test_nothing_that_may_be_replaced_is_refused_before_the_teacher_is_trained(run_strategy, tmp_path):
+    typed = options(
+        "listed", "strategy=compress", "compress.exclude=[out]", f"outputs_dir={tmp_path}/outputs"
+    )
     with pytest.raises(Exception, match="holds it outside of the network's modules"):
-        run_strategy(*options("listed", "strategy=compress", "compress.exclude=[out]"))
+        run_strategy(*typed)
     assert not (tmp_path / "outputs" / "teachers").exists()

@@ -8,6 +8,8 @@ from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 
+pytestmark = pytest.mark.slow
+
 READ = ("encoder.linear1", "encoder.linear2", "encoder.self_attn.out_proj")
 BOTH = [
     "teacher=custom",
@@ -15,7 +17,7 @@ BOTH = [
     "student=custom",
     "student._target_=encoders.Encoder",
 ]
-SMALL = ["epochs=1", "teacher_fit.epochs=1", "rank=2"]
+SMALL = ["epochs=1", "teacher_fit.epochs=1", "rank=2", "quant.core_start=nearest"]
 
 
 @pytest.mark.parametrize("bits", [[], ["bits=4"], ["bits=8", "quant.activation_bits=8"]])

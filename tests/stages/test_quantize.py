@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from refusals import says
 
 from compresskd import artifact
 from compresskd.stages import Quantization
@@ -21,6 +22,7 @@ def num_values(tensor):
     return len(torch.unique(tensor))
 
 
+@pytest.mark.slow
 def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
     record, directory = run_strategy("strategy=distill_qat", "epochs=8", "teacher_fit.epochs=8")
     stage = stage_of(record)
@@ -34,6 +36,7 @@ def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
     assert (weight / steps[:, None]).abs().max() <= 128
 
 
+@pytest.mark.slow
 def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
     record, _ = run_strategy("strategy=distill_qat", "quant.enabled=false", *SHORT)
     plain, _ = run_strategy("strategy=distill", *SHORT)
@@ -51,6 +54,7 @@ def test_inputs_are_rounded_in_the_model_that_is_kept(run_strategy):
     assert sum(p.numel() for p in model.parameters()) == stage_of(record)["size"]["num_parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", ["distill_then_compress", "compress_then_distill", "distill_to_compressed", "multi_stage"]
 )
@@ -63,6 +67,7 @@ def test_four_bits_on_top_of_every_strategy(run_strategy, strategy):
     assert all(num_values(core.detach()) <= 16 for core in layer.cores)
 
 
+@pytest.mark.slow
 def test_post_training_quantization_trains_nothing(run_strategy):
     record, directory = run_strategy("bits=4", "quant.mode=ptq", *SHORT, "quant.core_start=gauge_als")
     stage = stage_of(record)
@@ -81,28 +86,27 @@ def test_mode_none_is_the_float_model(run_strategy):
 
 
 BAD = {
-    "bits": ({"bits": 5}, "bits: came 5; allowed: 2, 3, 4, 8, null"),
+    "bits": ({"bits": 5}, says("bits", "5", "2", "3", "4", "8", "null")),
     "grid": (
         {"grid": "round"},
-        "quant.grid: came 'round'; allowed: symmetric, affine, half_integer, ternary",
+        says("grid", "round", "half_integer", "symmetric", "affine", "ternary"),
     ),
-    "group": ({"granularity": 0}, "quant.granularity: came 0; allowed: tensor, channel, or a whole number"),
+    "group": ({"granularity": 0}, says("granularity", "0", "tensor", "channel")),
     "layer": (
         {"layers": {"fc1": 7}},
-        "quant.layers: came 7 for 'fc1'; allowed: 0 (floating point), 2, 3, 4, 8",
+        says("layers", "7", "fc1", "0", "2", "3", "4", "8"),
     ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
 def test_values_out_of_range(options, message):
-    with pytest.raises(ValueError, match="came") as raised:
+    with pytest.raises(ValueError, match=message):
         Quantization(**options)
-    assert message in str(raised.value)
 
 
 def test_all_faults_are_told_together():
-    with pytest.raises(ValueError, match="came") as raised:
+    with pytest.raises(ValueError, match="mode") as raised:
         Quantization(mode="later", epochs=-1, entropy=-1.0)
     assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
         "quant.mode", "quant.entropy", "quant.epochs",

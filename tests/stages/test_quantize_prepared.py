@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusals import says
 
 from compresskd import artifact, tt
 from compresskd.engine.strategy import State
@@ -133,12 +134,14 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES)
 def test_every_option_changes_what_comes_out(context, before, after):
     one, two = (values(quantized(context, **(ALWAYS | options))) for options in (before, after))
     assert one.shape != two.shape or not torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_a_function_of_the_seed(context):
     one, two = (values(quantized(context, core_start="gauge_als")) for _ in range(2))
     assert torch.equal(one, two)
@@ -195,6 +198,7 @@ def test_folded_norms_are_counted_and_gone(context):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
 
 
+@pytest.mark.slow
 class TestBudget:
     @pytest.mark.parametrize("budget", [13_000, 22_000, 0.12])
     @pytest.mark.parametrize(
@@ -225,9 +229,7 @@ class TestBudget:
         assert "linear.weight" not in stored
 
     def test_what_cannot_be_is_refused_with_the_least(self, context):
-        with pytest.raises(
-            ValueError, match=r"quant\.budget: came 900, 900 bytes; allowed: [\d,]+ bytes"
-        ) as raised:
+        with pytest.raises(ValueError, match=says("budget", "900")) as raised:
             quantized(context, bits=None, budget=900, mode="ptq")
         least = int(str(raised.value).partition("allowed: ")[2].split()[0].replace(",", ""))
         quantized(context, bits=None, budget=least, mode="ptq")

@@ -1,6 +1,7 @@
 """The rank schedules against their formulas."""
 
 import pytest
+from refusals import says
 
 from compresskd.compression import rank_schedule
 
@@ -28,13 +29,13 @@ def test_until_drop_goes_down_to_the_least_rank():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: rank_schedule.geometric(0), "rank_schedule.rank: came 0"),
-        (lambda: rank_schedule.geometric(4, num_stages=0), "num_stages: came 0"),
-        (lambda: rank_schedule.geometric(4, ratio=1.0), "ratio: came 1.0"),
+        (lambda: rank_schedule.geometric(0), says("rank", "0")),
+        (lambda: rank_schedule.geometric(4, num_stages=0), says("num_stages", "0")),
+        (lambda: rank_schedule.geometric(4, ratio=1.0), says("ratio", "1.0")),
         (lambda: rank_schedule.geometric(4, alpha=[0.5]), "null or \\[first, last\\]"),
-        (lambda: rank_schedule.linear(8, 8), "first_rank: came 8"),
-        (lambda: rank_schedule.until_drop(4, -1), "max_drop: came -1"),
-        (lambda: rank_schedule.until_drop(4, 1, least_rank=8), "first_rank: came 4"),
+        (lambda: rank_schedule.linear(8, 8), says("first_rank", "8")),
+        (lambda: rank_schedule.until_drop(4, -1), says("max_drop", "-1")),
+        (lambda: rank_schedule.until_drop(4, 1, least_rank=8), says("first_rank", "4")),
     ],
 )
 def test_impossible_schedules_say_what_to_write(call, words):

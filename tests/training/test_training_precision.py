@@ -4,18 +4,19 @@ import io
 
 import pytest
 import torch
+from refusals import says
 
 from compresskd.training.precision import check_compile, check_precision
 
 
 def test_fp16_without_a_gpu_is_refused_with_a_way_out(train, make_recipe):
-    words = "precision: came 'fp16' on device cpu; .* Write precision=bf16 or precision=fp32"
+    words = says("precision", "fp16", "precision=bf16", "precision=fp32")
     with pytest.raises(ValueError, match=words):
         train(recipe=make_recipe(precision="fp16"))
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision: came 'half'; allowed: fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match=says("precision", "half", "fp32", "bf16", "fp16")):
         check_precision("half", torch.device("cpu"))
 
 
@@ -28,9 +29,7 @@ def test_bf16_on_an_older_gpu_is_refused(monkeypatch):
 
 def test_compile_without_a_compiler_is_refused(train, make_recipe, monkeypatch):
     monkeypatch.setattr("compresskd.training.precision.shutil.which", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"train\.compile: came true, .* needs a C\+\+ compiler and none was found"
-    ):
+    with pytest.raises(ValueError, match=says("compile", "true", "compiler", "none")):
         train(recipe=make_recipe(compile=True))
     check_compile(False, torch.device("cpu"))
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from refusals import says
 
 from compresskd.training.schedules import cosine
 
@@ -16,40 +17,40 @@ def sgd(**options):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": -1}, "epochs: came -1; allowed: an integer, 0 or more"),
-        ({"epochs": 2.5}, "epochs: came 2.5; allowed: an integer, 0 or more"),
-        ({"epochs": True}, "epochs: came True; allowed: an integer, 0 or more"),
-        ({"batch_size": 0}, "train.batch_size: came 0; allowed: an integer, 1 or more"),
+        ({"epochs": -1}, says("epochs", "-1", "0")),
+        ({"epochs": 2.5}, says("epochs", "2.5", "0")),
+        ({"epochs": True}, says("epochs", "True", "0")),
+        ({"batch_size": 0}, says("batch_size", "0", "1")),
         (
             {"evaluation_batch_size": -3},
-            "train.evaluation_batch_size: came -3; allowed: an integer, 1 or more",
+            says("evaluation_batch_size", "-3", "1"),
         ),
-        ({"gradient_clip": 0.0}, "train.gradient_clip: came 0.0; allowed: null, or 1e-6 or more"),
-        ({"gradient_clip": float("nan")}, "train.gradient_clip: came nan; allowed: null, or 1e-6 or more"),
-        ({"mixup": -0.1}, "train.mixup: came -0.1; allowed: null, or greater than 0"),
-        ({"ema": 1.0}, r"train.ema: came 1.0; allowed: null, or between 0 and 1 \(0.999 is usual\)"),
-        ({"patience": 0}, "train.patience: came 0; allowed: null, or an integer, 1 or more"),
-        ({"precision": "fp8"}, "precision: came 'fp8'; allowed: fp32, bf16, fp16"),
-        ({"precision": 16}, "precision: came 16; allowed: fp32, bf16, fp16"),
-        ({"compile": "yes"}, "train.compile: came 'yes'; allowed: true, false"),
-        ({"channels_last": 1}, "train.channels_last: came 1; allowed: true, false"),
-        ({"checkpoint_seconds": 0}, "train.checkpoint_seconds: came 0; allowed: seconds, greater than 0"),
-        ({"optimizer": "sgd"}, "optimizer: came 'sgd'; allowed: a factory"),
-        ({"optimizer": sgd(lr=0)}, "optimizer.lr: came 0; allowed: a number greater than 0"),
-        ({"optimizer": sgd(lr="fast")}, "optimizer.lr: came 'fast'; allowed: a number greater than 0"),
-        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, "optimizer.momentum: came 1.0; allowed: 0 to below 1"),
+        ({"gradient_clip": 0.0}, says("gradient_clip", "0.0", "null", "1e-6")),
+        ({"gradient_clip": float("nan")}, says("gradient_clip", "nan", "null", "1e-6")),
+        ({"mixup": -0.1}, says("mixup", "-0.1", "null", "0")),
+        ({"ema": 1.0}, says("ema", "1.0", "null", "0", "1", "0.999 is usual")),
+        ({"patience": 0}, says("patience", "0", "null", "1")),
+        ({"precision": "fp8"}, says("precision", "fp8", "fp32", "bf16", "fp16")),
+        ({"precision": 16}, says("precision", "16", "fp32", "bf16", "fp16")),
+        ({"compile": "yes"}, says("compile", "yes", "true", "false")),
+        ({"channels_last": 1}, says("channels_last", "1", "true", "false")),
+        ({"checkpoint_seconds": 0}, says("checkpoint_seconds", "0", "seconds")),
+        ({"optimizer": "sgd"}, says("optimizer", "sgd", "factory")),
+        ({"optimizer": sgd(lr=0)}, says("lr", "0")),
+        ({"optimizer": sgd(lr="fast")}, says("lr", "fast", "0")),
+        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, says("momentum", "1.0", "0", "1")),
         (
             {"optimizer": sgd(lr=1.0, weight_decay=-1.0)},
-            "optimizer.weight_decay: came -1.0; allowed: 0 or more",
+            says("weight_decay", "-1.0", "0"),
         ),
         (
             {"optimizer": sgd(lr=1.0, nesterov=True)},
-            "optimizer.nesterov: came true with optimizer.momentum 0",
+            says("nesterov", "true", "optimizer.momentum", "0"),
         ),
-        ({"scheduler": None}, "scheduler: came None; allowed: a factory"),
+        ({"scheduler": None}, says("scheduler", "None", "factory")),
         (
             {"scheduler": functools.partial(cosine, warmup_epochs=3)},
-            "scheduler.warmup_epochs: came 3; allowed: 0 or more, and less than the 3 epochs of this training",
+            says("warmup_epochs", "3", "0"),
         ),
     ],
 )
@@ -68,5 +69,5 @@ def test_all_faults_are_told_at_once(make_recipe):
 def test_a_stage_may_change_a_value_and_is_checked_again(make_recipe):
     recipe = make_recipe(epochs=0, scheduler=functools.partial(cosine, warmup_epochs=1))
     assert replace(recipe, epochs=2).epochs == 2
-    with pytest.raises(ValueError, match=r"scheduler\.warmup_epochs: came 1"):
+    with pytest.raises(ValueError, match=says("warmup_epochs", "1")):
         replace(recipe, epochs=1)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from refusals import says
 from torch import nn
 
 from compresskd.training.schedules import constant, cosine, multistep, one_cycle
@@ -98,21 +99,21 @@ def test_each_group_keeps_its_own_rate():
     [
         (
             functools.partial(cosine, warmup_epochs=10),
-            r"scheduler\.warmup_epochs: came 10; .* less than the 10 epochs",
+            says("warmup_epochs", "10"),
         ),
-        (functools.partial(constant, warmup_epochs=-1), r"scheduler\.warmup_epochs: came -1"),
+        (functools.partial(constant, warmup_epochs=-1), says("warmup_epochs", "-1")),
         (
             functools.partial(cosine, final_fraction=1.5),
-            r"scheduler\.final_fraction: came 1\.5; allowed: 0 to 1",
+            says("final_fraction", "1.5", "0", "1"),
         ),
-        (functools.partial(multistep, milestones=[0.5, 150]), r"scheduler\.milestones: came \[0.5, 150\]"),
+        (functools.partial(multistep, milestones=[0.5, 150]), says("milestones", "[0.5, 150]")),
         (
             functools.partial(multistep, gamma=0.0),
-            r"scheduler\.gamma: came 0\.0; allowed: above 0, at most 1",
+            says("gamma", "0.0", "0", "1"),
         ),
         (
             functools.partial(one_cycle, pct_start=1.0),
-            r"scheduler\.pct_start: came 1\.0; allowed: between 0 and 1",
+            says("pct_start", "1.0", "0", "1"),
         ),
     ],
 )

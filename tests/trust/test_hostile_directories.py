@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from refusals import says, told
 from runs_to_tamper import change, record_of, unfinish, without_fingerprints
 
 import compresskd
@@ -61,11 +62,8 @@ def mark(tmp_path):
 
 
 def refused(outcome, mark, *words):
-    assert outcome.status == 2, outcome.out + outcome.err
     assert not mark.exists()
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in outcome.err, outcome.err
+    told(outcome, *words)
 
 
 PLACES = {
@@ -129,6 +127,7 @@ def test_trust_in_a_package_is_no_trust_in_all_that_can_be_called(run_cli, shipp
     refused(run_cli("resume", "run", packages), mark, node["_target_"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     "make", [_build, _system, _module, _through_us, _hub, _program], ids=lambda f: f.__name__[1:]
@@ -193,9 +192,7 @@ def test_a_record_holds_values_only(run_cli, shipped, verb, text):
         shipped,
         lambda record: (record["config"]["data"].update(name=text), verb == "resume" and unfinish(record)),
     )
-    outcome = run_cli(*VERBS[verb])
-    assert outcome.status == 2, outcome.out
-    assert f"data.name: came {text!r}; a record holds no ${{...}}" in outcome.err
+    told(run_cli(*VERBS[verb]), says("data.name", text, "a record holds no ${...}"))
 
 
 @pytest.mark.parametrize("value", [None, "x", 3, [], [{"_target_": "os.system"}]], ids=str)
@@ -206,9 +203,7 @@ def test_a_group_that_is_none(run_cli, shipped, group, value):
         lambda record: (record["config"].update({group: value}), group != "data" and unfinish(record)),
     )
     outcome = run_cli("evaluate" if group == "data" else "resume", "run")
-    assert outcome.status == 2, outcome.out
-    assert f"{group}: came {value!r}; expected a mapping of options" in outcome.err
-    assert "Traceback" not in outcome.err
+    told(outcome, says(group, repr(value), "mapping"))
 
 
 def test_files_of_hydra_in_a_directory_are_not_read(run_cli, shipped, mark):

@@ -10,6 +10,8 @@ from runs_to_tamper import OWN, TINY, write_own
 
 import compresskd
 
+pytestmark = pytest.mark.slow
+
 NAMES = (
     "csv",
     "rich",

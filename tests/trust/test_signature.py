@@ -13,6 +13,8 @@ import compresskd
 from compresskd.targets.paths import Untrusted
 from compresskd.trust.sources import source_digests
 
+pytestmark = pytest.mark.slow
+
 RUN = ("evaluate", "run")
 
 

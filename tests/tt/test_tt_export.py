@@ -4,6 +4,8 @@ from torch import nn
 
 from compresskd.tt import TTConv2d, TTEmbedding, TTLinear, factorize
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "linear": (
         lambda: TTLinear((4, 8), (8, 4), 3, in_features=30, out_features=31),

@@ -223,6 +223,7 @@ def test_copies_and_pickles_go_their_own_way(case):
         assert torch.equal(shallow(x), fresh(layer)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_eight_threads_and_their_replicas_answer_right(case):
     layer, x = CASES[case].make().eval(), CASES[case].x

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import says
 
 from compresskd.data.augmentation import (
     Compose,
@@ -197,8 +198,8 @@ def test_compose_gives_each_operation_its_own_draws():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: RandomCrop(padding=0), "RandomCrop.padding: expected 1 or more pixels, got 0"),
-        (lambda: RandomCrop(fill=2), "RandomCrop.fill: expected 0"),
+        (lambda: RandomCrop(padding=0), says("RandomCrop.padding", "1", "0")),
+        (lambda: RandomCrop(fill=2), says("RandomCrop.fill", "0")),
         (lambda: HorizontalFlip(probability=1.5), "HorizontalFlip.probability: .* got 1.5"),
         (lambda: Cutout(size=0), "Cutout.size"),
         (lambda: Cutout(fill=-1), "Cutout.fill"),
@@ -210,7 +211,7 @@ def test_compose_gives_each_operation_its_own_draws():
         (lambda: RandomAffine(translate=1), "RandomAffine.translate"),
         (lambda: RandomAffine(scale=(0, 1)), "RandomAffine.scale"),
         (lambda: RandomAffine(shear=90), "RandomAffine.shear"),
-        (lambda: Compose({}), "Compose.operations: expected one or more"),
+        (lambda: Compose({}), says("Compose.operations")),
     ],
 )
 def test_impossible_options_are_refused(build, words):
