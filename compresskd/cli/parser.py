@@ -22,7 +22,7 @@ examples:
   compresskd strategy=distill_then_compress rank=16 bits=4  quantized as well
   compresskd -m strategy=distill_then_compress rank=4,8,16  a sweep
   compresskd experiment=compare_strategies rank=8           a whole study
-  compresskd compare outputs/sweeps/*                       its runs side by side
+  compresskd compare outputs/sweeps/*                       its runs compared
 
 compresskd VERB --help tells more of a verb, compresskd run --help lists every
 group and key."""
