@@ -109,7 +109,7 @@ def run_once(
     free = _free_keys(jobs, identities, varying)
     members: dict[tuple[str, ...], list[int]] = {}
     for position, job in enumerate(jobs):
-        kept = tuple(line for line in job if _split(line)[0] not in free[position])
+        kept = tuple(_lines(job, [key for key, _ in map(_split, job) if key not in free[position]]))
         members.setdefault(kept, []).append(position)
     found = []
     for kept, positions in members.items():
@@ -135,7 +135,7 @@ def _free_keys(
     for key in varying:
         alike: dict[frozenset[str], list[int]] = {}
         for position, job in enumerate(jobs):
-            rest = frozenset(line for line in job if _split(line)[0] != key)
+            rest = frozenset(_lines(job, [other for other, _ in map(_split, job) if other != key]))
             alike.setdefault(rest, []).append(position)
         for positions in alike.values():
             if len(positions) > 1 and len({identities[position] for position in positions}) == 1:
@@ -230,8 +230,9 @@ def _changes_nothing(key: str) -> bool:
 
 
 def _lines(job: Sequence[str], keys: Collection[str]) -> list[str]:
-    """The overrides of a job that are about these keys."""
-    return [line for line in job if _split(line)[0] in keys]
+    """The overrides of a job that are about these keys; of several about one, the last counts."""
+    last = {_split(line)[0]: line for line in job}
+    return [line for key, line in last.items() if key in keys]
 
 
 def _split(line: str) -> tuple[str, str]:
