@@ -21,7 +21,7 @@ from compresskd.config.origin import resolve
 from compresskd.config.parts import Parts, as_it_is
 from compresskd.config.schema import register
 from compresskd.models.build import build, spec_of
-from compresskd.strategy import Context, State, Strategy, score
+from compresskd.engine.strategy import Context, State, Strategy, score
 from compresskd.training import Recipe
 
 

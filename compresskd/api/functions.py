@@ -14,9 +14,9 @@ from compresskd.api.samples import Samples, batch_size_of, data_of
 from compresskd.api.session import OnEpoch, carry_out, session
 from compresskd.data import Augmentation, Data
 from compresskd.kd.logits import CrossEntropy, SoftTargets
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
-from compresskd.strategy import Stage, State
+from compresskd.engine.strategy import Stage, State
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 
@@ -98,7 +98,7 @@ def distill(
         temperature: of the soft targets.
         alpha: share of the teacher, 0 to 1; the labels have the rest.
         objective: another loss in place of these two, such as `Objective({"fitnets": Hint(...)})` of
-            `compresskd.objective` and the terms in `compresskd.kd`.
+            `compresskd.kd.objective` and the terms in `compresskd.kd`.
         augmentation: of the training samples, one of `compresskd.data.augmentation`.
         seed: of the order of samples, dropout and augmentation.
         device: where to train; None takes that of the student.

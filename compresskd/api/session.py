@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.data import Data
 from compresskd.run import Record, open_run
-from compresskd.strategy import Checked, Context, Stage, State
+from compresskd.engine.strategy import Checked, Context, Stage, State
 from compresskd.training import EpochRecord, Recipe
 
 OnEpoch = Callable[[EpochRecord], object]

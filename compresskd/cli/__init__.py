@@ -17,7 +17,7 @@ from compresskd.cli.endings import (
     is_usage_error,
     outlive_the_reader,
 )
-from compresskd.models.target import search_here_last
+from compresskd.targets.paths import search_here_last
 
 _HELP = ("-h", "--help")
 

@@ -16,7 +16,7 @@ from typing import Any
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
 from compresskd.cli.workers import KILLED, Watch, busy, record_loss
-from compresskd.models.target import with_here, without_here
+from compresskd.targets.paths import with_here, without_here
 from compresskd.run import (
     FAILED,
     FINISHED,
@@ -27,7 +27,7 @@ from compresskd.run import (
     describe_owner,
     read_record,
 )
-from compresskd.sweep import (
+from compresskd.cli.sweep import (
     FOLDER_OF,
     Once,
     check_folder,
@@ -248,7 +248,7 @@ def _folders(sweep: Sweep) -> Callable[[str], str]:
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     """Compare the jobs of a sweep in its folder, and list every one that failed."""
     from compresskd.compare import summarize_sweep
-    from compresskd.sweep import failures, wait_for_others
+    from compresskd.cli.sweep import failures, wait_for_others
 
     wait_for_others(directory, print)
     table = summarize_sweep(directory)

@@ -52,7 +52,7 @@ def evaluate(arguments: Namespace) -> int:
     from compresskd.config.recorded import data_of
     from compresskd.config.schema import register
     from compresskd.config.usable import usable
-    from compresskd.evaluate import evaluate_run
+    from compresskd.reports.evaluate import evaluate_run
 
     register(*arguments.config_dir)
     trust = granted(directory, record, trusted_packages(arguments.trust))
@@ -79,7 +79,7 @@ def export(arguments: Namespace) -> int:
 
 def bench(arguments: Namespace) -> int:
     """Latencies of factorized layers."""
-    from compresskd import bench
+    from compresskd.reports import bench
 
     try:
         return bench.run(arguments)

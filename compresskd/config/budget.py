@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from compresskd.config.allowed import LADDER
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.models.build import construct
-from compresskd.models.kinds import resolve_kind
+from compresskd.targets.kinds import resolve_kind
 
 _QUANTIZATION = "compresskd.stages.Quantization"
 

@@ -24,11 +24,11 @@ from compresskd.models.build import construct
 from compresskd.models.weights import load_weights
 from compresskd.stages import Quantization
 from compresskd.stages.train_student import Training
-from compresskd.stages.trial import try_training
-from compresskd.strategy import Checked, Expandable, Stage, State, Strategy
-from compresskd.teacher import Teacher
+from compresskd.stages.dry_run import try_training
+from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.engine.teacher import Teacher
 from compresskd.training import Recipe
-from compresskd.training.trial import factory_faults
+from compresskd.training.dry_run import factory_faults
 
 Plain = Mapping[str, Any]
 T = TypeVar("T")

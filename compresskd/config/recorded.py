@@ -16,7 +16,7 @@ from compresskd.config.origin import resolve
 from compresskd.config.parts import Parts, as_it_is
 from compresskd.config.schema import Config
 from compresskd.data.base import Data
-from compresskd.models.target import Untrusted, check_trusted
+from compresskd.targets.paths import Untrusted, check_trusted
 
 
 def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:

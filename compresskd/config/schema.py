@@ -17,7 +17,7 @@ class TensorTrains:
     """How factorized layers run.
 
     Attributes:
-        plan: where their plans come from: fixed or measured, see `compresskd.tt.policy`.
+        plan: where their plans come from: fixed or measured, see `compresskd.tt.execution.policy`.
     """
 
     plan: str = "fixed"

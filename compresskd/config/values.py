@@ -12,7 +12,7 @@ import torch
 from compresskd.config.faults import Fault
 from compresskd.config.schema import MODEL_ROLES
 from compresskd.training.precision import check_precision
-from compresskd.tt.policy import SOURCES
+from compresskd.tt.execution.policy import SOURCES
 
 _LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LARGEST_SEED = 2**63 - 1

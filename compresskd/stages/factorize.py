@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.stages.compression import INITS, Compression
-from compresskd.strategy import Context, State
+from compresskd.compression.compression import INITS, Compression
+from compresskd.engine.strategy import Context, State
 
 SOURCES = ("student", "teacher")
 
@@ -44,7 +44,7 @@ class Factorize:
         return self.source == "teacher"
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
+        """See `compresskd.engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
         self.how.check(model, example)
         return State(model, state.teacher)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.stages.train_student import Training, train_student
-from compresskd.strategy import Context, State
+from compresskd.engine.strategy import Context, State
 
 TEACHERS = ("original", "previous", "both")
 
@@ -59,7 +59,7 @@ class Fit:
         return Training(self.objective, self.epochs, self.teacher, self.learning_rate)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.strategy.Checked`: the objective finds in both models what it compares."""
+        """See `compresskd.engine.strategy.Checked`: the objective finds in both models what it compares."""
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import bench, tt
+from compresskd import tt
+from compresskd.reports import bench
 from compresskd.models.build import build
 
 
