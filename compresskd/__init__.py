@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compresskd.api.runs import results as results
     from compresskd.artifact import load as load
 
-__version__ = "0.1.0"
+from compresskd.version import __version__ as __version__
 
 __all__ = [
     "LogitsDistillationLoss",

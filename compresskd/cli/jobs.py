@@ -62,6 +62,7 @@ class Sweep:
 
 def run_hydra(arguments: list[str]) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
+    from compresskd.cli.sweep import check_folder, naming_overrides
     from compresskd.config.compose import compose_jobs
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
@@ -247,8 +248,8 @@ def _folders(sweep: Sweep) -> Callable[[str], str]:
 
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     """Compare the jobs of a sweep in its folder, and list every one that failed."""
-    from compresskd.compare import summarize_sweep
     from compresskd.cli.sweep import failures, wait_for_others
+    from compresskd.compare import summarize_sweep
 
     wait_for_others(directory, print)
     table = summarize_sweep(directory)

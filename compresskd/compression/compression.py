@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd import layers, measure, tt
-from compresskd.layers import surgery
-from compresskd.proof import carrying, differing, read_by_others
 from compresskd.compression.calibration import LayerStatistics, calibrate, combined
 from compresskd.compression.plan import Method, applied, plan_layers
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
 from compresskd.engine.strategy import Context, few_samples, score
+from compresskd.layers import surgery
+from compresskd.proof import carrying, differing, read_by_others
 
 INITS = ("decomposed", "random")
 METHODS = ("tensor_train", "svd", "tucker", "cp")

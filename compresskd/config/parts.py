@@ -19,14 +19,14 @@ from compresskd.config.signature import check_calls
 from compresskd.config.teacher_faults import is_of_training, of_teacher
 from compresskd.config.values import device_of, value_faults
 from compresskd.data.base import Data
+from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
 from compresskd.models.build import construct
 from compresskd.models.weights import load_weights
 from compresskd.stages import Quantization
-from compresskd.stages.train_student import Training
 from compresskd.stages.dry_run import try_training
-from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
-from compresskd.engine.teacher import Teacher
+from compresskd.stages.train_student import Training
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 

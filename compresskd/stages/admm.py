@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd import layers, tt
-from compresskd.kd.objective import Objective
 from compresskd.compression.compression import Compression
-from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.compression.replacement import Make
-from compresskd.stages.train_student import Training, train_student
 from compresskd.engine.strategy import Context, State
+from compresskd.kd.objective import Objective
+from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.train_student import Training, train_student
 
 
 class _Splitting(nn.Module):
@@ -115,7 +115,7 @@ class Admm:
         return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
+        """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
         self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)

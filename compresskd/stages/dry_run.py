@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch, Data, Split
+from compresskd.engine.strategy import State
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
-from compresskd.engine.strategy import State
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 from compresskd.training.dry_run import rate_faults
 

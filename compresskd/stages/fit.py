@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, State
 
 TEACHERS = ("original", "previous", "both")
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskd import layers
-from compresskd.layers import surgery
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
-from compresskd.training.evaluation import evaluation_mode
+from compresskd.layers import surgery
 from compresskd.training.dry_run import LARGEST_RATE
+from compresskd.training.evaluation import evaluation_mode
 
 _NO_NAMESAKE = (
     "layer of the student has a namesake in the teacher; it takes a student that was made from the teacher "

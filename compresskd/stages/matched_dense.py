@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.models.build import build, spec_of
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
+from compresskd.models.build import build, spec_of
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
 _WIDTHS = ("hidden", "width_multiplier")

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.kd.objective import Objective
 from compresskd.compression.compression import Compression
+from compresskd.engine.strategy import Context, Stage, State, score
+from compresskd.kd.objective import Objective
 from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, Stage, State, score
 
 INITS = ("round", "fresh")
 
@@ -54,7 +54,7 @@ class Rung:
         return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
+        """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
         self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, tt
+from compresskd.compression.calibration import calibrate
+from compresskd.compression.precision_budget import check_budget, fit_budget
+from compresskd.compression.quantization import Quantization
+from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.data.draw import draw
+from compresskd.engine.strategy import Context, Stage, State, few_samples
 from compresskd.kd.objective import Objective
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.compression.calibration import calibrate
 from compresskd.stages.fit import check_teacher, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
-from compresskd.compression.precision_budget import check_budget, fit_budget
-from compresskd.compression.quantization import Quantization
-from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, Stage, State, few_samples
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Quantize:
         )
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
+        """See `engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
         if self.how.batch_norm == "fold":
             generator = torch.Generator().manual_seed(0)

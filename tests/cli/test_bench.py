@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from compresskd import tt
-from compresskd.reports import bench
 from compresskd.models.build import build
+from compresskd.reports import bench
 
 
 def test_a_layer_is_timed_against_dense(run_cli, monkeypatch):
