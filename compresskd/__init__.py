@@ -7,6 +7,8 @@ use most of them are the example of `compresskd.api`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from compresskd.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from compresskd.api.comparison import compare_compression_strategies as compare_compression_strategies
     from compresskd.api.functions import compress as compress
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from compresskd.api.runs import results as results
     from compresskd.artifact import load as load
 
-from compresskd.version import __version__ as __version__
 
 __all__ = [
     "LogitsDistillationLoss",

@@ -20,8 +20,8 @@ from compresskd.config.faults import ConfigError
 from compresskd.config.origin import resolve
 from compresskd.config.parts import Parts, as_it_is
 from compresskd.config.schema import register
-from compresskd.models.build import build, spec_of
 from compresskd.engine.strategy import Context, State, Strategy, score
+from compresskd.models.build import build, spec_of
 from compresskd.training import Recipe
 
 

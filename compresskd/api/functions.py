@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from compresskd.api.samples import Samples, batch_size_of, data_of
 from compresskd.api.session import OnEpoch, carry_out, session
 from compresskd.data import Augmentation, Data
+from compresskd.engine.strategy import Stage, State
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.kd.objective import Objective
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
-from compresskd.engine.strategy import Stage, State
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 

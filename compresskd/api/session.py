@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compresskd.listeners.console import Reporter
 from compresskd.data import Data
-from compresskd.run import Record, open_run
+from compresskd.engine.events import log
 from compresskd.engine.strategy import Checked, Context, Stage, State
+from compresskd.listeners.console import Reporter
+from compresskd.run import Record, open_run
 from compresskd.training import EpochRecord, Recipe
 
 OnEpoch = Callable[[EpochRecord], object]
-log = logging.getLogger("compresskd")
 
 
 class _Listener(Reporter):

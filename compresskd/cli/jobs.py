@@ -15,18 +15,6 @@ from typing import Any
 
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
-from compresskd.cli.workers import KILLED, Watch, busy, record_loss
-from compresskd.targets.paths import with_here, without_here
-from compresskd.run import (
-    FAILED,
-    FINISHED,
-    RECORD,
-    AlreadyFinished,
-    InUse,
-    RunDirectoryError,
-    describe_owner,
-    read_record,
-)
 from compresskd.cli.sweep import (
     FOLDER_OF,
     Once,
@@ -37,6 +25,18 @@ from compresskd.cli.sweep import (
     run_once,
     varying_keys,
 )
+from compresskd.cli.workers import KILLED, Watch, busy, record_loss
+from compresskd.run import (
+    FAILED,
+    FINISHED,
+    RECORD,
+    AlreadyFinished,
+    InUse,
+    RunDirectoryError,
+    describe_owner,
+    read_record,
+)
+from compresskd.targets.paths import with_here, without_here
 
 _MOST_TOLD = 5  # names in one line
 
@@ -62,7 +62,6 @@ class Sweep:
 
 def run_hydra(arguments: list[str]) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
-    from compresskd.cli.sweep import check_folder, naming_overrides
     from compresskd.config.compose import compose_jobs
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compresskd import __version__
 from compresskd.cli import verbs
 from compresskd.trust import HELP
+from compresskd.version import __version__
 
 RUN = "run"
 FORMS = ("onnx", "pt2", "dense")  # of `compresskd.export`

@@ -72,9 +72,9 @@ def compare(arguments: Namespace) -> int:
 
 def export(arguments: Namespace) -> int:
     """A model in another form."""
-    from compresskd.export import command
+    from compresskd.cli import export
 
-    return command.run(arguments)
+    return export.run(arguments)
 
 
 def bench(arguments: Namespace) -> int:

@@ -23,10 +23,10 @@ from compresskd.api.tables import rows_of
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
+from compresskd.engine.teacher import Teacher
 from compresskd.listeners.console import Reporter
 from compresskd.models.build import build
 from compresskd.run import RunDirectoryError, open_run
-from compresskd.engine.teacher import Teacher
 from compresskd.training import EpochRecord
 
 ROOMS = [
