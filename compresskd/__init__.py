@@ -1,7 +1,31 @@
 """Small neural networks by knowledge distillation, tensor-train compression and quantization-aware training.
 
-Each name below is loaded when it is first asked for, and PyTorch with those that need it. Ten lines of a notebook that
-use most of them are the example of `compresskd.api`.
+Each name is loaded when it is first asked for, and PyTorch with those that need it. Several epochs of training, a
+compression and a comparison in ten lines:
+
+>>> import torch, compresskd
+>>> x, y = torch.randn(400, 16), torch.arange(400) % 4
+>>> x[:, :4] += 4 * torch.eye(4)[y]  # four classes that can be told apart
+>>> train, validation = (x[:320], y[:320]), (x[320:], y[320:])
+>>> teacher = compresskd.train(torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(),
+...     torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4)), train, validation, epochs=3)
+>>> small = compresskd.compress(teacher, x[:32], rank=4, exclude=["4"])
+>>> small = compresskd.distill(small, teacher, train, validation, epochs=3)
+>>> table = compresskd.compare_compression_strategies(teacher, train, validation, rank=4, epochs=2,
+...     strategies=["train", "compress", "distill_to_compressed"])
+
+The table is a pandas DataFrame where pandas is installed, else a list of rows; here of the teacher and strategies.
+
+>>> len(table)
+4
+
+A layer in tensor-train format is given by its modes, whose products are its sizes, and its rank:
+
+>>> layer = compresskd.TensorizedLinear(input_dims=[4, 8], output_dims=[8, 4], tt_rank=4)
+>>> layer(torch.randn(2, 32)).shape
+torch.Size([2, 32])
+
+Runs on disk are read by `results`, `Run` and `load`.
 """
 
 from importlib import import_module

@@ -216,8 +216,10 @@ def quantize(
     >>> [len(row.unique()) <= 2**2 for row in small.weight]
     [True, True]
     """
-    if epochs and validation is None:
-        raise ValueError(f"validation: expected samples that choose one of the {epochs} epochs, got None")
+    if epochs and (validation is None or isinstance(train, Tensor)):
+        raise ValueError(
+            f"epochs: got {epochs}, which take targets and validation samples; write epochs=0 to round only"
+        )
     how = Quantization(bits=bits, mode="qat" if epochs else "ptq", **options)
     if objective is None:
         objective = LABELS if teacher is None else soft_targets()

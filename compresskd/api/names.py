@@ -1,12 +1,6 @@
 """The names of the method's original description: tensor-train layers, soft targets, rounded weights.
 
-Each is a thin door to a part that has its own documentation. A layer in tensor-train format is given by its modes
-and its rank:
-
->>> import torch, compresskd
->>> layer = compresskd.TensorizedLinear(input_dims=[4, 8], output_dims=[8, 4], tt_rank=4)
->>> layer(torch.randn(2, 32)).shape
-torch.Size([2, 32])
+Each is a thin door to a part that has its own documentation.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Run:
         self.record: Record = read_record(self.directory)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.directory)!r})  # {self.record.strategy}, {self.record.status}"
+        return f"<Run {self.directory}: {self.record.strategy}, {self.record.status}>"
 
     @property
     def curves(self) -> Any:

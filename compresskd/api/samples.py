@@ -43,7 +43,8 @@ def data_of(
             values each time that it is asked.
     """
     if isinstance(train, Tensor):
-        return _unlabelled(train)
+        alone = _unlabelled(train)
+        return alone if validation is None else replace(data_of(validation, test=test), train=alone.train)
     given = {"train": train, "validation": validation, "test": test}
     sources = {name: _source(name, samples) for name, samples in given.items() if samples is not None}
     validating = sources.get("validation", sources["train"])
@@ -90,7 +91,8 @@ def _tensors(name: str, samples: Samples) -> tuple[Tensor, Tensor]:
     loader = samples if isinstance(samples, DataLoader) else DataLoader(samples, _READ_AT_ONCE)
     _check_repeatable(name, loader.dataset)
     if type(loader.sampler) in (SequentialSampler, RandomSampler):
-        loader = DataLoader(loader.dataset, _READ_AT_ONCE, collate_fn=loader.collate_fn)
+        workers = {"num_workers": loader.num_workers, "collate_fn": loader.collate_fn}
+        loader = DataLoader(loader.dataset, _READ_AT_ONCE, **workers)
     batches = [tuple(batch) for batch in loader]
     if not batches or {len(batch) for batch in batches} != {2}:
         raise ValueError(

@@ -44,7 +44,8 @@ def session(
     on_epoch: OnEpoch | None,
 ) -> Iterator[Context]:
     """A context whose run lies in a folder that is removed at the end; torch's generators are left as they were."""
-    with tempfile.TemporaryDirectory(prefix="compresskd-") as folder, torch.random.fork_rng():
+    generators = [device] if device.type == "cuda" else []
+    with tempfile.TemporaryDirectory(prefix="compresskd-") as folder, torch.random.fork_rng(generators):
         run = open_run(Path(folder, "run"))
         try:
             run.start(Record(strategy="notebook", config={}, overrides=[], seed=seed))

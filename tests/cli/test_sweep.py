@@ -605,6 +605,18 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
 
 
 @pytest.mark.slow
+def test_joblib_runs_once_what_a_key_does_not_concern(program, work):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    small = [option for option in SMALL if not option.startswith(("strategy=", "rank="))]
+    command = ("-m", *small, "compress.num_calibration=16", "strategy=train,compress", "rank=2,3")
+    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert running.wait(timeout=120) == 0, running.said()
+    found = records(sweep_folder(work))
+    assert set(found) == {"strategy=train", "rank=2,strategy=compress", "rank=3,strategy=compress"}
+    assert {record["status"] for record in found.values()} == {"finished"}
+
+
+@pytest.mark.slow
 def test_a_killed_worker_loses_its_own_job_only(program, work):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     command = ("-m", *LONGER, "seed=0,1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
