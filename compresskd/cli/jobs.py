@@ -20,10 +20,9 @@ from compresskd.cli.sweep import (
     Once,
     check_folder,
     identity,
-    job_name,
+    job_key,
     naming_overrides,
     run_once,
-    varying_keys,
 )
 from compresskd.cli.workers import KILLED, Watch, busy, record_loss
 from compresskd.run import (
@@ -49,15 +48,13 @@ class Sweep:
         naming: overrides that name its folder and those of its jobs.
         directory: its folder; None where only Hydra can tell.
         jobs: overrides of each job that is run.
-        once: by the name of a job, the one that stands for it.
-        varying: the keys whose values name a job.
+        once: by the key of a job, the one that stands for it.
     """
 
     naming: list[str] = field(default_factory=list)
     directory: Path | None = None
     jobs: list[list[str]] = field(default_factory=list)
-    once: dict[str, Once] = field(default_factory=dict)
-    varying: list[str] = field(default_factory=list)
+    once: dict[frozenset[str], Once] = field(default_factory=dict)
 
 
 def run_hydra(arguments: list[str]) -> int:
@@ -108,12 +105,17 @@ def _settle(
     jobs: Sequence[Any], experiments: Sequence[Any], compose: Callable[..., Any], build: Callable[..., Any]
 ) -> Sweep:
     """Name the sweep, and find the jobs that stand for several."""
+    from compresskd.config.faults import ConfigError
+
     lines = [job.overrides for job in jobs]
     named, outputs_dir = jobs[0].sweep, experiments[0].config["outputs_dir"]
 
     def composed(overrides: list[str], expected: str) -> Any:
-        job = compose(overrides).jobs[0]
-        return job if not job.faults and identity(build([job])[0]) == expected else None
+        try:
+            job = compose(overrides).jobs[0]
+            return job if identity(build([job])[0]) == expected else None
+        except ConfigError:
+            return None
 
     once = run_once(lines, [identity(experiment) for experiment in experiments], composed)
     naming = naming_overrides(lines, named, outputs_dir, once)
@@ -121,15 +123,14 @@ def _settle(
     directory = Path(written[0]) if "${" not in written[0] else None
     if "dir" in named and directory is not None:  # as it was resolved here: a time of day goes on
         naming.append("hydra.sweep.dir='{}'".format(named["dir"].replace("'", "\\'")))
-    members = {name: each for each in once for name in each.members}
-    varying = varying_keys(lines)
-    rest = [job for job in lines if job_name(job, varying) not in members]
+    members = {key: each for each in once for key in each.members}
+    rest = [job for job in lines if job_key(job) not in members]
     if once:
         told = "; ".join(each.folder for each in once[:_MOST_TOLD])
         more = f"; and {len(once) - _MOST_TOLD} more" if len(once) > _MOST_TOLD else ""
         count = f"{len(members)} jobs are {len(once)}"
         print(f"{count}, run once: what varies among them does not concern them ({told}{more})")
-    return Sweep(naming, directory, [*rest, *(each.job.overrides for each in once)], members, varying)
+    return Sweep(naming, directory, [*rest, *(each.job.overrides for each in once)], members)
 
 
 def _run_sweep(arguments: list[str], sweep: Sweep) -> int:
@@ -241,7 +242,7 @@ def _output_directory() -> Path:
 
 def _folders(sweep: Sweep) -> Callable[[str], str]:
     """From the name of a job to its folder in the sweep's."""
-    folders = {name: each.folder for name, each in sweep.once.items()}
+    folders = {name: each.folder for each in sweep.once.values() for name in each.names}
     return lambda name: folders.get(name, name)
 
 
@@ -268,9 +269,9 @@ def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     directory = _output_directory()
-    name = job_name(overrides, sweep.varying)
-    once = sweep.once.get(name)
-    if once is not None and name != once.members[0] and _is_taken(directory, once):
+    key = job_key(overrides)
+    once = sweep.once.get(key)
+    if once is not None and key != once.members[0] and _is_taken(directory, once):
         return _accuracy(directory)
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides, once)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)

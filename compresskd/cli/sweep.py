@@ -28,6 +28,7 @@ _HASH_DIGITS = 8
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 _LARGEST_CONFIG = 2**24  # bytes
 FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its name
+_OF_HYDRA = ("hydra.", "hydra/")
 _SINGLE = "single"  # where nothing varies
 _DETERMINING = ("data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt")
 _LEFT = "was left unfinished; the same command goes on with it"
@@ -40,12 +41,14 @@ class Once:
     Attributes:
         folder: its own in the sweep's.
         job: composed without the keys that do not matter, so that its record is the same whichever values are swept.
-        members: names of the jobs that it stands for.
+        members: the jobs that it stands for, see `job_key`.
+        names: theirs, as Hydra writes them.
     """
 
     folder: str
     job: Any
-    members: tuple[str, ...]
+    members: tuple[frozenset[str], ...]
+    names: tuple[str, ...]
 
 
 def naming_overrides(
@@ -118,13 +121,19 @@ def run_once(
         job = compose([*kept], identities[positions[0]])
         if job is not None:
             names = tuple(job_name(jobs[position], varying) for position in positions)
-            found.append(Once(job_name(kept, varying) or _SINGLE, job, names))
+            members_of = tuple(job_key(jobs[position]) for position in positions)
+            found.append(Once(job_name(kept, varying) or _SINGLE, job, members_of, names))
     return found
 
 
 def job_name(job: Sequence[str], varying: Collection[str]) -> str:
     """What tells a job from the others of its sweep, as Hydra writes it."""
     return ",".join(sorted(_lines(job, varying)))
+
+
+def job_key(job: Sequence[str]) -> frozenset[str]:
+    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it."""
+    return frozenset(_lines(job, [key for key, _ in map(_split, job) if not key.startswith(_OF_HYDRA)]))
 
 
 def _free_keys(
@@ -226,7 +235,7 @@ def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> Non
 
 def _changes_nothing(key: str) -> bool:
     """Whether a key only says where results go and how jobs are started."""
-    return key == "outputs_dir" or key.startswith(("hydra.", "hydra/"))
+    return key == "outputs_dir" or key.startswith(_OF_HYDRA)
 
 
 def _lines(job: Sequence[str], keys: Collection[str]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 import compresskd
 from compresskd.cli import sweep
-from compresskd.cli.sweep import failures, naming_overrides, run_once, varying_keys
+from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys
 from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 SMALL = (
@@ -163,7 +163,7 @@ def once(*jobs, identity):
         return str(identity({key: value for key, _, value in (line.partition("=") for line in lines)}))
 
     found = run_once(jobs, [of(job) for job in jobs], lambda lines, known: (lines, known))
-    return [(each.folder, each.job[0], each.members) for each in found]
+    return [(each.folder, each.job[0], each.names) for each in found]
 
 
 def test_a_key_that_does_not_concern_a_job_is_none_of_its_name():
@@ -188,6 +188,11 @@ def test_a_key_may_concern_a_job_for_some_values_of_another():
     assert [folder for folder, *_ in found] == ["bits=null"]
     one, other, third = ["a=1", "b=1"], ["a=2", "b=1"], ["a=1", "b=2"]
     assert once(one, other, third, identity=lambda values: values["a"] == values["b"] == "1") == []
+
+
+def test_what_a_sweeper_adds_makes_another_job():
+    assert job_key(["rank=2", "hydra/launcher=joblib", "rank=3"]) == job_key(["rank=3"])
+    assert job_key(["rank=3", "optimizer.lr=0.01"]) != job_key(["rank=3"])
 
 
 def test_what_would_be_another_run_without_the_key_is_not_run_once():
