@@ -18,6 +18,7 @@ def resume(arguments: Namespace) -> int:
             "or begin another run with the change"
         )
         return USAGE_ERROR
+    said = trusted_packages(arguments.trust)
     record = read_record(directory)
     if record.status == FINISHED:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to resume")
@@ -25,7 +26,7 @@ def resume(arguments: Namespace) -> int:
     from compresskd.config.build import build_recorded
     from compresskd.config.usable import usable
 
-    trust = granted(directory, record, trusted_packages(arguments.trust))
+    trust = granted(directory, record, said)
     with usable(directory):
         experiment = build_recorded(record.config, record.overrides, trust=trust)
     execute(experiment, directory, unique=False)
@@ -48,14 +49,14 @@ def evaluate(arguments: Namespace) -> int:
         raise RunDirectoryError(
             f"evaluate: got the stages {stage} {' '.join(map(str, more))}; write one of them"
         )
-    record = read_record(directory)
+    said, record = trusted_packages(arguments.trust), read_record(directory)
     from compresskd.config.recorded import data_of
     from compresskd.config.schema import register
     from compresskd.config.usable import usable
     from compresskd.reports.evaluate import evaluate_run
 
     register(*arguments.config_dir)
-    trust = granted(directory, record, trusted_packages(arguments.trust))
+    trust = granted(directory, record, said)
     with usable(directory):
         data = data_of(record.config, changes, trust=trust, config_dirs=arguments.config_dir)
     verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
