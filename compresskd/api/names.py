@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.api.functions import compress, soft_targets
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.models.build import build
 from compresskd.quant.prepare import prepare
 from compresskd.stages import Quantization
@@ -166,5 +166,5 @@ class LogitsDistillationLoss(nn.Module):
             teacher_logits: [B, K]; no gradient flows into them.
             labels: [B] int64, or probabilities [B, K].
         """
-        total, terms = self.objective(View(student_logits), View(teacher_logits), labels)
+        total, terms = self.objective(ModelOutputs(student_logits), ModelOutputs(teacher_logits), labels)
         return {"total": total, **terms}

@@ -11,7 +11,7 @@ from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
 from compresskd.quant.granularity import Granularity, PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import BITS, KINDS
-from compresskd.quant.prepare import VECTOR_BITS, QuantSpec
+from compresskd.quant.prepare import OTHER_BITS, QuantSpec
 from compresskd.quant.scale import METHODS
 
 MODES = ("qat", "ptq", "none")
@@ -42,7 +42,7 @@ class Quantization:
         estimator: how gradients pass through rounding.
         activation_bits: 8 rounds the inputs of quantized layers too; None leaves them.
         num_calibration: samples that `data_aware`, `activation_bits` and `budget` look at.
-        vector_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
+        other_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
@@ -65,11 +65,11 @@ class Quantization:
     core_granularity: str | int = "tensor"
     core_start: str = "gauge_als"
     data_aware: bool = False
-    estimator: str = "learned_step"
+    estimator: str = "lsq"
     initial_scale: str = "mse"
     activation_bits: int | None = None
     num_calibration: int = 512
-    vector_bits: int = 16
+    other_bits: int = 16
     batch_norm: str = "freeze"
     freeze_fraction: float = 0.25
     budget: int | float | None = None
@@ -91,7 +91,7 @@ class Quantization:
                 yield f"quant.layers: came {bits!r} for '{pattern}'; allowed: {allowed}"
         for key, allowed in {
             "mode": MODES, "grid": KINDS, "core_grid": (BEST, *KINDS), "core_start": CORE_METHODS,
-            "estimator": ESTIMATORS, "initial_scale": METHODS, "vector_bits": VECTOR_BITS, "batch_norm": BATCH_NORMS,
+            "estimator": ESTIMATORS, "initial_scale": METHODS, "other_bits": OTHER_BITS, "batch_norm": BATCH_NORMS,
         }.items():  # fmt: skip
             yield from _one_of(f"quant.{key}", getattr(self, key), allowed)
         for key, named in _GRANULARITIES.items():
@@ -177,7 +177,7 @@ class Quantization:
             initial_scale=self.initial_scale,
             activation_bits=self.activation_bits,
             layers=self.patterns,
-            vector_bits=self.vector_bits,
+            other_bits=self.other_bits,
         )
 
     def _granularity(self, key: str) -> Granularity:

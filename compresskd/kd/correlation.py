@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compresskd.kd.checks import check_non_negative, check_temperature
 from compresskd.kd.logits import logit_pair
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 
 _EPSILON = 1e-8
 _NEARLY_UNIFORM = 0.5  # the widest range of logits
@@ -41,7 +41,7 @@ class DIST:
         check_non_negative("kd.beta", self.beta)
         check_non_negative("kd.gamma", self.gamma)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         p, q = _probabilities(s / self.temperature), _probabilities(t / self.temperature)

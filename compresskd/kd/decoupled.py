@@ -14,7 +14,7 @@ from torch import Tensor
 from compresskd.kd.checks import check_non_negative, check_temperature
 from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import class_indices, logit_pair
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DKD:
         check_non_negative("kd.target_weight", self.target_weight)
         check_non_negative("kd.non_target_weight", self.non_target_weight)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         classes = class_indices(targets)[:, None]
@@ -82,7 +82,7 @@ class NKD:
         check_temperature("kd.temperature", self.temperature)
         check_non_negative("kd.gamma", self.gamma)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         classes = class_indices(targets)[:, None]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compresskd.kd.checks import check_non_negative
 from compresskd.kd.extent import aligned, pooled
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 
 RULES = ("same_name", "middle", "last")
 
@@ -45,7 +45,7 @@ class Hint:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(*aligned(s, t)))
 
@@ -68,7 +68,7 @@ class AttentionTransfer:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, _attention_distance)
 
@@ -99,7 +99,7 @@ class SimilarityPreserving:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(_similarity(s), _similarity(t)))
 
@@ -129,7 +129,7 @@ class RKD:
         check_non_negative("kd.distance_weight", self.distance_weight)
         check_non_negative("kd.angle_weight", self.angle_weight)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, self._relation)
 
@@ -159,7 +159,7 @@ def _check(term: Any) -> None:
 
 
 def _over_pairs(
-    term: Any, student: View, teacher: View | None, distance: Callable[[Tensor, Tensor], Tensor]
+    term: Any, student: ModelOutputs, teacher: ModelOutputs | None, distance: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     theirs = teacher_of(teacher, term).features
     if not student.features or student.features.keys() != theirs.keys():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compresskd.kd.checks import check_fraction, check_temperature
 from compresskd.kd.divergence import divergence
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def standardized(logits: Tensor) -> Tensor:
     return centred / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
 
-def logit_pair(student: View, teacher: View, standardize: bool) -> tuple[Tensor, Tensor]:
+def logit_pair(student: ModelOutputs, teacher: ModelOutputs, standardize: bool) -> tuple[Tensor, Tensor]:
     """Logits of both in float32, standardized if asked; no gradient flows into the teacher's.
 
     Raises:
@@ -62,7 +62,7 @@ class CrossEntropy:
     def __post_init__(self) -> None:
         check_fraction("train.label_smoothing", self.label_smoothing, below_one=True)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return F.cross_entropy(student.logits.float(), targets, label_smoothing=self.label_smoothing)
 
@@ -88,7 +88,7 @@ class SoftTargets:
     def __post_init__(self) -> None:
         check_temperature("kd.temperature", self.temperature)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
@@ -108,7 +108,7 @@ class LogitMSE:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         return F.mse_loss(s, t)

@@ -25,7 +25,7 @@ from compresskd.quant.scale import METHODS
 from compresskd.quant.targets import Target, find_targets, find_vectors, join
 from compresskd.quant.vectors import Half
 
-VECTOR_BITS = (4, 8, 16, 32)
+OTHER_BITS = (4, 8, 16, 32)
 Quant = TypeVar("Quant", bound=nn.Module)
 
 
@@ -39,12 +39,12 @@ class QuantSpec:
         granularity: of these weights.
         core_grid: of the cores and factors of factorized layers.
         core_granularity: of these.
-        estimator: `learned_step` or `straight_through`.
+        estimator: `lsq` or `straight_through`.
         initial_scale: `mse` or `absmax`.
         activation_bits: 8 to round the inputs of the quantized layers as well, None to leave them.
         layers: bits of single layers by pattern of the layer's name (shell-style, the first that fits counts);
             0 leaves a layer in float.
-        vector_bits: of all that is no weight: 16 for half precision, 8 or 4 for integers at one scale a tensor,
+        other_bits: of all that is no weight: 16 for half precision, 8 or 4 for integers at one scale a tensor,
             32 to leave it. Running statistics stay at 16 where fewer are asked for: a variance that is rounded
             to zero is divided by.
 
@@ -57,11 +57,11 @@ class QuantSpec:
     granularity: Granularity = field(default_factory=PerChannel)
     core_grid: str = "half_integer"
     core_granularity: Granularity = field(default_factory=PerTensor)
-    estimator: str = "learned_step"
+    estimator: str = "lsq"
     initial_scale: str = "mse"
     activation_bits: int | None = None
     layers: Mapping[str, int] = field(default_factory=dict)
-    vector_bits: int = 32
+    other_bits: int = 32
 
     def __post_init__(self) -> None:
         for bits in (self.bits, *(bits for bits in self.layers.values() if bits != 0)):
@@ -71,9 +71,9 @@ class QuantSpec:
         _check_choice("quant.initial_scale", self.initial_scale, METHODS)
         if self.activation_bits not in (None, 8):
             raise ValueError(f"quant.activation_bits: expected 8 or null, got {self.activation_bits!r}")
-        if self.vector_bits not in VECTOR_BITS:
-            expected = ", ".join(map(str, VECTOR_BITS))
-            raise ValueError(f"quant.vector_bits: expected one of {expected}, got {self.vector_bits!r}")
+        if self.other_bits not in OTHER_BITS:
+            expected = ", ".join(map(str, OTHER_BITS))
+            raise ValueError(f"quant.other_bits: expected one of {expected}, got {self.other_bits!r}")
 
     def bits_of(self, owner: str) -> int:
         """Bits of the layer of this name; 0 where it stays in float."""
@@ -115,9 +115,9 @@ def prepare(
             "quant: nothing to quantize: no Linear, Conv2d, Embedding or cores, or all set to 0 bits"
         )
     trained = {owner: target.value.requires_grad for target in chosen for owner in target.owners}
-    vectors = [] if spec.vector_bits == 32 else list(find_vectors(module, targets))
+    vectors = [] if spec.other_bits == 32 else list(find_vectors(module, targets))
     made = _attach(chosen, lambda target: _fake_quant(target, spec, start.get(target.name)))
-    _attach(vectors, lambda target: _of_vector(target, spec.vector_bits))
+    _attach(vectors, lambda target: _of_vector(target, spec.other_bits))
     if spec.activation_bits is not None:
         for owner, is_trained in trained.items():
             layer = module.get_submodule(owner)

@@ -24,7 +24,7 @@ INITS = ("round", "fresh")
 
 
 @dataclass(frozen=True)
-class Rung:
+class RankStep:
     """One step of the ladder: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rung:
             the step is undone and the ladder ends; None never ends it.
     """
 
-    how: Compression
+    compression: Compression
     objective: Objective
     epochs: int
     init: str = "round"
@@ -55,7 +55,7 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.how.check(state.student, example)
+        self.compression.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -84,13 +84,13 @@ class Rung:
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
         student = copy.deepcopy(previous if self.init == "round" else context.reference)
         init = "decomposed" if self.init == "round" else "random"
-        replaced = self.how.apply(student, context, init=init)
+        replaced = self.compression.apply(student, context, init=init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped)
         return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
         before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.how.rank
+        context.details["ladder_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -101,13 +101,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class MultiStage:
-    """A ladder of falling ranks, expanded into one `Rung` a step.
+    """A ladder of falling ranks, expanded into one `RankStep` a step.
 
     Attributes:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
             `max_drop`. Ranks must fall from step to step.
         epochs: of each step that says nothing.
-        how: as in `Rung`; its rank is replaced by each step's.
+        compression: as in `RankStep`; its rank is replaced by each step's.
 
     Raises:
         ValueError: for a step with an unknown key or a rank that does not fall.
@@ -116,7 +116,7 @@ class MultiStage:
     stages: Sequence[Mapping[str, Any]]
     objective: Objective
     epochs: int
-    how: Compression
+    compression: Compression
     init: str = "round"
     teacher: str = "previous"
 
@@ -125,9 +125,9 @@ class MultiStage:
             raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
         check_teacher(self.teacher)
         for wish in ("tolerance", "energy", "budget", "max_drop"):
-            if getattr(self.how, wish) is not None:
+            if getattr(self.compression, wish) is not None:
                 raise ValueError(
-                    f"compress.{wish}: came {getattr(self.how, wish)} in a ladder, whose steps are ranks; allowed: null"
+                    f"compress.{wish}: came {getattr(self.compression, wish)} in a ladder, whose steps are ranks; allowed: null"
                 )
         if not self.stages:
             raise ValueError("stages: came an empty list; write at least one {rank: R}")
@@ -151,15 +151,15 @@ class MultiStage:
 
     def expand(self, name: str) -> dict[str, Stage]:
         """The steps as stages of their own, each recorded by itself."""
-        return {f"{name}_{i}_r{step['rank']}": self._rung(step) for i, step in enumerate(self.stages, 1)}
+        return {f"{name}_{i}_r{step['rank']}": self._step(step) for i, step in enumerate(self.stages, 1)}
 
-    def _rung(self, step: Mapping[str, Any]) -> Rung:
+    def _step(self, step: Mapping[str, Any]) -> RankStep:
         objective = self.objective
         if step.get("alpha") is not None or step.get("temperature") is not None:
             objective = objective.reweighted(alpha=step.get("alpha"), temperature=step.get("temperature"))
         epochs = self.epochs if step.get("epochs") is None else step["epochs"]
-        return Rung(
-            replace(self.how, rank=step["rank"]),
+        return RankStep(
+            replace(self.compression, rank=step["rank"]),
             objective,
             epochs,
             self.init,

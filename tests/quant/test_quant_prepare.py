@@ -252,7 +252,7 @@ def test_tied_weights_share_one_parametrization():
     assert torch.equal(model["a"].weight, model["b"].weight)
 
 
-@pytest.mark.parametrize("estimator", ["straight_through", "learned_step"])
+@pytest.mark.parametrize("estimator", ["straight_through", "lsq"])
 def test_activations_are_rounded_to_256_levels_within_half_a_step(estimator):
     quant = ActivationQuant(estimator=estimator)
     x = torch.rand(64, 50, generator=torch.Generator().manual_seed(0)) * 3 - 1
@@ -295,7 +295,7 @@ def test_calibrate_observes_and_touches_nothing_else():
         (lambda: QuantSpec(grid="integer"), "quant.grid: expected one of"),
         (
             lambda: QuantSpec(estimator="lsq"),
-            "quant.estimator: expected one of learned_step, straight_through",
+            "quant.estimator: expected one of lsq, straight_through",
         ),
         (lambda: QuantSpec(initial_scale="max"), "quant.initial_scale: expected one of mse, absmax"),
         (lambda: QuantSpec(activation_bits=4), "quant.activation_bits: expected 8 or null, got 4"),
