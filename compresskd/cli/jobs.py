@@ -97,7 +97,7 @@ def run_hydra(arguments: list[str]) -> int:
         return _end_sweep(sweep.directory, sweep.jobs) or status if sweep.directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "the sweep is interrupted, and what ran is saved; go on with: the same command"
+            "the sweep is interrupted, and what ran is saved; resume it by: the same command"
         ) from None
 
 

@@ -63,7 +63,9 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
         statistics = combined([found[user] for user in users])
         curves[name] = list(_sizes(layer, bits, quantization, statistics, users))
-    budget = int(quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context))
+    budget = int(
+        quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context)
+    )
     chosen, details = _within(budget, curves, model, quantization, context)
     context.details["budget"] = details
     _put_in(model, chosen)
@@ -104,21 +106,26 @@ def _bits_allowed(name: str, model: nn.Module, quantization: Quantization) -> tu
 
 
 def _sizes(
-    layer: nn.Module, bits: tuple[int, ...], quantization: Quantization, found: LayerStatistics, users: tuple[str, ...]
+    layer: nn.Module,
+    bits: tuple[int, ...],
+    quantization: Quantization,
+    found: LayerStatistics,
+    users: tuple[str, ...],
 ) -> Iterator[Size]:
     """Every form of one layer, with the bytes of its weights and the error that it adds.
 
     Where several layers use its weight, bits alone differ.
     """
     exact = _dense(layer)
-    start = replace(quantization, layers=None, core_start="nearest" if quantization.core_start == "nearest" else "gauge")
+    start = "nearest" if quantization.core_start == "nearest" else "gauge"
+    asked = replace(quantization, layers=None, core_start=start)
     for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
             start = start_quantized(
                 rounded,
-                replace(start, bits=each),
+                replace(asked, bits=each),
                 keep_integers=True,
                 covariances={},
                 seed=0,
@@ -157,19 +164,25 @@ def _loss(exact: Tensor, rounded: Tensor, found: LayerStatistics) -> float:
 
 
 def _within(
-    budget: int, curves: Mapping[str, list[Size]], model: nn.Module, quantization: Quantization, context: Context
+    budget: int,
+    curves: Mapping[str, list[Size]],
+    model: nn.Module,
+    quantization: Quantization,
+    context: Context,
 ) -> tuple[Chosen, dict[str, int]]:
     """The best choice whose file fits; what it and the smallest one take."""
 
     def file_bytes(sizes: Mapping[str, Size]) -> int:
-        return _file_bytes(_prepared(model, {n: s.form for n, s in sizes.items()}, quantization, context), context)
+        return _file_bytes(
+            _prepared(model, {n: s.form for n, s in sizes.items()}, quantization, context), context
+        )
 
     smallest = {name: min(sizes, key=lambda size: (size.cost, size.error)) for name, sizes in curves.items()}
     least = file_bytes(smallest)
     if least > budget:
         raise ValueError(
-            f"quant.budget: came {quantization.budget}, {budget:,} bytes; allowed: {least:,} bytes or more, which the model "
-            "takes with every layer at its fewest bits and ranks"
+            f"quant.budget: got {quantization.budget}, {budget:,} bytes; expected {least:,} bytes or more, which "
+            "the model takes with every layer at its fewest bits and ranks"
         )
     best, taken = smallest, least
     allowed = budget - least + sum(size.cost for size in smallest.values())
@@ -194,7 +207,10 @@ def _error(sizes: Mapping[str, Size]) -> float:
 
 def _prepared(model: nn.Module, chosen: Chosen, quantization: Quantization, context: Context) -> nn.Module:
     """A copy as it would be stored, of no particular values."""
-    model, quantization = copy.deepcopy(model), replace(_with_bits(quantization, chosen), initial_scale="absmax")
+    model, quantization = (
+        copy.deepcopy(model),
+        replace(_with_bits(quantization, chosen), initial_scale="absmax"),
+    )
     _put_in(model, chosen)
     prepare(model, quantization.spec(), start=_mixed_grids(model, quantization))
     if quantization.activation_bits is not None:

@@ -29,7 +29,7 @@ class Quantization:
     """How the student is quantized.
 
     Attributes:
-        student: whether it is at all.
+        enabled: whether it is at all.
         mode: 'qat' trains with rounded weights; 'ptq' rounds only; 'none' leaves them.
         bits: of weights; None where nobody asked for any.
         layers: layer-name pattern to bits, the first that fits counts; 0 leaves a layer in floating point.
@@ -55,7 +55,7 @@ class Quantization:
         ValueError: naming `quant.KEY`, for every value out of its range.
     """
 
-    student: bool = True
+    enabled: bool = True
     mode: str = "qat"
     bits: int | None = None
     layers: Mapping[str, int] | None = None
@@ -130,7 +130,7 @@ class Quantization:
         Raises:
             ValueError: an option that only counts with bits, without; a grid that does not go with the bits.
         """
-        if not self.student or self.mode == "none":
+        if not self.enabled or self.mode == "none":
             return None
         bits = default_bits if self.bits is None else self.bits
         if self.budget is not None:

@@ -1,4 +1,4 @@
-"""What size a factorized model is wished to have: one of six wishes."""
+"""The size that a factorized model is to have: one of six kinds of target."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BUDGETS = ("parameters", "bytes")
 
 @dataclass(frozen=True)
 class Size:
-    """A wish for the size of a model. `rank`, with `ranks`, is the wish where no other is given.
+    """A target for the size of a model: `rank`, with `ranks`, where no other is given.
 
     Attributes:
-        rank: cap on every bond.
-        ranks: layer-name pattern to cap, or to a list with a cap for each bond of given modes; the first pattern that
-            fits counts, other layers take `rank`.
+        rank: largest TT-rank.
+        ranks: layer-name pattern to the largest TT-rank, or to a list of all TT-ranks for given modes; the first
+            pattern that fits counts, other layers take `rank`.
         tolerance: largest relative error of each layer (of its output where that is data-aware, else its weight).
         energy: share of each layer's squared norm to keep.
         budget: fraction of the dense model that the whole factorized model may take.
@@ -29,7 +29,7 @@ class Size:
         max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
 
     Raises:
-        ValueError: for two wishes beside `rank`, or a value out of its range.
+        ValueError: for two targets beside `rank`, or a value out of its range.
     """
 
     rank: int
@@ -49,13 +49,13 @@ class Size:
                 raise ValueError(
                     f"compress.ranks: came {rank!r} for '{pattern}'; allowed: 1 or more, or a list of such"
                 )
-        wishes = [
+        targets = [
             name for name in ("ranks", "tolerance", "energy", "budget", "max_drop") if self._given(name)
         ]
-        if len(wishes) > 1:
-            keys = ", ".join(f"compress.{name}" for name in wishes)
+        if len(targets) > 1:
+            keys = ", ".join(f"compress.{name}" for name in targets)
             raise ValueError(
-                f"compress.{wishes[0]}: came together with others ({keys}); allowed: one wish for the size"
+                f"compress.{targets[0]}: came together with others ({keys}); allowed: one target for the size"
             )
         for name in ("tolerance", "energy", "budget"):
             value = getattr(self, name)
@@ -78,18 +78,18 @@ class Size:
 
     @property
     def is_rank(self) -> bool:
-        """Whether ranks are what is wished."""
+        """Whether ranks are the target."""
         return self.tolerance is None and self.energy is None and not self.is_shared
 
     def rank_of(self, name: str) -> int | Sequence[int]:
-        """The cap for the layer called `name`, or one for each of its bonds."""
+        """The largest TT-rank of the layer called `name`, or all of its TT-ranks."""
         for pattern, rank in (self.ranks or {}).items():
             if surgery.matches(name, [pattern], []):
                 return rank
         return self.rank
 
     def of_layer(self, name: str) -> dict[str, Any]:
-        """The wish for one layer, as `tt.factorize` takes it."""
+        """The target for one layer, as `tt.factorize` takes it."""
         if self.tolerance is not None:
             return {"tolerance": self.tolerance}
         if self.energy is not None:
@@ -110,5 +110,7 @@ class Size:
         cap = self.rank_of(name)
         caps = [cap] * len(ranks) if isinstance(cap, int) else cap
         if len(caps) != len(ranks):
-            raise ValueError(f"compress.ranks: came {list(caps)} for '{name}', which has {len(ranks)} bonds")
+            raise ValueError(
+                f"compress.ranks: came {list(caps)} for '{name}', which has {len(ranks)} TT-ranks"
+            )
         return layer.round(ranks=[min(pair) for pair in zip(ranks, caps, strict=True)])  # pyright: ignore[reportCallIssue]

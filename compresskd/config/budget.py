@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from compresskd.config.allowed import LADDER
+from compresskd.config.allowed import RANK_SCHEDULE
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.models.build import construct
 from compresskd.targets.kinds import resolve_kind
@@ -18,7 +18,7 @@ _QUANTIZATION = "compresskd.stages.Quantization"
 def share_epochs(cfg: DictConfig) -> None:
     """Set `epochs`, in place, so that all training stages come to exactly `total_epochs` together.
 
-    A stage that sets its own number of epochs keeps it, and the others share what is left. A ladder of steps counts
+    A stage that sets its own number of epochs keeps it, and the others share what is left. A schedule of ranks counts
     as many stages. The teacher keeps the epochs that it had.
 
     Raises:
@@ -52,12 +52,12 @@ def _trainings(node: Any) -> Iterator[int | None]:
     """The epochs of each training that a stage's node stands for; None for those that follow `epochs`."""
     if not isinstance(node, DictConfig) or "epochs" not in node:
         return
-    how = node.get("how")
-    if how is not None and how.get("_target_") == _QUANTIZATION:
-        if not _is_trained(how, node):
+    quantization = node.get("quantization")
+    if quantization is not None and quantization.get("_target_") == _QUANTIZATION:
+        if not _is_trained(quantization, node):
             return
-        if how.get("epochs") is not None:
-            yield how["epochs"]
+        if quantization.get("epochs") is not None:
+            yield quantization["epochs"]
             return
     written: Any = node._get_node("epochs")
     own = None if written._value() == "${epochs}" else node["epochs"]
@@ -65,16 +65,16 @@ def _trainings(node: Any) -> Iterator[int | None]:
         yield own if step.get("epochs") is None else step["epochs"]
 
 
-def _is_trained(how: DictConfig, stage: DictConfig) -> bool:
+def _is_trained(quantization: DictConfig, stage: DictConfig) -> bool:
     """Whether a stage that quantizes does so by training."""
-    bits = stage.get("default_bits") if how.get("bits") is None else how["bits"]
-    asked = bits is not None or how.get("budget") is not None
-    return asked and how.get("student", True) and how.get("mode", "qat") == "qat"
+    bits = stage.get("default_bits") if quantization.get("bits") is None else quantization["bits"]
+    asked = bits is not None or quantization.get("budget") is not None
+    return asked and quantization.get("enabled", True) and quantization.get("mode", "qat") == "qat"
 
 
 def _steps(node: DictConfig) -> Sequence[Mapping[str, Any]]:
-    """The steps of a ladder, written out or made by a schedule; one of any other stage."""
+    """The steps of a schedule, written out or made by a schedule; one of any other stage."""
     if "stages" not in node:
         return [{}]
     steps: Any = OmegaConf.to_container(node["stages"], resolve=True)
-    return construct(steps, lambda path: resolve_kind(path, LADDER))
+    return construct(steps, lambda path: resolve_kind(path, RANK_SCHEDULE))

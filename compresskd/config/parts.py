@@ -283,7 +283,7 @@ class Parts:
 def _quantization_faults(config: Plain, stages: Iterable[Any]) -> Iterator[Fault]:
     """`bits` where no stage takes them."""
     if config["bits"] is not None and not any(
-        isinstance(getattr(stage, "how", None), Quantization) for stage in stages
+        isinstance(getattr(stage, "quantization", None), Quantization) for stage in stages
     ):
         name = config["strategy"]["name"]
         text = f"came {config['bits']}, but strategy {name} has no stage that quantizes; write bits=null, or end it in"

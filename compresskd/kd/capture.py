@@ -35,7 +35,9 @@ class ActivationCapture:
             ValueError: if modules are captured and ``model`` is None.
         """
         if self.names and model is None:
-            raise ValueError(f"expected the model whose modules {', '.join(self.names)} are captured, got None")
+            raise ValueError(
+                f"expected the model whose modules {', '.join(self.names)} are captured, got None"
+            )
         handles = []
         try:
             for name in self.names:

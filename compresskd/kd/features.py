@@ -159,7 +159,10 @@ def _check(term: Any) -> None:
 
 
 def _over_pairs(
-    term: Any, student: ModelOutputs, teacher: ModelOutputs | None, distance: Callable[[Tensor, Tensor], Tensor]
+    term: Any,
+    student: ModelOutputs,
+    teacher: ModelOutputs | None,
+    distance: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     theirs = teacher_of(teacher, term).features
     if not student.features or student.features.keys() != theirs.keys():

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.probe import Probe, outermost, probe
 from compresskd.kd.projector import projector
-from compresskd.kd.outputs import ModelOutputs
 
 
 class FeatureMatch(nn.Module):

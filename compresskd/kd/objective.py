@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.checks import check_fraction, check_non_negative, check_positive, check_temperature
 from compresskd.kd.matching import FeatureMatch, match_features
-from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.outputs import ModelOutputs
 
-__all__ = ["BoundObjective", "Objective", "CapturedPair", "Term", "ModelOutputs"]
+__all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
 
 class Term(Protocol):
@@ -218,7 +218,10 @@ class BoundObjective(nn.Module):
     @contextmanager
     def attached(self, student: nn.Module, teacher: nn.Module | None = None) -> Iterator[CapturedPair]:
         """Forward hooks on both models while the context lasts; none where only logits are compared."""
-        student_capture, teacher_capture = ActivationCapture(self.student_capture), ActivationCapture(self.teacher_capture, detach=True)
+        student_capture, teacher_capture = (
+            ActivationCapture(self.student_capture),
+            ActivationCapture(self.teacher_capture, detach=True),
+        )
         with student_capture.attached(student), teacher_capture.attached(teacher):
             yield CapturedPair(student_capture, teacher_capture)
 

@@ -27,5 +27,7 @@ def teacher_of(teacher: ModelOutputs | None, term: object) -> ModelOutputs:
         ValueError: if it is missing.
     """
     if teacher is None:
-        raise ValueError(f"{type(term).__name__} compares with a teacher: expected a ModelOutputs of it, got None")
+        raise ValueError(
+            f"{type(term).__name__} compares with a teacher: expected a ModelOutputs of it, got None"
+        )
     return teacher

@@ -60,7 +60,9 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
     modules = dict(model.named_modules())
     modes = {module: module.training for module in modules.values()}
     # What a parametrization returns is a weight, not a feature.
-    capture = ActivationCapture([name for name in modules if name and "parametrizations" not in name.split(".")])
+    capture = ActivationCapture(
+        [name for name in modules if name and "parametrizations" not in name.split(".")]
+    )
     try:
         model.eval()
         with torch.no_grad(), capture.attached(model):

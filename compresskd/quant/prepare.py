@@ -265,10 +265,10 @@ def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, Qua
     if unknown:
         raise ValueError(f"start: {unknown} are no weights that can be quantized")
     for target in targets:
-        wished = {owner: spec.bits_of(owner) for owner in target.owners}
-        if len(set(wished.values())) > 1:
+        asked = {owner: spec.bits_of(owner) for owner in target.owners}
+        if len(set(asked.values())) > 1:
             raise ValueError(
-                f"quant.layers: came {wished} for layers that share one weight; give all the same bits"
+                f"quant.layers: came {asked} for layers that share one weight; give all the same bits"
             )
         if parametrize.is_parametrized(target.holder, target.key):
             raise ValueError(

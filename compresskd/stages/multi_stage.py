@@ -25,15 +25,15 @@ INITS = ("round", "fresh")
 
 @dataclass(frozen=True)
 class RankStep:
-    """One step of the ladder: bring the student to a rank, then train it against its predecessor.
+    """One step of the schedule: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
         how: how layers are brought to the rank; its `rank` is the step's.
         init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
             'fresh' from new factors of the same shapes.
         teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
-        max_drop: percentage points of validation accuracy, below that of the stage before the ladder, at which
-            the step is undone and the ladder ends; None never ends it.
+        max_drop: percentage points of validation accuracy, below that of the stage before the schedule, at which
+            the step is undone and the schedule ends; None never ends it.
     """
 
     compression: Compression
@@ -61,10 +61,10 @@ class RankStep:
         return state
 
     def __call__(self, state: State, context: Context) -> State:
-        """Return the state with the student of this rank, or the state as it was where the ladder has ended."""
-        ended = next((s["name"] for s in context.record.stages if s.get("ladder_ended")), None)
+        """Return the state with the student of this rank, or the state as it was where the schedule has ended."""
+        ended = next((s["name"] for s in context.record.stages if s.get("stopped_early")), None)
         if ended is not None:
-            context.details.update(not_run=f"the ladder ended at {ended}", epochs=0)
+            context.details.update(not_run=f"the schedule ended at {ended}", epochs=0)
             return state
         previous = state.student
         student = self._reduced(previous, context)
@@ -76,8 +76,10 @@ class RankStep:
             epochs=self.epochs,
         )
         if self.max_drop is not None and self._dropped(student, context):
-            context.reporter.note(f"{context.stage}: validation accuracy fell too far; the ladder ends here")
-            context.details["ladder_ended"] = True
+            context.reporter.note(
+                f"{context.stage}: validation accuracy fell too far; the schedule ends here"
+            )
+            context.details["stopped_early"] = True
             return state
         return replace(state, student=student)
 
@@ -89,8 +91,8 @@ class RankStep:
         return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
-        before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.compression.rank
+        before = [s for s in context.record.stages if "scheduled_rank" not in s]
+        context.details["scheduled_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -101,7 +103,7 @@ class RankStep:
 
 @dataclass(frozen=True)
 class MultiStage:
-    """A ladder of falling ranks, expanded into one `RankStep` a step.
+    """A schedule of falling ranks, expanded into one `RankStep` a step.
 
     Attributes:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
@@ -124,10 +126,11 @@ class MultiStage:
         if self.init not in INITS:
             raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
         check_teacher(self.teacher)
-        for wish in ("tolerance", "energy", "budget", "max_drop"):
-            if getattr(self.compression, wish) is not None:
+        for target in ("tolerance", "energy", "budget", "max_drop"):
+            if getattr(self.compression, target) is not None:
                 raise ValueError(
-                    f"compress.{wish}: came {getattr(self.compression, wish)} in a ladder, whose steps are ranks; allowed: null"
+                    f"compress.{target}: got {getattr(self.compression, target)}, expected null beside a schedule of "
+                    "ranks"
                 )
         if not self.stages:
             raise ValueError("stages: came an empty list; write at least one {rank: R}")

@@ -34,7 +34,7 @@ class Quantize:
     Attributes:
         quantization: the grid, what shares a scale, how it is learned.
         objective: what quantization-aware training minimises.
-        epochs: of it, unless `how` says otherwise; 0 rounds only.
+        epochs: of it, unless `quantization` says otherwise; 0 rounds only.
         default_bits: where nobody asked for any; None then quantizes nothing.
         teacher: as in `Fit`; 'previous' is the student before it was quantized.
     """
@@ -53,7 +53,11 @@ class Quantize:
     def expand(self, name: str) -> Mapping[str, Stage]:
         """See `compresskd.engine.strategy.Expandable`: this stage with the bits that count, or none."""
         quantization = self.quantization.wanted(self.default_bits)
-        return {} if how is None else {name: replace(self, quantization=quantization, epochs=self.num_epochs)}
+        return (
+            {}
+            if quantization is None
+            else {name: replace(self, quantization=quantization, epochs=self.num_epochs)}
+        )
 
     @property
     def num_epochs(self) -> int:
@@ -70,7 +74,11 @@ class Quantize:
     def training(self) -> Training:
         """What is going to be trained, for a trial beforehand."""
         return Training(
-            self.objective, self.num_epochs, self.teacher, self.quantization.learning_rate, "quant.learning_rate"
+            self.objective,
+            self.num_epochs,
+            self.teacher,
+            self.quantization.learning_rate,
+            "quant.learning_rate",
         )
 
     def check(self, state: State, example: Tensor) -> State:
@@ -102,7 +110,9 @@ class Quantize:
         names = list(context.details["layers"])
         differing = differing_when_rounded(unrounded, student, names, few_samples(context))
         if differing:  # a prepared model is not taken apart: once more without them
-            quantization = replace(quantization, layers=dict.fromkeys(differing, 0) | dict(quantization.patterns))
+            quantization = replace(
+                quantization, layers=dict.fromkeys(differing, 0) | dict(quantization.patterns)
+            )
             student = self._rounded(unrounded, quantization, context)
             context.details["skipped"] |= differing
         if self.num_epochs:
@@ -163,7 +173,9 @@ class Quantize:
             context,
             epochs=self.num_epochs,
             learning_rate=quantization.learning_rate,
-            penalty=(lambda: quantization.entropy * entropy_penalty(student)) if quantization.entropy else None,
+            penalty=(lambda: quantization.entropy * entropy_penalty(student))
+            if quantization.entropy
+            else None,
             before_epoch=before_epoch,
         )
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch
 from compresskd.engine.strategy import Context
-from compresskd.kd.objective import BoundObjective, Objective, CapturedPair
+from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
 

@@ -74,7 +74,9 @@ def value_and_gradient(loss, student):
 def test_as_the_papers_code_in_float64(cls, temperature, batch):
     student, teacher, targets = batch
     term = cls(temperature=temperature)
-    value, gradient = value_and_gradient(lambda s: term(ModelOutputs(s), ModelOutputs(teacher), targets), student)
+    value, gradient = value_and_gradient(
+        lambda s: term(ModelOutputs(s), ModelOutputs(teacher), targets), student
+    )
     expected, expected_gradient = value_and_gradient(
         lambda s: TERMS[cls](s, teacher.double(), targets, temperature), student.double()
     )
@@ -107,7 +109,9 @@ def test_equal_logits_are_the_least_and_do_not_pull(cls, temperature, batch):
     student, _, targets = batch
     options = {"gamma": 1.0} if cls is NKD else {}
     term = cls(temperature=temperature, **options)
-    value, gradient = value_and_gradient(lambda s: term(ModelOutputs(s), ModelOutputs(student), targets), student)
+    value, gradient = value_and_gradient(
+        lambda s: term(ModelOutputs(s), ModelOutputs(student), targets), student
+    )
     if cls is NKD:  # the pull of the target's term alone
         _, gradient_at_one = value_and_gradient(
             lambda s: NKD(gamma=0.0)(ModelOutputs(s), ModelOutputs(student), targets), student
@@ -135,7 +139,9 @@ def test_finite_for_logits_of_any_size(cls, temperature, scale, batch):
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
 def test_one_class_is_refused(cls, standardize):
     with pytest.raises(ValueError, match=r"two classes or more, got \[4, 1\] from the student"):
-        cls(standardize=standardize)(ModelOutputs(torch.zeros(4, 1)), ModelOutputs(torch.zeros(4, 1)), torch.zeros(4).long())
+        cls(standardize=standardize)(
+            ModelOutputs(torch.zeros(4, 1)), ModelOutputs(torch.zeros(4, 1)), torch.zeros(4).long()
+        )
 
 
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
@@ -153,7 +159,9 @@ def test_one_class_is_refused_before_training():
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
 def test_two_classes_and_one_sample_are_enough(cls):
     student = torch.tensor([[1.0, -1.0]])
-    value, gradient = value_and_gradient(lambda s: cls()(ModelOutputs(s), ModelOutputs(-student), torch.tensor([1])), student)
+    value, gradient = value_and_gradient(
+        lambda s: cls()(ModelOutputs(s), ModelOutputs(-student), torch.tensor([1])), student
+    )
     assert math.isfinite(value)
     assert gradient.isfinite().all()
     assert value > 0
