@@ -149,7 +149,7 @@ def _run(strategy: Strategy, state: State, context: Context, row: Row) -> Row:
             state = carry_out(name, stage, state, context)
             reached = score(state.student, context.data.validation, context).accuracy
             entry = {"name": name, "metrics": {"validation_accuracy": reached}, **context.details}
-            context.record.stages.append(entry)  # a ladder of ranks looks at what came before
+            context.record.stages.append(entry)  # a schedule of ranks looks at what came before
     except (ValueError, RuntimeError, ArithmeticError) as error:
         return row | {"note": str(error)}
     return row | _scored(state, context) | {"seconds": time.perf_counter() - started, "note": ""}

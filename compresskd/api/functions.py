@@ -164,12 +164,12 @@ def compress(
     >>> sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     True
     """
-    how = Compression(rank=rank, method=method, **options)
-    if how.max_drop is not None and validation is None:
+    compression = Compression(rank=rank, method=method, **options)
+    if compression.max_drop is not None and validation is None:
         raise ValueError(
             "max_drop: came without validation samples, by whose accuracy it is judged; write validation="
         )
-    return _run(Factorize(how, init=init), _of_copy(model), data_of(example, validation), None, seed)
+    return _run(Factorize(compression, init=init), _of_copy(model), data_of(example, validation), None, seed)
 
 
 def quantize(
@@ -220,13 +220,19 @@ def quantize(
         raise ValueError(
             f"epochs: got {epochs}, which take targets and validation samples; write epochs=0 to round only"
         )
-    how = Quantization(bits=bits, mode="qat" if epochs else "ptq", **options)
+    quantization = Quantization(bits=bits, mode="qat" if epochs else "ptq", **options)
     if objective is None:
         objective = LABELS if teacher is None else soft_targets()
     state = _of_copy(model, teacher)
     made = recipe_of(train, epochs, lr, **(recipe or {}))
     return _run(
-        Quantize(how, objective, epochs), state, data_of(train, validation), made, seed, device, on_epoch
+        Quantize(quantization, objective, epochs),
+        state,
+        data_of(train, validation),
+        made,
+        seed,
+        device,
+        on_epoch,
     )
 
 
