@@ -9,4 +9,4 @@ if not sys.flags.safe_path:
 
 from compresskd.cli import main
 
-main()
+sys.exit(main())

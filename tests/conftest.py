@@ -106,10 +106,9 @@ def run_cli(work, monkeypatch, capsys, untimed):
     def run(*arguments):
         before = _files(work)
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
+        status = main(list(arguments))
         written = capsys.readouterr()
-        return Outcome(ended.value.code, written.out, written.err, sorted(_files(work) - before))
+        return Outcome(status, written.out, written.err, sorted(_files(work) - before))
 
     yield run
     GlobalHydra.instance().clear()

@@ -82,7 +82,12 @@ def furnish(
 
 
 def thaw(model: nn.Module) -> nn.Module:
-    """Make trainable what the architecture, as its constructor makes it, has trainable; the rest is frozen."""
+    """Make trainable what the architecture, as its constructor makes it, has trainable; the rest is frozen.
+
+    Of a model that does not say how it was built, everything is.
+    """
+    if not hasattr(model, "spec"):
+        return model.requires_grad_(True)
     trust, stored = packages(model), sum(value.numel() for value in model.state_dict().values())
     born = skeleton(spec_of(model), stored=stored, trust=trust)
     furnish(born, surgery.structure(model), stored=stored, trust=trust)

@@ -12,18 +12,17 @@ from rich.table import Table
 
 from compresskd.export.agreement import BATCH_SIZES
 from compresskd.export.errors import ExportError, ExportFailed
-from compresskd.export.export import FORMS, Exported, export, is_export, report_of
+from compresskd.export.export import Exported, export, is_export, report_of
 from compresskd.export.samples import Samples, drawn_from, random
 from compresskd.export.source import Source, open_source
-from compresskd.trust import HELP, granted, trusted_packages
+from compresskd.trust import granted, trusted_packages
 
 _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense"}
 
 
-def main(argv: Sequence[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """`compresskd export DIR --to onnx|pt2|dense`; the exit code: 0, or 1 where the export answers otherwise."""
-    arguments = _parser().parse_args(list(argv))
-    path: Path = arguments.path
+    path: Path = arguments.directory
     trust = trusted_packages(arguments.trust)
     source = open_source(path, trust=trust)
     out = arguments.out or _default_out(source, arguments.to)
@@ -38,38 +37,6 @@ def main(argv: Sequence[str]) -> int:
     console.print(_summary(exported), markup=False)
     console.print(_table(exported))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compresskd export",
-        description="Write a finished model in a form that other programs run, and compare its outputs with its own.",
-    )
-    parser.add_argument(
-        "path", type=Path, metavar="DIR", help="run directory, folder of a model, or .ckd file"
-    )
-    parser.add_argument("--to", required=True, choices=list(FORMS), help="the form")
-    parser.add_argument(
-        "--out", type=Path, help="file (of dense: folder) to write; default: beside the model"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    parser.add_argument(
-        "--check-samples", type=_count, default=256, metavar="N", help="samples to compare on (default 256)"
-    )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help=HELP,
-    )
-    return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _default_out(source: Source, form: str) -> Path:

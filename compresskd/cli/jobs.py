@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
+from compresskd.cli.sweep import (
+    FOLDER_OF,
+    Once,
+    check_folder,
+    identity,
+    job_key,
+    naming_overrides,
+    run_once,
+)
 from compresskd.cli.workers import KILLED, Watch, busy, record_loss
 from compresskd.run import (
     FAILED,
+    FINISHED,
+    RECORD,
     AlreadyFinished,
     InUse,
     RunDirectoryError,
     describe_owner,
     read_record,
 )
+from compresskd.targets.paths import with_here, without_here
+
+_MOST_TOLD = 5  # names in one line
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is settled of a sweep before its first job runs.
+
+    Attributes:
+        naming: overrides that name its folder and those of its jobs.
+        directory: its folder; None where only Hydra can tell.
+        jobs: overrides of each job that is run.
+        once: by the key of a job, the one that stands for it.
+    """
+
+    naming: list[str] = field(default_factory=list)
+    directory: Path | None = None
+    jobs: list[list[str]] = field(default_factory=list)
+    once: dict[frozenset[str], Once] = field(default_factory=dict)
 
 
 def run_hydra(arguments: list[str]) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
-    from compresskd.cli.sweep import check_folder, naming_overrides
     from compresskd.config.compose import compose_jobs
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
@@ -34,18 +67,13 @@ def run_hydra(arguments: list[str]) -> int:
     flags = read_flags(arguments)
     register(*flags.searched)
     prebuilt: dict[str, Any] = {}
-    naming: list[str] = []
-    jobs: list[list[str]] = []
-    config: Mapping[str, Any] = {}
-    multirun = flags.multirun
+    sweep, multirun = Sweep(), flags.multirun
     # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
     if not flags.config_path and (flags.shows_config or not flags.informs):
-        plan = compose_jobs(
-            flags.overrides,
-            config_dirs=flags.config_dirs,
-            config_name=flags.config_name,
-            multirun=flags.multirun,
+        compose = functools.partial(
+            compose_jobs, config_dirs=flags.config_dirs, config_name=flags.config_name
         )
+        plan = compose(flags.overrides, multirun=flags.multirun)
         if flags.informs:
             faults = [fault for job in plan.jobs for fault in job.faults]
             if faults:
@@ -53,36 +81,65 @@ def run_hydra(arguments: list[str]) -> int:
         else:
             from compresskd.config.build import build_jobs
 
-            experiments = build_jobs(plan.jobs)
+            build = functools.partial(build_jobs, loaded={}, tried=set())
+            experiments = build(plan.jobs)
             multirun = plan.multirun
             if multirun:  # jobs may run in other processes, which build their own
-                jobs = [job.overrides for job in plan.jobs]
-                config = experiments[0].config
-                naming = naming_overrides(jobs, flags.overrides, config["outputs_dir"])
+                sweep = _settle(plan.jobs, experiments, compose, build)
             else:
                 prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
-    arguments = [*naming, *flags.arguments]
     if not multirun:
-        return _run_by_hydra(arguments, multirun, prebuilt)
-    directory = _sweep_folder(arguments, config)
-    if directory:
-        check_folder(directory)
+        return _run_by_hydra(flags.arguments, multirun, prebuilt, sweep)
+    if sweep.directory:
+        check_folder(sweep.directory)
     try:
-        status = _run_sweep(arguments)
-        return _end_sweep(directory, jobs) or status if directory else status
+        status = _run_sweep([*flags.overrides, *sweep.naming, *flags.others], sweep)
+        return _end_sweep(sweep.directory, sweep.jobs) or status if sweep.directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "the sweep is interrupted, and what ran is saved; resume it by: the same command"
         ) from None
 
 
-def _run_sweep(arguments: list[str]) -> int:
+def _settle(
+    jobs: Sequence[Any], experiments: Sequence[Any], compose: Callable[..., Any], build: Callable[..., Any]
+) -> Sweep:
+    """Name the sweep, and find the jobs that stand for several."""
+    from compresskd.config.faults import ConfigError
+
+    lines = [job.overrides for job in jobs]
+    named, outputs_dir = jobs[0].sweep, experiments[0].config["outputs_dir"]
+
+    def composed(overrides: list[str], expected: str) -> Any:
+        try:
+            job = compose(overrides).jobs[0]
+            return job if identity(build([job])[0]) == expected else None
+        except ConfigError:
+            return None
+
+    once = run_once(lines, [identity(experiment) for experiment in experiments], composed)
+    naming = naming_overrides(lines, named, outputs_dir, once)
+    written = [named["dir"]] if "dir" in named else [n.partition("=")[2].strip("'") for n in naming[:1]]
+    directory = Path(written[0]) if "${" not in written[0] else None
+    if "dir" in named and directory is not None:  # as it was resolved here: a time of day goes on
+        naming.append("hydra.sweep.dir='{}'".format(named["dir"].replace("'", "\\'")))
+    members = {key: each for each in once for key in each.members}
+    rest = [job for job in lines if job_key(job) not in members]
+    if once:
+        told = "; ".join(each.folder for each in once[:_MOST_TOLD])
+        more = f"; and {len(once) - _MOST_TOLD} more" if len(once) > _MOST_TOLD else ""
+        count = f"{len(members)} jobs are {len(once)}"
+        print(f"{count}, run once: what varies among them does not concern them ({told}{more})")
+    return Sweep(naming, directory, [*rest, *(each.job.overrides for each in once)], members)
+
+
+def _run_sweep(arguments: list[str], sweep: Sweep) -> int:
     """Let Hydra run all jobs; a worker process that is killed loses its own job, and the others are started again."""
     lost: set[Path] = set()
     while True:
         with Watch() as watch:
             try:
-                return _run_by_hydra(arguments, True, {}, watch.notes, frozenset(lost)) or bool(lost)
+                return _run_by_hydra(arguments, True, {}, sweep, watch.notes, frozenset(lost)) or bool(lost)
             except BrokenExecutor:
                 found = watch.lost() - lost
                 if not found:
@@ -97,12 +154,14 @@ def _run_by_hydra(
     arguments: list[str],
     multirun: bool,
     prebuilt: dict[str, Any],
+    sweep: Sweep,
     notes: str = "",
     lost: frozenset[Path] = frozenset(),
 ) -> int:
     """Call Hydra; see `workers.busy` for `notes`; jobs of the directories in `lost` are not run."""
     import hydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
     from compresskd.config.diagnosis import said
     from compresskd.config.faults import ConfigError, Fault
@@ -116,11 +175,12 @@ def _run_by_hydra(
             outlive_the_reader()
             _use_threads(threads)
         try:
-            if os.getpid() == here:
-                return _task(cfg, prebuilt)
-            directory = _output_directory()
-            with busy(notes, directory):
-                return math.nan if directory in lost else _task(cfg, prebuilt)
+            with with_here():
+                if os.getpid() == here:
+                    return _task(cfg, prebuilt, sweep)
+                directory = _output_directory()
+                with busy(notes, directory):
+                    return math.nan if directory in lost else _task(cfg, prebuilt, sweep)
         except Exception as error:  # a failed job must not stop its siblings; the record has the traceback
             if multirun:
                 complain(describe(error))
@@ -130,11 +190,13 @@ def _run_by_hydra(
                 raise JobFailed(describe(error)) from None  # Hydra brings it home
             return math.nan
 
+    OmegaConf.register_new_resolver(FOLDER_OF, _folders(sweep), replace=True)
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        with without_here():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
     except JobFailed as error:
@@ -178,16 +240,10 @@ def _output_directory() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def _sweep_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> Path | None:
-    """Where the sweep is, by the last word on it; None where nothing was said, or only Hydra can tell."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    said = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("hydra.sweep.dir=")]
-    try:
-        return Path(OmegaConf.create({**config, "said": said}).said[-1]) if said else None
-    except OmegaConfBaseException:
-        return None
+def _folders(sweep: Sweep) -> Callable[[str], str]:
+    """From the name of a job to its folder in the sweep's."""
+    folders = {name: each.folder for each in sweep.once.values() for name in each.names}
+    return lambda name: folders.get(name, name)
 
 
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
@@ -206,18 +262,22 @@ def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     return FAILURE if failed else 0
 
 
-def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
+def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
     """One job: returns the final validation accuracy, which sweepers that optimise can use."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides)
-    named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     directory = _output_directory()
+    key = job_key(overrides)
+    once = sweep.once.get(key)
+    if once is not None and key != once.members[0] and _is_taken(directory, once):
+        return _accuracy(directory)
+    experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides, once)
+    named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     in_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     try:
-        record = execute(experiment, directory, unique=not named)
+        execute(experiment, directory, unique=not named)
     except InUse:
         if not in_sweep:
             raise
@@ -226,15 +286,31 @@ def _task(cfg: Any, prebuilt: dict[str, Any]) -> float:
     except AlreadyFinished:
         if not in_sweep:
             raise
-        record = read_record(directory)
-        check_same_config(directory, record, experiment)
+        check_same_config(directory, read_record(directory), experiment)
         print(f"skipped: {directory} is finished")
-    final = record.stage(record.final)
+    return _accuracy(directory)
+
+
+def _is_taken(directory: Path, once: Once) -> bool:
+    """Whether another job has run, or runs, what this one would; a folder that Hydra made for nothing is removed."""
+    if directory.name != once.folder:  # the user's own name
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        return True
+    return (directory / RECORD).exists()
+
+
+def _accuracy(directory: Path) -> float:
+    try:
+        record = read_record(directory)
+    except RunDirectoryError:
+        return math.nan
+    final = record.stage(record.final) if record.status == FINISHED else None
     return final["metrics"]["validation_accuracy"] if final else math.nan
 
 
-def _build(cfg: Any, overrides: list[str]) -> Any:
+def _build(cfg: Any, overrides: list[str], once: Once | None) -> Any:
     from compresskd.config.build import build_jobs
     from compresskd.config.compose import Job
 
-    return build_jobs([Job(overrides, "", cfg, [])])[0]
+    return build_jobs([Job(overrides, "", cfg, []) if once is None else once.job])[0]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compresskd.run import (
     FAILED,
@@ -25,19 +27,44 @@ from compresskd.run import (
 _HASH_DIGITS = 8
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 _LARGEST_CONFIG = 2**24  # bytes
+FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its name
+_OF_HYDRA = ("hydra.", "hydra/")
+_SINGLE = "single"  # where nothing varies
+_DETERMINING = ("data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt")
 _LEFT = "was left unfinished; the same command resumes it"
 
 
-def naming_overrides(jobs: Sequence[Sequence[str]], typed: Sequence[str], outputs_dir: str) -> list[str]:
+@dataclass(frozen=True)
+class Once:
+    """A job that stands for several, which differ in what does not concern them.
+
+    Attributes:
+        folder: its own in the sweep's.
+        job: composed without the keys that do not matter, so that its record is the same whichever values are swept.
+        members: the jobs that it stands for, see `job_key`.
+        names: theirs, as Hydra writes them.
+    """
+
+    folder: str
+    job: Any
+    members: tuple[frozenset[str], ...]
+    names: tuple[str, ...]
+
+
+def naming_overrides(
+    jobs: Sequence[Sequence[str]], named: Collection[str], outputs_dir: str, once: Sequence[Once] = ()
+) -> list[str]:
     """Hydra overrides that name the sweep's folder and its jobs; what the user named is left alone.
 
     The folder is `OUTPUTS/sweeps/KEYS_HASH`, with the keys that vary and a hash of all that does not: the same sweep
-    started again, or with more values, finds its finished jobs there. A job's folder holds only what varies.
+    started again, or with more values, finds its finished jobs there. A job's folder holds only what varies, and
+    concerns it.
 
     Args:
         jobs: overrides of each job, `key=value`.
-        typed: what the user typed.
+        named: of `dir` and `subdir`, what the user says.
         outputs_dir: folder of all outputs.
+        once: jobs that stand for several.
 
     Raises:
         RunDirectoryError: a job would get a name that no folder can have.
@@ -46,17 +73,84 @@ def naming_overrides(jobs: Sequence[Sequence[str]], typed: Sequence[str], output
     constant = sorted({_split(line) for line in jobs[0] if _split(line)[0] not in varying})
     shared = [*varying, *(f"{key}={value}" for key, value in constant if not _changes_nothing(key))]
     digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:_HASH_DIGITS]
-    name = "+".join(key.rpartition(".")[2] for key in varying) or "single"
-    named = {_split(line)[0] for line in typed}
+    name = "+".join(key.rpartition(".")[2] for key in varying) or _SINGLE
     overrides = []
-    if "hydra.sweep.dir" not in named:
+    if "dir" not in named:
         overrides.append(f"hydra.sweep.dir='{Path(outputs_dir).absolute()}/sweeps/{name}_{digest}'")
-    if "hydra.sweep.subdir" not in named:
+    if "subdir" not in named:
         _check_lengths(jobs, varying)
         if constant:
             excluded = ",".join(f"'{key}'" for key, _ in constant)
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
+        if once:
+            overrides.append(f"hydra.sweep.subdir='${{{FOLDER_OF}:${{hydra.job.override_dirname}}}}'")
     return overrides
+
+
+def identity(experiment: Any) -> str:
+    """All that a run's results follow from: two runs that have it in common are one run.
+
+    The configuration holds more: groups that no stage of the strategy refers to, such as `rank` where nothing is
+    compressed, or a teacher that nobody asks.
+    """
+    strategy, config = experiment.strategy, experiment.config
+    keys = [*_DETERMINING, *(("teacher", "teacher_fit") if strategy.needs_teacher else ())]
+    return repr((strategy.name, dict(strategy.stages), [config[key] for key in keys]))
+
+
+def run_once(
+    jobs: Sequence[Sequence[str]], identities: Sequence[str], compose: Callable[[list[str], str], Any]
+) -> list[Once]:
+    """The jobs that stand for several: a key does not concern a job where all that differ in it alone are one run.
+
+    Args:
+        jobs: overrides of each job.
+        identities: of each job, see `identity`.
+        compose: makes a job of overrides; None where its identity is another than the one that is given.
+    """
+    varying = varying_keys(jobs)
+    free = _free_keys(jobs, identities, varying)
+    members: dict[tuple[str, ...], list[int]] = {}
+    for position, job in enumerate(jobs):
+        kept = tuple(_lines(job, [key for key, _ in map(_split, job) if key not in free[position]]))
+        members.setdefault(kept, []).append(position)
+    found = []
+    for kept, positions in members.items():
+        if len(positions) == 1 or len({identities[position] for position in positions}) > 1:
+            continue
+        job = compose([*kept], identities[positions[0]])
+        if job is not None:
+            names = tuple(job_name(jobs[position], varying) for position in positions)
+            members_of = tuple(job_key(jobs[position]) for position in positions)
+            found.append(Once(job_name(kept, varying) or _SINGLE, job, members_of, names))
+    return found
+
+
+def job_name(job: Sequence[str], varying: Collection[str]) -> str:
+    """What tells a job from the others of its sweep, as Hydra writes it."""
+    return ",".join(sorted(_lines(job, varying)))
+
+
+def job_key(job: Sequence[str]) -> frozenset[str]:
+    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it."""
+    return frozenset(_lines(job, [key for key, _ in map(_split, job) if not key.startswith(_OF_HYDRA)]))
+
+
+def _free_keys(
+    jobs: Sequence[Sequence[str]], identities: Sequence[str], varying: Sequence[str]
+) -> list[set[str]]:
+    """Of each job the keys that do not concern it."""
+    free: list[set[str]] = [set() for _ in jobs]
+    for key in varying:
+        alike: dict[frozenset[str], list[int]] = {}
+        for position, job in enumerate(jobs):
+            rest = frozenset(_lines(job, [other for other, _ in map(_split, job) if other != key]))
+            alike.setdefault(rest, []).append(position)
+        for positions in alike.values():
+            if len(positions) > 1 and len({identities[position] for position in positions}) == 1:
+                for position in positions:
+                    free[position].add(key)
+    return free
 
 
 def check_folder(directory: Path) -> None:
@@ -131,7 +225,7 @@ def _records(directory: Path) -> Iterator[tuple[Path, Record | RunDirectoryError
 
 def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> None:
     for job in jobs:
-        name = ",".join(sorted(_lines(job, varying)))
+        name = job_name(job, varying)
         if any(len(part.encode()) > _LONGEST_NAME for part in name.split("/")):
             raise RunDirectoryError(
                 f"a job's folder cannot be named after all that varies ({len(name)} characters: {name[:40]}...); "
@@ -141,12 +235,13 @@ def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> Non
 
 def _changes_nothing(key: str) -> bool:
     """Whether a key only says where results go and how jobs are started."""
-    return key == "outputs_dir" or key.startswith(("hydra.", "hydra/"))
+    return key == "outputs_dir" or key.startswith(_OF_HYDRA)
 
 
-def _lines(job: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The overrides of a job that are about these keys."""
-    return [line for line in job if _split(line)[0] in keys]
+def _lines(job: Sequence[str], keys: Collection[str]) -> list[str]:
+    """The overrides of a job that are about these keys; of several about one, the last counts."""
+    last = {_split(line)[0]: line for line in job}
+    return [line for key, line in last.items() if key in keys]
 
 
 def _split(line: str) -> tuple[str, str]:

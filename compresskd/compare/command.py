@@ -17,22 +17,28 @@ from compresskd.compare.study import ALL, Study, load
 
 TITLE = "Comparison of runs"
 _EPILOG = """examples:
-  compresskd compare outputs/2026-11-23                      everything of one day
-  compresskd compare outputs/* --by strategy,rank            group by these keys only
-  compresskd compare multirun/x --metric validation_accuracy --sort file_bytes
-  compresskd compare multirun/x --reference strategy=distill,rank=16 --html report.html
+  compresskd compare outputs/2026-11-23                everything of one day
+  compresskd compare outputs/* --by strategy,rank      group by these keys only
+  compresskd compare outputs/x --metric validation_accuracy --sort file_bytes
+  compresskd compare outputs/x --reference strategy=distill,rank=16
 
-Runs that are equal in all but their seed form a group. Keys may be shortened to their end (alpha for kd.alpha).
-Exit code: 0 if anything was compared, 1 if nothing was, 2 for a wrong command line."""
+Runs that are equal in all but their seed form a group. Keys may be shortened to
+their end (alpha for kd.alpha). Exit code: 0 if anything was compared, 1 if
+nothing was, 2 for a wrong command line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `compresskd compare` with these arguments; returns the exit code."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="compresskd compare", allow_abbrev=False)
+    add_arguments(parser)
     try:
-        arguments = parser.parse_args(argv)
+        return run(parser.parse_args(argv))
     except SystemExit as stop:  # argparse's own: 0 after --help, 2 after an error
         return int(stop.code or 0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare as parsed arguments say; returns the exit code."""
     try:
         files = {kind: Path(path) for kind in output.MARKS if (path := getattr(arguments, kind))}
         _distinct(files)
@@ -40,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             output.check(path, kind, arguments.force)
         return _run(arguments, files)
     except (UnknownKeyError, output.OutputError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)  # noqa: T201 - this is a command line
+        print(f"compresskd compare: error: {error}", file=sys.stderr)  # noqa: T201 - this is a command line
         return 2
 
 
@@ -210,14 +216,9 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="compresskd compare",
-        description="Compare finished runs: tables, statistics and a report out of their records.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb to its parser."""
+    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("dirs", nargs="+", type=Path, metavar="DIR", help="searched at any depth; a record.json is fine too")
     add("--by", type=_list, metavar="KEY,...", help="group by these config keys instead of all that differ")
@@ -249,4 +250,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     add("--json", metavar="FILE", help="write everything as JSON")
     add("--force", action="store_true", help="overwrite such files even if compare did not write them")
-    return parser

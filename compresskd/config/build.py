@@ -25,16 +25,21 @@ from compresskd.engine.experiment import Experiment
 Plain = dict[str, Any]
 
 
-def build_jobs(jobs: Sequence[Job]) -> list[Experiment]:
-    """The experiment of every job; data that several share is loaded once.
+def build_jobs(
+    jobs: Sequence[Job], loaded: dict[str, Data] | None = None, tried: set[str] | None = None
+) -> list[Experiment]:
+    """The experiment of every job; data that several share is loaded once, trainings that several share tried once.
+
+    Args:
+        loaded, tried: what jobs built before had of these; what is new is added.
 
     Raises:
         ConfigError: with the faults of all jobs; nothing has been trained or written.
     """
     experiments: list[Experiment] = []
     faults: list[list[Fault]] = []
-    loaded: dict[str, Data] = {}
-    tried: set[str] = set()
+    loaded = {} if loaded is None else loaded
+    tried = set() if tried is None else tried
     cause: BaseException | None = None
     for job in jobs:
         try:

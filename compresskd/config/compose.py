@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,6 +30,7 @@ from compresskd.config.schema import conf_dir
 
 _UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
+_OF_HYDRA = {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}", "subdir": "${hydra.job.num}"}
 _CHDIR = (
     "came true; a run stays where it was started, so that data.path, teacher.weights and outputs_dir mean the same "
     "in every job; write hydra.job.chdir=false"
@@ -44,12 +46,14 @@ class Job:
         name: the overrides that tell it from the sweep's other jobs; empty where there is but one.
         config: composed; overrides with faults are left out, so that the rest can be checked too.
         faults: of the overrides.
+        sweep: `dir` and `subdir` of the sweep, where the user's own configuration or command line says them.
     """
 
     overrides: list[str]
     name: str
     config: DictConfig
     faults: list[Fault]
+    sweep: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def compose_jobs(
             parsed = [p for p in parsed if not p.is_sweep_override()]
         jobs = []
         for typed, name in overrides.jobs(parsed, loader):
-            config, found = composer.compose(typed)
-            jobs.append(Job([p.input_line or "" for p in typed], name, config, [*faults, *found]))
+            config, found, sweep = composer.compose(typed)
+            jobs.append(Job([p.input_line or "" for p in typed], name, config, [*faults, *found], sweep))
     return Plan(jobs, multirun)
 
 
@@ -119,6 +123,22 @@ def _hydra(config_dirs: Sequence[Path]) -> Iterator[Any]:
         yield GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().clear()
+
+
+@functools.cache
+def _shipped_sweep() -> dict[str, str]:
+    return dict(OmegaConf.load(conf_dir() / "config.yaml").hydra.sweep.items_ex(resolve=False))
+
+
+def _own_sweep(cfg: DictConfig) -> dict[str, str]:
+    """Where the user wants a sweep and its jobs: whatever neither we nor Hydra ship. `dir` is as it will be."""
+    shipped, written = _shipped_sweep(), OmegaConf.to_container(cfg.hydra.sweep)
+    assert isinstance(written, dict)
+    own = {str(k): v for k, v in written.items() if k in shipped and v not in (shipped[k], _OF_HYDRA[str(k)])}
+    if "dir" in own:
+        with suppress(OmegaConfBaseException):  # what only the job itself can tell stays as it is written
+            own["dir"] = str(cfg.hydra.sweep.dir)
+    return own
 
 
 class _Composer:
@@ -138,8 +158,8 @@ class _Composer:
             return None
         return {str(k): str(v) for k, v in (hydra.sweeper.get("params") or {}).items()}
 
-    def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
-        """The configuration with all overrides that fit, and a fault for each that does not."""
+    def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault], dict[str, str]]:
+        """The configuration with all overrides that fit, a fault for each that does not, and `Job.sweep`."""
         choices, faults = self._choices(typed)
         base, found = self._chosen(choices)
         faults += found
@@ -160,9 +180,10 @@ class _Composer:
                 faults.append(diagnosis.of_value(p, error, cfg, self._loader))
         if cfg.hydra.job.get("chdir"):
             faults.append(Fault("hydra.job.chdir", _CHDIR))
+        sweep = _own_sweep(cfg)
         with open_dict(cfg):
             cfg.pop("hydra")
-        return cfg, [*faults, *keys.unread_faults(typed, cfg, base)]
+        return cfg, [*faults, *keys.unread_faults(typed, cfg, base)], sweep
 
     def _options(self, group: str) -> list[str]:
         if group not in self._groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -55,7 +56,13 @@ def _references(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Data:
+def data_of(
+    config: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    trust: Sequence[str] = (),
+    config_dirs: Sequence[Path] = (),
+) -> Data:
     """Load the data of a resolved configuration.
 
     Args:
@@ -63,6 +70,7 @@ def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: 
         overrides: `data=NAME` chooses another set, `data.KEY=VALUE` changes one option of the set; what they name
             is the user's own word, and may run.
         trust: packages besides compresskd whose code may run for what the record names.
+        config_dirs: searched for NAME besides the shipped configuration.
 
     Raises:
         ConfigError: for an override that is not about data, data that cannot be loaded, or code that may not run.
@@ -74,7 +82,7 @@ def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: 
             )
     if not any(line.startswith("data=") for line in overrides):
         check_recorded({"data": config.get("data")}, trust)
-    named = _other(config, list(overrides)) if overrides else config["data"]
+    named = _other(config, list(overrides), config_dirs) if overrides else config["data"]
     said = [path.partition(".")[0] for _, path in outside_targets(named)] if overrides else []
     parts = Parts({"data": named}, as_it_is, trust=(*trust, *said))
     parts.check_calls("data")
@@ -84,12 +92,12 @@ def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: 
     return data
 
 
-def _other(config: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _other(config: Mapping[str, Any], overrides: list[str], config_dirs: Sequence[Path]) -> dict[str, Any]:
     if not any(line.startswith("data=") for line in overrides):
         changed = OmegaConf.merge({"data": config["data"]}, OmegaConf.from_dotlist(overrides))
         assert isinstance(changed, DictConfig)
         return resolve(changed)["data"]
-    (job,) = compose_jobs(overrides).jobs
+    (job,) = compose_jobs(overrides, config_dirs=config_dirs).jobs
     if job.faults:
         raise ConfigError(job.faults)
     return resolve(job.config)["data"]

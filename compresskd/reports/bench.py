@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from compresskd import artifact, tt
 from compresskd.layers import surgery
 from compresskd.run import read_record
-from compresskd.trust import HELP, granted, trusted_packages
+from compresskd.trust import granted, trusted_packages
 from compresskd.tt.decompose.modes import PATTERNS
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.contraction import matrices
@@ -49,9 +49,8 @@ class BenchError(ValueError):
     """Nothing can be timed as asked."""
 
 
-def main(argv: Sequence[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """`compresskd bench DIR` or `compresskd bench --layer MxN --rank R`; the exit code."""
-    arguments = _parser().parse_args(list(argv))
     faults = list(_faults(arguments))
     if faults:
         raise BenchError("\n".join(faults))
@@ -71,25 +70,6 @@ def main(argv: Sequence[str]) -> int:
     # a plan's name is what one looks for: where no terminal sets the width, lines are as long as they need be
     (console if console.is_terminal else Console(width=160)).print(table)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="compresskd bench", description=__doc__)
-    parser.add_argument(
-        "directory", nargs="?", type=Path, help="a finished run: each of its factorized layers"
-    )
-    parser.add_argument(
-        "--layer", metavar="MxN", help="instead of a run: a linear layer of M outputs and N inputs"
-    )
-    parser.add_argument("--rank", type=int, default=32, help="largest TT-rank of --layer (default 32)")
-    parser.add_argument("--cores", type=int, help="number of cores of --layer (default: the search chooses)")
-    parser.add_argument("--batch", default="1,32,256", help="batch sizes (default 1,32,256)")
-    parser.add_argument(
-        "--plans", type=int, default=3, help="plans shown beside the one that is picked (default 3)"
-    )
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=HELP)
-    return parser
 
 
 def _faults(arguments: argparse.Namespace) -> Iterator[str]:

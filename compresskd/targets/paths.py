@@ -11,13 +11,15 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from typing import Any
 
 from compresskd.targets.stored_names import current
 
+_added: set[str] = set()  # places that hold code of the user's own, which were nowhere on the path
+_aside: list[str] = []  # those that are off the path for now
 _SHIPPED = ("compresskd.", "torch.optim.")  # every run names an optimizer of torch
 
 
@@ -65,6 +67,39 @@ def search_here_last() -> None:
         here = os.getcwd()
         others = [place for place in sys.path if place not in ("", ".", here)]
         sys.path[:] = others if len(others) == len(sys.path) else [*others, here]
+
+
+@contextmanager
+def without_here() -> Iterator[None]:
+    """Keep the working directory off the Python path where `resolve` has put it there, for the user's own code.
+
+    Worker processes take the path over, and Hydra looks for plugins on all of it, in each of them before each job.
+    """
+    _set_aside()
+    try:
+        yield
+    finally:
+        _put_back()
+
+
+@contextmanager
+def with_here() -> Iterator[None]:
+    """Have the working directory on the path as long as a job runs, in this process or in a worker."""
+    _put_back()
+    try:
+        yield
+    finally:
+        _set_aside()
+
+
+def _set_aside() -> None:
+    _aside.extend(place for place in sys.path if place in _added)
+    sys.path[:] = [place for place in sys.path if place not in _added]
+
+
+def _put_back() -> None:
+    sys.path.extend(_aside)
+    _aside.clear()
 
 
 def resolve(target: str) -> Callable[..., Any]:
@@ -131,6 +166,7 @@ def _search_here_last(package: str) -> None:
             importlib.invalidate_caches()
             if PathFinder.find_spec(package, [here]) is not None:
                 sys.path.append(here)
+                _added.add(here)
 
 
 def _names_in(found: Any) -> list[str]:

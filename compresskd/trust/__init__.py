@@ -7,6 +7,6 @@ user's own code. The directory may be moved; none of these may be changed. This 
 """
 
 from compresskd.trust.signature import Signer, granted
-from compresskd.trust.words import HELP, take_trust, trusted_packages
+from compresskd.trust.words import HELP, trusted_packages
 
-__all__ = ["HELP", "Signer", "granted", "take_trust", "trusted_packages"]
+__all__ = ["HELP", "Signer", "granted", "trusted_packages"]

@@ -10,21 +10,6 @@ FLAG = "--trust"
 HELP = "package whose code may run, besides compresskd; several: repeat it, or write commas between"
 
 
-def take_trust(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The other arguments, and the packages that are trusted. Raises Untrusted for a flag without a package."""
-    rest: list[str] = []
-    said: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == FLAG:
-            said.append(next(words, ""))
-        elif word.startswith(f"{FLAG}="):
-            said.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    return rest, trusted_packages(said)
-
-
 def trusted_packages(said: Sequence[str]) -> tuple[str, ...]:
     """The packages in what stood after each flag. Raises Untrusted for what is the name of none."""
     names = [name.strip() for text in said for name in text.split(",")]

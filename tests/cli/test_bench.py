@@ -7,26 +7,28 @@ from torch import nn
 from compresskd import tt
 from compresskd.models.build import build
 from compresskd.reports import bench
-from compresskd.reports.bench import BenchError
 
 
-def test_a_layer_is_timed_against_dense(capsys, monkeypatch):
+def test_a_layer_is_timed_against_dense(run_cli, monkeypatch):
     monkeypatch.setattr(bench, "_SECONDS_PER_CASE", 0.01)
-    assert bench.main(["--layer", "64x128", "--rank", "4", "--batch", "1,32", "--plans", "1"]) == 0
-    out = capsys.readouterr().out
+    outcome = run_cli("bench", "--layer", "64x128", "--rank", "4", "--batch", "1,32", "--plans", "1")
+    assert outcome.status == 0
+    out = outcome.out
     assert "64x128" in out
     assert out.count("picked:") == 2
 
 
 @pytest.mark.parametrize("arguments", [["--layer", "64"], []])
-def test_without_a_layer_or_run_it_says_what_to_write(arguments):
-    with pytest.raises(BenchError, match="--layer MxN such as --layer 4096x4096"):
-        bench.main(arguments)
+def test_without_a_layer_or_run_it_says_what_to_write(run_cli, arguments):
+    outcome = run_cli("bench", *arguments)
+    assert outcome.status == 2
+    assert "--layer MxN such as --layer 4096x4096" in outcome.err
 
 
-def test_a_rank_at_which_nothing_gets_smaller_is_refused():
-    with pytest.raises(BenchError, match="break-even"):
-        bench.main(["--layer", "8x8", "--rank", "64"])
+def test_a_rank_at_which_nothing_gets_smaller_is_refused(run_cli):
+    outcome = run_cli("bench", "--layer", "8x8", "--rank", "64")
+    assert outcome.status == 2
+    assert "break-even" in outcome.err
 
 
 def test_inputs_of_layers_are_what_the_model_feeds_them():

@@ -1,11 +1,14 @@
 """What a command line shows instead of running: help, version, the configuration, completion."""
 
 import re
+from dataclasses import fields
 
 import pytest
 import yaml
 
-from compresskd import __version__, cli
+from compresskd import __version__, cli, export
+from compresskd.cli.parser import FORMS, VERBS
+from compresskd.config.schema import Config
 
 
 def shown(outcome):
@@ -20,9 +23,17 @@ def test_version(run_cli):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_names_groups_verbs_and_verbose(run_cli, flag):
+def test_help_names_verbs_and_flags(run_cli, flag):
     text = shown(run_cli(flag))
-    groups = text.partition("== Configuration groups ==")[2].partition("== Config ==")[0]
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb} +\w", text, re.MULTILINE)
+    assert "--verbose" in text
+    assert "--version" in text
+
+
+def test_help_of_a_run_names_groups_and_keys(run_cli):
+    text = shown(run_cli("run", "--help"))
+    groups = text.partition("groups:")[2].partition("keys,")[0]
     for group in (
         "compress",
         "data",
@@ -30,15 +41,30 @@ def test_help_names_groups_verbs_and_verbose(run_cli, flag):
         "optimizer",
         "scheduler",
         "strategy",
-        "student",
-        "teacher",
+        "teacher, student",
         "train",
     ):
-        assert re.search(rf"^{group}: \w", groups, re.MULTILINE)
-    for verb in cli.VERBS:
-        assert f"compresskd {verb} " in text
-    assert "--verbose" in text
-    assert "rank: 32" in text
+        assert re.search(rf"^ +{group}: \w", groups, re.MULTILINE)
+    for field in fields(Config):
+        assert re.search(rf"^ .*\b{field.name}[,:]", text, re.MULTILINE)
+    assert text == shown(run_cli("rank=3", "--help"))
+
+
+def test_help_fits_a_terminal_of_80_columns(run_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in ([], *([verb] for verb in VERBS)):
+        lines = shown(run_cli(*arguments, "--help")).splitlines()
+        assert lines[0].startswith("usage: compresskd")
+        assert [line for line in lines if len(line) > 80] == []
+        assert lines == [line.rstrip() for line in lines]
+
+
+def test_run_is_what_is_done_without_a_verb(run_cli):
+    assert shown(run_cli("run", "--cfg", "job", "rank=7")) == shown(run_cli("rank=7", "--cfg", "job"))
+
+
+def test_forms_of_export_are_those_that_there_are():
+    assert tuple(export.FORMS) == FORMS
 
 
 def test_help_of_hydra(run_cli):
@@ -93,10 +119,10 @@ def test_completion_offers(run_cli, monkeypatch, line, offered):
 
 
 def test_verbs_have_help(run_cli):
-    for verb in cli.VERBS:
+    for verb in VERBS:
         outcome = run_cli(verb, "--help")
         assert outcome.status == 0
-        assert f"usage: compresskd {verb}" in outcome.out
+        assert outcome.out.startswith(f"usage: compresskd {verb if verb != 'run' else '[run]'} ")
 
 
 @pytest.mark.slow
@@ -105,6 +131,9 @@ def test_showing_imports_no_torch(run_program, work):
     (work / "torch.py").write_text("raise RuntimeError('torch was imported')\n")
     for arguments in (
         ["--help"],
+        ["run", "--help"],
+        ["export", "--help"],
+        ["bench", "--help"],
         ["--version"],
         ["--cfg", "job"],
         ["frobnicate"],

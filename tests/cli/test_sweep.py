@@ -14,7 +14,7 @@ from refusals import fault, refused
 
 import compresskd
 from compresskd.cli import sweep
-from compresskd.cli.sweep import failures, naming_overrides, varying_keys
+from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys
 from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 SMALL = (
@@ -145,7 +145,7 @@ def test_keys_of_the_same_last_word_do_not_share_a_folder():
 
 def test_what_the_user_named_is_left_alone():
     jobs = [["rank=4"], ["rank=8"]]
-    assert naming_overrides(jobs, ["hydra.sweep.dir=mine", "hydra.sweep.subdir=job"], "/out") == []
+    assert naming_overrides(jobs, ["dir", "subdir"], "/out") == []
     assert varying_keys([["+a.b=1", "c=1"], ["+a.b=2", "c=1"]]) == ["a.b"]
 
 
@@ -153,7 +153,51 @@ def test_a_name_that_no_folder_can_have_is_refused():
     jobs = [[f"compress.include=[{'x' * 300}{i}]"] for i in range(2)]
     with pytest.raises(RunDirectoryError, match=r"write hydra\.sweep\.subdir='\$\{hydra\.job\.num\}'"):
         naming_overrides(jobs, [], "/out")
-    assert len(naming_overrides(jobs, ["hydra.sweep.subdir=${hydra.job.num}"], "/out")) == 1
+    assert len(naming_overrides(jobs, ["subdir"], "/out")) == 1
+
+
+def once(*jobs, identity):
+    """What `run_once` finds of jobs, each told by a function of its values: (folder, overrides, members)."""
+
+    def of(lines):
+        return str(identity({key: value for key, _, value in (line.partition("=") for line in lines)}))
+
+    found = run_once(jobs, [of(job) for job in jobs], lambda lines, known: (lines, known))
+    return [(each.folder, each.job[0], each.names) for each in found]
+
+
+def test_a_key_that_does_not_concern_a_job_is_none_of_its_name():
+    jobs = [
+        [f"strategy={name}", f"rank={rank}", "seed=0"] for name in ("train", "compress") for rank in (4, 8)
+    ]
+
+    def rank_counts_unless_trained(values):
+        return values["strategy"], values["strategy"] == "train" or values["rank"]
+
+    (train,) = once(*jobs, identity=rank_counts_unless_trained)
+    assert train == (
+        "strategy=train", ["strategy=train", "seed=0"], ("rank=4,strategy=train", "rank=8,strategy=train"),
+    )  # fmt: skip
+    assert once(*jobs, identity=lambda values: sorted(values.items())) == []
+    assert [folder for folder, *_ in once(*jobs[:2], identity=lambda _: 0)] == ["single"]
+
+
+def test_a_key_may_concern_a_job_for_some_values_of_another():
+    jobs = [[f"bits={bits}", f"grid={grid}"] for bits in ("null", 4) for grid in ("a", "b")]
+    found = once(*jobs, identity=lambda values: values["bits"] == "null" or values["grid"])
+    assert [folder for folder, *_ in found] == ["bits=null"]
+    one, other, third = ["a=1", "b=1"], ["a=2", "b=1"], ["a=1", "b=2"]
+    assert once(one, other, third, identity=lambda values: values["a"] == values["b"] == "1") == []
+
+
+def test_what_a_sweeper_adds_makes_another_job():
+    assert job_key(["rank=2", "hydra/launcher=joblib", "rank=3"]) == job_key(["rank=3"])
+    assert job_key(["rank=3", "optimizer.lr=0.01"]) != job_key(["rank=3"])
+
+
+def test_what_would_be_another_run_without_the_key_is_not_run_once():
+    jobs = [["rank=4"], ["rank=8"]]
+    assert run_once(jobs, ["same", "same"], lambda lines, known: None) == []
 
 
 def test_failures_of_another_sweep_in_the_folder_are_none_of_ours(tmp_path):
@@ -200,6 +244,95 @@ def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     assert all((folder / name / "record.json").read_bytes() == content for name, content in before.items())
     assert len(list((work / "outputs" / "teachers").iterdir())) == 1
     assert records(folder)["kd.alpha=0.6"]["teacher"]["source"] == "reused"
+
+
+def test_a_job_that_the_swept_key_does_not_concern_is_run_once(run_cli, work):
+    sweep = ("-m", *SMALL, "compress.num_calibration=16", "strategy=train,compress")
+    outcome = run_cli(*sweep, "rank=2,3")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("writing to ") == 3
+    assert (
+        "2 jobs are 1, run once: what varies among them does not concern them (strategy=train)" in outcome.out
+    )
+    assert "3 records (3 finished) in 3 groups" in outcome.out
+    folder = sweep_folder(work)
+    found = records(folder)
+    assert set(found) == {"strategy=train", "rank=2,strategy=compress", "rank=3,strategy=compress"}
+    assert "rank=2" not in found["strategy=train"]["overrides"]
+    assert set(folder.iterdir()) >= {folder / name for name in found}
+    assert not (folder / "rank=3,strategy=train").exists()
+
+    again = run_cli(*sweep, "rank=5,3,2")  # in another order, with more values: the same record still
+    assert again.status == 0, again.err
+    assert again.out.count("writing to ") == 1
+    assert f"skipped: {folder / 'strategy=train'} is finished" in again.out
+    assert "4 records (4 finished) in 4 groups" in again.out
+
+
+def test_a_sweep_of_one_run_is_shown_as_one(run_cli, work):
+    outcome = run_cli("-m", *SMALL, "strategy=train", "rank=2,3", "kd.alpha=0.1,0.2")
+    assert outcome.status == 0, outcome.err
+    assert "4 jobs are 1, run once" in outcome.out
+    assert "1 record (1 finished) in 1 group" in outcome.out
+    assert list(records(sweep_folder(work))) == ["single"]
+    assert run_cli("resume", str(sweep_folder(work) / "single")).status == 2  # finished
+
+    named = run_cli(
+        "-m", *SMALL, "strategy=train", "rank=2,3", "hydra.sweep.subdir='r${rank}'", "outputs_dir=mine"
+    )
+    assert named.status == 0, named.err
+    assert list(records(sweep_folder(work, "mine"))) == ["r2"]
+    assert not (sweep_folder(work, "mine") / "r3").exists()
+
+
+def test_a_failed_job_that_stands_for_several_is_told_once_and_tried_again_by_the_same_command(
+    run_cli, work, monkeypatch
+):
+    for trial in ("factory_faults", "try_training"):  # which would foresee it
+        monkeypatch.setattr(f"compresskd.config.parts.{trial}", lambda *_: [])
+    command = ("-m", *SMALL, "strategy=train", "rank=2,3", "optimizer.lr=1e30")
+    for _ in range(2):
+        outcome = run_cli(*command)
+        assert outcome.status == 1
+        single = sweep_folder(work) / "single"
+        assert outcome.err.count(f"compresskd: {single}: NonFiniteLoss") == 1
+        assert records(sweep_folder(work))["single"]["status"] == "failed"
+
+
+def test_a_folder_from_a_configuration_of_the_user_s_own(run_cli, work):
+    (work / "my_conf" / "experiment").mkdir(parents=True)
+    (work / "my_conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweep: {dir: 'swept/s_${seed}_${now:%S}'}\n"
+        "  sweeper: {params: {kd.alpha: '0.2,0.4'}}\n"
+    )
+    outcome = run_cli("--config-dir", "my_conf", *SMALL, "experiment=mine")
+    assert outcome.status == 0, outcome.err
+    (folder,) = (work / "swept").iterdir()
+    assert set(records(folder)) == {"kd.alpha=0.2", "kd.alpha=0.4"}
+    assert (folder / "compare.csv").exists()
+    assert f"the sweep is in swept/{folder.name}" in outcome.out
+    assert not (work / "outputs" / "sweeps").exists()
+
+
+def test_a_job_stays_where_the_sweep_was_begun(run_cli, work):
+    outcome = run_cli("-m", *SMALL, "seed=0,1", "hydra.job.chdir=true")
+    assert (outcome.status, outcome.left) == (2, [])
+    assert "hydra.job.chdir" in outcome.err
+    (work / "my_conf").mkdir()
+    (work / "my_conf" / "moving.yaml").write_text("defaults: [config, _self_]\nhydra: {job: {chdir: true}}\n")
+    outcome = run_cli("--config-dir=my_conf", "--config-name=moving", *SMALL)
+    assert outcome.status == 2
+    assert "hydra.job.chdir" in outcome.err
+
+
+def test_glob_chooses_files_of_a_group_and_no_numbers(run_cli, work):
+    outcome = run_cli("-m", *SMALL[:-1], "rank=glob(*)")
+    assert (outcome.status, outcome.left) == (2, [])
+    assert "rank: " in outcome.err
+    assert "glob chooses among the files of a group" in outcome.err
+    outcome = run_cli("-m", *SMALL[:-1], "scheduler=glob(co*)")
+    assert outcome.status == 0, outcome.err
+    assert set(records(sweep_folder(work))) == {"scheduler=constant", "scheduler=cosine"}
 
 
 @pytest.mark.slow
@@ -478,6 +611,18 @@ def test_joblib_shares_threads_and_brings_failures_home(program, work):
     assert running.wait(timeout=300) == 0, running.said()
     (folder,) = (work / "outputs" / "sweeps").glob("seed_*")
     assert {record["hardware"]["num_threads"] for record in records(folder).values()} == {3}
+
+
+@pytest.mark.slow
+def test_joblib_runs_once_what_a_key_does_not_concern(program, work):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    small = [option for option in SMALL if not option.startswith(("strategy=", "rank="))]
+    command = ("-m", *small, "compress.num_calibration=16", "strategy=train,compress", "rank=2,3")
+    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert running.wait(timeout=120) == 0, running.said()
+    found = records(sweep_folder(work))
+    assert set(found) == {"strategy=train", "rank=2,strategy=compress", "rank=3,strategy=compress"}
+    assert {record["status"] for record in found.values()} == {"finished"}
 
 
 @pytest.mark.slow

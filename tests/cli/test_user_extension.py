@@ -93,6 +93,16 @@ def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, pro
         load(project / "run" / stage["checkpoint"])
 
 
+def test_a_run_is_scored_on_data_of_ones_own(run_cli, project):
+    assert run_cli(*TYPED, "epochs=1", "hydra.run.dir=run").status == 0
+    words = ("evaluate", "run", "data=wine", "data.test_fraction=0.5")
+    assert "data: came wine" in run_cli(*words).err  # which is described in my_conf alone
+    outcome = run_cli(*words, "--config-dir", "my_conf")
+    assert outcome.status == 0, outcome.err
+    assert "of 89 samples (other data than the run's" in outcome.out
+    assert run_cli("evaluate", "--config-dir=my_conf", "run", "learn", "data=wine").status == 0
+
+
 def test_own_names_are_among_those_that_are_suggested(run_cli, project):
     outcome = run_cli(
         "--config-dir", "my_conf", "data=wine", "student=shortcutt", "kd=cosin", "strategy=learn_compress"

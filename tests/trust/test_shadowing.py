@@ -86,9 +86,16 @@ def test_own_code_is_found_there_and_libraries_are_not(shadows, work):
 
 
 @pytest.mark.slow
-def test_workers_of_a_parallel_sweep(shadows, work):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_of_a_parallel_sweep(shadows, work, num_workers):
+    """Each worker looks for Hydra's plugins before each of its jobs, after it has found the user's own code here."""
     write_own(work)
-    ended = program(work, "-m", *OWN, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    own = (work / "own_net.py").read_text()
+    late = own.replace("def forward(self, x):\n", "def forward(self, x):\n        import own_late\n\n", 1)
+    assert late != own
+    (work / "own_net.py").write_text(late)
+    (work / "own_late.py").write_text("")
+    joblib = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_workers}")
+    ended = program(work, "-m", *OWN, "seed=0,1,2,3", *joblib)
     assert ended.returncode == 0, ended.stderr
-    # joblib hands the parent's path on, with the folder of the user's own code last, and Hydra looks for plugins there
-    assert [mark for mark in shadows() if mark != "plugin.mark"] == []
+    assert shadows() == []

@@ -1,0 +1,71 @@
+"""Where a stage of a run is called outside of a run: its context, for as long as it works."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compresskd.data import Data
+from compresskd.engine.events import log
+from compresskd.engine.strategy import Checked, Context, Stage, State
+from compresskd.listeners.console import Reporter
+from compresskd.run import Record, open_run
+from compresskd.training import EpochRecord, Recipe
+
+OnEpoch = Callable[[EpochRecord], object]
+
+
+class _Listener(Reporter):
+    """Tells the caller of every epoch."""
+
+    def __init__(self, on_epoch: OnEpoch | None):
+        super().__init__()
+        self._on_epoch = on_epoch
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """After each epoch."""
+        super().epoch(epoch, epochs)
+        if self._on_epoch is not None:
+            self._on_epoch(epoch)
+
+
+@contextmanager
+def session(
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    reference: nn.Module,
+    on_epoch: OnEpoch | None,
+) -> Iterator[Context]:
+    """A context whose run lies in a folder that is removed at the end; torch's generators are left as they were."""
+    generators = [device] if device.type == "cuda" else []
+    with tempfile.TemporaryDirectory(prefix="compresskd-") as folder, torch.random.fork_rng(generators):
+        run = open_run(Path(folder, "run"))
+        try:
+            run.start(Record(strategy="notebook", config={}, overrides=[], seed=seed))
+            yield Context(data.to(device), run, recipe, seed, device, _Listener(on_epoch), reference)
+        finally:
+            run.close()
+
+
+def carry_out(name: str, stage: Stage, state: State, context: Context) -> State:
+    """Check a stage, then call it; what it left as it was is told as a warning of the log `compresskd`.
+
+    Raises:
+        ValueError: the stage does not fit the models.
+        NothingCompressed: no layer gets smaller.
+    """
+    if isinstance(stage, Checked):
+        stage.check(state, next(iter(context.data.validation.batches(2))).inputs)
+    context.begin(name)
+    state = stage(state, context)
+    for layer, reason in context.details.get("skipped", {}).items():
+        log.warning("%s: %s left as it was (%s)", name, layer, reason)
+    context.forget_training()
+    return state

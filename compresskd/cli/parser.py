@@ -1,0 +1,222 @@
+"""The command line's grammar: one parser with a subcommand for each verb. Importing it loads no torch, nor Hydra."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compresskd.cli import verbs
+from compresskd.trust import HELP
+from compresskd.version import __version__
+
+RUN = "run"
+FORMS = ("onnx", "pt2", "dense")  # of `compresskd.export`
+_WIDTH = 80
+_USAGE = "compresskd [run] [FLAG ...] [GROUP=NAME ...] [KEY=VALUE ...]"
+_EXAMPLES = """\
+examples:
+  compresskd strategy=distill_then_compress rank=16         one run
+  compresskd strategy=distill_then_compress rank=16 bits=4  quantized as well
+  compresskd -m strategy=distill_then_compress rank=4,8,16  a sweep
+  compresskd experiment=compare_strategies rank=8           a whole study
+  compresskd compare outputs/sweeps/*                       its runs compared
+
+compresskd VERB --help tells more of a verb, compresskd run --help lists every
+group and key."""
+_RUN = """\
+Train, distil, compress and quantize as the configuration says. GROUP=NAME
+chooses a part, KEY=VALUE sets an option of it, dotted: kd.alpha=0.5. With -m a
+list of values, rank=4,8,16, stands for one job of each."""
+
+Add = Callable[[argparse.ArgumentParser], None]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One subcommand.
+
+    Attributes:
+        summary: a line of the list of verbs.
+        text: what its own help says.
+        arguments: adds its arguments to its parser.
+        call: does it; returns the exit code.
+    """
+
+    summary: str
+    text: str
+    arguments: Add
+    call: Callable[[argparse.Namespace], int]
+
+
+def common() -> argparse.ArgumentParser:
+    """What every verb takes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--verbose", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def parse(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a verb, of none its list; help, version and faults end in SystemExit, as argparse has it.
+
+    Only the verb that is chosen gets its arguments, so that nothing of the others is loaded.
+    """
+    whole = _made(
+        argparse.ArgumentParser,
+        prog="compresskd",
+        usage=f"{_USAGE}\n       compresskd VERB ...",
+        description="Small neural networks by distillation, tensor trains and quantization.",
+        epilog=_EXAMPLES,
+    )
+    whole.add_argument("--version", action="version", version=f"compresskd {__version__}")
+    added = whole.add_subparsers(title="verbs", metavar="VERB", prog="compresskd")
+    for name, verb in VERBS.items():
+        own = _made(added.add_parser, name, help=verb.summary, description=verb.text)
+        own.set_defaults(call=verb.call)
+        if name == chosen:
+            verb.arguments(own)
+            return own.parse_intermixed_args(arguments)  # flags may stand between an argument and the next
+    return whole.parse_args(arguments)
+
+
+def _made(
+    make: Callable[..., argparse.ArgumentParser], *names: str, **options: object
+) -> argparse.ArgumentParser:
+    """A parser in the one style that all have."""
+    style = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+        "parents": [common()],
+    }
+    return make(*names, **style, **options)
+
+
+def _directory(parser: argparse.ArgumentParser, what: str = "of a run") -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help=what)
+
+
+def _trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=HELP)
+
+
+def _of_run(parser: argparse.ArgumentParser) -> None:
+    """Shown only: Hydra, which knows more of them, reads a run's flags itself."""
+    parser.usage = _USAGE
+    add = parser.add_argument
+    add("-m", "--multirun", action="store_true", help="one job for each combination of values")
+    add("--config-dir", metavar="DIR", help="your own groups and options, beside the shipped ones")
+    add("--config-name", metavar="NAME", help="another primary configuration")
+    add("--cfg", choices=("job", "hydra", "all"), help="show the composed configuration, and do not run")
+    add("--hydra-help", action="store_true", help="the flags and keys of Hydra")
+    parser.epilog = "\n".join(_shipped())
+
+
+def _shipped() -> Iterator[str]:
+    """The groups and the top-level keys of the shipped configuration, for help."""
+    from compresskd.config.schema import conf_dir
+
+    yield "groups:"
+    for folder in sorted({path.parent for path in conf_dir().rglob("*/*.yaml")}):
+        group = folder.relative_to(conf_dir()).as_posix()
+        names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        title = "teacher, student" if group == "model" else group
+        yield from textwrap.wrap(f"{title}: {names}", _WIDTH, initial_indent="  ", subsequent_indent="      ")
+    yield "\nkeys, beside those of each group (compresskd --cfg job shows all):"
+    keys = (conf_dir() / "config.yaml").read_text(encoding="utf-8").partition("\noutputs_dir:")
+    for line in f"outputs_dir:{keys[2]}".partition("\nhydra:")[0].splitlines():
+        key, _, why = line.partition("#")
+        first, *more = textwrap.wrap(why, _WIDTH - 28) or [""]
+        yield f"  {key.rstrip():<26}{first}".rstrip()
+        yield from (f"{'':<28}{rest}" for rest in more)
+
+
+def _of_resume(parser: argparse.ArgumentParser) -> None:
+    _directory(parser)
+    parser.add_argument(
+        "changes", nargs="*", default=[], help=argparse.SUPPRESS
+    )  # which are refused, with a reason
+    _trust(parser)
+
+
+def _of_repeat(parser: argparse.ArgumentParser) -> None:
+    _directory(parser, "of a finished run")
+    parser.add_argument("--into", type=Path, metavar="DIR2", help="where to run (default: DIR_repeat)")
+    _trust(parser)
+
+
+def _of_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd evaluate [FLAG ...] DIR [STAGE] [data.KEY=VALUE ...]"
+    _directory(parser)
+    parser.add_argument("words", nargs="*", metavar="STAGE, data.KEY=VALUE", help="the stage (default: the last "
+                        "one); other data to score on")  # fmt: skip
+    parser.add_argument("--config-dir", action="append", type=Path, default=[], metavar="DIR", help="where "
+                        "data=NAME of your own is described")  # fmt: skip
+    _trust(parser)
+
+
+def _of_compare(parser: argparse.ArgumentParser) -> None:
+    from compresskd.compare import command
+
+    command.add_arguments(parser)
+
+
+def _of_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _directory(parser, "run directory, folder of a model, or .ckd file")
+    add("--to", required=True, choices=FORMS, help="the form")
+    add("--out", type=Path, help="file (of dense: folder) to write; default: beside the model")
+    add("--overwrite", action="store_true", help="replace what is at --out")
+    add("--check-samples", type=_count, default=256, metavar="N", help="samples to compare on (default 256)")
+    _trust(parser)
+
+
+def _of_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "directory", nargs="?", type=Path, metavar="DIR", help="a finished run: each of its factorized layers"
+    )
+    add("--layer", metavar="MxN", help="instead of a run: a linear layer of M outputs and N inputs")
+    add("--rank", type=int, default=32, help="largest TT-rank of --layer (default 32)")
+    add("--cores", type=int, help="number of cores of --layer (default: the search chooses)")
+    add("--batch", default="1,32,256", help="batch sizes (default 1,32,256)")
+    add("--plans", type=int, default=3, help="plans shown beside the one that is picked (default 3)")
+    add("--threads", type=int, help="of torch")
+    _trust(parser)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+_OWN = """\
+Code outside of compresskd runs where the run is your own and unchanged, or
+where --trust names its package."""
+VERBS = {
+    RUN: Verb("train, distil, compress and quantize (the default)", _RUN, _of_run, lambda _: 0),
+    "resume": Verb("continue a run where it stopped", f"Continue the run in DIR where it stopped.\n{_OWN}",
+                   _of_resume, verbs.resume),
+    "repeat": Verb("run a record again from scratch, and compare", f"""\
+Run the configuration of the finished run in DIR again from scratch, its teacher
+too (unless that came from given weights), into a folder that is not there yet;
+say what of status, epochs, metrics, ranks, sizes, predictions and model.ckd is
+equal. Exit code 1 where anything differs.
+{_OWN}""", _of_repeat, verbs.repeat),
+    "evaluate": Verb("score a finished model again", f"""\
+Score the model of a finished stage again on the test split, and say whether the
+recorded accuracy is reproduced; or score it on other data. Exit code 1 where it
+is not reproduced.
+{_OWN}""", _of_evaluate, verbs.evaluate),
+    "compare": Verb("tables, statistics and a report of many runs",
+                    "Compare finished runs: tables, statistics and a report out of their records.",
+                    _of_compare, verbs.compare),
+    "export": Verb("write a finished model for other programs", """\
+Write a finished model in a form that other programs run, and compare its
+outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),
+    "bench": Verb("latency of factorized layers, by plan", """\
+Time factorized layers by plan, against dense ones and, where it is installed,
+against tensorly-torch: medians of runs in turn, in one process.""", _of_bench, verbs.bench),
+}  # fmt: skip

@@ -1,0 +1,89 @@
+"""What each verb does with its arguments; what it needs is imported when it is called."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from compresskd.cli.endings import FAILURE, USAGE_ERROR, complain
+from compresskd.run import FINISHED, AlreadyFinished, RunDirectoryError, read_record
+from compresskd.trust import granted, trusted_packages
+
+
+def resume(arguments: Namespace) -> int:
+    """Continue a run in its directory."""
+    directory, changes = arguments.directory, " ".join(arguments.changes)
+    if changes:
+        complain(
+            f"resume: got {changes}; a run resumes as it was begun; write compresskd resume {directory}, "
+            "or begin another run with the change"
+        )
+        return USAGE_ERROR
+    said = trusted_packages(arguments.trust)
+    record = read_record(directory)
+    if record.status == FINISHED:
+        raise AlreadyFinished(f"{directory} is finished; there is nothing to resume")
+    from compresskd.cli.execute import execute
+    from compresskd.config.build import build_recorded
+    from compresskd.config.usable import usable
+
+    trust = granted(directory, record, said)
+    with usable(directory):
+        experiment = build_recorded(record.config, record.overrides, trust=trust)
+    execute(experiment, directory, unique=False)
+    return 0
+
+
+def repeat(arguments: Namespace) -> int:
+    """Run a record again, and compare."""
+    from compresskd.cli import repeat
+
+    return repeat.repeat(arguments.directory, arguments.into, trusted_packages(arguments.trust))
+
+
+def evaluate(arguments: Namespace) -> int:
+    """Score a stored model on the run's data, or on others."""
+    directory = arguments.directory
+    changes = [word for word in arguments.words if "=" in word]
+    stage, *more = [word for word in arguments.words if "=" not in word] or [None]
+    if more:
+        raise RunDirectoryError(
+            f"evaluate: got the stages {stage} {' '.join(map(str, more))}; write one of them"
+        )
+    said, record = trusted_packages(arguments.trust), read_record(directory)
+    from compresskd.config.recorded import data_of
+    from compresskd.config.schema import register
+    from compresskd.config.usable import usable
+    from compresskd.reports.evaluate import evaluate_run
+
+    register(*arguments.config_dir)
+    trust = granted(directory, record, said)
+    with usable(directory):
+        data = data_of(record.config, changes, trust=trust, config_dirs=arguments.config_dir)
+    verdict = evaluate_run(directory, record, data, stage=stage, trust=trust)
+    print(verdict)
+    return FAILURE if verdict.reproduced is False else 0
+
+
+def compare(arguments: Namespace) -> int:
+    """Tables of many records."""
+    from compresskd.compare import command
+
+    return command.run(arguments)
+
+
+def export(arguments: Namespace) -> int:
+    """A model in another form."""
+    from compresskd.cli import export
+
+    return export.run(arguments)
+
+
+def bench(arguments: Namespace) -> int:
+    """Latencies of factorized layers."""
+    from compresskd.reports import bench
+
+    try:
+        return bench.run(arguments)
+    except bench.BenchError as error:
+        complain(str(error))
+        return USAGE_ERROR
