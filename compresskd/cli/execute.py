@@ -25,7 +25,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     try:
         check_same_config(run.directory, run.record, experiment)
         reporter = Reporter(console)
-        reporter.note(f"{'going on in' if run.resumed else 'writing to'} {run.directory}")
+        reporter.note(f"{'resuming in' if run.resumed else 'writing to'} {run.directory}")
         texts = {
             "config.yaml": OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config))),
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides))),

@@ -25,6 +25,6 @@ def check_remains(directory: Path, record: Record) -> None:
     for stage in record.stages:
         for change in changes(directory, stage.get("files", {})):
             raise RunDirectoryError(
-                f"{change}; stage '{stage['name']}' cannot be gone on from: put the file back, or start the run again "
+                f"{change}; stage '{stage['name']}' cannot be resumed from: put the file back, or start the run again "
                 "in another folder"
             )

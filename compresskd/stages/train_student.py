@@ -85,7 +85,7 @@ def train_student(
     named = dict(teachers) if objective.needs_teacher else {"": None}
     resume = context.training_state()
     if resume is not None:
-        context.reporter.note(f"{context.stage}: goes on at epoch {len(resume['history']) + 1}")
+        context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")
     with ExitStack() as stack:
         comparisons = [
             _compare(name, student, teacher, objective, context, epochs, seed, stack)

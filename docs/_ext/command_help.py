@@ -3,10 +3,8 @@
 import os
 import subprocess
 import sys
-from typing import ClassVar
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -16,7 +14,6 @@ class CommandHelp(SphinxDirective):
 
     optional_arguments = 1
     final_argument_whitespace = True
-    option_spec: ClassVar = {"until": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         """Ask the program; its failure is the page's."""
@@ -34,8 +31,6 @@ class CommandHelp(SphinxDirective):
                 f"compresskd {' '.join(words)} --help: exit code {ended.returncode}\n{ended.stderr}"
             )
         text = ended.stdout
-        if "until" in self.options:
-            text = text.partition(self.options["until"])[0]
         block = nodes.literal_block(text.strip(), text.strip())
         block["language"] = "text"
         return [block]

@@ -196,7 +196,7 @@ def test_what_was_recorded_of_time_and_log_goes_on(tmp_path, make_experiment, ex
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert sum("stage 1/1: distill" in line for line in lines) == 1  # before the interruption
     assert sum("stage 1/3: distill" in line for line in lines) == 1
-    assert any("distill: goes on at epoch 2" in line for line in lines)
+    assert any("distill: resumes at epoch 2" in line for line in lines)
 
 
 def test_resuming_elsewhere_is_recorded(tmp_path, make_experiment, execute, monkeypatch):
