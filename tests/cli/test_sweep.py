@@ -535,7 +535,7 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(run_cli, program,
     assert again.wait(timeout=300) == 0, again.said()
     text = again.said()
     assert text.count("skipped: ") == 2
-    assert f"going on in {folder / interrupted}" in text
+    assert f"resuming in {folder / interrupted}" in text
     assert text.count("writing to ") == 3
     assert "6 records (6 finished)" in text
     found = records(folder)
@@ -561,7 +561,7 @@ def test_three_sweeps_at_once_share_the_work_and_one_teacher(program, work):
     (teacher,) = records(work / "outputs" / "teachers").values()
     assert (teacher["status"], teacher["resumed"]) == ("finished", [])
     assert sum(text.count("writing to ") for text in said[:2]) == 4  # each job is begun once
-    assert sum(text.count("going on in ") for text in said) == 0
+    assert sum(text.count("resuming in ") for text in said) == 0
     assert all("4 records (4 finished)" in text for text in said[:2])  # who is done first waits for the other
     assert "2 records (2 finished)" in said[2]
     folders = {folder.name.partition("_")[0]: folder for folder in (work / "outputs" / "sweeps").iterdir()}
