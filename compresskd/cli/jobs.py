@@ -104,7 +104,7 @@ def _run_by_hydra(
     import hydra
     from hydra.errors import HydraException
 
-    from compresskd.config.diagnosis import said
+    from compresskd.config.explain import said
     from compresskd.config.faults import ConfigError, Fault
     from compresskd.config.schema import conf_dir
 

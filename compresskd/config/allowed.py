@@ -15,6 +15,7 @@ from compresskd.data.base import Data
 from compresskd.models.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
 from compresskd.models.target import check_trusted, is_shipped
 from compresskd.objective import Objective
+from compresskd.options import hints_of
 from compresskd.stages import Compression, Quantization, rank_schedule
 
 
@@ -119,6 +120,27 @@ def resolve_allowed(path: str, key: str, *, trust: Sequence[str] | None) -> Call
     if trust is not None:
         check_trusted(path, trust=trust)
     return resolve_kind(path, kind_of(key))
+
+
+def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Each option of a class or function -> whether it must be given; and whether it takes any others."""
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in C, says nothing of itself
+        return {}, True
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {n: p.default is inspect.Parameter.empty for n, p in known.items() if p.kind not in various}
+    unpacked = {name: False for name in hints_of(function) if name not in known and name != "return"}
+    any_other = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return named | unpacked, any_other and not unpacked
+
+
+def options_of(path: Any, key: str) -> dict[str, bool]:
+    """The options of what a `_target_` at a key names; none where it names nothing that may stand there."""
+    try:
+        return parameters(resolve_allowed(path, key, trust=None))[0]
+    except ValueError:
+        return {}
 
 
 def outside_targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

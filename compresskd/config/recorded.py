@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
-from compresskd.config.origin import resolve
-from compresskd.config.parts import Parts, as_it_is
-from compresskd.config.schema import Config
+from compresskd.config.parts import Parts
+from compresskd.config.resolved import resolve
+from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
 from compresskd.models.target import Untrusted, check_trusted
+from compresskd.options import shown
 
 
 def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
@@ -25,14 +25,13 @@ def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
         ConfigError: with every `_target_` outside of compresskd and `trust`, every `${...}` (a configuration is
             recorded with its values), and every group that is none.
     """
-    groups = [name for name, empty in dataclasses.asdict(Config()).items() if empty == {} and name in config]
     faults = [
-        Fault(name, f"came {config[name]!r:.80}; expected a mapping of options")
-        for name in groups
-        if not isinstance(config[name], Mapping)
+        Fault(name, f"got {shown(config[name])}, expected a mapping of options")
+        for name in GROUPS
+        if not isinstance(config.get(name, {}), Mapping)
     ]
     faults += [
-        Fault(key, f"came {text!r:.80}; a record holds no ${{...}}") for key, text in _references(config)
+        Fault(key, f"got {shown(text)}; a record holds no ${{...}}") for key, text in _references(config)
     ]
     for key, path in outside_targets(config):
         try:
@@ -76,8 +75,8 @@ def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: 
         check_recorded({"data": config.get("data")}, trust)
     named = _other(config, list(overrides)) if overrides else config["data"]
     said = [path.partition(".")[0] for _, path in outside_targets(named)] if overrides else []
-    parts = Parts({"data": named}, as_it_is, trust=(*trust, *said))
-    parts.check_calls("data")
+    parts = Parts({"data": named}, trust=(*trust, *said))
+    parts.check_group("data")
     data = parts.data()
     parts.stop_at_faults()
     assert data is not None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.stages.compression import INITS, Compression
+from compresskd.options import checked, one_of, within
+from compresskd.stages.compression import Compression, Init
 from compresskd.strategy import Context, State
 
-SOURCES = ("student", "teacher")
 
-
+@checked
 @dataclass(frozen=True)
 class Factorize:
     """Factorize the layers of the student, or of a copy of the teacher that becomes the student.
@@ -25,18 +26,12 @@ class Factorize:
             keep the variance of activations (a student born in this format).
 
     Raises:
-        ValueError: for a value out of its range.
+        OptionError: for a value out of its range.
     """
 
     how: Compression
-    source: str = "student"
-    init: str = "decomposed"
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(f"source: came {self.source!r}; allowed: {', '.join(SOURCES)}")
-        if self.init not in INITS:
-            raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
+    source: Annotated[str, one_of("student", "teacher")] = "student"
+    init: Init = "decomposed"
 
     @property
     def needs_teacher(self) -> bool:
@@ -46,7 +41,8 @@ class Factorize:
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
-        self.how.check(model, example)
+        with within("how"):
+            self.how.check(model, example)
         return State(model, state.teacher)
 
     def __call__(self, state: State, context: Context) -> State:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from compresskd import layers, swap
 from compresskd.data.draw import draw
+from compresskd.options import Count, checked
 from compresskd.strategy import Context, State
+from compresskd.training import LearningRate
 from compresskd.training.evaluation import evaluation_mode
-from compresskd.training.trial import LARGEST_RATE
 
 _NO_NAMESAKE = (
     "layer of the student has a namesake in the teacher; it takes a student that was made from the teacher "
@@ -23,6 +24,7 @@ _NO_NAMESAKE = (
 )
 
 
+@checked
 @dataclass(frozen=True)
 class FitLayers:
     """Slice-wise start: minimise |layer(x) - teacher layer(x)|^2 over cached inputs x of the teacher's layer.
@@ -34,19 +36,10 @@ class FitLayers:
         learning_rate: of Adam.
     """
 
-    steps: int = 100
-    num_samples: int = 1024
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: came {getattr(self, name)}; allowed: 1 or more")
-        if not 0 < self.learning_rate <= LARGEST_RATE:
-            raise ValueError(
-                f"learning_rate: came {self.learning_rate}; allowed: above 0, at most {LARGEST_RATE:g}"
-            )
+    steps: Count = 100
+    num_samples: Count = 1024
+    batch_size: Count = 64
+    learning_rate: LearningRate = 1e-3
 
     @property
     def needs_teacher(self) -> bool:

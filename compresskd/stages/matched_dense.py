@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
+from compresskd.options import checked, within
 from compresskd.stages.compression import Compression
 from compresskd.strategy import Context, State
 
@@ -19,6 +20,7 @@ _WIDTHS = ("hidden", "width_multiplier")
 _STEPS = 40
 
 
+@checked
 @dataclass(frozen=True)
 class MatchedDense:
     """Replace the student by a narrower dense one of at most the stored bytes that factorizing would leave.
@@ -38,7 +40,8 @@ class MatchedDense:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
-        self.how.check(state.student, example)
+        with within("how"):
+            self.how.check(state.student, example)
         _widths(spec_of(state.student))
         return state
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, swap
+from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
@@ -83,10 +84,8 @@ def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dens
     rest = packed - sum(value.num_bytes() for value in stored if isinstance(value, QuantizedTensor))
     allowed = budget if budget > 1 else budget * dense_bytes
     if allowed < rest:
-        came = f"{budget}" if budget > 1 else f"{budget:g}, at most {int(allowed):,} bytes"
-        raise ValueError(
-            f"quant.budget: came {came}; allowed: more than {rest} bytes, which the file takes without any weight"
-        )
+        taken = "" if budget > 1 else f" (it allows {int(allowed):,})"
+        raise OptionError("budget", budget, f"> {rest} bytes{taken}, which the file takes without any weight")
 
 
 def _bits_allowed(name: str, model: nn.Module, how: Quantization) -> tuple[int, ...]:
@@ -166,10 +165,8 @@ def _within(
     smallest = {name: min(sizes, key=lambda size: (size.cost, size.error)) for name, sizes in curves.items()}
     least = file_bytes(smallest)
     if least > budget:
-        raise ValueError(
-            f"quant.budget: came {how.budget}, {budget:,} bytes; allowed: {least:,} bytes or more, which the model "
-            "takes with every layer at its fewest bits and ranks"
-        )
+        taken = f" (it allows {budget:,}), which every layer at its fewest bits and ranks takes"
+        raise OptionError("budget", how.budget, f">= {least:,} bytes{taken}")
     best, taken = smallest, least
     allowed = budget - least + sum(size.cost for size in smallest.values())
     for _ in range(_ROUNDS):

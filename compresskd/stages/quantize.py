@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 from compresskd import artifact, tt
 from compresskd.data.draw import draw
 from compresskd.objective import Objective
+from compresskd.options import Whole, checked, one_of, within
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
+from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
 from compresskd.stages.calibration import calibrate
-from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.fit import Which, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.precision_budget import check_budget, fit_budget
 from compresskd.stages.quantization import Quantization
@@ -27,6 +30,7 @@ from compresskd.stages.train_student import Training, train_student
 from compresskd.strategy import Context, Stage, State, few_samples
 
 
+@checked
 @dataclass(frozen=True)
 class Quantize:
     """Quantize the student; stands for nothing where no bits are asked for.
@@ -41,18 +45,14 @@ class Quantize:
 
     how: Quantization
     objective: Objective
-    epochs: int
-    default_bits: int | None = None
-    teacher: str = "original"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs: came {self.epochs}; allowed: 0 (no training) or more")
-        check_teacher(self.teacher)
+    epochs: Whole
+    default_bits: Annotated[int, one_of(*BITS)] | None = None
+    teacher: Which = "original"
 
     def expand(self, name: str) -> Mapping[str, Stage]:
         """See `compresskd.strategy.Expandable`: this stage with the bits that count, or none."""
-        how = self.how.wanted(self.default_bits)
+        with within("how"):
+            how = self.how.wanted(self.default_bits)
         return {} if how is None else {name: replace(self, how=how, epochs=self.num_epochs)}
 
     @property
@@ -70,20 +70,21 @@ class Quantize:
     def training(self) -> Training:
         """What is going to be trained, for a trial beforehand."""
         return Training(
-            self.objective, self.num_epochs, self.teacher, self.how.learning_rate, "quant.learning_rate"
+            self.objective, self.num_epochs, self.teacher, self.how.learning_rate, "how.learning_rate"
         )
 
     def check(self, state: State, example: Tensor) -> State:
         """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
-        if self.how.batch_norm == "fold":
-            generator = torch.Generator().manual_seed(0)
-            student = with_statistics(student, generator)
-            fold_batch_norms(student, torch.randn(example.shape, generator=generator))
-        # inputs are not rounded here: no range was observed, and none is needed to see that layers and terms fit
-        prepare(student, replace(self.how, initial_scale="absmax", activation_bits=None).spec())
-        if self.how.budget is not None:
-            check_budget(student, self.how.budget, example, artifact.bytes_of(state.student))
+        with within("how"):
+            if self.how.batch_norm == "fold":
+                generator = torch.Generator().manual_seed(0)
+                student = with_statistics(student, generator)
+                fold_batch_norms(student, torch.randn(example.shape, generator=generator))
+            # inputs are not rounded here: no range was observed, none is needed to see that layers and terms fit
+            prepare(student, replace(self.how, initial_scale="absmax", activation_bits=None).spec())
+            if self.how.budget is not None:
+                check_budget(student, self.how.budget, example, artifact.bytes_of(state.student))
         if self.num_epochs:
             for teacher in teachers_of(self.teacher, state, state.student).values():
                 self.objective.bind(student, teacher, example)
