@@ -17,7 +17,8 @@ import torch
 import yaml
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.export import ExportFailed, Source, export
 from compresskd.export.samples import Samples, random
 from compresskd.models.build import build
@@ -70,7 +71,7 @@ def factorize(model: nn.Module, rank: int) -> int:
         layer = tt.factorize(module, rank=rank)
         return None if isinstance(layer, tt.Skipped) else layer
 
-    return len(swap.replace(model, replacement))
+    return len(surgery.replace(model, replacement))
 
 
 def source_of(model: nn.Module, spec: QuantSpec | None, samples: Samples) -> Source:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskd.repeat import compare_runs
+from compresskd.reports.repeat import compare_runs
 from compresskd.run import FINISHED, read_record
 
 COMMON = ("strategy=distill_then_compress", "rank=8", "epochs=3", "teacher_fit.epochs=3", "outputs_dir=outputs",
@@ -36,7 +36,7 @@ POLL = 0.003  # seconds between two looks
 IMPORTED = [
     "compresskd.config.build",
     "compresskd.cli.jobs",
-    "compresskd.console",
+    "compresskd.listeners.console",
     "compresskd.data.digits",
     "hydra",
 ]

@@ -28,9 +28,9 @@ from torch.nn.utils import parametrize
 
 from compresskd.quant.cores import CORE_METHODS, quantize_cores
 from compresskd.quant.prepare import QuantSpec, prepare
-from compresskd.tt.conv import TTConv2d
-from compresskd.tt.decompose import tt_svd
-from compresskd.tt.linear import TTLinear
+from compresskd.tt.layers.conv import TTConv2d
+from compresskd.tt.decompose.tt_svd import tt_svd
+from compresskd.tt.layers.linear import TTLinear
 
 
 class Sets(NamedTuple):

@@ -12,9 +12,9 @@ import torchdistill_peers as peers
 
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.data.base import Data, Split
-from compresskd.experiment import Experiment
+from compresskd.engine.experiment import Experiment
 from compresskd.kd.view import View
 from compresskd.models.weights import load_weights
 from compresskd.run import open_run

@@ -30,13 +30,13 @@ from compresskd import measure
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.data.base import Data
-from compresskd.experiment import Experiment
+from compresskd.engine.experiment import Experiment
 from compresskd.run import Record, open_run
 from compresskd.stages import Compression
-from compresskd.stages.compression import NothingCompressed, factorize_model
-from compresskd.strategy import few_samples
+from compresskd.compression.compression import NothingCompressed, factorize_model
+from compresskd.engine.strategy import few_samples
 
 MAX_RANK = 512
 ROWS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compresskd.tt import TTLinear
-from compresskd.tt.modes import nearest_factors
+from compresskd.tt.decompose.modes import nearest_factors
 
 PATTERNS = {
     "svd": (0.0, 1.0),

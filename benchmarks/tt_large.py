@@ -16,11 +16,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tt_cases import Run, medians, step, tt_layer, use_opt_einsum
 
-from compresskd.tt import TTLinear, product
-from compresskd.tt.chain import Chain
-from compresskd.tt.choice import choose
-from compresskd.tt.contraction import Plan
-from compresskd.tt.planner import Shapes, bucket
+from compresskd.tt import TTLinear
+from compresskd.tt.execution import product
+from compresskd.tt.execution.chain import Chain
+from compresskd.tt.execution.choice import choose
+from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.planner import Shapes, bucket
 
 SIZE, RANK = 4096, 16
 PATTERNS = {"svd": "the search's pick", "opposed3": "its pick of three cores"}

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tt_cases import PATTERNS, Run, medians, peers, step, tt_layer, use_opt_einsum
 
 from compresskd.tt import TTLinear
-from compresskd.tt.calibration import machine, reference_machine
-from compresskd.tt.chain import Chain
-from compresskd.tt.choice import choose
-from compresskd.tt.execution import folded_weight, groups, inference_run, training_run
-from compresskd.tt.planner import bucket, rank_plans
-from compresskd.tt.policy import SOURCES
+from compresskd.tt.execution.machine import machine, reference_machine
+from compresskd.tt.execution.chain import Chain
+from compresskd.tt.execution.choice import choose
+from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
+from compresskd.tt.execution.planner import bucket, rank_plans
+from compresskd.tt.execution.policy import SOURCES
 
 HINDSIGHT = 10
 LARGEST = 1 << 24

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compresskd.tt.calibration import REFERENCE, measure, smoothed
+from compresskd.tt.execution.machine import REFERENCE, measure, smoothed
 
 THREADS = (1, 2)
 DIGITS = 3

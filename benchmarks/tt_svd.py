@@ -10,8 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from compresskd.tt.cores import to_matrix
-from compresskd.tt.decompose import tt_svd
+from compresskd.tt.decompose.cores import to_matrix
+from compresskd.tt.decompose.tt_svd import tt_svd
 
 MODES = (
     ((4, 16, 64), (64, 16, 4)),

@@ -21,7 +21,7 @@ from compresskd.compare.statistics import paired_bootstrap
 from compresskd.data.augmentation.erasing import RandomErasing
 from compresskd.data.checks import check_declared
 from compresskd.data.normalize import Normalize
-from compresskd.evaluate import Verdict
+from compresskd.reports.evaluate import Verdict
 from compresskd.export.agreement import Agreement, check, compare, worst
 from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
@@ -38,8 +38,8 @@ from compresskd.quant.scale import find_scale
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_checked, write_checked
 from compresskd.stages.fold_batch_norm import fold_batch_norms
-from compresskd.tt.ranks import Wish
-from compresskd.tt.whitening import check_covariance
+from compresskd.tt.decompose.ranks import Wish
+from compresskd.tt.decompose.whitening import check_covariance
 
 NAN, INF = math.nan, math.inf
 X = torch.ones(4, 2)

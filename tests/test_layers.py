@@ -5,17 +5,18 @@ import torch
 from hard_modules import EXPECTED, TransposedLinear
 from torch import nn
 
-from compresskd import artifact, layers, swap, tt
+from compresskd import artifact, layers, tt
+from compresskd.layers import surgery
 from compresskd.artifact import thaw
-from compresskd.coverage import coverage, uncovered
+from compresskd.measure.coverage import coverage, uncovered
 from compresskd.models.build import build
 from compresskd.quant.prepare import QuantSpec, frozen, prepare
 from compresskd.quant.targets import find_targets, unquantized
 from compresskd.stages import Compression
-from compresskd.stages.compression import NothingCompressed
-from compresskd.stages.plan import Method, plan_layers
-from compresskd.stages.replacement import carry_out
-from compresskd.stages.size import Size
+from compresskd.compression.compression import NothingCompressed
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.replacement import carry_out
+from compresskd.compression.size import Size
 
 
 def make(name):
@@ -48,7 +49,7 @@ def test_both_names_lead_to_the_same_replacement():
     replaced = factorized(model)
     assert model.blocks[0][0] is model.blocks[1][0] is model.inner
     assert list(replaced.layers) == ["blocks.0.0", "out"]
-    assert swap.structure(model).keys() == {"blocks.0.0", "out"}
+    assert surgery.structure(model).keys() == {"blocks.0.0", "out"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_what_was_replaced_can_be_put_back(name):
     replaced = factorized(model)
     for each in list(replaced.replacements):
         replaced.put_back(model, each, "it answers otherwise in its place")
-    assert not swap.structure(model)
+    assert not surgery.structure(model)
     assert set(replaced.skipped.values()) >= {"it answers otherwise in its place"}
     x = torch.randn(3, 64)
     assert torch.equal(model(x), original(x))

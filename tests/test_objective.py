@@ -11,7 +11,7 @@ from torch import nn
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.objective import BoundObjective, Objective, View
+from compresskd.kd.objective import BoundObjective, Objective, View
 
 KD_CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "kd").glob("*.yaml"))
 B, K = 4, 3

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
-from compresskd import swap
+from compresskd.layers import surgery
 from compresskd.artifact.content import Content, check, check_finite, check_plain, packages, targets
 from compresskd.artifact.errors import ArtifactError
 from compresskd.models.build import build as construct
 from compresskd.models.build import spec_of
-from compresskd.models.kinds import PART
+from compresskd.targets.kinds import PART
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 
@@ -52,7 +52,7 @@ def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
 def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> nn.Module:
     """The module of an `architecture` and its structured `modules`, with parameters of no particular value."""
     model = _construct(described["architecture"], trust)
-    swap.apply_structure(model, described["modules"], trust=trust)
+    surgery.apply_structure(model, described["modules"], trust=trust)
     return model
 
 
@@ -77,7 +77,7 @@ def furnish(
     for name, values in modules.items():
         check_plain(dict(values), f"modules: '{name:.80}'", _MAX_PER_MODULE)
     with _without_memory([values["class"] for values in modules.values()], stored, trust):
-        swap.apply_structure(model, modules, trust=trust)
+        surgery.apply_structure(model, modules, trust=trust)
     return model
 
 
@@ -85,7 +85,7 @@ def thaw(model: nn.Module) -> nn.Module:
     """Make trainable what the architecture, as its constructor makes it, has trainable; the rest is frozen."""
     trust, stored = packages(model), sum(value.numel() for value in model.state_dict().values())
     born = skeleton(spec_of(model), stored=stored, trust=trust)
-    furnish(born, swap.structure(model), stored=stored, trust=trust)
+    furnish(born, surgery.structure(model), stored=stored, trust=trust)
     trainable = {name: parameter.requires_grad for name, parameter in born.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable.get(name, True))
@@ -143,9 +143,9 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
 
 def _construct(architecture: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
     own, *nested = targets(architecture)
-    swap.resolve(own, trust=trust)
+    surgery.resolve(own, trust=trust)
     for path in nested:
-        swap.resolve(path, trust=trust, kind=PART)
+        surgery.resolve(path, trust=trust, kind=PART)
     return construct(architecture["target"], architecture["kwargs"], seed=0)
 
 

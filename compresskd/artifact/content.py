@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import swap
+from compresskd.layers import surgery
 from compresskd.artifact.errors import ArtifactError
-from compresskd.models import target
+from compresskd.targets import paths
 from compresskd.models.build import spec_of
 from compresskd.quant.activation import CHILD, ActivationQuant
 from compresskd.quant.pack import QuantizedTensor
@@ -28,7 +28,7 @@ class Content:
 
     Attributes:
         architecture: {"target": dotted path, "kwargs": plain values}.
-        modules: structure of every factorized module by name, as `swap.structure` returns it.
+        modules: structure of every factorized module by name, as `surgery.structure` returns it.
         tensors: by name in the state of the network; tied names have the very same value, see `tied`. Quantized ones
             are read as their float32 values; float16 ones are vectors kept in half precision, and are read in the
             type that the constructor makes.
@@ -54,7 +54,7 @@ def content_of(model: nn.Module, about: Mapping[str, Any] | None = None) -> Cont
     for name, value in (plain_state_dict(model) | convert(model)).items():
         tensors[name] = stored.setdefault(id(value), _on_cpu(value))
     return Content(
-        spec_of(model), swap.structure(model), tensors, dict(_activations(model)), dict(about or {})
+        spec_of(model), surgery.structure(model), tensors, dict(_activations(model)), dict(about or {})
     )
 
 
@@ -135,8 +135,8 @@ def targets(architecture: Mapping[str, Any]) -> list[str]:
 
 def packages(model: nn.Module) -> list[str]:
     """The packages besides compresskd that `load` must be told to trust for this model."""
-    named = [*targets(spec_of(model)), *(values["class"] for values in swap.structure(model).values())]
-    homes = [getattr(target.resolve(path), "__module__", None) or path for path in named]
+    named = [*targets(spec_of(model)), *(values["class"] for values in surgery.structure(model).values())]
+    homes = [getattr(paths.resolve(path), "__module__", None) or path for path in named]
     return sorted({path.partition(".")[0] for path in (*named, *homes)} - {"compresskd"})
 
 

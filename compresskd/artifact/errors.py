@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors
 
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 from compresskd.run.errors import RunDirectoryError
 
 _MAX_LENGTH = 1000  # of a message

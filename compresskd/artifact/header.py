@@ -21,7 +21,7 @@ import msgpack
 import torch
 from torch import Tensor, nn
 
-from compresskd import swap
+from compresskd.layers import surgery
 from compresskd.artifact.about import restore_about, shorten_about
 from compresskd.artifact.construct import check_fit, furnish, num_values, skeleton
 from compresskd.artifact.content import Content, check_plain, tied
@@ -235,7 +235,7 @@ def _defaults(path: str, trust: Sequence[str]) -> dict[str, Any]:
     """Plain keyword defaults of a shipped architecture; those of other packages may change under the file."""
     if not path.startswith(_OURS):
         return {}
-    parameters = inspect.signature(swap.resolve(path, trust=trust)).parameters.values()
+    parameters = inspect.signature(surgery.resolve(path, trust=trust)).parameters.values()
     return {
         p.name: list(p.default) if isinstance(p.default, tuple) else p.default
         for p in parameters

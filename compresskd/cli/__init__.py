@@ -20,7 +20,7 @@ from compresskd.cli.endings import (
 )
 from compresskd.cli.execute import execute
 from compresskd.cli.jobs import run_hydra
-from compresskd.models.target import search_here_last
+from compresskd.targets.paths import search_here_last
 from compresskd.run import FINISHED, AlreadyFinished, read_record
 from compresskd.trust import granted, take_trust
 
@@ -133,7 +133,7 @@ def _repeat(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from compresskd import bench
+    from compresskd.reports import bench
 
     try:
         return bench.main(arguments)
@@ -170,7 +170,7 @@ def _evaluate(arguments: list[str]) -> int:
     from compresskd.config.recorded import data_of
     from compresskd.config.schema import register
     from compresskd.config.usable import usable
-    from compresskd.evaluate import evaluate_run
+    from compresskd.reports.evaluate import evaluate_run
 
     register()
     trust = granted(directory, record, said)

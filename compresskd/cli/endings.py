@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 from compresskd.run import RunDirectoryError
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130

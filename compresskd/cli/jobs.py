@@ -29,7 +29,7 @@ def run_hydra(arguments: list[str]) -> int:
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
     from compresskd.config.schema import register
-    from compresskd.sweep import check_folder, naming_overrides
+    from compresskd.cli.sweep import check_folder, naming_overrides
 
     flags = read_flags(arguments)
     register(*flags.searched)
@@ -193,7 +193,7 @@ def _sweep_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> Path |
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     """Compare the jobs of a sweep in its folder, and list every one that failed."""
     from compresskd.compare import summarize_sweep
-    from compresskd.sweep import failures, wait_for_others
+    from compresskd.cli.sweep import failures, wait_for_others
 
     wait_for_others(directory, print)
     table = summarize_sweep(directory)

@@ -8,7 +8,7 @@ from typing import Any
 
 from compresskd.cli.endings import FAILURE
 from compresskd.cli.execute import execute
-from compresskd.repeat import Row, compare_runs, surroundings
+from compresskd.reports.repeat import Row, compare_runs, surroundings
 from compresskd.run import FINISHED, Record, RunDirectoryError, read_record
 from compresskd.trust import granted
 

@@ -12,11 +12,12 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from compresskd.data.base import Data
-from compresskd.models.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
-from compresskd.models.target import check_trusted, is_shipped
-from compresskd.objective import Objective
+from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
+from compresskd.targets.paths import check_trusted, is_shipped
+from compresskd.kd.objective import Objective
 from compresskd.options import hints_of
-from compresskd.stages import Compression, Quantization, rank_schedule
+from compresskd.stages import Compression, Quantization
+from compresskd.compression import rank_schedule
 
 
 def _is_function(found: Any, home: str, made: Any) -> bool:
@@ -68,11 +69,11 @@ _SCHEDULER = Kind(
     ),
 )
 _OBJECTIVE = Kind(
-    "compresskd.objective.Objective, or an objective of your own", None, lambda found: found is Objective
+    "compresskd.kd.objective.Objective, or an objective of your own", None, lambda found: found is Objective
 )
 _TERM = Kind("a loss term: a class of compresskd.kd or of your own", None, _is_term)
 LADDER = Kind(
-    "a schedule of ranks: a function of compresskd.stages.rank_schedule or of your own", None, _is_ladder
+    "a schedule of ranks: a function of compresskd.compression.rank_schedule or of your own", None, _is_ladder
 )
 _PLAN = Kind("compresskd.stages.Compression or compresskd.stages.Quantization", None, _is_plan)
 _STAGE = Kind("a stage: a class of compresskd.stages or of your own", None, _is_stage)

@@ -20,7 +20,7 @@ from compresskd.config.resolved import resolve
 from compresskd.config.schema import DEFAULTS, MODEL_ROLES
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
-from compresskd.experiment import Experiment
+from compresskd.engine.experiment import Experiment
 
 Plain = dict[str, Any]
 

@@ -23,12 +23,12 @@ from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
 from compresskd.stages import Quantization
 from compresskd.stages.train_student import Training
-from compresskd.stages.trial import check_answers, try_training
-from compresskd.strategy import Checked, Expandable, Stage, State, Strategy
-from compresskd.teacher import Teacher
+from compresskd.stages.dry_run import check_answers, try_training
+from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.engine.teacher import Teacher
 from compresskd.training import Recipe
 from compresskd.training.precision import device_of
-from compresskd.training.trial import factory_faults
+from compresskd.training.dry_run import factory_faults
 
 Plain = Mapping[str, Any]
 _FLOATS = torch.finfo(torch.float32)

@@ -14,7 +14,7 @@ from compresskd.config.parts import Parts
 from compresskd.config.resolved import resolve
 from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
-from compresskd.models.target import Untrusted, check_trusted
+from compresskd.targets.paths import Untrusted, check_trusted
 from compresskd.options import shown
 
 

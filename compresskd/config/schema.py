@@ -15,7 +15,7 @@ from pydantic import AfterValidator, StringConstraints
 
 from compresskd.options import Whole, one_of
 from compresskd.quant.grid import BITS
-from compresskd.tt.policy import FIXED, SOURCES
+from compresskd.tt.execution.policy import FIXED, SOURCES
 
 MODEL_ROLES = ("teacher", "student")
 Options = dict[str, Any]
@@ -57,7 +57,7 @@ class Config:
         bits: of quantized weights; null leaves them in floating point, unless the strategy quantizes by itself.
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
-        tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.policy`.
+        tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.execution.policy`.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 

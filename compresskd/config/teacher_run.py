@@ -16,8 +16,8 @@ from compresskd.config.parts import model_of
 from compresskd.config.resolved import resolve
 from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
-from compresskd.experiment import Experiment
-from compresskd.teacher import Teacher
+from compresskd.engine.experiment import Experiment
+from compresskd.engine.teacher import Teacher
 from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
 

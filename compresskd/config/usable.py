@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compresskd.config.faults import ConfigError
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 from compresskd.run import RECORD, RunDirectoryError
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd import artifact, swap
+from compresskd import artifact
+from compresskd.layers import surgery
 from compresskd.artifact import folder
 from compresskd.export.errors import ExportError
 from compresskd.models.build import build, spec_of
@@ -31,7 +32,7 @@ def fold(model: nn.Module, *, float_inputs: bool = False) -> nn.Module:
     """
     spec = _plain_spec(model)
     plain = build(spec["target"], spec["kwargs"], seed=0)
-    if swap.structure(plain):
+    if surgery.structure(plain):
         raise ExportError(
             f"{spec['target']} is made of factorized layers and has no dense form; give it a method "
             "dense_architecture() that returns the target and kwargs of one with the same names of layers"
@@ -58,7 +59,7 @@ def _dense_state(model: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
     structured = {
         name: layer
         for name, layer in model.named_modules(remove_duplicate=False)
-        if name and isinstance(layer, swap.Structured)
+        if name and isinstance(layer, surgery.Structured)
     }
     state = {
         name: value

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compresskd import measure, swap
+from compresskd import measure
+from compresskd.layers import surgery
 from compresskd.export import dense, onnx
 from compresskd.export.agreement import BATCH_SIZES, Run
 from compresskd.export.errors import ExportError
@@ -40,7 +41,7 @@ def latency(
 
 def _dense_float(source: Source, form: str, sample: Tensor, path: Path) -> dict[str, Run]:
     """The network without compression in torch and, for ONNX, there too; what would be the same is left out."""
-    factorized = bool(swap.structure(source.model))
+    factorized = bool(surgery.structure(source.model))
     try:
         plain = dense.fold(source.model, float_inputs=True)
     except ExportError:  # an architecture that has no dense form

@@ -8,7 +8,7 @@ Which modules are compared is said by ``pairs`` (student module: teacher module)
 - ``middle``, ``last``: of the outermost layers and blocks before the logits the middle or last of each side.
 
 Losses are summed over pairs. Every term computes in float32 and expects both views keyed by the student's
-names, as :class:`compresskd.objective.BoundObjective` gives them.
+names, as :class:`compresskd.kd.objective.BoundObjective` gives them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

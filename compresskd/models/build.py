@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from compresskd.models.kinds import MODULE, PART, resolve_kind
-from compresskd.models.target import nearest, resolve
+from compresskd.targets.kinds import MODULE, PART, resolve_kind
+from compresskd.targets.paths import nearest, resolve
 
 _NOT_PASSED = (
     "_target_",

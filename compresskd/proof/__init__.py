@@ -2,7 +2,7 @@
 
 from compresskd.proof.guard import read_by_others
 from compresskd.proof.rounded import differing_when_rounded
-from compresskd.proof.trial import differing
+from compresskd.proof.comparison import differing
 from compresskd.proof.twins import carrying
 
 __all__ = ["carrying", "differing", "differing_when_rounded", "read_by_others"]

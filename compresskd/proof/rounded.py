@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from compresskd.proof.trial import differing
+from compresskd.proof.comparison import differing
 from compresskd.proof.twins import carrying
 from compresskd.quant.prepare import freeze
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd import layers, swap
+from compresskd import layers
+from compresskd.layers import surgery
 from compresskd.data.draw import draw
 from compresskd.options import Count, checked
-from compresskd.strategy import Context, State
+from compresskd.engine.strategy import Context, State
 from compresskd.training import LearningRate
 from compresskd.training.evaluation import evaluation_mode
 
@@ -47,7 +48,7 @@ class FitLayers:
         return True
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.strategy.Checked`: layers of the student may have namesakes in the teacher."""
+        """See `compresskd.engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
         names = [name for layer in layers.find(state.student) for name in layer.names]
         if state.teacher is None or not _namesakes(names, state.teacher):
             raise ValueError(f"fit_layers: no {_NO_NAMESAKE}")
@@ -60,7 +61,7 @@ class FitLayers:
             raise ValueError("fit_layers needs a teacher")
         names = [
             name
-            for name in _namesakes(swap.structure(state.student), teacher)
+            for name in _namesakes(surgery.structure(state.student), teacher)
             if _is_trainable(state.student, name)
         ]
         if not names:

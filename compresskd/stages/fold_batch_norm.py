@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import layers, swap, tt
+from compresskd import layers, tt
+from compresskd.layers import surgery
 from compresskd.models.folded import FoldedBatchNorm
 from compresskd.options import OptionError
 from compresskd.training.evaluation import evaluation_mode
@@ -49,10 +50,10 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
     feeding = _feeding(folded, norms, example)
     for name, norm in norms.items():
         before = folded.get_submodule(feeding[name]) if name in feeding else None
-        swap.put(folded, norm, _fold(norm, before).train(norm.training))
+        surgery.put(folded, norm, _fold(norm, before).train(norm.training))
     _check_same(model, folded, example)
     for name in norms:
-        swap.put(model, model.get_submodule(name), folded.get_submodule(name))
+        surgery.put(model, model.get_submodule(name), folded.get_submodule(name))
     with torch.no_grad():
         for name in set(feeding.values()):
             own, new = model.get_submodule(name), folded.get_submodule(name)

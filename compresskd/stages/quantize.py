@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compresskd import artifact, tt
 from compresskd.data.draw import draw
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.options import Whole, checked, one_of, within
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
@@ -20,14 +20,14 @@ from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.stages.calibration import calibrate
+from compresskd.compression.calibration import calibrate
 from compresskd.stages.fit import Which, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
-from compresskd.stages.precision_budget import check_budget, fit_budget
-from compresskd.stages.quantization import Quantization
-from compresskd.stages.start_quantized import describe, start_quantized
+from compresskd.compression.precision_budget import check_budget, fit_budget
+from compresskd.compression.quantization import Quantization
+from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import Training, train_student
-from compresskd.strategy import Context, Stage, State, few_samples
+from compresskd.engine.strategy import Context, Stage, State, few_samples
 
 
 @checked
@@ -50,7 +50,7 @@ class Quantize:
     teacher: Which = "original"
 
     def expand(self, name: str) -> Mapping[str, Stage]:
-        """See `compresskd.strategy.Expandable`: this stage with the bits that count, or none."""
+        """See `compresskd.engine.strategy.Expandable`: this stage with the bits that count, or none."""
         with within("how"):
             how = self.how.wanted(self.default_bits)
         return {} if how is None else {name: replace(self, how=how, epochs=self.num_epochs)}
@@ -74,7 +74,7 @@ class Quantize:
         )
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
+        """See `compresskd.engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
         with within("how"):
             if self.how.batch_norm == "fold":

@@ -20,7 +20,7 @@ from compresskd.training.plan import Plan
 from compresskd.training.precision import autocast, check_compile, check_precision
 from compresskd.training.recipe import Recipe
 from compresskd.training.state import Best, TrainingState, initial_state, load_state, snapshot
-from compresskd.tt.policy import repeatable
+from compresskd.tt.execution.policy import repeatable
 
 
 @repeatable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 
 FLAG = "--trust"
 HELP = "package whose code may run, besides compresskd; several: repeat it, or write commas between"

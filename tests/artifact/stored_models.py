@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.config.schema import conf_dir, register
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
@@ -129,7 +130,7 @@ def factorized(model, rank=4):
         new = tt.factorize(layer, rank=rank)
         return None if isinstance(new, tt.Skipped) else new
 
-    swap.replace(model, factorize)
+    surgery.replace(model, factorize)
     return model
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from stored_models import NAMES, assert_same, inputs_for, make, mlp, shake
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.artifact import ArtifactError
 from compresskd.artifact.folder import digest
 from compresskd.models.build import build
@@ -67,11 +68,11 @@ class TestRoundTrip:
             new = tt.factorize(module, rank=3, method=method)
             return None if isinstance(new, tt.Skipped) else new
 
-        assert swap.replace(model, factorize)
+        assert surgery.replace(model, factorize)
         artifact.save(shake(model), tmp_path / "model")
         again = artifact.load(tmp_path / "model")
         assert_same(model, again)
-        assert swap.structure(again) == swap.structure(model)
+        assert surgery.structure(again) == surgery.structure(model)
         x = inputs_for(name)
         with torch.inference_mode():
             assert torch.equal(model.eval()(x), again(x))
@@ -224,10 +225,10 @@ class TestTampered:
             "torch.hub.load",
             "torch.nn.Linear",
             "builtins.eval",
-            "compresskd.environment.subprocess.run",
+            "compresskd.engine.environment.subprocess.run",
             "compresskd.run.files.shutil.rmtree",
             "compresskd.models.build.build",
-            "compresskd.models.target.resolve",
+            "compresskd.targets.paths.resolve",
             "compresskd.cli.main",
             "compresskd.__main__.main",
             "compresskd.models.mlp.nn.Linear",

@@ -12,9 +12,9 @@ from compresskd.artifact import compact, folder
 from compresskd.artifact.content import tied
 from compresskd.models.build import build
 from compresskd.quant.prepare import QuantSpec, prepare
-from compresskd.stages.plan import Method, plan_layers
-from compresskd.stages.replacement import carry_out
-from compresskd.stages.size import Size
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.replacement import carry_out
+from compresskd.compression.size import Size
 
 TRUST = ("hard_modules",)
 NAMES = [

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import bench, tt
-from compresskd.bench import BenchError
+from compresskd import tt
+from compresskd.reports import bench
+from compresskd.reports.bench import BenchError
 from compresskd.models.build import build
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hostile import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 
 RUN = (
     "data=synthetic", "data.num_train=128", "data.num_test=64", "student.hidden=[16]", "teacher.hidden=[16]",

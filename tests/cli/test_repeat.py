@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from compresskd.repeat import compare_runs, surroundings
+from compresskd.reports.repeat import compare_runs, surroundings
 from compresskd.run import read_record
 
 TINY = (

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import compresskd
-from compresskd import sweep
+from compresskd.cli import sweep
 from compresskd.run import RunDirectoryError, describe_owner, open_run
-from compresskd.sweep import failures, naming_overrides, varying_keys
+from compresskd.cli.sweep import failures, naming_overrides, varying_keys
 
 SMALL = (
     "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[8]", "teacher.hidden=[8]",

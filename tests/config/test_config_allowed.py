@@ -3,7 +3,7 @@
 import pytest
 
 from compresskd.config.allowed import kind_of, outside_targets, resolve_allowed
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 
 ALLOWED = [
     ("data", "compresskd.data.digits.digits"),
@@ -27,7 +27,7 @@ ALLOWED = [
     ("scheduler", "compresskd.training.schedules.cosine"),
     ("scheduler", "torch.optim.lr_scheduler.OneCycleLR"),
     ("scheduler", "own_things.anything"),
-    ("kd.objective", "compresskd.objective.Objective"),
+    ("kd.objective", "compresskd.kd.objective.Objective"),
     ("kd.objective.terms.x", "compresskd.kd.logits.SoftTargets"),
     ("strategy.stages.a.objective.terms.x", "own_things.Any"),
     ("compress", "compresskd.stages.Compression"),
@@ -35,7 +35,7 @@ ALLOWED = [
     ("strategy.stages.a", "compresskd.stages.Fit"),
     ("strategy.stages.a", "compresskd.stages.MultiStage"),
     ("strategy.stages.a", "compresskd.stages.Quantize"),
-    ("rank_schedule", "compresskd.stages.rank_schedule.until_drop"),
+    ("rank_schedule", "compresskd.compression.rank_schedule.until_drop"),
     ("strategy.stages.a.stages", "own_things.anything"),
 ]
 DANGEROUS = [
@@ -43,8 +43,8 @@ DANGEROUS = [
     "functools.partial", "shutil.rmtree", "importlib.import_module", "runpy.run_path", "pickle.loads", "torch.load",
     "torch.hub.load", "torch.jit.load", "torch.fx.GraphModule", "numpy.load", "hydra.utils.instantiate",
     "hydra.utils.call", "omegaconf.OmegaConf.load", "compresskd.models.build.build",
-    "compresskd.models.build.construct", "compresskd.models.target.resolve",
-    "compresskd.environment.subprocess.run", "compresskd.run.files.shutil.rmtree",
+    "compresskd.models.build.construct", "compresskd.targets.paths.resolve",
+    "compresskd.engine.environment.subprocess.run", "compresskd.run.files.shutil.rmtree",
     "compresskd.run.write_text", "compresskd.cli.main", "compresskd.artifact.load", "own_things.os.system",
     "own_things.shell", "own_things.instance",
 ]  # fmt: skip
@@ -70,10 +70,10 @@ MISPLACED = [
     ("kd.objective.terms.x", "compresskd.kd.taps.Taps"),
     ("kd.objective.terms.x", "compresskd.kd.matching.FeatureMatch"),
     ("strategy.stages.a", "compresskd.stages.Compression"),
-    ("strategy.stages.a", "compresskd.stages.rank_schedule.explicit"),
+    ("strategy.stages.a", "compresskd.compression.rank_schedule.explicit"),
     ("compress", "compresskd.stages.Fit"),
     ("data.augmentation", "compresskd.data.digits.digits"),
-    ("rank_schedule", "compresskd.stages.rank_schedule._check"),
+    ("rank_schedule", "compresskd.compression.rank_schedule._check"),
 ]
 
 

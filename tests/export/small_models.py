@@ -6,7 +6,8 @@ import torch
 import yaml
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.export import Source
 from compresskd.models.build import build
 from compresskd.quant.activation import calibrate
@@ -66,7 +67,7 @@ def factorize(model, rank=2):
         layer = tt.factorize(module, rank=rank)
         return None if isinstance(layer, tt.Skipped) else layer
 
-    return len(swap.replace(model, replacement))
+    return len(surgery.replace(model, replacement))
 
 
 def source_of(model, spec=None, inputs=None):

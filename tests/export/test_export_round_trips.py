@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_models import NAMES, factorize, inputs_of, model_of, one_of_each, source_of
 
-from compresskd import artifact, swap
+from compresskd import artifact
+from compresskd.layers import surgery
 from compresskd.export import ExportFailed, export
 from compresskd.export.agreement import Agreement, check, compare
 from compresskd.export.dense import fold
@@ -107,7 +108,7 @@ def test_folded_batch_norms_come_back_as_batch_norms():
     expected = model(x)
     assert fold_batch_norms(model, x) > 0
     plain = fold(model)
-    assert swap.structure(plain) == {}
+    assert surgery.structure(plain) == {}
     torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-5)
 
 

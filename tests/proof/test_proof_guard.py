@@ -9,7 +9,7 @@ from torch import nn
 
 from compresskd import layers, tt
 from compresskd.proof import read_by_others
-from compresskd.stages.compression import Compression, NothingCompressed, factorize_model
+from compresskd.compression.compression import Compression, NothingCompressed, factorize_model
 
 
 def factorizable(model):

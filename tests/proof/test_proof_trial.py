@@ -11,9 +11,9 @@ from torch import nn
 
 from compresskd import tt
 from compresskd.proof import carrying, differing
-from compresskd.tt.cp import cp_conv, cp_linear
-from compresskd.tt.modes import nearest_factors
-from compresskd.tt.tucker import tucker2_cores, tucker_linear
+from compresskd.tt.layers.cp import cp_conv, cp_linear
+from compresskd.tt.decompose.modes import nearest_factors
+from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
 DENSE = nn.Linear | nn.Conv2d | nn.Embedding
 METHODS = ("tensor_train", "svd", "tucker", "cp")

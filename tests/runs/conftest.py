@@ -11,16 +11,16 @@ import torch
 from tiny_runs import Program, default_stages, make_recipe, metrics, untimed_stage, untimed_teacher
 
 from compresskd import measure
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.data.synthetic import synthetic
-from compresskd.experiment import Experiment
+from compresskd.engine.experiment import Experiment
 from compresskd.kd.logits import CrossEntropy
 from compresskd.models.build import build
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.run import open_run
 from compresskd.stages import Fit
-from compresskd.strategy import Strategy
-from compresskd.teacher import Teacher
+from compresskd.engine.strategy import Strategy
+from compresskd.engine.teacher import Teacher
 
 
 @pytest.fixture

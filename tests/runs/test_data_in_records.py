@@ -11,7 +11,7 @@ from PIL import Image
 from compresskd.data import Source, assemble
 from compresskd.run import Record, RunDirectoryError, read_record
 from compresskd.run.record import changed_data
-from compresskd.strategy import NotFiniteError, store_predictions
+from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.training import Scores
 
 SMALL = (

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from compresskd import environment
+from compresskd.engine import environment
 
 
 def git(folder, *arguments):
@@ -77,6 +77,6 @@ def test_hardware_tells_machines_apart_without_naming_them(monkeypatch):
 def test_memory_is_kept_where_the_allocator_is_glibc():
     import platform
 
-    from compresskd.environment import keep_freed_memory
+    from compresskd.engine.environment import keep_freed_memory
 
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from compresskd import macs, tt
+from compresskd import tt
+from compresskd.measure import macs
 from compresskd.models.build import build
-from compresskd.tt.contraction import all_cuts, steps
+from compresskd.tt.execution.contraction import all_cuts, steps
 
 
 class Of(nn.Module):

@@ -21,10 +21,10 @@ from compresskd import artifact
 from compresskd.data.augmentation import Compose, RandomCrop
 from compresskd.kd.features import Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.run import RunDirectoryError
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
-from compresskd.strategy import State
+from compresskd.engine.strategy import State
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -201,7 +201,7 @@ def test_what_was_recorded_of_time_and_log_goes_on(tmp_path, make_experiment, ex
 def test_resuming_elsewhere_is_recorded(tmp_path, make_experiment, execute, monkeypatch):
     experiment = make_experiment(tmp_path)
     stop_in(experiment, tmp_path, execute, epoch=0)
-    monkeypatch.setattr("compresskd.experiment.versions", lambda: {"torch": "99.0"})
+    monkeypatch.setattr("compresskd.engine.experiment.versions", lambda: {"torch": "99.0"})
     finished = execute(experiment, tmp_path)
     assert finished.resumed[0]["versions"] == {"torch": "99.0"}
     assert finished.versions["torch"] == torch.__version__

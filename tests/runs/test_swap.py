@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import swap, tt
+from compresskd import tt
+from compresskd.layers import surgery
 from compresskd.models.build import build
 
 
@@ -25,14 +26,14 @@ def test_outermost_first_and_not_inside_what_was_replaced():
         return nn.Identity() if name == "0" else None
 
     model = nested()
-    assert list(swap.replace(model, replacement)) == ["0"]
+    assert list(surgery.replace(model, replacement)) == ["0"]
     assert asked == ["0", "1"]
     assert isinstance(model[0], nn.Identity)
 
 
 def test_none_goes_on_inside():
     model = nested()
-    replaced = swap.replace(model, lambda name, m: nn.Identity() if isinstance(m, nn.Linear) else None)
+    replaced = surgery.replace(model, lambda name, m: nn.Identity() if isinstance(m, nn.Linear) else None)
     assert list(replaced) == ["0.0", "1"]
     assert [type(m).__name__ for m in (model[0][0], model[0][1], model[1])] == [
         "Identity",
@@ -52,12 +53,12 @@ def test_none_goes_on_inside():
     ],
 )
 def test_matches(name, include, exclude, expected):
-    assert swap.matches(name, include, exclude) is expected
+    assert surgery.matches(name, include, exclude) is expected
 
 
 class TestStructure:
     def test_ordinary_network_has_none(self):
-        assert swap.structure(mlp()) == {}
+        assert surgery.structure(mlp()) == {}
 
     def test_applied_to_a_fresh_network_gives_the_same_shapes(self):
         model = mlp()
@@ -66,12 +67,12 @@ class TestStructure:
             new = tt.factorize(module, rank=3) if isinstance(module, nn.Linear) else None
             return None if isinstance(new, tt.Skipped) else new
 
-        assert "fc1" in swap.replace(model, factorize)
+        assert "fc1" in surgery.replace(model, factorize)
         fresh = mlp().eval()
-        swap.apply_structure(fresh, swap.structure(model))
+        surgery.apply_structure(fresh, surgery.structure(model))
         shapes = {k: v.shape for k, v in model.state_dict().items()}
         assert {k: v.shape for k, v in fresh.state_dict().items()} == shapes
-        assert swap.structure(fresh) == swap.structure(model)
+        assert surgery.structure(fresh) == surgery.structure(model)
         assert not any(module.training for module in fresh.modules())
         fresh.load_state_dict(model.state_dict())
         x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -80,10 +81,10 @@ class TestStructure:
 
     def test_name_that_the_architecture_lacks(self):
         with pytest.raises(ValueError, match=r"has no module 'fc7\.inner'"):
-            swap.apply_structure(mlp(), {"fc7.inner": {"class": "compresskd.tt.TTLinear"}})
+            surgery.apply_structure(mlp(), {"fc7.inner": {"class": "compresskd.tt.TTLinear"}})
 
     def test_class_without_structure(self):
         with pytest.raises(
             ValueError, match=r"'compresskd\.models\.mlp\.MLP' cannot be built from a structure"
         ):
-            swap.apply_structure(mlp(), {"fc1": {"class": "compresskd.models.mlp.MLP"}})
+            surgery.apply_structure(mlp(), {"fc1": {"class": "compresskd.models.mlp.MLP"}})

@@ -12,7 +12,7 @@ import torch
 
 import compresskd
 from compresskd.kd.logits import CrossEntropy, SoftTargets
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.stages import Compression, Factorize, Fit
 from compresskd.training import Recipe
 from compresskd.training.schedules import one_cycle

@@ -9,7 +9,7 @@ from compresskd import measure
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.run import open_run
 
 

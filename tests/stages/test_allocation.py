@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskd.stages.allocation import BudgetTooSmallError, Size, allocate
+from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
 
 
 @st.composite

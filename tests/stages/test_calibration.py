@@ -11,7 +11,7 @@ from compresskd.data.draw import draw
 from compresskd.data.synthetic import synthetic
 from compresskd.quant.activation import ActivationQuant, quantize_input
 from compresskd.quant.activation import calibrate as calibrate_activations
-from compresskd.stages.calibration import calibrate
+from compresskd.compression.calibration import calibrate
 
 
 def make_data(shape):

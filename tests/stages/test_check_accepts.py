@@ -7,15 +7,15 @@ import random
 import pytest
 import torch
 
-from compresskd.console import Reporter
+from compresskd.listeners.console import Reporter
 from compresskd.data.synthetic import synthetic
-from compresskd.experiment import Experiment
+from compresskd.engine.experiment import Experiment
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import RKD, Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.models.build import build
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.run import open_run
 from compresskd.stages import (
     Admm,
@@ -28,9 +28,9 @@ from compresskd.stages import (
     Quantization,
     Quantize,
 )
-from compresskd.stages.compression import NothingCompressed
-from compresskd.stages.trial import try_training
-from compresskd.strategy import Context, State, Strategy
+from compresskd.compression.compression import NothingCompressed
+from compresskd.stages.dry_run import try_training
+from compresskd.engine.strategy import Context, State, Strategy
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 

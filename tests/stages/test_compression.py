@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.stages import Compression
-from compresskd.stages.compression import NothingCompressed
-from compresskd.stages.plan import Method, plan_layers
-from compresskd.stages.size import Size
+from compresskd.compression.compression import NothingCompressed
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.size import Size
 
 TEACHER = ("strategy=compress", "teacher.hidden=[256,256]")
 
@@ -25,7 +26,7 @@ def test_rank_caps_every_bond(run_strategy):
     assert set(layers) == {"fc1", "fc2", "fc3"}
     assert all(max(layer["ranks"]) <= 5 for layer in layers.values())
     reloaded = artifact.load(directory / final(record)["checkpoint"])
-    for name, described in swap.structure(reloaded).items():
+    for name, described in surgery.structure(reloaded).items():
         assert list(described["ranks"]) == layers[name]["ranks"]
 
 

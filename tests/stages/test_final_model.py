@@ -11,8 +11,8 @@ import compresskd
 from compresskd import artifact
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
-from compresskd.console import stages_table
-from compresskd.evaluate import evaluate_run
+from compresskd.listeners.console import stages_table
+from compresskd.reports.evaluate import evaluate_run
 from compresskd.run import factors
 
 QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.vector_bits=16")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.models.folded import FoldedBatchNorm
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
@@ -61,7 +62,7 @@ def test_a_folded_network_is_stored_and_read_back(tmp_path):
     fold_batch_norms(model, x)
     artifact.save(model, tmp_path / "model")
     reloaded = artifact.load(tmp_path / "model")
-    assert swap.structure(reloaded) == swap.structure(model)
+    assert surgery.structure(reloaded) == surgery.structure(model)
     torch.testing.assert_close(reloaded(x), model(x))
 
 

@@ -8,9 +8,9 @@ from compresskd import artifact, layers, measure
 from compresskd.models.build import build
 from compresskd.quant.prepare import QuantSpec, convert, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.stages.plan import Method, plan_layers
-from compresskd.stages.replacement import carry_out
-from compresskd.stages.size import Size
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.replacement import carry_out
+from compresskd.compression.size import Size
 
 FULL = 10**6
 

@@ -10,11 +10,11 @@ import torch
 from compresskd import artifact, tt
 from compresskd.kd.logits import CrossEntropy
 from compresskd.models.build import build
-from compresskd.objective import Objective
+from compresskd.kd.objective import Objective
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.prepare import convert, plain_state_dict
 from compresskd.stages import Quantization, Quantize
-from compresskd.strategy import State
+from compresskd.engine.strategy import State
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compresskd.stages import rank_schedule
+from compresskd.compression import rank_schedule
 
 
 def test_geometric_falls_by_the_ratio():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compresskd import artifact, swap, tt
+from compresskd import artifact, tt
+from compresskd.layers import surgery
 from compresskd.config.schema import conf_dir
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
@@ -28,7 +29,7 @@ def test_strategy_runs_end_to_end(run_strategy, strategy):
     assert sum(p.numel() for p in reloaded.parameters()) == final["size"]["num_parameters"]
     assert artifact.stored_bytes(directory / final["checkpoint"]) == final["size"]["stored_bytes"]
     if strategy in COMPRESSING:
-        layers = swap.structure(reloaded)
+        layers = surgery.structure(reloaded)
         assert layers
         assert all(max(layer["ranks"]) <= 6 for layer in layers.values())
         assert (
@@ -118,7 +119,7 @@ def test_fresh_factors_keep_the_variance_of_activations():
     import torch
 
     from compresskd.models.build import build
-    from compresskd.stages.compression import _fresh
+    from compresskd.compression.compression import _fresh
 
     options = {"hidden": [512, 512, 512], "num_classes": 10, "input_shape": [512], "activation": "relu"}
     model = build("compresskd.models.mlp.MLP", options, seed=0)

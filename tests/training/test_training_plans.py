@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from compresskd import tt
-from compresskd.training.plans import plans_used
-from compresskd.tt import product
-from compresskd.tt.policy import source_of
+from compresskd.training.tt_plans import plans_used
+from compresskd.tt.execution import product
+from compresskd.tt.execution.policy import source_of
 
 
 def model():

@@ -7,7 +7,7 @@ from runs_to_tamper import change, record_of, unfinish, without_fingerprints
 
 import compresskd
 from compresskd.artifact.folder import digest
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 
 VERBS = {
     "evaluate": ("evaluate", "run"),
@@ -40,7 +40,7 @@ def _partial(mark):
 
 
 def _through_us(mark):
-    return {"_target_": "compresskd.environment.subprocess.run", "args": ["touch", str(mark)]}
+    return {"_target_": "compresskd.engine.environment.subprocess.run", "args": ["touch", str(mark)]}
 
 
 def _hub(mark):

@@ -10,7 +10,7 @@ import pytest
 from runs_to_tamper import OWN, change, record_of, unfinish, without_fingerprints, write_own
 
 import compresskd
-from compresskd.models.target import Untrusted
+from compresskd.targets.paths import Untrusted
 from compresskd.trust.sources import source_digests
 
 RUN = ("evaluate", "run")

@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresskd.tt import TTLinear, choice, decisions
-from compresskd.tt.calibration import cache_directory, machine, reference_machine
-from compresskd.tt.choice import _predicted, choose
-from compresskd.tt.contraction import Plan
-from compresskd.tt.planner import rank_plans
-from compresskd.tt.rows import linear, outer, outer_sum
+from compresskd.tt import TTLinear
+from compresskd.tt.execution import choice
+from compresskd.tt.execution import plan_cache
+from compresskd.tt.execution.machine import cache_directory, machine, reference_machine
+from compresskd.tt.execution.choice import _predicted, choose
+from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.planner import rank_plans
+from compresskd.tt.execution.rows import linear, outer, outer_sum
 
 SHAPES = ((1, 32, 8, 2), (2, 8, 32, 1))
 PLACE = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1}
@@ -19,7 +21,7 @@ OPTIONS = {**PLACE, "source": "measured"}
 
 def forget(monkeypatch):
     choose.cache_clear()
-    monkeypatch.setattr(decisions, "_made", {})
+    monkeypatch.setattr(plan_cache, "_made", {})
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -46,7 +48,7 @@ def test_the_cost_model_alone_decides_where_nothing_can_be_kept(monkeypatch, tmp
     monkeypatch.setattr(choice, "_tried", lambda *_: other)
     blocked = tmp_path / "file"
     blocked.write_text("")
-    monkeypatch.setattr(decisions, "cache_directory", lambda: blocked)
+    monkeypatch.setattr(plan_cache, "cache_directory", lambda: blocked)
     assert choose(SHAPES, 128, training=True, **OPTIONS) == predicted
     choose.cache_clear()
 
@@ -56,7 +58,7 @@ def test_a_fixed_plan_asks_no_clock_and_no_cache(monkeypatch, training):
     forget(monkeypatch)
     for function in ("machine", "_tried", "decide"):
         monkeypatch.setattr(choice, function, lambda *_, **__: pytest.fail("not a pure function"))
-    monkeypatch.setattr(decisions, "cache_directory", lambda: pytest.fail("looked into the cache"))
+    monkeypatch.setattr(plan_cache, "cache_directory", lambda: pytest.fail("looked into the cache"))
     shapes = [
         SHAPES,
         ((1, 64, 4, 16), (16, 16, 16, 16), (16, 4, 64, 1)),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compresskd.tt import TTConv2d, from_structure
-from compresskd.tt.modes import conv_modes
+from compresskd.tt.decompose.modes import conv_modes
 
 
 @st.composite
@@ -66,7 +66,7 @@ def test_full_rank_equals_the_dense_convolution(problem, batched, last):
 )
 @pytest.mark.parametrize("folded", [True, False])
 def test_truncated_layer_equals_its_dense_kernel_by_both_ways(stages, folded, monkeypatch):
-    monkeypatch.setattr("compresskd.tt.conv.chain_is_faster", lambda *_: not folded)
+    monkeypatch.setattr("compresskd.tt.layers.conv.chain_is_faster", lambda *_: not folded)
     dense = nn.Conv2d(6, 8, 3, padding=1, stride=2)
     layer = TTConv2d.from_dense(dense, stages, ranks=[2] * (len(stages) - 1)).eval()
     x = torch.randn(2, 6, 9, 9)

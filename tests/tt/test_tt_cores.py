@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskd.tt.cores import (
+from compresskd.tt.decompose.cores import (
     balance,
     clip_ranks,
     core_shapes,
@@ -101,7 +101,7 @@ def test_rounding_undoes_inflated_ranks_exactly():
 
 
 def test_rounding_to_ranks_equals_tt_svd_of_the_matrix():
-    from compresskd.tt.decompose import tt_svd
+    from compresskd.tt.decompose.tt_svd import tt_svd
 
     cores = random_cores((4, 4, 4), (4, 4, 4), (9, 9))
     rounded = round_cores(cores, ranks=(3, 4))

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compresskd.tt import TTLinear, candidates, svd
-from compresskd.tt.cores import to_matrix
-from compresskd.tt.decompose import interleave, tt_svd
+from compresskd.tt import TTLinear, candidates
+from compresskd.tt.decompose import svd
+from compresskd.tt.decompose.cores import to_matrix
+from compresskd.tt.decompose.tt_svd import interleave, tt_svd
 
 
 @st.composite

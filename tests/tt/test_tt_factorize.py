@@ -18,7 +18,7 @@ from compresskd.tt import (
     factorize,
     from_structure,
 )
-from compresskd.tt.modes import conv_modes, factorizations, linear_modes, nearest_factors
+from compresskd.tt.decompose.modes import conv_modes, factorizations, linear_modes, nearest_factors
 
 
 def smooth_linear(num_inputs, num_outputs, power=1.0, dtype=torch.float32):
@@ -230,7 +230,7 @@ def test_tucker_and_cp(kind, method, wish):
 
 def test_tucker_is_exact_at_full_rank():
     dense = nn.Linear(12, 20, dtype=torch.float64)
-    from compresskd.tt.tucker import tucker2_cores, tucker_linear
+    from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
     assert relative_error(tucker_linear(dense, (3, 4), (4, 5), 99), dense) < 1e-10
     conv = nn.Conv2d(5, 6, 3, dtype=torch.float64)

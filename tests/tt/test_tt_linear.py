@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compresskd.tt import TTLinear, from_structure
-from compresskd.tt.cores import to_matrix
+from compresskd.tt.decompose.cores import to_matrix
 
 
 def dense_of(layer):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from compresskd import tt
-from compresskd.tt import choice, convolution
-from compresskd.tt.contraction import Plan
-from compresskd.tt.policy import FIXED, MEASURED, repeatable, source_of
+from compresskd.tt.execution import choice
+from compresskd.tt.execution import convolution
+from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.policy import FIXED, MEASURED, repeatable, source_of
 
 
 def sources():
@@ -55,8 +56,8 @@ def test_each_source_runs_its_own_plan_in_one_layer(monkeypatch, shape):
         asked.append((source, training))
         return wanted[source]
 
-    monkeypatch.setattr("compresskd.tt.product.choose", choose)
-    from compresskd.tt.product import _chain
+    monkeypatch.setattr("compresskd.tt.execution.product.choose", choose)
+    from compresskd.tt.execution.product import _chain
 
     _chain.cache_clear()
     with torch.no_grad():
@@ -103,9 +104,9 @@ def test_measured_convolutions_ask_and_fixed_ones_do_not_get_their_answer(monkey
 def test_plans_under_autocast_are_those_of_its_dtype(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "compresskd.tt.product.choose", lambda *_, dtype, **__: seen.append(dtype) or Plan("folded")
+        "compresskd.tt.execution.product.choose", lambda *_, dtype, **__: seen.append(dtype) or Plan("folded")
     )
-    from compresskd.tt.product import _chain
+    from compresskd.tt.execution.product import _chain
 
     _chain.cache_clear()
     layer, x = tt.TTLinear((6, 8), (8, 6), 4), torch.randn(3, 48)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from compresskd.tt import TTConv2d, TTEmbedding, TTLinear
-from compresskd.tt.chain import Chain
-from compresskd.tt.execution import copied_cores, groups
-from compresskd.tt.planner import plans
+from compresskd.tt.execution.chain import Chain
+from compresskd.tt.execution.plans import copied_cores, groups
+from compresskd.tt.execution.planner import plans
 
 
 def step(make):

@@ -1,0 +1,215 @@
+"""From a wish for a model's size to what is done with each of its layers."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from compresskd import artifact, layers, measure, tt
+from compresskd.layers import surgery
+from compresskd.options import OptionError
+from compresskd.compression import allocation
+from compresskd.compression.calibration import LayerStatistics
+from compresskd.compression.replacement import Make, carry_out
+from compresskd.compression.size import Size
+
+_MAX_POINTS = 512  # sizes of one layer that are told apart
+_NUM_FILLED = 4  # layers that are tried for what a budget leaves over
+_BYTES = 4  # of one parameter in a file
+_SEARCH_STEPS = 9  # of the bisection for max_drop: the budget is found within 1/500 of the model
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a layer is decomposed.
+
+    Attributes:
+        name: tensor_train, svd, tucker or cp.
+        num_cores: restricts the search over modes of a tensor train; None searches all.
+        statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
+        modes: layer-name pattern to modes in place of the search; the first that fits counts.
+        keep_larger: factorize layers that do not get smaller, too.
+    """
+
+    name: str
+    num_cores: int | None
+    statistics: Mapping[str, LayerStatistics]
+    modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    keep_larger: bool = False
+
+    def covariance(self, name: str) -> Tensor | None:
+        """E[x x^T] of a layer's inputs, or None."""
+        return self.statistics[name].covariance if name in self.statistics else None
+
+    def options(self, name: str) -> dict[str, Any]:
+        """What `tt.factorize` is told besides the wish."""
+        options: dict[str, Any] = {"method": self.name}
+        if self.name in ("tensor_train", "svd"):
+            options["input_covariance"] = self.covariance(name)
+        if self.name == "tensor_train":
+            options["num_cores"] = self.num_cores
+        given = (modes for pattern, modes in self.modes.items() if surgery.matches(name, [pattern], []))
+        if (modes := next(given, None)) is not None:
+            options["modes"] = modes
+        return options
+
+
+def plan_layers(
+    chosen: Mapping[str, nn.Module],
+    size: Size,
+    method: Method,
+    model: nn.Module,
+    accuracy: Callable[[dict[str, Make]], float],
+) -> dict[str, Make]:
+    """For each layer by name, the function that makes its new form.
+
+    Args:
+        chosen: the layers that may be changed, of tied ones the first.
+        model: that they belong to, unchanged.
+        accuracy: of a copy of the model that a plan was applied to, a fraction of the validation split.
+    """
+    if not size.is_shared:
+        return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
+    table = _SensitivityTable(chosen, method, model)
+    if size.budget is not None:
+        return table.within(size.budget, size.budget_of)
+    assert size.max_drop is not None
+    return _smallest(table, size.max_drop, accuracy)
+
+
+def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
+    if layers.is_factorized(layer):
+        return size.rounded(name, layer)
+    options = {**size.of_layer(name), **method.options(name), "keep_larger": method.keep_larger}
+    return tt.factorize(layer, **options)
+
+
+class _SensitivityTable:
+    """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
+
+    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module):
+        self._method, self._model = method, model
+        self._layers = {n: m for n, m in chosen.items() if not layers.is_factorized(m)}
+        self.total = measure.num_parameters(model)
+        self._points: dict[str, list[tt.CurvePoint]] = {}
+        self._curves: dict[str, list[allocation.Size]] = {}
+        for name, layer in self._layers.items():
+            points = tt.error_curve(layer, max_points=_MAX_POINTS, **method.options(name))
+            weight = layers.plain(layer).weight.numel()
+            self._points[name] = points
+            self._curves[name] = [
+                *(allocation.Size(p.num_parameters, self._loss(name, p)) for p in points),
+                allocation.Size(weight, 0.0, dense=True),
+            ]
+        self._fixed = self.total - sum(curve[-1].cost for curve in self._curves.values())
+        least = sum(curve[0].cost for curve in self._curves.values())
+        self.least = (self._fixed + least) / self.total
+
+    def _loss(self, name: str, point: tt.CurvePoint) -> float:
+        statistics = self._method.statistics.get(name)
+        return point.error**2 if statistics is None else statistics.sensitivity * point.squared_error
+
+    def within(self, budget: float, of: str) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `budget` of the dense one."""
+        if of == "parameters":
+            return self.of_parameters(budget)
+        allowed = budget * artifact.bytes_of(self._model)
+        plan, share = self.of_parameters(budget), budget
+        kept: tuple[int, dict[str, Make]] | None = None
+        for _ in range(4):  # what a file has beside its parameters is only known once it is written
+            taken = artifact.bytes_of(applied(self._model, plan))
+            if taken <= allowed and (kept is None or taken > kept[0]):
+                kept = (taken, plan)
+            if 0.985 * allowed <= taken <= allowed:
+                break
+            share += (0.995 * allowed - taken) / (_BYTES * self.total)
+            plan = self.of_parameters(share)
+        return plan if kept is None else kept[1]
+
+    def of_parameters(self, share: float, *, fill: bool = True) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `share` of the dense one's parameters.
+
+        With `fill`, one layer takes what whole steps leave over.
+        """
+        allowed = int(share * self.total) - self._fixed
+        try:
+            chosen = allocation.allocate(self._curves, allowed)
+        except allocation.BudgetTooSmallError:
+            expected = (
+                f">= {self.least:.4g} of {self.total:,} parameters, which every layer at its least rank takes"
+            )
+            raise OptionError("budget", share, expected) from None
+        plan = {name: self._make(name, size) for name, size in chosen.items()}
+        left = allowed - sum(size.cost for size in chosen.values())
+        return plan | self._filled(chosen, left) if fill else plan
+
+    def _filled(self, chosen: Mapping[str, allocation.Size], left: int) -> dict[str, Make]:
+        """One layer made a little larger than a whole step, where what is left over allows it."""
+        dense = {name: curve[-1].cost for name, curve in self._curves.items()}
+        room = {n: dense[n] - s.cost for n, s in chosen.items() if not s.dense}
+        fitting = sorted(
+            (n for n, free in room.items() if free > left > 0), key=lambda n: -chosen[n].error / room[n]
+        )
+        best: tuple[int, str, int] | None = None
+        for name in fitting[:_NUM_FILLED]:
+            wish = chosen[name].cost + left
+            found = self._candidate(name, wish)
+            if found is not None and found > chosen[name].cost and (best is None or found > best[0]):
+                best = (found, name, wish)
+        if best is None:
+            return {}
+        _, name, wish = best
+        return {name: functools.partial(tt.factorize, num_parameters=wish, **self._method.options(name))}
+
+    def _candidate(self, name: str, wish: int) -> int | None:
+        """Parameters that the layer would take of `wish`, where it would lose less than at its step."""
+        options = {k: v for k, v in self._method.options(name).items() if k != "method"}
+        if self._method.name != "tensor_train":
+            return None
+        found = tt.candidates(self._layers[name], num_parameters=wish, **options)
+        return found[0].num_parameters if found and found[0].decomposition is not None else None
+
+    def _make(self, name: str, size: allocation.Size) -> Make:
+        if size.dense:
+            return _dense
+        point = next(p for p in self._points[name] if p.num_parameters == size.cost)
+        options = self._method.options(name)
+        options.pop("num_cores", None)  # the modes are chosen
+        return functools.partial(tt.factorize, ranks=point.ranks, modes=point.modes, **options)
+
+
+def _dense(layer: nn.Module) -> tt.Skipped:
+    return tt.Skipped("left dense: the budget buys more in other layers")
+
+
+def _smallest(
+    table: _SensitivityTable, max_drop: float, accuracy: Callable[[dict[str, Make]], float]
+) -> dict[str, Make]:
+    """Bisect for the smallest budget that loses at most `max_drop` points of accuracy."""
+    least_accuracy = accuracy({}) - max_drop / 100
+    low, high = table.least, 1.0
+    best: dict[str, Make] | None = None
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + high) / 2
+        plan = table.of_parameters(middle, fill=False)
+        if accuracy(plan) >= least_accuracy:
+            best, high = plan, middle
+        else:
+            low = middle
+    if best is None:
+        raise OptionError(
+            "max_drop", max_drop, "more: no smaller model loses so little, or a model of another size"
+        )
+    return best
+
+
+def applied(model: nn.Module, plan: Mapping[str, Make]) -> nn.Module:
+    """A copy of the model with a plan carried out."""
+    changed = copy.deepcopy(model)
+    carry_out(changed, plan)
+    return changed

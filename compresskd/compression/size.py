@@ -1,0 +1,94 @@
+"""What size a factorized model is wished to have: one of six wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from torch import nn
+
+from compresskd import tt
+from compresskd.layers import surgery
+from compresskd.options import Count, NonNegative, OptionError, Share, checked, one_of
+
+
+@checked
+@dataclass(frozen=True)
+class Size:
+    """A wish for the size of a model. `rank`, with `ranks`, is the wish where no other is given.
+
+    Attributes:
+        rank: cap on every bond.
+        ranks: layer-name pattern to cap, or to a list with a cap for each bond of given modes; the first pattern that
+            fits counts, other layers take `rank`.
+        tolerance: largest relative error of each layer (of its output where that is data-aware, else its weight).
+        energy: share of each layer's squared norm to keep.
+        budget: fraction of the dense model that the whole factorized model may take.
+        budget_of: 'parameters' or 'bytes' (of the stored file).
+        max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
+
+    Raises:
+        OptionError: for two wishes beside `rank`, or a value out of its range.
+    """
+
+    rank: Count
+    ranks: Mapping[str, Count | Sequence[Count]] | None = None
+    tolerance: Share | None = None
+    energy: Share | None = None
+    budget: Share | None = None
+    budget_of: Annotated[str, one_of("parameters", "bytes")] = "parameters"
+    max_drop: NonNegative | None = None
+
+    def __post_init__(self) -> None:
+        wishes = [
+            name for name in ("ranks", "tolerance", "energy", "budget", "max_drop") if self._given(name)
+        ]
+        if len(wishes) > 1:
+            others = f"null beside {', '.join(wishes[1:])}: one wish for the size"
+            raise OptionError(wishes[0], getattr(self, wishes[0]), others)
+
+    def _given(self, name: str) -> bool:
+        return getattr(self, name) not in (None, {})
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether layers are sized together, not each by itself."""
+        return self.budget is not None or self.max_drop is not None
+
+    @property
+    def is_rank(self) -> bool:
+        """Whether ranks are what is wished."""
+        return self.tolerance is None and self.energy is None and not self.is_shared
+
+    def rank_of(self, name: str) -> int | Sequence[int]:
+        """The cap for the layer called `name`, or one for each of its bonds."""
+        for pattern, rank in (self.ranks or {}).items():
+            if surgery.matches(name, [pattern], []):
+                return rank
+        return self.rank
+
+    def of_layer(self, name: str) -> dict[str, Any]:
+        """The wish for one layer, as `tt.factorize` takes it."""
+        if self.tolerance is not None:
+            return {"tolerance": self.tolerance}
+        if self.energy is not None:
+            return {"energy": self.energy}
+        cap = self.rank_of(name)
+        return {"rank": cap} if isinstance(cap, int) else {"ranks": tuple(cap)}
+
+    def rounded(self, name: str, layer: nn.Module) -> nn.Module | tt.Skipped:
+        """A layer that holds a tensor train already, rounded without forming the dense weight."""
+        if not hasattr(layer, "round"):
+            return tt.Skipped(f"{type(layer).__name__} has no ranks that can be lowered")
+        if self.is_shared:
+            return tt.Skipped("factorized before: a budget is shared among dense layers only")
+        if self.energy is not None or self.tolerance is not None:
+            tolerance = self.tolerance if self.tolerance is not None else (1 - float(self.energy or 0)) ** 0.5
+            return layer.round(tolerance=tolerance)  # pyright: ignore[reportCallIssue]
+        ranks: tuple[int, ...] = layer.ranks  # pyright: ignore[reportAssignmentType]
+        cap = self.rank_of(name)
+        caps = [cap] * len(ranks) if isinstance(cap, int) else cap
+        if len(caps) != len(ranks):
+            raise OptionError("ranks", list(caps), f"{len(ranks)} numbers for '{name}', one for each bond")
+        return layer.round(ranks=[min(pair) for pair in zip(ranks, caps, strict=True)])  # pyright: ignore[reportCallIssue]

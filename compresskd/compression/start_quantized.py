@@ -1,0 +1,118 @@
+"""Where quantization starts: cores in the gauge that rounds best, and what each step of that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskd import measure
+from compresskd.layers.registry import type_of
+from compresskd.quant.cores import quantize_cores
+from compresskd.quant.pack import QuantizedTensor, quantize_tensor
+from compresskd.quant.targets import CORES, Target, find_targets
+from compresskd.compression.quantization import Quantization
+
+
+@dataclass(frozen=True)
+class Start:
+    """Integers by parameter name, and relative errors of each layer by step."""
+
+    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def start_quantized(
+    model: nn.Module,
+    how: Quantization,
+    *,
+    keep_integers: bool,
+    covariances: Mapping[str, Tensor],
+    seed: int,
+    num_steps: int = 300,
+) -> Start:
+    """Bring the cores of `model` into the gauge that rounds best, in place, and find scales for all weights.
+
+    Args:
+        keep_integers: load the rounded values, for a model that is not trained on: least squares chose integers that
+            are not the nearest. Else the exact cores in the new gauge are loaded.
+        covariances: [N, N] second moments of the inputs by layer; a layer without counts the error of its weight.
+        seed: of the start of the gauge.
+        num_steps: of learning it.
+    """
+    start, spec = Start(), how.spec()
+    by_layer: dict[str, list[Target]] = {}
+    for target in find_targets(model):
+        if spec.bits_of(target.owner):
+            by_layer.setdefault(target.owner, []).append(target)
+    for name, targets in by_layer.items():
+        weights = [target.value.detach() for target in targets]
+        if _is_train(model.get_submodule(name)):
+            found = quantize_cores(
+                [weight.cpu() for weight in weights],
+                spec.bits_of(name),
+                method=how.core_start,
+                grid=how.core_grid,
+                granularity=spec.core_granularity,
+                input_covariance=covariances[name].cpu() if name in covariances else None,
+                num_steps=num_steps,
+                seed=seed,
+            )
+            tensors, values = found.tensors, found.cores
+            start.errors[name] = dict(found.errors)
+        else:
+            tensors = [
+                quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=how.initial_scale)
+                for w, t in zip(weights, targets, strict=True)
+            ]
+            values = weights
+            start.errors[name] = {"nearest": _relative_error(weights, tensors)}
+        _load(targets, [t.dequantize() for t in tensors] if keep_integers else values)
+        start.tensors.update((t.name, tensor) for t, tensor in zip(targets, tensors, strict=True))
+    return start
+
+
+def _is_train(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, CORES, None), nn.ParameterList)
+
+
+@torch.no_grad()
+def _load(targets: list[Target], values: list[Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.value.copy_(value)
+
+
+def _relative_error(weights: list[Tensor], tensors: list[QuantizedTensor]) -> float:
+    pairs = list(zip(weights, tensors, strict=True))
+    error = sum(float((t.dequantize() - w.float()).square().sum()) for w, t in pairs)
+    norm = sum(float(w.float().square().sum()) for w in weights)
+    return (error / norm) ** 0.5 if norm else 0.0
+
+
+def describe(model: nn.Module, start: Start) -> dict[str, dict[str, Any]]:
+    """Of each layer that is to be quantized: kind, size, bits, grid, granularity and the errors of its start."""
+    described: dict[str, dict[str, Any]] = {}
+    for target in find_targets(model):
+        tensor = start.tensors.get(target.name)
+        if tensor is None or target.owner in described:
+            continue
+        layer = model.get_submodule(target.owner)
+        described[target.owner] = {
+            "kind": type_of(layer).__name__,
+            "num_parameters": measure.num_parameters(layer),
+            "bits": tensor.grid.bits,
+            "grid": tensor.grid.kind,
+            "granularity": tensor.granularity.plain(),
+            "errors": start.errors[target.owner],
+        }
+        for name in ("ranks", "num_parameters_dense"):
+            if hasattr(layer, name):
+                value = getattr(layer, name)
+                described[target.owner][name] = list(value) if isinstance(value, tuple) else value
+        for owner in target.owners[1:]:
+            kind = type_of(model.get_submodule(owner)).__name__
+            described[owner] = {"kind": kind, "bits": tensor.grid.bits, "weights_of": target.owner}
+    return described

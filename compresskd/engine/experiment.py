@@ -1,0 +1,255 @@
+"""One experiment: data, a teacher where one is needed, a student, a strategy; run into one directory."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compresskd import artifact, measure, tt
+from compresskd.measure import macs
+from compresskd.listeners.console import Reporter, log
+from compresskd.data.base import Data
+from compresskd.engine.environment import git_revision, hardware, versions
+from compresskd.run import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    Lost,
+    Record,
+    Run,
+    RunDirectoryError,
+    check_remains,
+    fingerprints,
+    write_text,
+)
+from compresskd.run.ownership import LOG, MODEL
+from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
+from compresskd.engine.teacher import Teacher
+from compresskd.training import Recipe
+from compresskd.training.interrupt import deferred_interrupt
+from compresskd.training.saved import read_training
+from compresskd.trust import Signer, granted
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, built and checked.
+
+    Attributes:
+        student: makes the untrained student; called once a run.
+        teacher: how to come by the teacher, or None where the strategy needs none.
+        plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
+            see `compresskd.tt.execution.policy`.
+        config: the resolved configuration, for the record.
+        overrides: what the user typed, for the record.
+        trust: packages besides compresskd whose code the user lets the run execute.
+    """
+
+    data: Data
+    student: Callable[[], nn.Module]
+    strategy: Strategy
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    teacher: Teacher | None = None
+    plan: str = tt.FIXED
+    config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
+
+    def run(self, run: Run, reporter: Reporter, texts: Mapping[str, str] | None = None) -> Record:
+        """Run every stage that has not been run, and return the finished record.
+
+        texts: files to keep in the run directory besides, by name.
+
+        The record ends as finished, failed (with the traceback) or interrupted, whatever happens short of a
+        kill: then it stays `running`, and can be gone on with like the others.
+
+        Raises:
+            RunDirectoryError: the run to go on with was begun on other data, or with another teacher, or what it left
+                cannot be read; then nothing is changed.
+            Lost: the directory was removed, or taken over, while the run was going on.
+        """
+        self._check_remains(run)
+        trust = {*self.trust, *(granted(run.directory, run.record) if run.record is not None else ())}
+        run.sign = Signer(run.directory, trust, reporter.note)
+        run.start(self._record())  # before any other file: it tells that the folder is a run's
+        for name, text in (texts or {}).items():
+            write_text(run.place(name), text)
+        with _log_file(run.open_to_append(LOG)), tt.plans(self.plan), _outcome(run):
+            try:
+                self._run(run, reporter, trust)
+            finally:
+                reporter.close()
+        return _record_of(run)
+
+    def _check_remains(self, run: Run) -> None:
+        if run.record is None:
+            return
+        check_remains(run.directory, run.record)
+        read_training(run.directory / TRAINING)
+        then = run.record.teacher
+        if then is not None and self.teacher is not None and then.get("key") != self.teacher.key:
+            raise _other_teacher(run, then.get("key"), self.teacher.key)
+
+    def _run(self, run: Run, reporter: Reporter, trust: set[str]) -> None:
+        torch.manual_seed(self.seed)
+        for notice in self.data.notices:
+            reporter.note(f"data: {notice.text}")
+        data = self.data.to(self.device)
+        student = self.student().to(self.device)
+        context = Context(
+            data, run, self.recipe, self.seed, self.device, reporter, copy.deepcopy(student), trust
+        )
+        trust |= {*artifact.packages(student)}
+        teacher = None
+        if self.strategy.needs_teacher and self.teacher is not None:
+            teacher, origin = self.teacher.obtain(reporter)
+            teacher = teacher.to(self.device)
+            trust |= {*artifact.packages(teacher)}
+            self._record_teacher(teacher, origin, context)
+        self.strategy.run(State(student, teacher), context)
+        final = context.record.stage(context.record.final) or {}
+        written = artifact.write_final(
+            run.directory / final["checkpoint"],
+            run.place(MODEL).parent,
+            artifact.about_of(data),
+            trust=sorted(trust),
+        )
+        context.record.model = {**written, "files": fingerprints(run.directory, MODEL)}
+
+    def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
+        """Score and measure the teacher, as each stage's student is."""
+        fingerprint = artifact.fingerprint(teacher)
+        if context.record.teacher is not None:
+            _check_same_teacher(context.run, fingerprint)
+            return
+        reporter = context.reporter
+        metrics, test = metrics_of("teacher", teacher, context)
+        content = artifact.content_of(teacher, artifact.about_of(context.data))
+        if self.teacher is not None:
+            self.teacher.check_score(test.accuracy, context.data.test)
+        store_predictions(context, "teacher", test)
+        products = macs.count(teacher, context.example)
+        context.record.teacher = {
+            **origin,
+            "fingerprint": fingerprint,
+            "metrics": metrics,
+            "size": {
+                "num_parameters": measure.num_parameters(teacher),
+                "stored_bytes": artifact.bytes_of(teacher),
+                **artifact.compact_sizes(content, trust=artifact.packages(teacher)),
+                "macs": products.number,
+            },
+            "macs_unknown": products.unknown,
+            "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
+        }
+        context.run.save()
+        if products.unknown:
+            reporter.note(f"teacher: MACs unknown ({products.unknown})")
+        reporter.note(
+            f"teacher: validation {100 * metrics['validation_accuracy']:.2f}%  test {100 * test.accuracy:.2f}%"
+        )
+
+    def _record(self) -> Record:
+        data = self.data
+        return Record(
+            strategy=self.strategy.name,
+            config=dict(self.config),
+            overrides=list(self.overrides),
+            seed=self.seed,
+            versions=versions(),
+            git=git_revision(),
+            hardware=hardware(self.device),
+            data={
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "batches_fingerprint": data.batches_fingerprint,
+                "test_fingerprint": data.test.fingerprint,
+                "num_train": len(data.train),
+                "num_validation": len(data.validation),
+                "num_test": len(data.test),
+                "class_names": [str(name) for name in data.class_names],
+                "notices": [asdict(notice) for notice in data.notices],
+            },
+        )
+
+
+def _check_same_teacher(run: Run, fingerprint: str) -> None:
+    then = (_record_of(run).teacher or {}).get("fingerprint")
+    if then != fingerprint:
+        raise _other_teacher(run, then, fingerprint)
+
+
+def _other_teacher(run: Run, then: str | None, now: str | None) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{run.directory} was begun with another teacher ({then} then, {now} now); "
+        "put the teacher back as it was, or write another hydra.run.dir=DIR"
+    )
+
+
+def _record_of(run: Run) -> Record:
+    if run.record is None:
+        raise RuntimeError("the run has not been started")
+    return run.record
+
+
+@contextmanager
+def _outcome(run: Run):
+    """Write into the record how the block ended. A Ctrl-C while that is written is a Ctrl-C too many."""
+    record = _record_of(run)
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.status = INTERRUPTED
+        with deferred_interrupt():
+            _save_if_possible(run)
+        raise
+    except BaseException as error:
+        record.status = FAILED
+        record.error = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        with deferred_interrupt():
+            _save_if_possible(run)
+        raise
+    record.status = FINISHED
+    with deferred_interrupt():
+        run.save()
+
+
+def _save_if_possible(run: Run) -> None:
+    """Write the record of what went wrong; where that cannot be written either (a full disk), say so."""
+    try:
+        run.save()
+    except OSError as error:
+        log.error("record.json could not be written: %s", error.strerror or error)
+    except (Lost, RunDirectoryError):
+        pass  # it is no longer ours to write; where that is what went wrong, it is told already
+
+
+@contextmanager
+def _log_file(path: Path):
+    level = log.level
+    if not log.isEnabledFor(logging.INFO):  # nobody has configured logging: the package is used as a library
+        log.setLevel(logging.INFO)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

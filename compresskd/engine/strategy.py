@@ -1,0 +1,373 @@
+"""A strategy is named stages run in order; after each one the student is evaluated, measured, recorded and saved."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compresskd import artifact, measure
+from compresskd.measure import macs
+from compresskd.listeners.console import Reporter
+from compresskd.measure.coverage import coverage
+from compresskd.data.base import Data, Split
+from compresskd.data.draw import draw
+from compresskd.options import OptionError, within
+from compresskd.quant.prepare import frozen
+from compresskd.run import Record, Run, fingerprints
+from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
+from compresskd.run.predictions import read_predictions, write_predictions
+from compresskd.training import Recipe, Scores, evaluate
+from compresskd.training.tt_plans import plans_used
+from compresskd.training.saved import read_training, write_training
+from compresskd.tt.execution.policy import source_of
+
+_NUM_TRIED = 3
+TRAINING = f"{CHECKPOINTS}/training.ckpt"
+# sizes that are given as ratios of the teacher's too
+_COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
+
+
+class NotFiniteError(RuntimeError):
+    """A model answers NaN or inf on finite inputs."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What flows through the stages."""
+
+    student: nn.Module
+    teacher: nn.Module | None = None
+
+
+@dataclass
+class Context:
+    """What a stage may use besides the state.
+
+    Attributes:
+        data: the three splits, on `device`.
+        run: the run directory, open.
+        recipe: how to train, where a stage does not say otherwise.
+        seed: the run's seed; stages derive theirs from it and their name.
+        details: what the running stage wants recorded (ranks, skipped layers, the best epoch).
+        reference: the student's architecture as it was before any stage (for latency).
+        trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
+            is added.
+        stage: name of the running stage.
+        started: clock reading at which that stage would have begun had it never been interrupted.
+    """
+
+    data: Data
+    run: Run
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    reporter: Reporter
+    reference: nn.Module
+    trust: set[str] = field(default_factory=set)
+    stage: str = ""
+    started: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> Record:
+        """The run's record."""
+        if self.run.record is None:
+            raise RuntimeError("the run has not been started")
+        return self.run.record
+
+    @property
+    def example(self) -> Tensor:
+        """[1, ...] one normalised sample of the validation split, the same throughout a run."""
+        return next(iter(draw(self.data.validation, 1, seed=self.seed).batches(1))).inputs
+
+    @property
+    def stage_seed(self) -> int:
+        """The seed of the running stage: it differs between stages and does not depend on which others run."""
+        return zlib.crc32(f"{self.seed}/{self.stage}".encode())
+
+    def begin(self, stage: str) -> int:
+        """Take up a stage, where it was left or at its start; the number of its epochs that are done.
+
+        The clocks go on from what the checkpoint holds, and the generator of torch starts from the stage's seed.
+        """
+        self.stage, self.started, self.details = stage, time.perf_counter(), {}
+        torch.manual_seed(self.stage_seed)
+        saved = self._saved()
+        if saved is None:
+            self.forget_training()  # of a stage whose record a killed process had just written
+            return 0
+        self.started -= saved["seconds"]
+        self.run.recall_seconds(saved["wall_seconds"])
+        return len(saved["state"].get("history", ()))
+
+    def save_training(self, state: Mapping[str, Any]) -> None:
+        """Write the training state of the running stage; it replaces the last one atomically."""
+        content = {
+            "stage": self.stage,
+            "seconds": time.perf_counter() - self.started,
+            "wall_seconds": self.run.wall_seconds,
+            "state": dict(state),
+        }
+        write_training(self.run.place(TRAINING), content)
+
+    def training_state(self) -> dict[str, Any] | None:
+        """What `save_training` last wrote for the running stage, or None where it starts afresh."""
+        saved = self._saved()
+        return None if saved is None else saved["state"]
+
+    def _saved(self) -> dict[str, Any] | None:
+        saved = read_training(self.run.directory / TRAINING)
+        return saved if saved is not None and saved["stage"] == self.stage else None
+
+    def forget_training(self) -> None:
+        """Remove the training state of a stage that has finished."""
+        self.run.place(TRAINING).unlink(missing_ok=True)
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One step of a strategy: a frozen dataclass that is called with what flows and returns what flows on."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the stage cannot run without a teacher."""
+        ...
+
+    def __call__(self, state: State, context: Context) -> State:
+        """Do the step. Must be a pure function of state, data and seed."""
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A stage that can tell, before anything is trained, that it would fail."""
+
+    def check(self, state: State, example: Tensor) -> State:
+        """Raise ValueError where the stage cannot work on models of this structure.
+
+        Args:
+            state: models as built, of no particular values, as the stages before leave them.
+            example: [2, ...] inputs of the shape of the data.
+
+        Returns:
+            What the next stage will find; nothing in `state` is changed.
+        """
+        ...
+
+
+@runtime_checkable
+class Expandable(Protocol):
+    """What stands in a strategy for several stages, each recorded by itself."""
+
+    def expand(self, name: str) -> Mapping[str, Stage]:
+        """The stages, named after the one that they stand for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Named stages in order."""
+
+    name: str
+    stages: Mapping[str, Stage]
+    written: Mapping[str, str] = field(init=False, repr=False)  # each stage -> the name of what it comes from
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise OptionError("stages", {}, "at least one stage")
+        flat: dict[str, Stage] = {}
+        written: dict[str, str] = {}
+        for name, stage in self.stages.items():
+            with within(f"stages.{name}"):
+                made = stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
+            flat |= made
+            written |= dict.fromkeys(made, name)
+        object.__setattr__(self, "stages", flat)
+        object.__setattr__(self, "written", written)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any stage needs a teacher."""
+        return any(stage.needs_teacher for stage in self.stages.values())
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all stages together: of what a stage says that it trains, or of its own `epochs`."""
+        trained = (getattr(stage, "training", stage) for stage in self.stages.values())
+        return sum(getattr(each, "epochs", 0) for each in trained)
+
+    def run(self, state: State, context: Context) -> State:
+        """Run every stage that the record does not show as finished, and return the last state.
+
+        What flows on, and what is scored, is the student as read back from its file: a run that was interrupted
+        cannot differ from one that was not, nor the recorded figures from the model that is kept.
+        """
+        for number, (name, stage) in enumerate(self.stages.items()):
+            entry = context.record.stage(name)
+            if entry is not None:
+                state = _restore(entry, state, context)
+                context.reporter.note(f"{name}: finished before, taken from {entry['checkpoint']}")
+                continue
+            num_epochs = context.begin(name)
+            finished = {s["name"] for s in context.record.stages}
+            context.run.rewind_metrics(name, num_epochs, finished)
+            context.reporter.stage(name, number, len(self.stages))
+            result = stage(state, context)
+            seconds = time.perf_counter() - context.started
+            stored = _store(name, result, context, new_teacher=result.teacher is not state.teacher)
+            state = _restore(stored, result, context)
+            entry = _assess(name, stage, state, context, seconds, stored) | stored
+            context.record.stages.append(entry)
+            context.record.final = name
+            context.run.save()
+            context.forget_training()
+            context.reporter.stage_finished(entry)
+        context.forget_training()  # where a kill came between the last stage's record and this
+        return state
+
+
+def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> dict[str, Any]:
+    """Write the models that flow on; the part of the stage's entry by which `_restore` finds them."""
+    run, checkpoint = context.run, f"{CHECKPOINTS}/{name}"
+    stored: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "packages": artifact.packages(state.student),
+        "frozen": frozen(state.student),
+    }
+    artifact.save(state.student, run.place(checkpoint))
+    stored["files"] = fingerprints(run.directory, checkpoint)
+    if state.teacher is not None and new_teacher:
+        checkpoint = f"{checkpoint}.teacher"
+        stored["teacher_checkpoint"] = checkpoint
+        stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
+        artifact.save(state.teacher, run.place(checkpoint))
+        stored["files"] |= fingerprints(run.directory, checkpoint)
+    context.trust |= {*stored["packages"]}
+    return stored
+
+
+def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
+    """Read back what `_store` wrote, from the packages that this process trusts, whatever the record names."""
+
+    def load(checkpoint: str) -> nn.Module:
+        return artifact.load(
+            context.run.directory / checkpoint, device=context.device, trust=sorted(context.trust)
+        )
+
+    student = load(entry["checkpoint"])
+    if "frozen" in entry:  # a model file does not say it
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name not in entry["frozen"])
+    state = replace(state, student=student)
+    if "teacher_checkpoint" in entry:
+        return replace(state, teacher=load(entry["teacher_checkpoint"]).requires_grad_(False))
+    return state
+
+
+def _assess(
+    name: str, stage: Stage, state: State, context: Context, seconds: float, stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Score and measure the student; the record's entry for the stage."""
+    student = state.student
+    metrics, test = metrics_of(name, student, context)
+    checkpoint = context.run.directory / stored["checkpoint"]
+    content = replace(
+        artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
+    )
+    products = macs.count(student, context.example)
+    size = {
+        "num_parameters": measure.num_parameters(student),
+        "stored_bytes": artifact.stored_bytes(checkpoint),
+        **artifact.compact_sizes(content, trust=stored["packages"]),
+        "macs": products.number,
+    }
+    models = {"student": student, "dense_student": context.reference}
+    if state.teacher is not None:
+        models["teacher"] = state.teacher
+    times = measure.latency(models, context.example)
+    teacher = context.record.teacher
+    entry = {
+        "name": name,
+        "kind": type(stage).__name__,
+        "status": "finished",
+        "seconds": seconds,
+        "metrics": metrics,
+        "size": size,
+        "macs_unknown": products.unknown,
+        "latency_ms": times.pop("student"),
+        "latency_ms_beside": times,
+        "layers": {},
+        "skipped": {},
+        "fingerprint": artifact.fingerprint(student),
+        **context.details,
+    }
+    entry["coverage"] = coverage(student, content.tensors, entry["skipped"])
+    if entry["layers"]:
+        left = {name: each["reason"] for name, each in entry["coverage"].items() if each.get("is_matrix")}
+        entry["skipped"] = {**left, **entry["skipped"]}
+    plans = plans_used(student, context.data, context.recipe, trained=bool(entry.get("epochs")))
+    if plans:
+        entry["plans"] = {"source": source_of(training=True), "layers": plans}
+    predictions = store_predictions(context, name, test)
+    if teacher is not None:
+        of_teacher = teacher["size"]
+        entry["compression"] = {
+            k: of_teacher[k] / max(1, size[k])
+            for k in _COMPARED
+            if of_teacher.get(k) is not None and size[k] is not None
+        }
+        if "teacher" in predictions:
+            agree = predictions["teacher"] == predictions[name]
+            metrics["teacher_agreement"] = float(agree.mean())
+    return entry
+
+
+def score(student: nn.Module, split: Split, context: Context) -> Scores:
+    """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
+    return evaluate(student, split, batch_size=context.recipe.evaluation_batch_size)
+
+
+def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores]:
+    """Accuracies and losses on validation and test for the record, and all scores on test.
+
+    Raises:
+        NotFiniteError: the model answers NaN or inf: its predictions mean nothing, and no figure is written.
+    """
+    metrics: dict[str, float] = {}
+    for split in (context.data.validation, context.data.test):
+        scores = score(model, split, context)
+        if not math.isfinite(scores.loss):
+            raise NotFiniteError(f"{name}: the model's loss on the {split.name} split is {scores.loss}")
+        metrics |= {f"{split.name}_accuracy": scores.accuracy, f"{split.name}_loss": scores.loss}
+    return metrics, scores
+
+
+def few_samples(context: Context) -> Tensor:
+    """[3, ...] training samples, unaugmented, to try new layers on."""
+    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
+
+
+def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:
+    """Add the predicted classes of the test set to predictions.npz; returns all arrays in it."""
+    path = context.run.place(PREDICTIONS)
+    arrays: dict[str, np.ndarray] = read_predictions(path) if path.exists() else {}
+    arrays["targets"] = _narrow(context.data.test.targets.cpu().numpy())
+    arrays[name] = _narrow(scores.predictions.cpu().numpy())
+    write_predictions(path, arrays)
+    return arrays
+
+
+def _narrow(classes: np.ndarray) -> np.ndarray:
+    """The same numbers in the narrowest unsigned type that holds them all."""
+    narrow = classes.astype(np.min_scalar_type(int(classes.max(initial=0))))
+    if not np.array_equal(narrow, classes):
+        raise ValueError(f"classes: expected numbers of 0 or more, got {int(classes.min())}")
+    return narrow

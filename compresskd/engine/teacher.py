@@ -1,0 +1,133 @@
+"""How a run comes by its teacher: a checkpoint that the user names, or an ordinary run that is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from compresskd import artifact
+from compresskd.listeners.console import Reporter
+from compresskd.data.base import Split
+from compresskd.models.weights import load_weights
+from compresskd.run import (
+    AlreadyFinished,
+    InUse,
+    RunDirectoryError,
+    changes,
+    describe_owner,
+    is_reproduced,
+    open_run,
+    read_record,
+)
+
+if TYPE_CHECKING:
+    from compresskd.engine.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher of a run.
+
+    Attributes:
+        build: makes the untrained architecture.
+        weights: checkpoint to load into it; None to train it once.
+        experiment: the run that trains it, an ordinary one (None where `weights` is given).
+        directory: of that run, keyed by the hash of what determines it.
+        key: that hash.
+        trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
+            takes parts from need not be named.
+    """
+
+    build: Callable[[], nn.Module]
+    weights: Path | None = None
+    experiment: Experiment | None = None
+    directory: Path | None = None
+    key: str | None = None
+    trust: tuple[str, ...] = ()
+
+    def obtain(self, reporter: Reporter) -> tuple[nn.Module, dict[str, Any]]:
+        """The trained teacher, in evaluation mode with gradients off, and where it came from, for the record.
+
+        Of several processes that need the same teacher one trains it, the others wait and say so; what a dead
+        process left unfinished is gone on with.
+
+        Raises:
+            RunDirectoryError: the teacher's directory cannot be used, or what is in it is damaged.
+        """
+        if self.weights is not None:
+            teacher = self.build()
+            load_weights(teacher, self.weights)
+            origin = {"key": None, "source": "weights", "weights": str(self.weights)}
+        else:
+            teacher, source = self._trained(reporter)
+            origin = {"key": self.key, "source": source, "directory": str(self.directory)}
+        return teacher.eval().requires_grad_(False), origin
+
+    def check_score(self, accuracy: float, test: Split) -> None:
+        """See that a teacher that has a run of its own answers as that run recorded.
+
+        Raises:
+            RunDirectoryError: it does not: its model, its record or its code was changed since.
+        """
+        if self.directory is None or self.weights is not None:
+            return
+        record = read_record(self.directory)
+        entry = record.stage(record.final) or {}
+        if "fingerprint" not in entry and record.config.get("precision", "fp32") != "fp32":
+            return  # version 0.1 scored as it trained
+        recorded = entry["metrics"]["test_accuracy"]
+        same = record.data.get("test_fingerprint") == test.fingerprint
+        if same and not is_reproduced(accuracy, recorded, len(test)):
+            raise RunDirectoryError(
+                f"teacher: the model in {self.directory} scores {100 * accuracy:.2f}% on the test split, its record "
+                f"says {100 * recorded:.2f}%: the model, the record or its code was changed since; "
+                f"remove {self.directory} to train the teacher again"
+            )
+
+    def _trained(self, reporter: Reporter) -> tuple[nn.Module, str]:
+        if self.directory is None or self.experiment is None:
+            raise ValueError("a teacher without weights needs an experiment that trains it")
+        source = "trained" if self._train(self.experiment, self.directory, reporter) else "reused"
+        record = read_record(self.directory)
+        entry = record.stage(record.final)
+        if entry is None:
+            raise self._unusable("its record names no finished stage")
+        for change in changes(self.directory, entry.get("files", {})):
+            raise self._unusable(change)
+        try:
+            teacher = artifact.load(self.directory / entry["checkpoint"], trust=self._packages())
+        except artifact.ArtifactError as error:
+            raise self._unusable(str(error)) from error
+        if artifact.fingerprint(teacher) != entry.get("fingerprint", artifact.fingerprint(teacher)):
+            raise self._unusable("its weights are not those that its run recorded")
+        return teacher, source
+
+    def _unusable(self, reason: str) -> RunDirectoryError:
+        return RunDirectoryError(f"teacher: {reason}; remove {self.directory} to train the teacher again")
+
+    def _packages(self) -> list[str]:
+        """The packages of what `build` makes: the run was configured to run them, so loading may as well."""
+        return [*self.trust, *artifact.packages(self.build())]
+
+    def _train(self, experiment: Experiment, directory: Path, reporter: Reporter) -> bool:
+        """See to it that `directory` holds the trained teacher; whether this process trained any of it."""
+        try:
+            try:
+                run = open_run(directory)
+            except InUse:
+                owner = describe_owner(directory)
+                reporter.note(f"teacher: waiting for {owner}, which trains it in {directory}")
+                run = open_run(directory, wait=-1)
+        except AlreadyFinished:
+            reporter.note(f"teacher: taken from {directory}")
+            return False
+        reporter.note(f"teacher: {'goes on with' if run.resumed else 'training it in'} {directory}")
+        try:
+            experiment.run(run, Reporter(reporter.console, prefix="teacher: "))
+        finally:
+            run.close()
+        return True

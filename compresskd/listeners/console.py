@@ -1,0 +1,201 @@
+"""What a person sees: nested progress bars in a terminal, plain lines elsewhere, and the table at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from compresskd.measure.coverage import uncovered
+from compresskd.run import Record, factors
+from compresskd.training import EpochRecord, StepProgress
+
+log = logging.getLogger("compresskd")
+
+
+class Reporter:
+    """Shows the progress of one run. Every line also goes to the log, and so to the run's log.txt.
+
+    Args:
+        console: a terminal to draw live bars in; None, or a console that is no terminal, gives plain lines.
+        prefix: put before every line (which of several runs speaks).
+    """
+
+    def __init__(self, console: Console | None = None, prefix: str = ""):
+        self.console = console
+        self._prefix = prefix
+        self._progress: Progress | None = None
+        self._stages: TaskID | None = None
+        self._epochs: TaskID | None = None
+        if console is not None and console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:<24}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:>6.6g}/{task.total:g}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[live]}"),
+                console=console,
+                transient=True,
+            )
+
+    def note(self, text: str) -> None:
+        """Say one thing that the user should know."""
+        log.info("%s%s", self._prefix, text)
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        """A stage begins: `number` counts from 0 to `total` - 1."""
+        self.note(f"stage {number + 1}/{total}: {name}")
+        if self._progress is not None:
+            if self._stages is None:
+                self._stages = self._progress.add_task("stages", total=total, live="")
+            self._progress.update(
+                self._stages, completed=number, description=f"{self._prefix}{name}", total=total
+            )
+
+    def step(self, step: StepProgress) -> None:
+        """A few times a second, inside an epoch."""
+        if self._progress is None:
+            return
+        self._progress.start()  # only now: one live display at a time, and the teacher's comes first
+        if self._epochs is None:
+            self._epochs = self._progress.add_task("epochs", total=step.epochs, live="")
+        live = f"loss {step.loss:.4f}  acc {100 * step.accuracy:.2f}%  {step.samples_per_second:,.0f}/s"
+        done = step.epoch + step.step / step.steps
+        self._progress.update(
+            self._epochs,
+            completed=done,
+            total=step.epochs,
+            description=f"  epoch {step.epoch + 1}/{step.epochs}",
+            live=live,
+        )
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """After each epoch."""
+        self.note(
+            f"epoch {epoch.epoch + 1:>3}/{epochs}  loss {epoch.train_loss:.4f}  "
+            f"train {100 * epoch.train_accuracy:.2f}%  validation {100 * epoch.validation_accuracy:.2f}%  "
+            f"lr {epoch.lr:.2g}  {epoch.samples_per_second:,.0f} samples/s  {epoch.seconds:.1f} s"
+        )
+
+    def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        """A stage has been scored and saved."""
+        if self._progress is not None and self._epochs is not None:
+            self._progress.remove_task(self._epochs)
+            self._epochs = None
+        metrics = entry["metrics"]
+        self.note(
+            f"{entry['name']}: validation {100 * metrics['validation_accuracy']:.2f}%  "
+            f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
+            f"{entry['size'].get('compact_bytes', entry['size']['stored_bytes']):,} bytes"
+        )
+        if entry.get("macs_unknown"):
+            self.note(f"{entry['name']}: MACs unknown ({entry['macs_unknown']})")
+        for name, reason in entry["skipped"].items():
+            self.note(f"{entry['name']}: {name} left as it was ({reason})")
+        if entry["layers"] and (large := uncovered(entry.get("coverage", {}))):
+            shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in large.items())
+            self.note(f"{entry['name']}: warning: bytes in modules that are never compressed: {shares}")
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def configure_logging(console: Console) -> None:
+    """Send the package's log to `console`: through rich in a terminal (beside live bars), else as plain lines."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(
+            console=console,
+            show_level=False,
+            show_path=False,
+            show_time=False,
+            markup=False,
+            highlighter=None,
+        )
+    else:
+        handler = logging.StreamHandler(console.file)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for old in list(log.handlers):
+        log.removeHandler(old)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+_ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("validation accuracy %", lambda e: _percent(e["metrics"].get("validation_accuracy"))),
+    ("test accuracy %", lambda e: _percent(e["metrics"].get("test_accuracy"))),
+    ("agreement with teacher %", lambda e: _percent(e["metrics"].get("teacher_agreement"))),
+    ("parameters", lambda e: f"{e['size']['num_parameters']:,}"),
+    ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
+    ("stored bytes", lambda e: f"{e['size']['stored_bytes']:,}"),
+    ("compact file, bytes", lambda e: _count(e["size"].get("compact_bytes"))),
+    ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
+    ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
+    ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
+    ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
+    ("  times faster than dense student", lambda e: _speed_up(e, "dense_student")),
+    ("  times faster than teacher", lambda e: _speed_up(e, "teacher")),
+    ("wall time, s", lambda e: f"{e['seconds']:.1f}" if "seconds" in e else ""),
+)
+
+
+def stages_table(record: Record) -> Table:
+    """One column for the teacher and each stage: accuracy, agreement, size, compression, latency.
+
+    Speed-ups at batch 32 are of medians measured in turn with the model that they are against.
+    """
+    table = Table(title=f"{record.strategy}, rank {record.config.get('rank')}, seed {record.seed}")
+    table.add_column("")
+    entries = [*([{"name": "teacher", **record.teacher}] if record.teacher else []), *record.stages]
+    for entry in entries:
+        style = "bold" if entry["name"] == record.final else None
+        table.add_column(entry["name"], justify="right", style=style, no_wrap=True)
+    for heading, cell in _ROWS:
+        cells = [cell(entry) for entry in entries]
+        if any(cells):
+            table.add_row(heading, *cells)
+    table.caption = _factors(record)
+    return table
+
+
+def _factors(record: Record) -> str | None:
+    """What the final model's ratio of bytes is made of, where it is of more than the student."""
+    teacher, final = record.teacher or {}, record.stage(record.final) or {}
+    found = factors(teacher.get("size"), final.get("size", {}))
+    if all(abs(value - 1) < 0.01 for name, value in found.items() if name != "student"):
+        return None
+    parts = " x ".join(f"{value:.3g} {name}" for name, value in found.items())
+    return f"{record.final}: {math.prod(found.values()):.4g} times smaller = {parts}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _of_bytes(values: Mapping[str, float]) -> float | None:
+    """Of the compact file; runs of earlier versions have the folder alone."""
+    return values.get("compact_bytes", values.get("stored_bytes"))
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _speed_up(entry: Mapping[str, Any], name: str) -> str:
+    other = entry.get("latency_ms_beside", {}).get(name)
+    return "" if other is None else f"{other['batch_32'] / entry['latency_ms']['batch_32']:.2f}"

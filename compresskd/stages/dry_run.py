@@ -1,0 +1,253 @@
+"""A training tried on copies before anything is trained: both sizes of batch that will come, a step on each."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from compresskd.data.base import Batch, Data, Split
+from compresskd.models.build import spec_of
+from compresskd.kd.objective import Objective
+from compresskd.options import OptionError
+from compresskd.stages.fit import teachers_of
+from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
+from compresskd.engine.strategy import State
+from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
+
+_NUM_EVALUATED = 2  # validation samples that are scored after the steps
+_EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
+
+
+def check_answers(model: nn.Module, example: Tensor, num_classes: int) -> None:
+    """See that a model, as built, has ordinary parameters and answers two samples, and one, with logits.
+
+    Args:
+        example: [2, ...] inputs of the shape of the data.
+
+    Raises:
+        OptionError: of the number of classes where that is an option of the model, else of the whole model.
+    """
+    for name, parameter in model.named_parameters():
+        if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            expected = "float32 parameters; write precision=bf16 or fp16 for half precision"
+            raise OptionError("", f"{name} of {kind}", expected)
+    for inputs in (example, example[:1]):  # the last batch of a split, and what is timed, may be one sample
+        samples = f"{len(inputs)} samples of shape {list(inputs.shape[1:])}"
+        try:
+            with torch.inference_mode():
+                logits = model.eval()(inputs)
+        except Exception as error:  # a model may be the user's own code
+            raise _of_student(model, f"takes {samples}: {_first_line(error)}", "") from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise OptionError("", got, f"logits [{len(inputs)}, {num_classes}] for {samples}")
+        if logits.shape[1] != num_classes:
+            field = "num_classes" if "num_classes" in spec_of(model)["kwargs"] else ""
+            raise OptionError(field, logits.shape[1], f"{num_classes}, as many classes as the data has")
+
+
+def try_training(
+    stage: str, training: Training, state: State, data: Data, recipe: Recipe, device: torch.device
+) -> None:
+    """Train a copy of the student for a few steps, on full batches and on the smaller one that is left over.
+
+    The student has the structure with which the stage begins and is trained as the stage will do it, but for
+    compilation. No model, no running statistic and no generator of random numbers is changed.
+
+    Raises:
+        OptionError: of the recipe, of the training (its learning rate, its objective), or of the student.
+    """
+    recipe = _of_stage(stage, training, recipe)
+    if not training.epochs:
+        return
+    steps = data.train.num_batches(recipe.batch_size)
+    trial = dataclasses.replace(
+        recipe,
+        epochs=_EPOCHS,
+        compile=False,
+        # the schedule that it will have, not that of so short a training
+        scheduler=lambda optimizer, **_: recipe.scheduler(
+            optimizer, total_steps=recipe.epochs * steps, steps_per_epoch=steps
+        ),
+    )
+    sample = _sample(data, recipe.batch_size, device)
+    student = copy.deepcopy(state.student).to(device)
+    teachers = {
+        name: copy.deepcopy(teacher).to(device)
+        for name, teacher in teachers_of(training.teacher, state, student).items()
+        if training.objective.needs_teacher
+    }
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=generators), ExitStack() as stack:
+        gradients = stack.enter_context(_gradients(student))
+        comparisons = _comparisons(student, teachers, training, sample, trial, device, stack)
+        loss = functools.partial(_loss, comparisons=comparisons, batch_size=recipe.batch_size)
+        try:
+            fit(
+                student,
+                sample,
+                loss,
+                trial,
+                seed=0,
+                device=device,
+                extra_modules=[c.bound for c in comparisons],
+            )
+        except NonFiniteLoss as error:
+            raise _diverged(stage, error, gradients, training, recipe) from error
+        except OptionError:
+            raise
+        except (
+            Exception
+        ) as error:  # of the backward pass, or the optimizer: code of the user's own may be at fault
+            raise _of_student(student, f"can be trained: {_first_line(error)}") from error
+    if not all(map(math.isfinite, gradients)):
+        raise _no_number("a finite gradient", training)
+
+
+def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
+    try:
+        return recipe_with(recipe, training.epochs, training.learning_rate)
+    except OptionError as error:  # a warm-up that is longer than this stage
+        raise OptionError(f"recipe.{error.field}", error.got, f"{error.expected} (stage {stage})") from error
+
+
+def _sample(data: Data, batch_size: int, device: torch.device) -> Data:
+    """As many training samples as give one batch of each size that will come, and a little validation."""
+    batch_size = min(batch_size, len(data.train))
+    rest = len(data.train) % batch_size
+    return dataclasses.replace(
+        data,
+        train=_first(data.train, batch_size + (rest if rest > 1 else 0)).to(device),
+        validation=_first(data.validation, _NUM_EVALUATED).to(device),
+    )
+
+
+def _first(split: Split, count: int) -> Split:
+    return dataclasses.replace(split, rows=split.rows[:count], targets=split.targets[:count])
+
+
+def _comparisons(
+    student: nn.Module,
+    teachers: Mapping[str, nn.Module],
+    training: Training,
+    sample: Data,
+    recipe: Recipe,
+    device: torch.device,
+    stack: ExitStack,
+) -> list[Comparison]:
+    example = next(iter(sample.validation.batches(1))).inputs
+    found = []
+    for name, teacher in (teachers or {"": None}).items():
+        bound = training.objective.bind(student, teacher, example).to(device)
+        outputs = teacher and TeacherOutputs(
+            teacher, sample.train, 1, seed=0, cacheable=False, recipe=recipe, device=device
+        )
+        found.append(Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs))
+    return found
+
+
+@contextmanager
+def _gradients(student: nn.Module) -> Iterator[list[float]]:
+    """The norm of each gradient of a parameter, in the order in which they come."""
+    norms: list[float] = []
+    handles = [
+        parameter.register_post_accumulate_grad_hook(lambda p: norms.append(float(p.grad.norm())))
+        for parameter in student.parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield norms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _loss(model: nn.Module, batch: Batch, *, comparisons: list[Comparison], batch_size: int) -> LossOutput:
+    with parametrize.cached():
+        output = _output(model, batch.inputs, batch_size)
+    try:
+        return LossOutput(*compared(output, batch, comparisons))
+    except Exception as error:  # a term may be the user's own code
+        expected = f"terms that compute on a batch of {len(batch.inputs)}: {_first_line(error)}"
+        raise _of_objective(expected, comparisons[0].bound.objective) from error
+
+
+def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
+    """What the model says in training mode of a batch; ValueError where that is no finite logits."""
+    try:
+        output = model(inputs)
+    except Exception as error:  # a model may be the user's own code
+        if _takes(model, torch.cat([inputs, inputs])):
+            left = "" if len(inputs) == batch_size else ", the last one,"
+            expected = f"another size: the student does not train on a batch{left} of {len(inputs)}"
+            raise OptionError(
+                "recipe.batch_size", batch_size, f"{expected} ({_first_line(error)})"
+            ) from error
+        raise _of_student(model, f"trains on a batch of {len(inputs)}: {_first_line(error)}") from error
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        said = f"not a {type(logits).__name__}, as in evaluation"
+        raise _of_student(model, f"returns logits [B, K] in training mode, {said}")
+    if len(logits) != len(inputs):
+        raise _of_student(model, f"returns {len(inputs)} logits in training mode, not {list(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise _of_student(model, "returns finite values on training samples before any training")
+    return output
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, inputs: Tensor) -> bool:
+    try:
+        model(inputs)
+    except Exception:
+        return False
+    return True
+
+
+def _of_student(model: nn.Module, what: str, field: str = "student") -> OptionError:
+    return OptionError(field, type(model).__name__, f"a model that {what}")
+
+
+def _diverged(
+    stage: str, error: NonFiniteLoss, gradients: list[float], training: Training, recipe: Recipe
+) -> OptionError:
+    if error.step == 0 or not all(map(math.isfinite, gradients)):
+        bad = ", ".join(f"{name} = {value:g}" for name, value in error.values.items())
+        return _no_number(f"a finite loss on training samples, not {bad}", training)
+    expected = f"a smaller one: the loss is not finite any more after a few steps (stage {stage})"
+    if training.learning_rate is None:
+        rate = getattr(recipe.optimizer, "keywords", {}).get("lr")
+        return OptionError("recipe.optimizer.lr", rate, expected)
+    return OptionError(f"training.{training.learning_rate_field}", training.learning_rate, expected)
+
+
+def _no_number(expected: str, training: Training) -> OptionError:
+    return _of_objective(f"{expected}; write numbers of usual size", training.objective)
+
+
+def _of_objective(expected: str, objective: Objective) -> OptionError:
+    """What is said of an objective, with the numbers that its terms were given."""
+    options = {
+        name: {k: v for k, v in vars(term).items() if _is_number(v)}
+        for name, term in objective.active.items()
+    }
+    return OptionError("training.objective", options, expected)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

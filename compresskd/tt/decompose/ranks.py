@@ -1,0 +1,153 @@
+"""From a wish for a size to the ranks of one layer, by what each unfolding's spectrum says.
+
+A `Tails` holds, for each bond, the share of the squared norm that is lost when r singular values of that unfolding
+are kept, for r = 0, 1, ...; the sum over the bonds bounds the squared relative error of TT-SVD (Oseledets 2011,
+theorem 2.2).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compresskd.tt.decompose.cores import clip_ranks, max_ranks, num_parameters
+from compresskd.tt.decompose.tt_svd import interleave
+from compresskd.tt.decompose.modes import Modes
+from compresskd.tt.decompose.svd import spectrum, squared_norm
+
+FULL_SPECTRUM_SIDE = 1024
+NUM_LEADING = 256
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How large a layer may be or how exact it must be: exactly one field is set.
+
+    rank: a cap on every bond; ranks: one cap for each bond; tolerance: relative error of the weight (of the output
+    where an input covariance is given); energy: share of the squared norm kept, 1 - tolerance^2; num_parameters:
+    a budget for the cores (bias not counted).
+    """
+
+    rank: int | None = None
+    ranks: tuple[int, ...] | None = None
+    tolerance: float | None = None
+    energy: float | None = None
+    num_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of {', '.join(vars(self))}; got {given or 'none'}")
+        if self.rank is not None and not self.rank >= 1:
+            raise ValueError(f"expected rank >= 1, got {self.rank}")
+        if self.ranks is not None and not (self.ranks and all(rank >= 1 for rank in self.ranks)):
+            raise ValueError(f"expected ranks >= 1, got {self.ranks}")
+        if self.tolerance is not None and not 0.0 <= self.tolerance < 1.0:
+            raise ValueError(f"expected 0 <= tolerance < 1, got {self.tolerance}")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ValueError(f"expected 0 < energy <= 1, got {self.energy}")
+        if self.num_parameters is not None and not self.num_parameters >= 1:
+            raise ValueError(f"expected num_parameters >= 1, got {self.num_parameters}")
+
+    @property
+    def error(self) -> float | None:
+        """The relative error allowed, where the wish is one for exactness."""
+        if self.energy is not None:
+            return max(0.0, 1.0 - self.energy) ** 0.5
+        return self.tolerance
+
+
+class Spectra:
+    """Tails of the unfoldings of one matrix [M, N], computed once for each cut that candidates share."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.total = squared_norm(weight)
+        self._tails: dict[tuple[int, ...], list[float]] = {}
+
+    def tails(self, modes: Modes) -> list[list[float]]:
+        """For each of the d - 1 bonds, the share of the squared norm lost at r = 0, 1, ... kept values."""
+        return [self._cut(modes, k) for k in range(1, len(modes.sizes))]
+
+    def _cut(self, modes: Modes, k: int) -> list[float]:
+        halves = []
+        for dims in (modes.output_dims, modes.input_dims):
+            left = 1
+            for size in dims[:k]:
+                left *= size
+            right = 1
+            for size in dims[k:]:
+                right *= size
+            halves.append((left, right))
+        key = (*halves[0], *halves[1])
+        if key not in self._tails:
+            unfolding = interleave(self.weight, halves[1], halves[0])
+            rows = halves[0][0] * halves[1][0]
+            self._tails[key] = _tails(unfolding.reshape(rows, -1), self.total)
+        return self._tails[key]
+
+
+def _tails(unfolding: Tensor, total: float) -> list[float]:
+    short = min(unfolding.shape)
+    if total == 0.0:
+        return [0.0, 0.0]
+    values = spectrum(unfolding, num_values=None if short <= FULL_SPECTRUM_SIDE else NUM_LEADING)
+    lost = (1.0 - values.cumsum(0) / total).clamp_min(0.0)
+    tails = [1.0, *lost.tolist()]
+    if len(values) < short:
+        # Beyond what was computed the rest is taken as flat: the dearest case.
+        missing = short - len(values)
+        tails += [tails[-1] * (1.0 - step / missing) for step in range(1, missing + 1)]
+    tails[-1] = 0.0
+    return tails
+
+
+def allocate(modes: Modes, tails: Sequence[Sequence[float]], wish: Wish) -> tuple[int, ...]:
+    """Ranks of the d - 1 bonds for a wish.
+
+    Budget and exactness are met by single steps, each where it removes most of the bound per parameter.
+    """
+    if wish.ranks is not None:
+        if len(wish.ranks) != len(tails):
+            raise ValueError(
+                f"expected {len(tails)} ranks for the {len(tails) + 1} cores of {modes}; got {wish.ranks}"
+            )
+        return clip_ranks(wish.ranks, modes.input_dims, modes.output_dims)
+    if wish.rank is not None:
+        return clip_ranks([wish.rank] * len(tails), modes.input_dims, modes.output_dims)
+    ranks = (1,) * len(tails)
+    for ranks, count, lost in steps(modes, tails, max_parameters=wish.num_parameters):  # noqa: B007
+        if wish.error is not None and lost <= wish.error**2:
+            break
+    return ranks
+
+
+def steps(
+    modes: Modes, tails: Sequence[Sequence[float]], *, max_parameters: int | None = None
+) -> Iterator[tuple[tuple[int, ...], int, float]]:
+    """(ranks, parameters, bound on the squared relative error) from rank 1 on, one greedy step after the other."""
+    sizes, d = modes.sizes, len(modes.sizes)
+    limits = [
+        min(most, len(tail) - 1)
+        for most, tail in zip(max_ranks(modes.input_dims, modes.output_dims), tails, strict=True)
+    ]
+    bonds = [1] * (d + 1)
+    count = num_parameters(modes.input_dims, modes.output_dims, bonds[1:-1])
+    while True:
+        # Successive projections never leave more than the whole matrix.
+        yield tuple(bonds[1:-1]), count, min(1.0, sum(tails[k][bonds[k + 1]] for k in range(d - 1)))
+        # Where no step gains anything the matrix is represented exactly: more ranks would be waste.
+        best, most = None, 0.0
+        for k in range(1, d):
+            cost = bonds[k - 1] * sizes[k - 1] + sizes[k] * bonds[k + 1]
+            fits = max_parameters is None or count + cost <= max_parameters
+            supported = bonds[k] < min(limits[k - 1], bonds[k - 1] * sizes[k - 1], bonds[k + 1] * sizes[k])
+            if not (fits and supported):
+                continue
+            gain = (tails[k - 1][bonds[k]] - tails[k - 1][bonds[k] + 1]) / cost
+            if gain > most:
+                best, most = k, gain
+        if best is None:
+            return
+        count += bonds[best - 1] * sizes[best - 1] + sizes[best] * bonds[best + 1]
+        bonds[best] += 1

@@ -1,0 +1,194 @@
+"""The search over modes for one matrix and one wish: cheap ranking of all candidates, decomposition of the best."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compresskd.tt.decompose.cores import num_parameters
+from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
+from compresskd.tt.decompose.modes import Modes
+from compresskd.tt.decompose.ranks import Spectra, Wish, allocate, steps
+from compresskd.tt.decompose.whitening import root, tt_svd_whitened
+
+NUM_DECOMPOSED = 3
+REFINEMENTS = 4
+NEGLIGIBLE = 1e-6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of modes with the ranks that a wish gives it.
+
+    `error` is relative, of the weight, or of the output where a covariance was given; until the candidate has been
+    decomposed it is the bound that the unfoldings' spectra give.
+    """
+
+    modes: Modes
+    ranks: tuple[int, ...]
+    num_parameters: int
+    error: float
+    decomposition: Decomposition | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A size that one layer can have: `error` is relative; `absolute_error` is what adds up over layers.
+
+    `squared_error` is the squared Frobenius norm of the error of the weight, or with a covariance the mean squared
+    norm of the error of the output (summed over output features).
+    """
+
+    num_parameters: int
+    ranks: tuple[int, ...]
+    error: float
+    squared_error: float
+    modes: Modes
+
+
+def search(
+    weight: Tensor,
+    candidates: Sequence[Modes],
+    wish: Wish,
+    *,
+    covariance: Tensor | None = None,
+    keep_larger: bool = False,
+) -> list[Candidate]:
+    """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
+
+    Those that take as many parameters as `weight` come into question with `keep_larger` only.
+
+    Which is best: for an exactness wish the fewest parameters; for a budget the least error; for a rank the error
+    against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
+    the low-rank SVD where that is allowed, so the outcome is never worse than the SVD.
+    """
+    spectra = Spectra(_metric(weight, covariance))
+    dense = weight.numel()
+    estimates = [_estimate(modes, spectra, wish) for modes in candidates]
+    smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
+    if not smaller:
+        return sorted(estimates, key=lambda c: c.num_parameters)
+    reference = _Reference(candidates[0], spectra)
+    ranked = sorted(smaller, key=lambda c: _merit(c, wish, reference))
+    chosen = ranked[:NUM_DECOMPOSED]
+    chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
+    # the bound counts padding, by which such modes fall behind: the best of them is measured as well
+    padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
+    chosen += [c for c in padded[:1] if c not in chosen]
+    done = [realize(c, weight, spectra, wish, covariance) for c in chosen]
+    done = [c for c in done if keep_larger or c.num_parameters < dense]
+    done.sort(key=lambda c: _merit(c, wish, reference))
+    return done + [c for c in ranked if c not in chosen]
+
+
+def curve(
+    weight: Tensor, candidates: Sequence[Modes], *, covariance: Tensor | None = None, max_points: int = 64
+) -> list[CurvePoint]:
+    """The sizes worth having, by rising parameters and falling error bound, below the dense size.
+
+    Points lie on the lower convex hull over all candidates, so that greedy steps from point to point are optimal
+    for a sum over layers.
+    """
+    spectra = Spectra(_metric(weight, covariance))
+    points = [
+        CurvePoint(count, ranks, max(0.0, lost) ** 0.5, max(0.0, lost) * spectra.total, modes)
+        for modes in candidates
+        for ranks, count, lost in steps(modes, spectra.tails(modes), max_parameters=weight.numel() - 1)
+        if count < weight.numel()
+    ]
+    hull = _lower_hull(points)
+    if len(hull) <= max_points:
+        return hull
+    chosen = sorted({round(i * (len(hull) - 1) / (max_points - 1)) for i in range(max_points)})
+    return [hull[i] for i in chosen]
+
+
+def realize(
+    candidate: Candidate, weight: Tensor, spectra: Spectra, wish: Wish, covariance: Tensor | None
+) -> Candidate:
+    """The candidate decomposed; for an exactness wish with as few ranks as the measured error allows."""
+    best = _decomposed(candidate.modes, candidate.ranks, weight, covariance)
+    if wish.error is None or wish.error == 0.0:
+        return best
+    # The bound is loose, so aim at a larger one until the measured error just keeps the wish.
+    tails, low, high = spectra.tails(candidate.modes), wish.error, None
+    for _ in range(REFINEMENTS if best.error <= wish.error else 0):
+        aim = min(0.999, low * min(wish.error / max(best.error, 1e-12), 2.0))
+        aim = aim if high is None else (low + high) / 2
+        ranks = allocate(candidate.modes, tails, Wish(tolerance=aim))
+        if ranks == best.ranks:
+            break
+        trial = _decomposed(candidate.modes, ranks, weight, covariance)
+        if trial.error <= wish.error and trial.num_parameters <= best.num_parameters:
+            best, low = trial, aim
+        else:
+            high = aim
+    return best
+
+
+def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor, covariance: Tensor | None) -> Candidate:
+    if covariance is None:
+        result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
+    else:
+        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance)
+    return Candidate(modes, result.ranks, result.num_parameters, result.error, result)
+
+
+def _metric(weight: Tensor, covariance: Tensor | None) -> Tensor:
+    weight = working(weight)
+    return weight if covariance is None else weight @ root(covariance)[0].to(weight)
+
+
+def _estimate(modes: Modes, spectra: Spectra, wish: Wish) -> Candidate:
+    tails = spectra.tails(modes)
+    ranks = allocate(modes, tails, wish)
+    lost = sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks, strict=True))
+    count = num_parameters(modes.input_dims, modes.output_dims, ranks)
+    return Candidate(modes, ranks, count, min(1.0, max(0.0, lost)) ** 0.5)
+
+
+class _Reference:
+    """Error of the low-rank SVD (the first candidate) of a given number of parameters, between its ranks."""
+
+    def __init__(self, modes: Modes, spectra: Spectra) -> None:
+        self.tail = spectra.tails(modes)[0] if len(modes.sizes) == 2 else None
+        self.unit = sum(modes.sizes)
+
+    def error(self, count: int) -> float:
+        if self.tail is None:
+            return 1.0
+        rank = min(count / self.unit, len(self.tail) - 1)
+        low = int(rank)
+        high = min(low + 1, len(self.tail) - 1)
+        lost = self.tail[low] + (rank - low) * (self.tail[high] - self.tail[low])
+        return max(lost, 1e-16) ** 0.5
+
+
+def _merit(candidate: Candidate, wish: Wish, reference: _Reference) -> tuple[bool, float, float]:
+    """A sort key: the least is the best."""
+    if wish.error is not None:
+        return candidate.error > wish.error * (1 + 1e-9) + 1e-7, candidate.num_parameters, candidate.error
+    if wish.num_parameters is not None:
+        over = candidate.num_parameters > wish.num_parameters
+        return over, max(candidate.error, NEGLIGIBLE), candidate.num_parameters
+    # Errors at the level of rounding are equal: there the smaller candidate is better.
+    relative = max(candidate.error, NEGLIGIBLE) / max(reference.error(candidate.num_parameters), NEGLIGIBLE)
+    return False, relative, candidate.num_parameters
+
+
+def _lower_hull(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    hull: list[CurvePoint] = []
+    for point in sorted(points, key=lambda p: (p.num_parameters, p.squared_error)):
+        if hull and point.squared_error >= hull[-1].squared_error:
+            continue
+        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _above(a: CurvePoint, b: CurvePoint, c: CurvePoint) -> bool:
+    """Whether b lies on or above the line from a to c."""
+    rise = (c.squared_error - a.squared_error) * (b.num_parameters - a.num_parameters)
+    return (b.squared_error - a.squared_error) * (c.num_parameters - a.num_parameters) >= rise

@@ -1,0 +1,174 @@
+"""Which plan is used, see `compresskd.tt.execution.policy`.
+
+A fixed one is what the cost model puts first on the reference machine. A measured one is the fastest of the few that
+it puts first on this machine, tried once: some tens of milliseconds for each layer shape, batch bucket, mode, dtype
+and number of threads. The outcome of a trial is kept on disk beside the calibration before it is used.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+from compresskd.tt.execution.machine import Machine, machine, reference_machine
+from compresskd.tt.execution.chain import Chain
+from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.plan_cache import decide
+from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
+from compresskd.tt.execution.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
+from compresskd.tt.execution.policy import FIXED
+from compresskd.tt.execution.eager import undisturbed
+
+FOLDED_MARGIN = 0.9
+TRIED_MARGIN = 0.9
+NUM_TRIED = 4
+FARTHEST = 2.0
+TRIAL_SECONDS = 0.03
+LEAST_ROUNDS, MOST_ROUNDS = 2, 6
+LEAST_ROWS = 64
+LONGEST = 0.2
+VERSION = 3
+
+
+@lru_cache(maxsize=4096)
+def choose(
+    shapes: Shapes,
+    rows: int,
+    *,
+    training: bool,
+    device_type: str,
+    dtype: torch.dtype,
+    num_threads: int,
+    source: str,
+) -> Plan:
+    """The plan for cores of these shapes [r, m, n, s] and `rows` rows, 'fixed' or 'measured' as `source` says."""
+    if source == FIXED:
+        return _predicted(
+            rank_plans(shapes, rows, training=training, machine=reference_machine(num_threads)), training
+        )
+    on = machine(device_type, dtype, num_threads)
+    costs = rank_plans(shapes, rows, training=training, machine=on, itemsize=dtype.itemsize)
+    predicted = _predicted(costs, training)
+    tried = _shortlist(costs)
+    fewer = _trial_rows(tried, shapes, rows, training, on, dtype)
+    while len(tried) > 1 and (LEAST_ROUNDS + 1) * _total(tried, shapes, fewer, training, on, dtype) > LONGEST:
+        tried.pop()
+    if len(tried) < 2 or all(cost.plan != predicted for cost in tried) or device_type == "meta":
+        return predicted
+    name = (
+        f"v{VERSION} {shapes} {rows} {training} {device_type} {dtype} {num_threads} torch{torch.__version__}"
+    )
+    outcome = decide(
+        "plans",
+        name,
+        lambda: asdict(_tried(tried, shapes, fewer, training, torch.device(device_type), dtype, on)),
+        asdict(predicted),
+    )
+    return Plan(**{**outcome, "cuts": tuple(outcome["cuts"])})
+
+
+def _predicted(costs: Sequence[Cost], training: bool) -> Plan:
+    """At inference a chain must promise a tenth less than the folded weight: the model is not exact."""
+    folded = next(cost for cost in costs if cost.plan.kind == "folded")
+    if not training and costs[0].seconds > FOLDED_MARGIN * folded.seconds:
+        return folded.plan
+    return costs[0].plan
+
+
+def _shortlist(costs: Sequence[Cost]) -> list[Cost]:
+    """The first few, and the first of every kind and layout, that the model puts near the best."""
+    near = [cost for cost in costs if cost.seconds <= FARTHEST * costs[0].seconds]
+    kinds: dict[tuple[str, bool], Cost] = {}
+    for cost in near:
+        kinds.setdefault((cost.plan.kind, cost.plan.columns), cost)
+    found = near[:NUM_TRIED] + [cost for cost in kinds.values() if cost not in near[:NUM_TRIED]]
+    return sorted(found, key=lambda cost: cost.seconds)
+
+
+def _trial_rows(
+    tried: Sequence[Cost], shapes: Shapes, rows: int, training: bool, on: Machine, dtype: torch.dtype
+) -> int:
+    while rows > LEAST_ROWS and _total(tried, shapes, rows, training, on, dtype) > TRIAL_SECONDS:
+        rows //= 2
+    return rows
+
+
+def _tried(
+    tried: Sequence[Cost],
+    shapes: Shapes,
+    fewer: int,
+    training: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    on: Machine,
+) -> Plan:
+    """The fastest by measurement on fewer rows, where all would take long; the model tells how time grows."""
+    rounds = TRIAL_SECONDS / _total(tried, shapes, fewer, training, on, dtype)
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(rounds)))
+    with undisturbed(grad=training):
+        measured = _measure([cost.plan for cost in tried], shapes, fewer, training, device, dtype, rounds)
+    times = {}
+    for cost, least in zip(tried, measured, strict=True):
+        grown = cost.seconds / seconds(cost.plan, shapes, fewer, training, on, dtype.itemsize)
+        times[cost.plan] = least * grown
+    best = min(times, key=times.__getitem__)
+    folded = next((plan for plan in times if plan.kind == "folded"), None)
+    if not training and folded is not None and times[best] > TRIED_MARGIN * times[folded]:
+        return folded
+    return best
+
+
+def _total(
+    tried: Sequence[Cost], shapes: Shapes, rows: int, training: bool, on: Machine, dtype: torch.dtype
+) -> float:
+    return sum(seconds(cost.plan, shapes, rows, training, on, dtype.itemsize) for cost in tried)
+
+
+def _measure(
+    plans: Sequence[Plan],
+    shapes: Shapes,
+    rows: int,
+    training: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    rounds: int,
+) -> list[float]:
+    """Seconds of each: the least of interleaved runs."""
+    make = _training_step if training else _inference_step
+    runs = [make(Chain.of(plan, shapes), shapes, rows, device, dtype) for plan in plans]
+    least = [math.inf] * len(plans)
+    for _ in range(rounds + 1):
+        for k, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            least[k] = min(least[k], time.perf_counter() - start)
+    return least
+
+
+def _training_step(
+    chain: Chain, shapes: Shapes, rows: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    num_outputs, num_inputs = dense_sizes(shapes)
+    cores = [torch.full(shape, 0.01, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    x = torch.ones(rows, num_inputs, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.ones(rows, num_outputs, device=device, dtype=dtype)
+    return lambda: torch.autograd.grad(training_run(chain, x, cores, None, num_outputs), [x, *cores], dy)
+
+
+def _inference_step(
+    chain: Chain, shapes: Shapes, rows: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    num_outputs, num_inputs = dense_sizes(shapes)
+    cores = [torch.full(shape, 0.01, device=device, dtype=dtype) for shape in shapes]
+    x = torch.ones(rows, num_inputs, device=device, dtype=dtype)
+    if chain.plan.kind == "folded":
+        weight = folded_weight(cores, num_inputs, num_outputs, dtype)
+        return lambda: F.linear(x, weight)
+    run = inference_run(chain, groups(cores, chain, dtype), rows)
+    return lambda: run(x, None)

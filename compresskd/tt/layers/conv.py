@@ -1,0 +1,333 @@
+"""A two-dimensional convolution whose kernel is a tensor train, run as a chain of native convolutions.
+
+The kernel [O, I, kh, kw] is read as the matrix [O, I kh kw]; the sequence (I, kh, kw, O) is cut into consecutive
+stages. A stage with kernel (a, b) is one native convolution from r_{k-1} (the first: I) to r_k (the last: O)
+channels, and core k is [r_{k-1}, m_k, n_k, r_k] with m_k = O in the last stage, else 1, and n_k = a b, times I in
+the first stage. Stages ((1, 1), (kh, kw), (1, 1)) are the Tucker-2 form of Kim et al., ICLR 2016; ((kh, 1), (1, kw))
+that of Jaderberg et al., BMVC 2014; ((kh, kw), (1, 1)) is the low-rank SVD.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from compresskd.tt.execution.convolution import (
+    Geometry,
+    StageOptions,
+    chain_is_faster,
+    chain_macs,
+    run_stages,
+    stage_options,
+)
+from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
+from compresskd.tt.decompose.tt_svd import tt_svd
+from compresskd.tt.layers.base import TensorTrainLayer
+from compresskd.tt.decompose.modes import Pair, stage_modes
+from compresskd.tt.execution.policy import FIXED, said, source_of
+from compresskd.tt.execution.cached_operands import Derived, can_keep
+from compresskd.tt.execution.product import autocast_dtype, is_watched
+from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+
+TRAINING_MARGIN = FIXED_MARGIN = 0.8
+
+
+class TTConv2d(TensorTrainLayer):
+    """A convolution [B, I, H, W] to [B, O, H', W'] as a chain of stages, with nn.Conv2d's options but `groups`.
+
+    `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
+    In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
+    inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
+    changes, in whatever way it does (see `compresskd.tt.execution.cached_operands`): `inference_bytes` says how much that takes.
+
+    Raises:
+        ValueError: `groups` is not 1, or the stages do not make a kernel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stages: Sequence[Pair],
+        tt_rank: int,
+        *,
+        ranks: Sequence[int] | None = None,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if groups != 1:
+            raise ValueError(
+                f"TTConv2d has no form for groups={groups}: expected groups=1; leave such layers dense"
+            )
+        modes = stage_modes(stages, in_channels, out_channels)
+        super().__init__(modes.input_dims, modes.output_dims, tt_rank, ranks, device, dtype)
+        self.stages = tuple((a, b) for a, b in stages)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.input_dims, self.output_dims = modes.input_dims, modes.output_dims
+        self.geometry = Geometry.of(self.stages, stride, padding, dilation, padding_mode)
+        self._options = stage_options(self.stages, self.geometry)
+        self._folded_options = stage_options([self.geometry.kernel_size], self.geometry)
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, *, gain: float = 1.0) -> None:
+        """Fresh cores: for inputs of variance 1 the outputs, away from the borders, have variance gain^2."""
+        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
+        with torch.no_grad():
+            for core in self.cores:
+                core.normal_(std=(core.shape[0] * core.shape[2]) ** -0.5)
+            self.cores[0].mul_(gain)
+            if self.bias is not None:
+                bound = math.prod(self.input_dims) ** -0.5
+                self.bias.uniform_(-bound, bound)
+
+    @classmethod
+    def from_dense(
+        cls,
+        convolution: nn.Conv2d,
+        stages: Sequence[Pair],
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        input_covariance: Tensor | None = None,
+    ) -> Self:
+        """TT-SVD of the kernel in these stages, balanced; all ranks full where neither wish is given.
+
+        `input_covariance` E[p p^T] of the unfolded patches [I kh kw, I kh kw] (F.unfold's order), with `ranks`,
+        makes the error of the output count.
+        """
+        weight = convolution.weight.detach().flatten(1)
+        modes = stage_modes(stages, convolution.in_channels, convolution.out_channels)
+        if input_covariance is None:
+            cores = tt_svd(
+                weight, modes.input_dims, modes.output_dims, ranks=ranks, tolerance=tolerance
+            ).cores
+        elif ranks is None:
+            raise ValueError("expected ranks together with input_covariance; factorize() takes other wishes")
+        else:
+            covariance = check_covariance(input_covariance, weight.shape[1])
+            cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance).cores
+        return cls.from_cores(balance(cores), convolution, stages)
+
+    @classmethod
+    def from_cores(
+        cls, cores: Sequence[Tensor], like: "nn.Conv2d | TTConv2d", stages: Sequence[Pair]
+    ) -> Self:
+        """The layer that holds copies of these cores, with the geometry and a copy of the bias of `like`."""
+        bias = like.bias
+        layer = cls(
+            like.in_channels,
+            like.out_channels,
+            stages,
+            1,
+            stride=like.stride,  # pyright: ignore[reportArgumentType]
+            padding=like.padding,  # pyright: ignore[reportArgumentType]
+            dilation=like.dilation,  # pyright: ignore[reportArgumentType]
+            groups=like.groups if isinstance(like, nn.Conv2d) else 1,
+            bias=bias is not None,
+            padding_mode=like.padding_mode,
+            device="meta",
+        )
+        layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        return layer
+
+    @classmethod
+    def from_structure(
+        cls,
+        structure: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The layer of that structure with all parameters zero."""
+        padding = structure["padding"]
+        layer = cls(
+            structure["in_channels"],
+            structure["out_channels"],
+            [(a, b) for a, b in structure["stages"]],
+            1,
+            stride=tuple(structure["stride"]),
+            padding=padding if isinstance(padding, str) else tuple(padding),
+            dilation=tuple(structure["dilation"]),
+            bias=structure["bias"],
+            padding_mode=structure["padding_mode"],
+            device="meta",
+        )
+        shapes = core_shapes(layer.input_dims, layer.output_dims, structure["ranks"])
+        layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
+        if structure["bias"]:
+            layer.bias = nn.Parameter(torch.zeros(layer.out_channels, device=device, dtype=dtype))
+        return layer
+
+    def structure(self) -> dict[str, Any]:
+        """All that is needed to build the empty layer again, in plain values."""
+        return {
+            "class": "TTConv2d",
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "stages": [list(stage) for stage in self.stages],
+            "ranks": list(self.ranks),
+            "stride": list(self.stride),
+            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
+            "dilation": list(self.dilation),
+            "padding_mode": self.padding_mode,
+            "bias": self.bias is not None,
+        }
+
+    @property
+    def kernel_size(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.kernel_size
+
+    @property
+    def stride(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.stride
+
+    @property
+    def padding(self) -> Pair | str:
+        """As nn.Conv2d's."""
+        return self.geometry.padding
+
+    @property
+    def dilation(self) -> Pair:
+        """As nn.Conv2d's."""
+        return self.geometry.dilation
+
+    @property
+    def padding_mode(self) -> str:
+        """As nn.Conv2d's."""
+        return self.geometry.padding_mode
+
+    @property
+    def num_parameters_dense(self) -> int:
+        """Of the dense layer that this one stands for."""
+        weight = self.out_channels * self.in_channels * math.prod(self.kernel_size)
+        return weight + (0 if self.bias is None else self.out_channels)
+
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [B, I, H, W] or [I, H, W]: of the chain, or of the dense kernel if fewer."""
+        images = len(input) if input.dim() == 4 else 1
+        return images * min(chain_macs(list(self.cores), self.stages, self._options, self.geometry, input))
+
+    def to_dense(self) -> Tensor:
+        """The kernel [O, I, kh, kw], differentiable."""
+        return self._kernel(list(self.cores))
+
+    def _kernel(self, cores: Sequence[Tensor]) -> Tensor:
+        return to_matrix(cores).reshape(self.out_channels, self.in_channels, *self.kernel_size)
+
+    def _from(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self, self.stages)
+
+    def stage_weights(self) -> list[Tensor]:
+        """The kernel [out, in, a, b] of every stage, differentiable."""
+        return self._stage_weights(list(self.cores))
+
+    def _stage_weights(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        weights = []
+        for k, (core, (a, b)) in enumerate(zip(cores, self.stages, strict=True)):
+            r, m, _, s = core.shape
+            channels = self.in_channels if k == 0 else 1
+            split = core.reshape(r, m, channels, a, b, s).permute(1, 5, 0, 2, 3, 4)
+            weights.append(split.reshape(m * s, r * channels, a, b))
+        return weights
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, I, H, W] or [I, H, W] to [B, O, H', W'] or [O, H', W']."""
+        if is_watched() or type(input) not in (Tensor, nn.Parameter):
+            return self._chain(input, self.stage_weights(), self.bias)
+        cores: list[Tensor] = list(self.cores)
+        bias = self.bias
+        tensors = (input, *cores) if bias is None else (input, *cores, bias)
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if not trained and can_keep(cores):
+            return self._infer(input, cores, bias)
+        if self._macs(input) < TRAINING_MARGIN:
+            return self._chain(input, self._stage_weights(cores), bias)
+        return self._folded(input, self._kernel(cores), bias)
+
+    def _infer(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
+        dtype = autocast_dtype(x) or cores[0].dtype
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        name = (x.shape, dtype, last, torch.get_num_threads(), said())
+        return self._prepared.run(name, cores, lambda: self._prepare(x, cores, dtype, last))(x, bias)
+
+    def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype, last: bool) -> Derived:
+        layout = torch.channels_last if last else torch.contiguous_format
+        plain = [core.detach() for core in cores]
+
+        def operands(name: str, make: Callable[[], list[Tensor]]) -> Derived:
+            """The tensors of `make` in this dtype and layout, shared by all input sizes."""
+
+            def laid_out() -> list[Tensor]:
+                return [weight.to(dtype).clone(memory_format=layout) for weight in make()]
+
+            return self._prepared.operands((name, dtype, layout), cores, range(len(cores)), laid_out)
+
+        if self._infers_by_chain(x.to(dtype), cores, layout):
+            stages = operands("stages", lambda: self._stage_weights(plain))
+            return stages.carrying(_run(stages.content, self._options, self.geometry))
+        kernel = operands("kernel", lambda: [self._kernel(plain)])
+        return kernel.carrying(_run(kernel.content, self._folded_options, self.geometry))
+
+    def plan(self, input: Tensor, *, training: bool) -> str:
+        """How an input like this is multiplied: 'chain' or 'folded'; see `compresskd.tt.execution.policy`."""
+        if training:
+            return "chain" if self._macs(input) < TRAINING_MARGIN else "folded"
+        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+        x = input.detach().to(autocast_dtype(input) or self.cores[0].dtype)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return "chain" if self._infers_by_chain(x, list(self.cores), layout) else "folded"
+
+    def _infers_by_chain(self, x: Tensor, cores: Sequence[Tensor], layout: torch.memory_format) -> bool:
+        macs = self._macs(x)
+        if macs >= 1.0 or source_of(training=False) == FIXED:
+            return macs < FIXED_MARGIN
+
+        plain = [core.detach() for core in cores]
+
+        def runs() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+            def like(weights: list[Tensor]) -> list[Tensor]:
+                return [weight.to(x.dtype).clone(memory_format=layout) for weight in weights]
+
+            stages, kernel = like(self._stage_weights(plain)), like([self._kernel(plain)])
+            return lambda x: self._chain(x, stages, None), lambda x: self._folded(x, kernel[0], None)
+
+        shapes = [tuple(weight.shape) for weight in self._stage_weights(plain)]
+        return chain_is_faster(x, runs, f"{shapes} {self.geometry}")
+
+    def _macs(self, x: Tensor) -> float:
+        """Multiplications of the chain over those of the folded kernel."""
+        chain, dense = chain_macs(list(self.cores), self.stages, self._options, self.geometry, x)
+        return chain / max(dense, 1)
+
+    def _chain(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        return run_stages(x, weights, bias, self._options, self.geometry)
+
+    def _folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return run_stages(x, [weight], bias, self._folded_options, self.geometry)
+
+    def extra_repr(self) -> str:
+        """Geometry, stages, ranks, parameters against dense."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, stages={self.stages}, ranks={self.ranks}, "
+            f"bias={self.bias is not None}, num_parameters={self.num_parameters} of "
+            f"{self.num_parameters_dense} dense"
+        )
+
+
+def _run(weights: list[Tensor], options: Sequence[StageOptions], geometry: Geometry) -> Callable[..., Tensor]:
+    """What computes y from x and a bias."""
+    return lambda x, bias=None: run_stages(x, weights, bias, options, geometry)

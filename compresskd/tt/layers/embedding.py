@@ -1,0 +1,328 @@
+"""An embedding whose table is held as a tensor train: rows are computed from cores, the table never is.
+
+The table [V, D] is a matrix whose rows are the vocabulary: core k is [r_{k-1}, v_k, d_k, r_k]. At one bond the cores
+are merged to two small tables, left [V_1, D_1 r] and right [V_2, r D_2]; the row of token t is the product of row
+t // V_2 of the one with row t % V_2 of the other. Hrinchuk et al., Tensorized embedding layers, EMNLP 2020.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskd.tt.decompose.cores import balance, core_shapes, merge, to_matrix
+from compresskd.tt.decompose.cores import num_parameters as num_core_parameters
+from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
+from compresskd.tt.layers.base import TensorTrainLayer
+from compresskd.tt.execution.cached_operands import can_keep
+from compresskd.tt.execution.product import is_watched
+
+MAX_TABLE = 1 << 22
+PADDINGS = ("zero", "kept", "cores")
+
+
+class TTEmbedding(TensorTrainLayer):
+    """Token ids [...] to rows [..., embedding_dim] of a table [num_embeddings, embedding_dim] in TT format.
+
+    Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. The row `padding_idx` gets no gradient;
+    `padding` says what it is: 'zero', 'kept' (the buffer `padding_row` [embedding_dim]) or 'cores' (what the cores
+    say, as where a linear layer has the same cores and trains that row). With `sparse=True` the gradient of the first
+    core is sparse where its rows are looked up directly (two cores, as in the low-rank SVD): for optimizers that take
+    sparse gradients.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        vocabulary_dims: Sequence[int],
+        embedding_dims: Sequence[int],
+        tt_rank: int,
+        *,
+        ranks: Sequence[int] | None = None,
+        padding_idx: int | None = None,
+        padding: str = "zero",
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if padding not in PADDINGS:
+            raise ValueError(f"expected padding to be one of {', '.join(PADDINGS)}; got {padding!r}")
+        check_modes(embedding_dim, num_embeddings, embedding_dims, vocabulary_dims)
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(f"expected padding_idx within {num_embeddings} embeddings, got {padding_idx}")
+        super().__init__(embedding_dims, vocabulary_dims, tt_rank, ranks, device, dtype)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
+        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
+        self.padding, self.sparse = padding, sparse
+        if padding == "kept":
+            self.padding_row: Tensor
+            self.register_buffer("padding_row", torch.zeros(embedding_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self, *, gain: float = 1.0) -> None:
+        """Fresh cores: the entries of the table have variance gain^2, as nn.Embedding's have 1."""
+        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
+            return
+        with torch.no_grad():
+            for core in self.cores:
+                core.normal_(std=core.shape[3] ** -0.5)
+            self.cores[0].mul_(gain)
+
+    @classmethod
+    def from_dense(
+        cls,
+        embedding: nn.Embedding,
+        vocabulary_dims: Sequence[int],
+        embedding_dims: Sequence[int],
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+    ) -> Self:
+        """TT-SVD of the table in these modes, balanced; all ranks full where neither wish is given."""
+        weight = embedding.weight.detach()
+        result = tt_svd(weight, embedding_dims, vocabulary_dims, ranks=ranks, tolerance=tolerance)
+        return cls.from_cores(balance(result.cores), embedding)
+
+    @classmethod
+    def from_cores(cls, cores: Sequence[Tensor], like: "nn.Embedding | TTEmbedding") -> Self:
+        """The layer that holds copies of these cores, with the sizes, options and padding row of `like`."""
+        row = _padding_row(like)
+        layer = cls(
+            like.num_embeddings,
+            like.embedding_dim,
+            [core.shape[1] for core in cores],
+            [core.shape[2] for core in cores],
+            1,
+            padding_idx=like.padding_idx,
+            padding="zero" if row is None else "kept",
+            sparse=like.sparse,
+            device="meta",
+        )
+        if isinstance(like, TTEmbedding) and like.padding == "cores":
+            layer.padding = "cores"
+        layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
+        if row is not None:
+            layer.padding_row = row.clone()
+        return layer
+
+    @classmethod
+    def from_structure(
+        cls,
+        structure: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The layer of that structure with all parameters zero."""
+        layer = cls(
+            structure["num_embeddings"],
+            structure["embedding_dim"],
+            structure["vocabulary_dims"],
+            structure["embedding_dims"],
+            1,
+            padding_idx=structure["padding_idx"],
+            padding=structure.get("padding", "zero"),
+            sparse=structure["sparse"],
+            device="meta",
+        )
+        if layer.padding == "kept":
+            layer.padding_row = torch.zeros(layer.embedding_dim, device=device, dtype=dtype)
+        shapes = core_shapes(layer.embedding_dims, layer.vocabulary_dims, structure["ranks"])
+        layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
+        return layer
+
+    def structure(self) -> dict[str, Any]:
+        """All that is needed to build the empty layer again, in plain values."""
+        return {
+            "class": "TTEmbedding",
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "vocabulary_dims": list(self.vocabulary_dims),
+            "embedding_dims": list(self.embedding_dims),
+            "ranks": list(self.ranks),
+            "padding_idx": self.padding_idx,
+            "sparse": self.sparse,
+            **(
+                {} if self.padding == "zero" else {"padding": self.padding}
+            ),  # files of before have no such key
+        }
+
+    @property
+    def num_parameters_dense(self) -> int:
+        """Of the table that this layer stands for."""
+        return self.num_embeddings * self.embedding_dim
+
+    def to_dense(self) -> Tensor:
+        """The table [num_embeddings, embedding_dim], differentiable but for the padding row."""
+        table = to_matrix(list(self.cores))[: self.num_embeddings, : self.embedding_dim]
+        if self.padding_idx is None:
+            return table
+        return self._padded(table, torch.arange(self.num_embeddings, device=table.device))
+
+    def _from(self, cores: Sequence[Tensor]) -> Self:
+        return self.from_cores(cores, self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Ids [...] (int32 or int64, below num_embeddings) to [..., embedding_dim].
+
+        Raises:
+            IndexError: an id is out of range (not checked where a compiler or `torch.func` watches, nor on meta).
+        """
+        cores: list[Tensor] = list(self.cores)
+        ids, watched = input.reshape(-1), is_watched() or type(input) not in (Tensor, nn.Parameter)
+        find = _bond if watched else _known_bond  # a compiler would warn of the cache
+        bond = find(self.vocabulary_dims, self.embedding_dims, tuple([core.shape[0] for core in cores[1:]]))
+        if not watched and not ids.is_meta:
+            self._check(ids)
+        trained = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+        with _without_autocast(cores[0].device.type):
+            if watched or trained:
+                left, right = _tables(cores, bond)
+            else:
+                left, right = self._kept_tables(cores, bond, len(ids))
+            rows = self._rows(ids, left, right, cores[0] if bond == 1 else None)
+        if rows.shape[-1] != self.embedding_dim:
+            rows = rows[..., : self.embedding_dim]
+        if self.padding_idx is not None:
+            rows = self._padded(rows, ids)
+        return rows.reshape(*input.shape, self.embedding_dim)
+
+    def _padded(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """[T, D] rows of ids [T], the padding row as `padding` says and without a gradient."""
+        is_padding = (ids == self.padding_idx).unsqueeze(-1)
+        if self.padding == "zero":
+            return rows.masked_fill(is_padding, 0.0)
+        kept = self.padding_row.to(rows.dtype) if self.padding == "kept" else rows.detach()
+        return torch.where(is_padding, kept, rows)
+
+    def _rows(self, ids: Tensor, left: Tensor, right: Tensor, first: Tensor | None) -> Tensor:
+        """[T] to [T, D]; left [V_1, D_1, r], right [V_2, r, D_2]; `first` is the core that left is a view of."""
+        (_, D1, r), (V2, _, D2) = left.shape, right.shape
+        i1 = ids if V2 == 1 else torch.div(ids, V2, rounding_mode="floor")
+        if self.sparse and first is not None and torch.is_grad_enabled() and first.requires_grad:
+            a: Any = _SparseRows.apply(first, i1)
+        else:
+            a = F.embedding(i1, left.flatten(1))
+        if V2 == 1:
+            return (a.reshape(-1, r) @ right[0]).view(-1, D1 * D2)
+        product = torch.bmm(a.view(-1, D1, r), _looked_up(right, ids % V2))
+        if product.requires_grad and not is_watched():
+            product: Any = _DenseGradient.apply(product)
+        return product.view(-1, D1 * D2)
+
+    def _kept_tables(self, cores: Sequence[Tensor], bond: int, num_ids: int) -> tuple[Tensor, Tensor]:
+        """As `_tables`, kept where it can be; two cores are only viewed for fewer ids than the second has rows."""
+        if can_keep(cores) and (len(cores) > 2 or num_ids >= cores[-1].shape[1]):
+            make = functools.partial(_tables, [core.detach() for core in cores], bond)
+            copied = range(1 if bond == 1 else 0, len(cores))
+            return self._prepared.operands("tables", cores, copied, make).content
+        left = merge(cores[:bond])[0]
+        if bond == len(cores):
+            return left, left.new_ones(1, 1, 1)
+        return left, merge(cores[bond:])[..., 0].transpose(0, 1)
+
+    def _check(self, ids: Tensor) -> None:
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.num_embeddings):
+            raise IndexError(
+                f"expected ids from 0 to {self.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}"
+            )
+
+    def extra_repr(self) -> str:
+        """Modes, ranks, parameters against dense."""
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, vocabulary_dims={self.vocabulary_dims}, "
+            f"embedding_dims={self.embedding_dims}, ranks={self.ranks}, padding_idx={self.padding_idx}, "
+            f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
+        )
+
+
+def _bond(vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]) -> int:
+    """Where to merge: the least work per token among bonds whose two tables stay small."""
+    options, num_parameters = [], num_core_parameters(embedding_dims, vocabulary_dims, ranks)
+    for k, r in enumerate(ranks, 1):
+        V1, D1 = math.prod(vocabulary_dims[:k]), math.prod(embedding_dims[:k])
+        V2, D2 = math.prod(vocabulary_dims[k:]), math.prod(embedding_dims[k:])
+        size = V1 * D1 * r + V2 * D2 * r
+        work = D1 * r * D2 / 8 + D1 * r + (D2 * r if V2 > 1 else 0)
+        options.append((size > max(MAX_TABLE, 2 * num_parameters), work if size <= MAX_TABLE else size, k))
+    return min(options)[2] if options else 1
+
+
+_known_bond = functools.lru_cache(maxsize=1024)(_bond)
+
+
+def _tables(cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
+    """Left [V_1, D_1, r] and right [V_2, r, D_2] of the cores merged on both sides of a bond; differentiable."""
+    left = merge(cores[:bond])[0]
+    if bond == len(cores):
+        return left, left.new_ones(1, 1, 1)
+    return left, merge(cores[bond:])[..., 0].transpose(0, 1).contiguous()
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Rows are looked up, as nn.Embedding's are: in the dtype of the table."""
+    if not torch._C._is_any_autocast_enabled() or device_type == "meta":
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
+    """[T, r, D] of a table [V, r, D]."""
+    _, r, D = table.shape
+    if table.is_contiguous() or len(ids) >= len(table):
+        return F.embedding(ids, table.flatten(1)).view(-1, r, D)
+    return (
+        table.transpose(0, 1).index_select(1, ids).transpose(0, 1)
+    )  # to lay all of it out would take longer
+
+
+def _padding_row(like: "nn.Embedding | TTEmbedding") -> Tensor | None:
+    """The padding row [D] where it is kept; None where there is none, or it is zero or the cores'."""
+    if isinstance(like, TTEmbedding):
+        return like.padding_row if like.padding == "kept" else None
+    if like.padding_idx is None or not bool(like.weight[like.padding_idx].any()):
+        return None
+    return like.weight[like.padding_idx].detach()
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The same numbers; their gradient is laid out in full, since a batch product copies others matrix by matrix."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(product: Tensor) -> Tensor:
+        # no view: what is one when it leaves could not be written into
+        return torch.ops.aten._unsafe_view(product, product.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.contiguous()
+
+
+class _SparseRows(torch.autograd.Function):
+    """Rows of the first core [1, V, D_1, r] as [T, D_1 r]; its gradient is sparse in the first two dimensions."""
+
+    @staticmethod
+    def forward(ctx: Any, core: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape = core.shape
+        return F.embedding(ids, core[0].flatten(1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (ids,) = ctx.saved_tensors
+        values = grad.view(-1, *ctx.shape[2:])
+        indices = torch.stack([torch.zeros_like(ids), ids])
+        return torch.sparse_coo_tensor(indices, values, ctx.shape, check_invariants=False), None
