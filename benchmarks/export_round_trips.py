@@ -18,9 +18,9 @@ import yaml
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
 from compresskd.export import ExportFailed, Source, export
 from compresskd.export.samples import Samples, random
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.activation import calibrate
 from compresskd.quant.pack import QuantizedTensor

@@ -28,8 +28,8 @@ from torch.nn.utils import parametrize
 
 from compresskd.quant.cores import CORE_METHODS, quantize_cores
 from compresskd.quant.prepare import QuantSpec, prepare
-from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.decompose.tt_svd import tt_svd
+from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.linear import TTLinear
 
 

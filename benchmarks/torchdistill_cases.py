@@ -12,10 +12,10 @@ import torchdistill_peers as peers
 
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
-from compresskd.listeners.console import Reporter
 from compresskd.data.base import Data, Split
 from compresskd.engine.experiment import Experiment
 from compresskd.kd.view import View
+from compresskd.listeners.console import Reporter
 from compresskd.models.weights import load_weights
 from compresskd.run import open_run
 from compresskd.stages import Fit

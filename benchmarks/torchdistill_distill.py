@@ -43,10 +43,10 @@ from torchdistill_cases import Case, cases, distillation, task_of, train_teacher
 
 from compresskd import artifact
 from compresskd.config.schema import register
-from compresskd.listeners.console import Reporter
 from compresskd.engine.experiment import Experiment
-from compresskd.run import open_run
 from compresskd.engine.strategy import Context, Stage, State, Strategy
+from compresskd.listeners.console import Reporter
+from compresskd.run import open_run
 from compresskd.training import evaluate
 
 T = TypeVar("T")

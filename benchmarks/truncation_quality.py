@@ -27,16 +27,16 @@ from typing import Any
 from torch import nn
 
 from compresskd import measure
+from compresskd.compression.compression import NothingCompressed, factorize_model
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
-from compresskd.listeners.console import Reporter
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
+from compresskd.engine.strategy import few_samples
+from compresskd.listeners.console import Reporter
 from compresskd.run import Record, open_run
 from compresskd.stages import Compression
-from compresskd.compression.compression import NothingCompressed, factorize_model
-from compresskd.engine.strategy import few_samples
 
 MAX_RANK = 512
 ROWS = {

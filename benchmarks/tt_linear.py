@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from tt_cases import PATTERNS, Run, medians, peers, step, tt_layer, use_opt_einsum
 
 from compresskd.tt import TTLinear
-from compresskd.tt.execution.machine import machine, reference_machine
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
-from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
+from compresskd.tt.execution.machine import machine, reference_machine
 from compresskd.tt.execution.planner import bucket, rank_plans
+from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
 from compresskd.tt.execution.policy import SOURCES
 
 HINDSIGHT = 10

@@ -1,6 +1,6 @@
 """Small neural networks by knowledge distillation, tensor-train compression and quantization-aware training."""
 
-__version__ = "0.1.0"
+from compresskd.version import __version__ as __version__
 
 
 def __getattr__(name: str):

@@ -21,7 +21,6 @@ from compresskd.compare.statistics import paired_bootstrap
 from compresskd.data.augmentation.erasing import RandomErasing
 from compresskd.data.checks import check_declared
 from compresskd.data.normalize import Normalize
-from compresskd.reports.evaluate import Verdict
 from compresskd.export.agreement import Agreement, check, compare, worst
 from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
@@ -35,6 +34,7 @@ from compresskd.quant.cores import quantize_cores
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, granularity_from_plain
 from compresskd.quant.grid import Grid
 from compresskd.quant.scale import find_scale
+from compresskd.reports.evaluate import Verdict
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_checked, write_checked
 from compresskd.stages.fold_batch_norm import fold_batch_norms

@@ -6,17 +6,17 @@ from hard_modules import EXPECTED, TransposedLinear
 from torch import nn
 
 from compresskd import artifact, layers, tt
-from compresskd.layers import surgery
 from compresskd.artifact import thaw
+from compresskd.compression.compression import NothingCompressed
+from compresskd.compression.plan import Method, plan_layers
+from compresskd.compression.replacement import carry_out
+from compresskd.compression.size import Size
+from compresskd.layers import surgery
 from compresskd.measure.coverage import coverage, uncovered
 from compresskd.models.build import build
 from compresskd.quant.prepare import QuantSpec, frozen, prepare
 from compresskd.quant.targets import find_targets, unquantized
 from compresskd.stages import Compression
-from compresskd.compression.compression import NothingCompressed
-from compresskd.compression.plan import Method, plan_layers
-from compresskd.compression.replacement import carry_out
-from compresskd.compression.size import Size
 
 
 def make(name):

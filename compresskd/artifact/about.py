@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compresskd import __version__
+from compresskd.version import __version__
 
 if TYPE_CHECKING:
     from compresskd.data.base import Data

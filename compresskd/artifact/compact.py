@@ -10,6 +10,7 @@ but the header's are those of the architecture that the header names. Numbers ar
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -26,7 +27,7 @@ from compresskd.artifact.varint import read_varint, varint
 from compresskd.quant import entropy
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
-from compresskd.run import atomic, read_bytes
+from compresskd.run import atomic, open_regular
 
 MAGIC = b"CKD"
 FORMAT = 3  # 2 held tied tensors once for each name; a model without any is written as 2
@@ -36,6 +37,8 @@ _CHECKSUM = 8
 _LEAST = len(MAGIC) + 2 + _CHECKSUM
 _MAX_PER_BYTE = 4096  # values; coded integers that are nearly all alike come to 1,000 a byte
 _ALWAYS_ALLOWED = 2**26
+_BEGINNING = 2**21  # bytes that are read at first: the whole of a header is among them
+_MOST_PER_VALUE = 16  # bytes: a float64, or an integer with a scale and a zero point of its own
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,12 @@ def write_compact(content: Content, path: Path, *, coded: bool = True, trust: Se
 
 def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
     """Read what `write_compact` wrote, verified. Raises ArtifactError saying what is wrong."""
-    with refusing(path):
-        return decode(read_bytes(path.resolve()), trust=trust)  # whoever names a link means the file
+    with refusing(path), open_regular(path.resolve()) as file:  # whoever names a link means the file
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_BEGINNING)
+        if size > len(head):  # a sparse file of many gigabytes costs its writer nothing
+            _check_size(head, size, trust)
+        return decode(head + file.read(size - len(head)), trust=trust)
 
 
 def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
@@ -98,6 +105,17 @@ def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -
 
 def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
     """The model in these bytes. Raises ArtifactError, or ValueError, saying what is wrong."""
+    _check_beginning(data)
+    body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
+    if _checksum(body) != checksum:
+        raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
+    header, start = _header(body, len(data), trust)
+    content = _read_body(_Reader(body, start), header, coded=bool(data[len(MAGIC)] & _CODED))
+    check(content)
+    return content
+
+
+def _check_beginning(data: bytes) -> None:
     if data[: len(MAGIC)] != MAGIC:
         raise ArtifactError(f"it is no compact model file: it begins with {data[:8]!r}, expected {MAGIC!r}")
     if len(data) < _LEAST:
@@ -105,18 +123,27 @@ def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
     version = data[len(MAGIC)] & ~_CODED
     if version not in (FORMAT - 1, FORMAT):
         raise ArtifactError(f"it has format {version}; this version reads formats {FORMAT - 1} and {FORMAT}")
-    body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
-    if _checksum(body) != checksum:
-        raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
+
+
+def _header(body: bytes, stored: int, trust: Sequence[str]) -> tuple[Header, int]:
+    """The header of a file of `stored` bytes, and where what follows it begins."""
     size, start = read_varint(body, len(MAGIC) + 1, "header")
     if size > min(MAX_BYTES, len(body) - start):
         raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
-    header = unpack_header(
-        body[start : start + size], stored=len(data), tied_too=version < FORMAT, trust=trust
-    )
-    content = _read_body(_Reader(body, start + size), header, coded=bool(data[len(MAGIC)] & _CODED))
-    check(content)
-    return content
+    tied_too = body[len(MAGIC)] & ~_CODED < FORMAT
+    return unpack_header(
+        body[start : start + size], stored=stored, tied_too=tied_too, trust=trust
+    ), start + size
+
+
+def _check_size(beginning: bytes, size: int, trust: Sequence[str]) -> None:
+    """Raise ArtifactError where a file has more bytes than its header tells of: four and more for each value."""
+    _check_beginning(beginning)
+    header, start = _header(beginning, size, trust)
+    values = sum(prod(shape) for shape in header.shapes.values())
+    most = start + _MOST_PER_VALUE * (values + 3 * len(header.inputs)) + _CHECKSUM
+    if size > most:
+        raise ArtifactError(f"it has {size:,} bytes, its header tells of at most {most:,}")
 
 
 class _Reader:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.overrides import TorchFunctionMode
 
-from compresskd.layers import surgery
 from compresskd.artifact.content import Content, check, check_finite, check_plain, packages, targets
 from compresskd.artifact.errors import ArtifactError
+from compresskd.layers import surgery
 from compresskd.models.build import build as construct
 from compresskd.models.build import spec_of
-from compresskd.targets.kinds import PART
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
+from compresskd.targets.kinds import PART
 
 _MAX_MODULES = 10_000  # of the deepest networks; more are refused while they are being built
 _MAX_PER_MODULE = 1000  # numbers in a module's structure: modes and ranks are dozens

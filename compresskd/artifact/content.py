@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd.layers import surgery
 from compresskd.artifact.errors import ArtifactError
-from compresskd.targets import paths
+from compresskd.layers import surgery
 from compresskd.models.build import spec_of
 from compresskd.quant.activation import CHILD, ActivationQuant
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import convert, plain_state_dict
+from compresskd.targets import paths
 
 MAX_VALUES = 200_000  # of a header: tens of thousands of label names are
 MAX_DEPTH = 32  # of nested values; what is deeper is no model of anybody's

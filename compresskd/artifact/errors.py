@@ -8,8 +8,8 @@ from pathlib import Path
 
 import safetensors
 
-from compresskd.targets.paths import Untrusted
 from compresskd.run.errors import RunDirectoryError
+from compresskd.targets.paths import Untrusted
 
 _MAX_LENGTH = 1000  # of a message
 # what parsing and building from hostile values may raise; anything else is a fault of this program

@@ -21,13 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compresskd import __version__
 from compresskd.artifact.content import Content, check_plain, tied
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.quant.granularity import granularity_from_plain
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
 from compresskd.run import read_bytes
+from compresskd.version import __version__
 
 FORMAT = 3  # 1 had no quantized tensors, 2 no tied ones; a model without them is written as 2
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"

@@ -21,7 +21,6 @@ import msgpack
 import torch
 from torch import Tensor, nn
 
-from compresskd.layers import surgery
 from compresskd.artifact.about import restore_about, shorten_about
 from compresskd.artifact.construct import check_fit, furnish, num_values, skeleton
 from compresskd.artifact.content import Content, check_plain, tied
@@ -30,6 +29,7 @@ from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.structures import restore, shorten
 from compresskd.artifact.ways import usual_ways, ways_of
+from compresskd.layers import surgery
 from compresskd.quant.pack import QuantizedTensor
 
 MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000

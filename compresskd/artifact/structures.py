@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from compresskd import swap
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.varint import read_varint, varint
+from compresskd.layers import surgery
 
 # class, what is stored, what the layer of the architecture tells. Rows may be added, none may change: their order is
 # part of the format.
@@ -35,11 +35,11 @@ _NUM_TRAINS = 3  # the first rows, which are written as bytes
 
 
 def shorten(modules: Mapping[str, Mapping[str, Any]], architecture: nn.Module) -> bytes | list[Any]:
-    """What `swap.structure` answered, against the architecture as its constructor makes it.
+    """What `surgery.structure` answered, against the architecture as its constructor makes it.
 
     The tensor trains; where there are other modules too a list of these, with the tensor trains in front.
     """
-    born = swap.structure(architecture)
+    born = surgery.structure(architecture)
     trains, others, last = b"", [], 0
     for position, (name, replaced) in enumerate(architecture.named_modules()):
         structure = modules.get(name)
@@ -62,7 +62,7 @@ def restore(modules: Any, architecture: nn.Module) -> dict[str, dict[str, Any]]:
     if not isinstance(trains, bytes):
         raise ArtifactError(f"modules: expected bytes, got {trains!r:.80}")
     by_position = list(architecture.named_modules())
-    found = swap.structure(architecture)
+    found = surgery.structure(architecture)
     for entry in [*_read_trains(trains), *others]:
         if not isinstance(entry, list) or len(entry) < 3 or type(entry[0]) is not int:
             raise ArtifactError(f"modules: expected [position, class, ...], got {entry!r:.80}")

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compresskd import __version__
 from compresskd.cli.endings import (
     FAILURE,
     INTERRUPT,
@@ -20,9 +19,10 @@ from compresskd.cli.endings import (
 )
 from compresskd.cli.execute import execute
 from compresskd.cli.jobs import run_hydra
-from compresskd.targets.paths import search_here_last
 from compresskd.run import FINISHED, AlreadyFinished, read_record
+from compresskd.targets.paths import search_here_last
 from compresskd.trust import granted, take_trust
+from compresskd.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,9 +143,9 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from compresskd.export import command
+    from compresskd.cli import export
 
-    return command.main(arguments)
+    return export.main(arguments)
 
 
 _EVALUATE = """usage: compresskd evaluate DIR [STAGE] [data=NAME] [data.KEY=VALUE ...] [--trust PACKAGE ...]

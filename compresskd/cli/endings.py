@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
-from compresskd.targets.paths import Untrusted
 from compresskd.run import RunDirectoryError
+from compresskd.targets.paths import Untrusted
 
 USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
 

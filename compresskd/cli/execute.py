@@ -13,8 +13,8 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from compresskd.listeners.console import Reporter, configure_logging, stages_table
     from compresskd.engine.environment import keep_freed_memory
+    from compresskd.listeners.console import Reporter, configure_logging, stages_table
     from compresskd.run import open_run
     from compresskd.training.interrupt import termination_interrupts
 

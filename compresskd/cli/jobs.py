@@ -25,11 +25,11 @@ from compresskd.run import (
 
 def run_hydra(arguments: list[str]) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
+    from compresskd.cli.sweep import check_folder, naming_overrides
     from compresskd.config.compose import compose_jobs
     from compresskd.config.faults import ConfigError
     from compresskd.config.flags import read_flags
     from compresskd.config.schema import register
-    from compresskd.cli.sweep import check_folder, naming_overrides
 
     flags = read_flags(arguments)
     register(*flags.searched)
@@ -192,8 +192,8 @@ def _sweep_folder(arguments: Sequence[str], config: Mapping[str, Any]) -> Path |
 
 def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
     """Compare the jobs of a sweep in its folder, and list every one that failed."""
-    from compresskd.compare import summarize_sweep
     from compresskd.cli.sweep import failures, wait_for_others
+    from compresskd.compare import summarize_sweep
 
     wait_for_others(directory, print)
     table = summarize_sweep(directory)

@@ -86,7 +86,7 @@ def summarize_sweep(directory: Path) -> str | None:
     for kind, suffix in (("html", "html"), ("csv", "csv"), ("markdown", "md")):
         path = directory / f"compare.{suffix}"
         try:
-            output.check(path, kind, force=False)
+            output.check_own(path, kind)
             output.write(path, _WRITERS[kind](comparison, tests))
             lines.append(f"Wrote {path}")
         except output.OutputError as error:

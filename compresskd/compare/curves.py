@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskd.compare.reading import NotReadable, read_file
 from compresskd.compare.records import LARGEST
+from compresskd.run import RunDirectoryError, read_bytes
 
 METRICS = "metrics.jsonl"
 MAX_BYTES = 32 * 2**20
@@ -33,8 +33,8 @@ def read_epochs(directory: Path) -> list[dict[str, Any]]:
     """
     epochs: dict[tuple[str, int], dict[str, Any]] = {}
     try:
-        content = read_file(directory / METRICS, MAX_BYTES)
-    except (FileNotFoundError, NotReadable):
+        content = read_bytes(directory / METRICS, at_most=MAX_BYTES)
+    except (OSError, RunDirectoryError):
         return []
     for number, text in enumerate(content.split(b"\n")):
         try:

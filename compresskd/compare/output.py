@@ -40,6 +40,17 @@ def check(path: Path, kind: str, force: bool) -> None:
     )
 
 
+def check_own(path: Path, kind: str) -> None:
+    """Refuse, besides what `check` refuses, a link: nobody named it, it was found in a sweep's folder.
+
+    Raises:
+        OutputError: as `check`'s.
+    """
+    if path.is_symlink():
+        raise OutputError(f"{path}: is a link, which only a name given by --{kind} is written through")
+    check(path, kind, force=False)
+
+
 def _is_ours(path: Path, kind: str) -> bool:
     with path.open("rb") as file:
         return MARKS[kind].encode() in file.read(_HEAD)

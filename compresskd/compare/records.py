@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskd.compare.numbers import is_fraction
-from compresskd.compare.reading import NotReadable, read_file
+from compresskd.run import RunDirectoryError, read_bytes
 
 SCHEMA = 1
 MAX_BYTES = 64 * 2**20  # a record is some kilobytes: a larger file is something else and would eat the memory
@@ -155,11 +155,11 @@ def read_record(path: Path, *, details: bool = True) -> Record:
 
 def _load(path: Path) -> Any:
     try:
-        content = read_file(path, MAX_BYTES)
-    except FileNotFoundError as error:
+        content = read_bytes(path, at_most=MAX_BYTES)
+    except OSError as error:
         raise RecordError(path, f"cannot be read: {error.strerror}") from None
-    except NotReadable as error:
-        raise RecordError(path, str(error)) from None
+    except RunDirectoryError as error:
+        raise RecordError(path, str(error).removeprefix(f"{path} ")) from None
     if not content.strip():
         raise RecordError(path, "empty file")
     try:

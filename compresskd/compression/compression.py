@@ -12,14 +12,14 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from compresskd import layers, measure, tt
-from compresskd.layers import surgery
-from compresskd.options import Count, OptionError, checked, one_of, raise_all
-from compresskd.proof import carrying, differing, read_by_others
 from compresskd.compression.calibration import LayerStatistics, calibrate, combined
 from compresskd.compression.plan import Method, applied, plan_layers
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
 from compresskd.engine.strategy import Context, few_samples, score
+from compresskd.layers import surgery
+from compresskd.options import Count, OptionError, checked, one_of, raise_all
+from compresskd.proof import carrying, differing, read_by_others
 
 Init = Annotated[str, one_of("decomposed", "random")]
 _TOO_LARGE_TO_TRY = (

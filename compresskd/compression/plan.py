@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd import artifact, layers, measure, tt
-from compresskd.layers import surgery
-from compresskd.options import OptionError
 from compresskd.compression import allocation
 from compresskd.compression.calibration import LayerStatistics
 from compresskd.compression.replacement import Make, carry_out
 from compresskd.compression.size import Size
+from compresskd.layers import surgery
+from compresskd.options import OptionError
 
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact
+from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
+from compresskd.compression.calibration import LayerStatistics, calibrate, combined
+from compresskd.compression.quantization import BEST, Quantization
+from compresskd.compression.start_quantized import start_quantized
+from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
@@ -19,11 +24,6 @@ from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
 from compresskd.quant.targets import find_targets
-from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
-from compresskd.compression.calibration import LayerStatistics, calibrate, combined
-from compresskd.compression.quantization import BEST, Quantization
-from compresskd.compression.start_quantized import start_quantized
-from compresskd.engine.strategy import Context
 
 _SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the present ranks that are tried
 _ROUNDS = 8  # of bringing what the table says of the size, and what the file takes, together

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import measure
+from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
 from compresskd.quant.cores import quantize_cores
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
-from compresskd.compression.quantization import Quantization
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.compression import rank_schedule
 from compresskd.data.base import Data
-from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
-from compresskd.targets.paths import check_trusted, is_shipped
 from compresskd.kd.objective import Objective
 from compresskd.options import hints_of
 from compresskd.stages import Compression, Quantization
-from compresskd.compression import rank_schedule
+from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
+from compresskd.targets.paths import check_trusted, is_shipped
 
 
 def _is_function(found: Any, home: str, made: Any) -> bool:
@@ -42,7 +42,7 @@ def _any_of(*tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _is_stage = _any_of(_has("stages", "needs_teacher", "__call__"), _has("stages", "expand"))
 _is_term = _has("kd", "kind", "__call__")
-_is_ladder = lambda found: _is_function(found, "stages.rank_schedule", list[rank_schedule.Step])  # noqa: E731
+_is_ladder = lambda found: _is_function(found, "compression.rank_schedule", list[rank_schedule.Step])  # noqa: E731
 _is_plan = lambda found: found in (Compression, Quantization)  # noqa: E731
 
 _DATA = Kind(

@@ -18,17 +18,17 @@ from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
 from compresskd.data.base import Data
+from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
+from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
 from compresskd.stages import Quantization
-from compresskd.stages.train_student import Training
 from compresskd.stages.dry_run import check_answers, try_training
-from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
-from compresskd.engine.teacher import Teacher
+from compresskd.stages.train_student import Training
 from compresskd.training import Recipe
-from compresskd.training.precision import device_of
 from compresskd.training.dry_run import factory_faults
+from compresskd.training.precision import device_of
 
 Plain = Mapping[str, Any]
 _FLOATS = torch.finfo(torch.float32)

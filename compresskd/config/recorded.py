@@ -14,8 +14,8 @@ from compresskd.config.parts import Parts
 from compresskd.config.resolved import resolve
 from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
-from compresskd.targets.paths import Untrusted, check_trusted
 from compresskd.options import shown
+from compresskd.targets.paths import Untrusted, check_trusted
 
 
 def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:

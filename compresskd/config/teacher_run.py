@@ -18,6 +18,7 @@ from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.teacher import Teacher
+from compresskd.targets.stored_names import with_stored_targets
 from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
 
@@ -37,7 +38,7 @@ def teacher_of(config: Plain, data: Data, build: Callable[[Plain], Experiment]) 
     name = node["_target_"].rpartition(".")[2].lower()
     return Teacher(
         make,
-        experiment=build(own),
+        train=build(own).run,
         directory=Path(config["outputs_dir"]) / "teachers" / f"{name}_{key}",
         key=key,
         trust=(node["_target_"].partition(".")[0],),
@@ -69,4 +70,6 @@ def _key(config: Plain, data: Data) -> str:
         determined |= {"code": code}
     if config["tt"]["plan"] != FIXED:
         determined |= {"tt": config["tt"]}
-    return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(with_stored_targets(determined), sort_keys=True).encode()).hexdigest()[
+        :12
+    ]

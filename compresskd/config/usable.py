@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compresskd.config.faults import ConfigError
-from compresskd.targets.paths import Untrusted
 from compresskd.run import RECORD, RunDirectoryError
+from compresskd.targets.paths import Untrusted
 
 
 @contextmanager

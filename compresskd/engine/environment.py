@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-import compresskd
+from compresskd.version import __version__
 
 _PACKAGES = (
     "torch",
@@ -30,7 +30,7 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python, compresskd and the packages that decide results."""
-    found = {"python": platform.python_version(), "compresskd": compresskd.__version__}
+    found = {"python": platform.python_version(), "compresskd": __version__}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from compresskd import artifact, measure, tt
-from compresskd.measure import macs
-from compresskd.listeners.console import Reporter, log
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
+from compresskd.engine.events import Listener, log
+from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
+from compresskd.engine.teacher import Teacher
+from compresskd.measure import macs
 from compresskd.run import (
     FAILED,
     FINISHED,
@@ -32,8 +34,7 @@ from compresskd.run import (
     write_text,
 )
 from compresskd.run.ownership import LOG, MODEL
-from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
-from compresskd.engine.teacher import Teacher
+from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
@@ -66,7 +67,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
 
-    def run(self, run: Run, reporter: Reporter, texts: Mapping[str, str] | None = None) -> Record:
+    def run(self, run: Run, reporter: Listener, texts: Mapping[str, str] | None = None) -> Record:
         """Run every stage that has not been run, and return the finished record.
 
         texts: files to keep in the run directory besides, by name.
@@ -101,7 +102,7 @@ class Experiment:
         if then is not None and self.teacher is not None and then.get("key") != self.teacher.key:
             raise _other_teacher(run, then.get("key"), self.teacher.key)
 
-    def _run(self, run: Run, reporter: Reporter, trust: set[str]) -> None:
+    def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
         for notice in self.data.notices:
             reporter.note(f"data: {notice.text}")
@@ -164,7 +165,7 @@ class Experiment:
         data = self.data
         return Record(
             strategy=self.strategy.name,
-            config=dict(self.config),
+            config=with_stored_targets(self.config),
             overrides=list(self.overrides),
             seed=self.seed,
             versions=versions(),

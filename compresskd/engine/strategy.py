@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, measure
-from compresskd.measure import macs
-from compresskd.listeners.console import Reporter
-from compresskd.measure.coverage import coverage
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
+from compresskd.engine.events import Listener
+from compresskd.measure import macs
+from compresskd.measure.coverage import coverage
 from compresskd.options import OptionError, within
 from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
 from compresskd.run.predictions import read_predictions, write_predictions
 from compresskd.training import Recipe, Scores, evaluate
-from compresskd.training.tt_plans import plans_used
 from compresskd.training.saved import read_training, write_training
+from compresskd.training.tt_plans import plans_used
 from compresskd.tt.execution.policy import source_of
 
 _NUM_TRIED = 3
@@ -69,7 +69,7 @@ class Context:
     recipe: Recipe
     seed: int
     device: torch.device
-    reporter: Reporter
+    reporter: Listener
     reference: nn.Module
     trust: set[str] = field(default_factory=set)
     stage: str = ""

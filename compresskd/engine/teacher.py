@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from compresskd import artifact
-from compresskd.listeners.console import Reporter
 from compresskd.data.base import Split
+from compresskd.engine.events import Listener
 from compresskd.models.weights import load_weights
 from compresskd.run import (
     AlreadyFinished,
     InUse,
+    Run,
     RunDirectoryError,
     changes,
     describe_owner,
@@ -23,9 +24,6 @@ from compresskd.run import (
     open_run,
     read_record,
 )
-
-if TYPE_CHECKING:
-    from compresskd.engine.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Teacher:
     Attributes:
         build: makes the untrained architecture.
         weights: checkpoint to load into it; None to train it once.
-        experiment: the run that trains it, an ordinary one (None where `weights` is given).
+        train: runs the ordinary run that trains it, in a directory (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
         key: that hash.
         trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
@@ -44,12 +42,12 @@ class Teacher:
 
     build: Callable[[], nn.Module]
     weights: Path | None = None
-    experiment: Experiment | None = None
+    train: Callable[[Run, Listener], object] | None = None
     directory: Path | None = None
     key: str | None = None
     trust: tuple[str, ...] = ()
 
-    def obtain(self, reporter: Reporter) -> tuple[nn.Module, dict[str, Any]]:
+    def obtain(self, reporter: Listener) -> tuple[nn.Module, dict[str, Any]]:
         """The trained teacher, in evaluation mode with gradients off, and where it came from, for the record.
 
         Of several processes that need the same teacher one trains it, the others wait and say so; what a dead
@@ -88,10 +86,10 @@ class Teacher:
                 f"remove {self.directory} to train the teacher again"
             )
 
-    def _trained(self, reporter: Reporter) -> tuple[nn.Module, str]:
-        if self.directory is None or self.experiment is None:
-            raise ValueError("a teacher without weights needs an experiment that trains it")
-        source = "trained" if self._train(self.experiment, self.directory, reporter) else "reused"
+    def _trained(self, reporter: Listener) -> tuple[nn.Module, str]:
+        if self.directory is None or self.train is None:
+            raise ValueError("a teacher without weights needs a run that trains it")
+        source = "trained" if self._train(self.train, self.directory, reporter) else "reused"
         record = read_record(self.directory)
         entry = record.stage(record.final)
         if entry is None:
@@ -113,7 +111,7 @@ class Teacher:
         """The packages of what `build` makes: the run was configured to run them, so loading may as well."""
         return [*self.trust, *artifact.packages(self.build())]
 
-    def _train(self, experiment: Experiment, directory: Path, reporter: Reporter) -> bool:
+    def _train(self, train: Callable[[Run, Listener], object], directory: Path, reporter: Listener) -> bool:
         """See to it that `directory` holds the trained teacher; whether this process trained any of it."""
         try:
             try:
@@ -127,7 +125,7 @@ class Teacher:
             return False
         reporter.note(f"teacher: {'goes on with' if run.resumed else 'training it in'} {directory}")
         try:
-            experiment.run(run, Reporter(reporter.console, prefix="teacher: "))
+            train(run, reporter.of_teacher())
         finally:
             run.close()
         return True

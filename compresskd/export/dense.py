@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd import artifact
-from compresskd.layers import surgery
 from compresskd.artifact import folder
 from compresskd.export.errors import ExportError
+from compresskd.layers import surgery
 from compresskd.models.build import build, spec_of
 from compresskd.models.folded import FoldedBatchNorm
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input

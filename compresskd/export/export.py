@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compresskd import __version__, artifact
+from compresskd import artifact
 from compresskd.export import dense, onnx, pt2
 from compresskd.export.agreement import BATCH_SIZES, Agreement, Run, check, compare, worst
 from compresskd.export.errors import ExportError
@@ -18,6 +18,7 @@ from compresskd.export.latency import latency
 from compresskd.export.samples import Samples
 from compresskd.export.source import Source
 from compresskd.run import atomic, atomic_folder, remove_leftovers_of, write_text
+from compresskd.version import __version__
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compresskd import measure
-from compresskd.layers import surgery
 from compresskd.export import dense, onnx
 from compresskd.export.agreement import BATCH_SIZES, Run
 from compresskd.export.errors import ExportError
 from compresskd.export.source import Source
+from compresskd.layers import surgery
 
 
 class _Contender(nn.Module):

@@ -12,10 +12,10 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.export.errors import ExportError
-from compresskd.targets.paths import Untrusted
 from compresskd.quant.activation import ActivationQuant
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.run import RECORD, Record, read_record
+from compresskd.targets.paths import Untrusted
 from compresskd.trust import granted
 
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from compresskd import layers
 from compresskd.targets.kinds import MODULE, Kind, resolve_kind
 from compresskd.targets.paths import check_trusted
+from compresskd.targets.stored_names import stored
 
 _WEIGHTS_OF = "weights_of"  # in a structure: the module whose factors this one holds too
 
@@ -110,7 +111,7 @@ def structure(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if name and isinstance(module, Structured):
             cls: Any = parametrize.type_before_parametrizations(module)  # pyright: ignore[reportArgumentType]
-            found[name] = {**module.structure(), "class": f"{cls.__module__}.{cls.__qualname__}"}
+            found[name] = {**module.structure(), "class": stored(f"{cls.__module__}.{cls.__qualname__}")}
             factors = next((getattr(module, key) for key in layers.WEIGHTS if hasattr(module, key)), module)
             holder = holders.setdefault(id(factors), name)
             if holder != name:

@@ -12,11 +12,10 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compresskd.engine.events import log
 from compresskd.measure.coverage import uncovered
 from compresskd.run import Record, factors
 from compresskd.training import EpochRecord, StepProgress
-
-log = logging.getLogger("compresskd")
 
 
 class Reporter:
@@ -102,6 +101,10 @@ class Reporter:
         if entry["layers"] and (large := uncovered(entry.get("coverage", {}))):
             shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in large.items())
             self.note(f"{entry['name']}: warning: bytes in modules that are never compressed: {shares}")
+
+    def of_teacher(self) -> Reporter:
+        """Return another one for the same console, every line of which says that it is about the teacher."""
+        return Reporter(self.console, prefix="teacher: ")
 
     def close(self) -> None:
         """Take the bars away."""

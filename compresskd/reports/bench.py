@@ -24,10 +24,10 @@ from compresskd import artifact, tt
 from compresskd.layers import surgery
 from compresskd.run import read_record
 from compresskd.trust import HELP, granted, trusted_packages
-from compresskd.tt.execution.machine import machine
+from compresskd.tt.decompose.modes import PATTERNS
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.contraction import matrices
-from compresskd.tt.decompose.modes import PATTERNS
+from compresskd.tt.execution.machine import machine
 from compresskd.tt.execution.planner import bucket, rank_plans
 
 Run = Callable[[], object]

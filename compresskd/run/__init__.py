@@ -25,6 +25,7 @@ from compresskd.run.factors import FACTORS, factors
 from compresskd.run.files import (
     atomic,
     atomic_folder,
+    open_regular,
     read_bytes,
     read_checked,
     remove_leftovers_of,
@@ -72,6 +73,7 @@ __all__ = [
     "factors",
     "fingerprints",
     "is_reproduced",
+    "open_regular",
     "open_run",
     "read_bytes",
     "read_checked",

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd import layers, tt
+from compresskd.compression.compression import Compression
+from compresskd.compression.replacement import Make
+from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
 from compresskd.options import Count, Whole, checked, within
-from compresskd.compression.compression import Compression
 from compresskd.stages.fit import Which, teachers_of
-from compresskd.compression.replacement import Make
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, State
 
 
 class _Splitting(nn.Module):
@@ -108,7 +108,7 @@ class Admm:
         return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
+        """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
         with within("how"):
             self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch, Data, Split
-from compresskd.models.build import spec_of
+from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
+from compresskd.models.build import spec_of
 from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
-from compresskd.engine.strategy import State
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps

@@ -9,9 +9,9 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.options import checked, one_of, within
 from compresskd.compression.compression import Compression, Init
 from compresskd.engine.strategy import Context, State
+from compresskd.options import checked, one_of, within
 
 
 @checked
@@ -39,7 +39,7 @@ class Factorize:
         return self.source == "teacher"
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
+        """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
         with within("how"):
             self.how.check(model, example)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
+from compresskd.engine.strategy import Context, State
 from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
 from compresskd.options import Fraction, Whole, checked, one_of
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, State
 from compresskd.training import LearningRate
 
 Which = Annotated[str, one_of("original", "previous", "both")]  # of the teachers that a stage may have
@@ -59,7 +59,7 @@ class Fit:
         return Training(self.objective, self.epochs, self.teacher, self.learning_rate)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: the objective finds in both models what it compares."""
+        """See `engine.strategy.Checked`: the objective finds in both models what it compares."""
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskd import layers
-from compresskd.layers import surgery
 from compresskd.data.draw import draw
-from compresskd.options import Count, checked
 from compresskd.engine.strategy import Context, State
+from compresskd.layers import surgery
+from compresskd.options import Count, checked
 from compresskd.training import LearningRate
 from compresskd.training.evaluation import evaluation_mode
 
@@ -48,7 +48,7 @@ class FitLayers:
         return True
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
+        """See `engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
         names = [name for layer in layers.find(state.student) for name in layer.names]
         if state.teacher is None or not _namesakes(names, state.teacher):
             raise ValueError(f"fit_layers: no {_NO_NAMESAKE}")

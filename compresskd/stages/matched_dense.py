@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.models.build import build, spec_of
-from compresskd.options import checked, within
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
+from compresskd.models.build import build, spec_of
+from compresskd.options import checked, within
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
 _WIDTHS = ("hidden", "width_multiplier")
@@ -39,7 +39,7 @@ class MatchedDense:
         return False
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
+        """See `engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
         with within("how"):
             self.how.check(state.student, example)
         _widths(spec_of(state.student))

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from compresskd.compression.compression import Compression
+from compresskd.engine.strategy import Context, Stage, State, score
 from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
 from compresskd.options import (
@@ -29,10 +31,8 @@ from compresskd.options import (
     raise_all,
     within,
 )
-from compresskd.compression.compression import Compression
 from compresskd.stages.fit import Which, teachers_of
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, Stage, State, score
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Rung:
         return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
+        """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
         with within("how"):
             self.how.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, tt
+from compresskd.compression.calibration import calibrate
+from compresskd.compression.precision_budget import check_budget, fit_budget
+from compresskd.compression.quantization import Quantization
+from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.data.draw import draw
+from compresskd.engine.strategy import Context, Stage, State, few_samples
 from compresskd.kd.objective import Objective
 from compresskd.options import Whole, checked, one_of, within
 from compresskd.proof import differing_when_rounded
@@ -20,14 +25,9 @@ from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.compression.calibration import calibrate
 from compresskd.stages.fit import Which, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
-from compresskd.compression.precision_budget import check_budget, fit_budget
-from compresskd.compression.quantization import Quantization
-from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.stages.train_student import Training, train_student
-from compresskd.engine.strategy import Context, Stage, State, few_samples
 
 
 @checked
@@ -74,7 +74,7 @@ class Quantize:
         )
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
+        """See `engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
         with within("how"):
             if self.how.batch_norm == "fold":

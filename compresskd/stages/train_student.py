@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch
+from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, Objective, Tapped
 from compresskd.stages.teacher_outputs import TeacherOutputs
-from compresskd.engine.strategy import Context
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
 
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from importlib.machinery import PathFinder
 from typing import Any
 
+from compresskd.targets.stored_names import current
+
 _SHIPPED = ("compresskd.", "torch.optim.")  # every run names an optimizer of torch
 
 
@@ -76,6 +78,7 @@ def resolve(target: str) -> Callable[..., Any]:
         ValueError: no such path (with the nearest valid name), a module on it that fails to import (with the
             failure), or something there that cannot be called.
     """
+    target = current(target) if isinstance(target, str) else target
     parts = target.split(".") if isinstance(target, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ValueError(f"expected a dotted path such as compresskd.models.mlp.MLP, got {target!r}")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compresskd.targets.paths import Granted
 from compresskd.run import FINISHED, Record
+from compresskd.targets.paths import Granted
 from compresskd.trust.key import NoKey, make_key, read_key
 from compresskd.trust.sources import source_digests
 

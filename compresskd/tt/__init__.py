@@ -1,15 +1,15 @@
 """Tensor-train layers, the decompositions that make them out of dense ones, and the plans by which they run."""
 
+from compresskd.tt.decompose.modes import Modes
+from compresskd.tt.decompose.search import Candidate, CurvePoint
+from compresskd.tt.decompose.skipped import Skipped
+from compresskd.tt.execution.policy import FIXED, MEASURED, plans
+from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
-from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
 from compresskd.tt.layers.linear import TTLinear
-from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.layers.ordinary import ordinary
-from compresskd.tt.execution.policy import FIXED, MEASURED, plans
-from compresskd.tt.decompose.search import Candidate, CurvePoint
-from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.layers.structure import from_structure
 from compresskd.tt.layers.tucker import TuckerLinear
 from compresskd.tt.layers.twin import twin

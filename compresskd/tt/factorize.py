@@ -8,18 +8,25 @@ from torch import Tensor, nn
 
 from compresskd import layers
 from compresskd.layers.registry import Plain
-from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.decompose.cores import balance
-from compresskd.tt.layers.cp import cp_conv, cp_linear
-from compresskd.tt.decompose.tt_svd import check_modes
-from compresskd.tt.layers.embedding import TTEmbedding
-from compresskd.tt.layers.linear import TTLinear
-from compresskd.tt.decompose.modes import Modes, conv_modes, linear_modes, nearest_factors, stage_modes, svd_modes
+from compresskd.tt.decompose.modes import (
+    Modes,
+    conv_modes,
+    linear_modes,
+    nearest_factors,
+    stage_modes,
+    svd_modes,
+)
 from compresskd.tt.decompose.ranks import Wish
 from compresskd.tt.decompose.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.decompose.skipped import Skipped
-from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
+from compresskd.tt.decompose.tt_svd import check_modes
 from compresskd.tt.decompose.whitening import check_covariance
+from compresskd.tt.layers.conv import TTConv2d
+from compresskd.tt.layers.cp import cp_conv, cp_linear
+from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.linear import TTLinear
+from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
 METHODS = ("tensor_train", "svd", "tucker", "cp")
 ROUNDING = 1e-6
@@ -43,8 +50,8 @@ def factorize(
 ) -> nn.Module | Skipped:
     """The layer factorized by `method` to exactly one wish, in the mode of training of `module`.
 
-    Only a layer whose computation is known has such a form, see `compresskd.layers.registry`; parametrized weights are taken
-    as they are in evaluation.
+    Only a layer whose computation is known has such a form, see `compresskd.layers.registry`; parametrized weights are
+    taken as they are in evaluation.
 
     Args:
         module: nn.Linear, nn.Conv2d or nn.Embedding, or a layer that was registered.

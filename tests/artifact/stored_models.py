@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
 from compresskd.config.schema import conf_dir, register
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import Grid

@@ -11,9 +11,9 @@ from stored_models import NAMES, assert_same, inputs_for, make, mlp, shake
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
 from compresskd.artifact import ArtifactError
 from compresskd.artifact.folder import digest
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.run import RunDirectoryError
 

@@ -460,3 +460,13 @@ class _Bomb:
 
     def __reduce__(self):
         return open, (self.path, "w")
+
+
+def test_a_sparse_file_of_many_gigabytes_is_refused_from_its_beginning(tmp_path):
+    artifact.write_compact(stored_mlp(), tmp_path / "m.ckd")
+    os.truncate(tmp_path / "m.ckd", 2**36)
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match=r"68,719,476,736 bytes, its header tells of at most"):
+        artifact.load(tmp_path / "m.ckd")
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()

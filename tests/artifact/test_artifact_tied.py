@@ -10,11 +10,11 @@ from torch import nn
 from compresskd import artifact, layers, measure, tt
 from compresskd.artifact import compact, folder
 from compresskd.artifact.content import tied
-from compresskd.models.build import build
-from compresskd.quant.prepare import QuantSpec, prepare
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.replacement import carry_out
 from compresskd.compression.size import Size
+from compresskd.models.build import build
+from compresskd.quant.prepare import QuantSpec, prepare
 
 TRUST = ("hard_modules",)
 NAMES = [

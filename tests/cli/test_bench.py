@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from compresskd import tt
+from compresskd.models.build import build
 from compresskd.reports import bench
 from compresskd.reports.bench import BenchError
-from compresskd.models.build import build
 
 
 def test_a_layer_is_timed_against_dense(capsys, monkeypatch):

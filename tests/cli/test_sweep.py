@@ -14,8 +14,8 @@ import torch
 
 import compresskd
 from compresskd.cli import sweep
-from compresskd.run import RunDirectoryError, describe_owner, open_run
 from compresskd.cli.sweep import failures, naming_overrides, varying_keys
+from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 SMALL = (
     "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[8]", "teacher.hidden=[8]",

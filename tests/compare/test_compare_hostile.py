@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from compresskd.compare.command import main
+from compresskd.compare.command import main, summarize_sweep
 from compresskd.compare.curves import curve, read_epochs
 from compresskd.compare.markdown import escape
 from compresskd.compare.predictions import PredictionsError, read_predictions
@@ -132,7 +132,7 @@ def test_arrays_that_claim_or_hold_too_much_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("distill.npy", bytes(2**28 + 1))
         archive.writestr("targets.npy", b"")
-    with pytest.raises(PredictionsError, match="an array of more than"):
+    with pytest.raises(PredictionsError, match="out of proportion"):
         read_predictions(tmp_path, "distill")
 
 
@@ -141,3 +141,10 @@ def test_numbers_of_a_curve_that_no_plot_can_show_are_left_out():
         {"epoch": n, "loss": value} for n, value in enumerate([1.0, 10**400, 1e300, float("nan"), True, 2])
     ]
     assert curve(epochs, "loss").points == ((0, 1.0), (5, 2.0))
+
+
+def test_a_link_in_a_sweeps_folder_is_not_written_through(sweep, tmp_path):
+    (sweep / "compare.html").symlink_to(tmp_path / "elsewhere.html")
+    assert "compare.html: is a link" in (summarize_sweep(sweep) or "")
+    assert not (tmp_path / "elsewhere.html").exists()
+    assert (sweep / "compare.csv").exists()

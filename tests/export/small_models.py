@@ -7,8 +7,8 @@ import yaml
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
 from compresskd.export import Source
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.activation import calibrate
 from compresskd.quant.pack import QuantizedTensor

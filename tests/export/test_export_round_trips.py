@@ -5,12 +5,12 @@ import torch
 from small_models import NAMES, factorize, inputs_of, model_of, one_of_each, source_of
 
 from compresskd import artifact
-from compresskd.layers import surgery
 from compresskd.export import ExportFailed, export
 from compresskd.export.agreement import Agreement, check, compare
 from compresskd.export.dense import fold
 from compresskd.export.export import report_of
 from compresskd.export.samples import Samples
+from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerGroup
 from compresskd.quant.prepare import QuantSpec

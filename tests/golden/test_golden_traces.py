@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compresskd.environment import versions
+from compresskd.engine.environment import versions
 
 HERE = Path(__file__).parent
 DIGITS = ("data=digits", "epochs=3", "teacher_fit.epochs=3", "rank=8", "hydra.run.dir=run")

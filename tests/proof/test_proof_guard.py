@@ -8,8 +8,8 @@ from odd_models import READ, RIGHT, WRONG, Listed, Plain
 from torch import nn
 
 from compresskd import layers, tt
-from compresskd.proof import read_by_others
 from compresskd.compression.compression import Compression, NothingCompressed, factorize_model
+from compresskd.proof import read_by_others
 
 
 def factorizable(model):

@@ -11,8 +11,8 @@ from torch import nn
 
 from compresskd import tt
 from compresskd.proof import carrying, differing
-from compresskd.tt.layers.cp import cp_conv, cp_linear
 from compresskd.tt.decompose.modes import nearest_factors
+from compresskd.tt.layers.cp import cp_conv, cp_linear
 from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
 DENSE = nn.Linear | nn.Conv2d | nn.Embedding

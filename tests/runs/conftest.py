@@ -11,16 +11,16 @@ import torch
 from tiny_runs import Program, default_stages, make_recipe, metrics, untimed_stage, untimed_teacher
 
 from compresskd import measure
-from compresskd.listeners.console import Reporter
 from compresskd.data.synthetic import synthetic
 from compresskd.engine.experiment import Experiment
-from compresskd.kd.logits import CrossEntropy
-from compresskd.models.build import build
-from compresskd.kd.objective import Objective
-from compresskd.run import open_run
-from compresskd.stages import Fit
 from compresskd.engine.strategy import Strategy
 from compresskd.engine.teacher import Teacher
+from compresskd.kd.logits import CrossEntropy
+from compresskd.kd.objective import Objective
+from compresskd.listeners.console import Reporter
+from compresskd.models.build import build
+from compresskd.run import open_run
+from compresskd.stages import Fit
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def make_experiment(make_data):
             recipe,
             seed,
             torch.device("cpu"),
-            teacher=Teacher(make_teacher, experiment=trains, directory=Path(root) / "teacher", key="k"),
+            teacher=Teacher(make_teacher, train=trains.run, directory=Path(root) / "teacher", key="k"),
         )
 
     return make

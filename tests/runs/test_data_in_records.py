@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from compresskd.data import Source, assemble
+from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.run import Record, RunDirectoryError, read_record
 from compresskd.run.record import changed_data
-from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.training import Scores
 
 SMALL = (

@@ -19,12 +19,12 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.data.augmentation import Compose, RandomCrop
+from compresskd.engine.strategy import State
 from compresskd.kd.features import Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.kd.objective import Objective
 from compresskd.run import RunDirectoryError
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
-from compresskd.engine.strategy import State
 
 pytestmark = pytest.mark.usefixtures("fast")
 

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from compresskd import tt
+from compresskd.compression.calibration import calibrate
 from compresskd.data import Source, assemble
 from compresskd.data.draw import draw
 from compresskd.data.synthetic import synthetic
 from compresskd.quant.activation import ActivationQuant, quantize_input
 from compresskd.quant.activation import calibrate as calibrate_activations
-from compresskd.compression.calibration import calibrate
 
 
 def make_data(shape):

@@ -7,15 +7,17 @@ import random
 import pytest
 import torch
 
-from compresskd.listeners.console import Reporter
+from compresskd.compression.compression import NothingCompressed
 from compresskd.data.synthetic import synthetic
 from compresskd.engine.experiment import Experiment
+from compresskd.engine.strategy import Context, State, Strategy
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import RKD, Hint
 from compresskd.kd.logits import CrossEntropy, SoftTargets
-from compresskd.models.build import build
 from compresskd.kd.objective import Objective
+from compresskd.listeners.console import Reporter
+from compresskd.models.build import build
 from compresskd.run import open_run
 from compresskd.stages import (
     Admm,
@@ -28,9 +30,7 @@ from compresskd.stages import (
     Quantization,
     Quantize,
 )
-from compresskd.compression.compression import NothingCompressed
 from compresskd.stages.dry_run import try_training
-from compresskd.engine.strategy import Context, State, Strategy
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 

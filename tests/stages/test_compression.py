@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
-from compresskd.stages import Compression
 from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.size import Size
+from compresskd.layers import surgery
+from compresskd.stages import Compression
 
 TEACHER = ("strategy=compress", "teacher.hidden=[256,256]")
 

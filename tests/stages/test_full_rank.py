@@ -5,12 +5,12 @@ import torch
 from hard_modules import EXPECTED, MODELS
 
 from compresskd import artifact, layers, measure
-from compresskd.models.build import build
-from compresskd.quant.prepare import QuantSpec, convert, prepare
-from compresskd.quant.targets import find_targets
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.replacement import carry_out
 from compresskd.compression.size import Size
+from compresskd.models.build import build
+from compresskd.quant.prepare import QuantSpec, convert, prepare
+from compresskd.quant.targets import find_targets
 
 FULL = 10**6
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from compresskd import artifact, tt
+from compresskd.engine.strategy import State
 from compresskd.kd.logits import CrossEntropy
-from compresskd.models.build import build
 from compresskd.kd.objective import Objective
+from compresskd.models.build import build
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.prepare import convert, plain_state_dict
 from compresskd.stages import Quantization, Quantize
-from compresskd.engine.strategy import State
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
 

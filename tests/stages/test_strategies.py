@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from compresskd import artifact, tt
-from compresskd.layers import surgery
 from compresskd.config.schema import conf_dir
+from compresskd.layers import surgery
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
 COMPRESSING = [s for s in STRATEGIES if s not in ("train", "distill", "distill_matched", "distill_qat")]
@@ -118,8 +118,8 @@ def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
 def test_fresh_factors_keep_the_variance_of_activations():
     import torch
 
-    from compresskd.models.build import build
     from compresskd.compression.compression import _fresh
+    from compresskd.models.build import build
 
     options = {"hidden": [512, 512, 512], "num_classes": 10, "input_shape": [512], "activation": "relu"}
     model = build("compresskd.models.mlp.MLP", options, seed=0)

@@ -6,11 +6,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresskd.tt import TTLinear
-from compresskd.tt.execution import choice
-from compresskd.tt.execution import plan_cache
-from compresskd.tt.execution.machine import cache_directory, machine, reference_machine
+from compresskd.tt.execution import choice, plan_cache
 from compresskd.tt.execution.choice import _predicted, choose
 from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.machine import cache_directory, machine, reference_machine
 from compresskd.tt.execution.planner import rank_plans
 from compresskd.tt.execution.rows import linear, outer, outer_sum
 

@@ -3,11 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskd.tt.execution.machine import Machine, cache_directory, machine
+from compresskd.tt.decompose.cores import core_shapes, merge, to_matrix
 from compresskd.tt.execution.chain import Chain, ChainProduct
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Plan, all_cuts, matrices
-from compresskd.tt.decompose.cores import core_shapes, merge, to_matrix
+from compresskd.tt.execution.machine import Machine, cache_directory, machine
 from compresskd.tt.execution.planner import bucket, plans, rank_plans
 from compresskd.tt.execution.streamed import StreamedLinear, split_bond
 

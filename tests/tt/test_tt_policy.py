@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from compresskd import tt
-from compresskd.tt.execution import choice
-from compresskd.tt.execution import convolution
+from compresskd.tt.execution import choice, convolution
 from compresskd.tt.execution.contraction import Plan
 from compresskd.tt.execution.policy import FIXED, MEASURED, repeatable, source_of
 

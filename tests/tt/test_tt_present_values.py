@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from compresskd.tt import TTConv2d, TTEmbedding, TTLinear
 from compresskd.tt.execution.chain import Chain
-from compresskd.tt.execution.plans import copied_cores, groups
 from compresskd.tt.execution.planner import plans
+from compresskd.tt.execution.plans import copied_cores, groups
 
 
 def step(make):

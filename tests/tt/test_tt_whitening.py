@@ -7,7 +7,13 @@ from torch import nn
 from compresskd.tt import factorize
 from compresskd.tt.decompose.cores import to_matrix
 from compresskd.tt.decompose.tt_svd import tt_svd
-from compresskd.tt.decompose.whitening import check_covariance, mode_covariances, output_error, root, tt_svd_whitened
+from compresskd.tt.decompose.whitening import (
+    check_covariance,
+    mode_covariances,
+    output_error,
+    root,
+    tt_svd_whitened,
+)
 
 
 def covariance_of(size, seed, rank=None):

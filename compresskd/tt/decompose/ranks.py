@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import clip_ranks, max_ranks, num_parameters
-from compresskd.tt.decompose.tt_svd import interleave
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.svd import spectrum, squared_norm
+from compresskd.tt.decompose.tt_svd import interleave
 
 FULL_SPECTRUM_SIDE = 1024
 NUM_LEADING = 256

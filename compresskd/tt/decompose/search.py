@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import num_parameters
-from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.ranks import Spectra, Wish, allocate, steps
+from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 from compresskd.tt.decompose.whitening import root, tt_svd_whitened
 
 NUM_DECOMPOSED = 3

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import merge, orthogonalize, to_matrix
-from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 from compresskd.tt.decompose.svd import squared_norm
+from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 
 RIDGE = 1e-6
 MAX_ELEMENTS = 1 << 23

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskd.tt.execution import columns
-from compresskd.tt.execution import rows
-from compresskd.tt.execution.contraction import Plan, Step, matrices, steps
 from compresskd.tt.decompose.cores import merge
+from compresskd.tt.execution import columns, rows
+from compresskd.tt.execution.contraction import Plan, Step, matrices, steps
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,14 +14,14 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from compresskd.tt.execution.machine import Machine, machine, reference_machine
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.contraction import Plan
-from compresskd.tt.execution.plan_cache import decide
-from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
-from compresskd.tt.execution.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
-from compresskd.tt.execution.policy import FIXED
 from compresskd.tt.execution.eager import undisturbed
+from compresskd.tt.execution.machine import Machine, machine, reference_machine
+from compresskd.tt.execution.plan_cache import decide
+from compresskd.tt.execution.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
+from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
+from compresskd.tt.execution.policy import FIXED
 
 FOLDED_MARGIN = 0.9
 TRIED_MARGIN = 0.9

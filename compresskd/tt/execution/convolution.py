@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd.tt.execution.plan_cache import decide
 from compresskd.tt.decompose.modes import Pair
 from compresskd.tt.execution.eager import undisturbed
+from compresskd.tt.execution.plan_cache import decide
 
 ROUNDS = 5
 MARGIN = 0.95

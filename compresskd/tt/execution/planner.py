@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compresskd.tt.execution.machine import Machine
 from compresskd.tt.execution.contraction import Plan, Step, all_cuts, steps
+from compresskd.tt.execution.machine import Machine
 from compresskd.tt.execution.rows import NARROW
 from compresskd.tt.execution.streamed import BLOCK_ROWS, split_bond
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compresskd.tt.decompose.cores import merge, to_matrix
 from compresskd.tt.execution import rows
 from compresskd.tt.execution.chain import Chain, ChainProduct
 from compresskd.tt.execution.contraction import Plan, matrices
-from compresskd.tt.decompose.cores import merge, to_matrix
 from compresskd.tt.execution.streamed import StreamedLinear, split_bond
 
 Run = Callable[[Tensor, Tensor | None], Tensor]

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import matrices, steps
+from compresskd.tt.execution.planner import Shapes, bucket
 from compresskd.tt.execution.plans import (
     copied_cores,
     cut,
@@ -25,9 +27,7 @@ from compresskd.tt.execution.plans import (
     inference_run,
     training_run,
 )
-from compresskd.tt.execution.planner import Shapes, bucket
 from compresskd.tt.execution.policy import said, source_of
-from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep
 
 _is_compiling, _tracing_state = torch.compiler.is_compiling, torch._C._get_tracing_state
 _transforms = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,6 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
+from compresskd.tt.decompose.modes import Pair, stage_modes
+from compresskd.tt.decompose.tt_svd import tt_svd
+from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.execution.cached_operands import Derived, can_keep
 from compresskd.tt.execution.convolution import (
     Geometry,
     StageOptions,
@@ -22,14 +27,9 @@ from compresskd.tt.execution.convolution import (
     run_stages,
     stage_options,
 )
-from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
-from compresskd.tt.decompose.tt_svd import tt_svd
-from compresskd.tt.layers.base import TensorTrainLayer
-from compresskd.tt.decompose.modes import Pair, stage_modes
 from compresskd.tt.execution.policy import FIXED, said, source_of
-from compresskd.tt.execution.cached_operands import Derived, can_keep
 from compresskd.tt.execution.product import autocast_dtype, is_watched
-from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.layers.base import TensorTrainLayer
 
 TRAINING_MARGIN = FIXED_MARGIN = 0.8
 
@@ -40,7 +40,8 @@ class TTConv2d(TensorTrainLayer):
     `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
     In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
     inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
-    changes, in whatever way it does (see `compresskd.tt.execution.cached_operands`): `inference_bytes` says how much that takes.
+    changes, in whatever way it does (see `compresskd.tt.execution.cached_operands`): `inference_bytes` says how
+    much that takes.
 
     Raises:
         ValueError: `groups` is not 1, or the stages do not make a kernel.

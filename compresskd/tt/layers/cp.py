@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd.tt.execution.convolution import Geometry
 from compresskd.tt.decompose.modes import Pair
+from compresskd.tt.execution.convolution import Geometry
 
 NUM_ITERATIONS = 100
 TOLERANCE = 1e-7

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from compresskd.tt.decompose.cores import balance, core_shapes, merge, to_matrix
 from compresskd.tt.decompose.cores import num_parameters as num_core_parameters
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
-from compresskd.tt.layers.base import TensorTrainLayer
 from compresskd.tt.execution.cached_operands import can_keep
 from compresskd.tt.execution.product import is_watched
+from compresskd.tt.layers.base import TensorTrainLayer
 
 MAX_TABLE = 1 << 22
 PADDINGS = ("zero", "kept", "cores")

@@ -7,13 +7,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.execution.contraction import least_macs
 from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
-from compresskd.tt.layers.base import TensorTrainLayer
+from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.execution.contraction import least_macs
 from compresskd.tt.execution.policy import said
 from compresskd.tt.execution.product import autocast_dtype, infer, is_watched, plan_of, traced, train
-from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.layers.base import TensorTrainLayer
 
 _is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_threads
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled

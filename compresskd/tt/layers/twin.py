@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from compresskd import layers
+from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.layers.embedding import TTEmbedding
 from compresskd.tt.layers.linear import TTLinear
-from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.layers.structure import from_structure
 
 # what of a structure is a convolution's own; the rest is that of its factors

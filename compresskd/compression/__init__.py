@@ -1,0 +1,1 @@
+"""What `compress=` and `quant=` mean: methods, sizes, budgets, plans, and what a calibration tells."""

@@ -1,0 +1,1 @@
+"""A run: the experiment, its strategy of stages, its teacher, and where it ran."""

@@ -1,0 +1,37 @@
+"""What a run tells while it goes on, and who may listen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from compresskd.training import EpochRecord, StepProgress
+
+log = logging.getLogger("compresskd")  # every line of it goes to the run's log.txt too
+
+
+class Listener(Protocol):
+    """Follows one run, and changes nothing in it."""
+
+    def note(self, text: str) -> None:
+        """Take one thing that the user should know."""
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        """Take the beginning of a stage: `number` counts from 0 to `total` - 1."""
+
+    def step(self, step: StepProgress) -> None:
+        """Take the progress inside an epoch, a few times a second."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """Take the end of an epoch, of `epochs` in the stage."""
+
+    def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        """Take a stage's entry in the record: it has been scored and saved."""
+
+    def of_teacher(self) -> Listener:
+        """Return the listener to the run that trains the teacher."""
+        ...
+
+    def close(self) -> None:
+        """Take the end of the run."""

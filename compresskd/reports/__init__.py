@@ -1,0 +1,1 @@
+"""Verbs that look at finished runs and at layers: evaluate, repeat, bench."""
