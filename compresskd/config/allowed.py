@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from compresskd.compression import rank_schedule
+from compresskd.config.origin import leaves
 from compresskd.data.base import Data
 from compresskd.kd.objective import Objective
 from compresskd.options import hints_of
@@ -144,14 +145,13 @@ def options_of(path: Any, key: str) -> dict[str, bool]:
         return {}
 
 
-def outside_targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def outside_targets(node: Any) -> Iterator[tuple[str, str]]:
     """(dotted key, path) of every `_target_` in plain values that names code outside of what is shipped."""
-    if isinstance(node, Mapping):
-        path = node.get("_target_")
-        if isinstance(path, str) and path != "???" and not is_shipped(path):
-            yield f"{key}._target_" if key else "_target_", path
-        for name, value in node.items():
-            yield from outside_targets(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from outside_targets(value, f"{key}[{position}]")
+    for key, path in leaves(node):
+        if (
+            f".{key}".endswith("._target_")
+            and isinstance(path, str)
+            and path != "???"
+            and not is_shipped(path)
+        ):
+            yield key, path

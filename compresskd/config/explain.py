@@ -153,24 +153,10 @@ def said(error: BaseException) -> str:
 
 
 def _nearest_key(key: str, written: Plain) -> str:
-    """The nearest name in the deepest part of the path that is there, else a key of the same last name elsewhere."""
-    path = key.replace("/", ".").split(".")
-    depth = next(
-        n for n in range(len(path)) if value_at(written, ".".join(path[: n + 1]), _NOTHING) is _NOTHING
-    )
-    holder = value_at(written, ".".join(path[:depth])) if depth else {**written, "experiment": None}
-    names = [str(name) for name in holder] if isinstance(holder, Mapping) else []
-    prefix = "".join(f"{part}." for part in path[:depth])
-    near = close_match(path[depth], names)
-    if near:
-        return f"; did you mean {prefix}{'.'.join([near, *path[depth + 1 :]])}?"
-    if depth:
-        return f"; expected {', '.join(prefix + name for name in names)}" if 0 < len(names) <= 24 else ""
-    known: dict[
-        str, str
-    ] = {}  # last part of each key -> the whole key, the shallowest where several share it
-    for each, _ in sorted(leaves(written), key=lambda pair: pair[0].count(".")):
-        if not each.startswith("hydra."):
-            known.setdefault(each.rpartition(".")[2], each)
-    elsewhere = close_match(path[-1], known)
-    return f"; did you mean {known[elsewhere]}?" if elsewhere else ""
+    """'; did you mean KEY?' where one is close, or has the same last name."""
+    known = {".".join(k.split(".")[:n]) for k, _ in leaves(written) for n in range(1, k.count(".") + 2)}
+    own = [k for k in (*known, "experiment") if not k.startswith("hydra.") or key.startswith("hydra.")]
+    near = close_match(key.replace("/", "."), own)
+    alike = [k for k in own if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    found = near or min(alike, key=lambda k: k.count("."), default=None)
+    return f"; did you mean {found}?" if found else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,9 @@ def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
         if not isinstance(config.get(name, {}), Mapping)
     ]
     faults += [
-        Fault(key, f"got {shown(text)}; a record holds no ${{...}}") for key, text in _references(config)
+        Fault(key, f"got {shown(value)}; a record holds no ${{...}}")
+        for key, value in leaves(config)
+        if "${" in key or (isinstance(value, str) and "${" in value)
     ]
     for key, path in outside_targets(config):
         try:
@@ -40,18 +42,6 @@ def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
             faults.append(Fault(key, str(error)))
     if faults:
         raise ConfigError(faults)
-
-
-def _references(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _references(name, key)
-            yield from _references(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _references(value, f"{key}[{position}]")
-    elif isinstance(node, str) and "${" in node:
-        yield key, node
 
 
 def data_of(config: Mapping[str, Any], overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Data:
