@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from compresskd.config import explain, overrides
 from compresskd.config.faults import ConfigError, Fault
-from compresskd.config.origin import as_written, value_at
+from compresskd.config.origin import as_written, leaves, value_at
 from compresskd.config.renamed import renamed_faults
 from compresskd.config.schema import conf_dir
 
@@ -165,7 +165,9 @@ class _Composer:
             faults.append(Fault("hydra.job.chdir", _CHDIR))
         with open_dict(cfg):
             cfg.pop("hydra")
-        return cfg, [*faults, *explain.unread(typed, as_written(cfg), as_written(base))]
+        written = as_written(cfg)
+        faults += renamed_faults(leaves(written))
+        return cfg, [*faults, *explain.unread(typed, written, as_written(base))]
 
     def _is_choice(self, p: Override) -> bool:
         return bool(self._choices_of(p.key_or_group)) and not isinstance(p.value(), dict)

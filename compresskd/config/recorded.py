@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
+from compresskd.config.origin import leaves
 from compresskd.config.parts import Parts
 from compresskd.config.resolved import resolve
 from compresskd.config.schema import GROUPS
