@@ -25,7 +25,7 @@ from compresskd.config import explain, overrides
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import as_written, leaves, value_at
 from compresskd.config.renamed import renamed_faults
-from compresskd.config.schema import conf_dir
+from compresskd.config.schema import DEFAULTS, conf_dir
 
 _UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 _CHDIR = (
@@ -173,6 +173,8 @@ class _Composer:
         return bool(self._choices_of(p.key_or_group)) and not isinstance(p.value(), dict)
 
     def _choices_of(self, group: str) -> list[str]:
+        if "." in group or DEFAULTS.get(group, {}) != {}:
+            return []
         if group not in self._options:
             self._options[group] = self._loader.get_group_options(
                 group, config_name=self._name, overrides=self._search
