@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compresskd.config import schema
-from compresskd.config.builder import FAILED, Builder
+from compresskd.config.builder import FAILED, OPEN, Builder
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
@@ -100,19 +100,22 @@ class Parts(Builder):
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
-        options = {
-            k: v for k, v in node["train"].items() if k != "label_smoothing"
-        }  # which a loss term reads
+        # a loss term reads the smoothing
+        options = {name: value for name, value in node["train"].items() if name != "label_smoothing"}
         options |= {"epochs": node["epochs"], "precision": self._config["precision"]}
-        options |= {name: self.make(node[name], f"{prefix}{name}") for name in ("optimizer", "scheduler")}
+        made = {name: self.make(node[name], f"{prefix}{name}") for name in ("optimizer", "scheduler")}
         place = functools.partial(_recipe_key, prefix=prefix)
-        if not self.judge(Recipe, options, place, "a training"):
+        known = self.judge(Recipe, dict.fromkeys([*options, *made], OPEN), place, "a training")
+        options |= {
+            name: (lambda *_: None) if factory is FAILED else factory for name, factory in made.items()
+        }
+        recipe = self.attempt(place, lambda: Recipe(**options)) if known else FAILED
+        if recipe is FAILED or FAILED in made.values():
             return None
-        recipe = self.attempt(place, lambda: Recipe(**options))
-        found = [] if recipe is FAILED else list(factory_faults(recipe))
+        found = list(factory_faults(recipe))
         for error in found:
             self.fault(place(error.field), error.text)
-        return None if recipe is FAILED or found else recipe
+        return None if found else recipe
 
     def strategy(self) -> Strategy | None:
         """The stages in order."""

@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from compresskd.options import OptionError
-from compresskd.training.recipe import Recipe
+from compresskd.options import faults as judged
+from compresskd.training.recipe import LearningRate, Recipe
 
 _STEPS_PER_EPOCH = (
     10_000  # many, so that nothing is refused for being rounded; a training's own are tried with it
@@ -20,10 +21,16 @@ _STEPS = 20
 
 def factory_faults(recipe: Recipe) -> Iterator[OptionError]:
     """What is wrong with the options of optimizer and scheduler."""
-    faults = list(_blamed("optimizer", recipe.optimizer, _step))
+    bound = recipe.optimizer.keywords if isinstance(recipe.optimizer, functools.partial) else {}
+    rates = [OptionError(f"optimizer.{e.field}", e.got, e.expected) for e in judged(_plausible, bound)]
+    faults = [*rates, *_blamed("optimizer", recipe.optimizer, _step)]
     yield from faults
     if not faults and recipe.epochs:
         yield from _blamed("scheduler", recipe.scheduler, lambda factory: _schedule(factory, recipe))
+
+
+def _plausible(lr: LearningRate) -> None:
+    """A rate beyond which no training survives."""
 
 
 def _optimizer(factory: Callable[..., Optimizer]) -> Optimizer:

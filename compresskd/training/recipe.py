@@ -15,7 +15,6 @@ from compresskd.options import (
     OptionError,
     Positive,
     Share,
-    checked,
     faults,
     one_of,
     raise_all,
@@ -29,7 +28,6 @@ OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[..., LRScheduler]
 
 
-@checked
 @dataclass(frozen=True)
 class Recipe:
     """How to train: all that `fit` needs beside the model, the data and the loss.
@@ -55,7 +53,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        raise_all(_faults(self))
+        raise_all([*faults(Recipe, vars(self)), *_faults(self)])
 
 
 def _faults(recipe: Recipe) -> Iterator[OptionError]:
@@ -68,14 +66,13 @@ def _faults(recipe: Recipe) -> Iterator[OptionError]:
     if options.get("nesterov") and options.get("momentum", 0) == 0:
         yield OptionError("optimizer.nesterov", True, "false, or optimizer.momentum above 0")
     warmup = _bound(recipe.scheduler).get("warmup_epochs", 0)
-    if recipe.epochs and not (isinstance(warmup, int | float) and 0 <= warmup < recipe.epochs):
-        expected = f">= 0, and less than the {recipe.epochs} epochs of this training"
+    epochs = recipe.epochs if isinstance(recipe.epochs, int) else 0
+    if epochs > 0 and not (isinstance(warmup, int | float) and 0 <= warmup < epochs):
+        expected = f">= 0, and less than the {epochs} epochs of this training"
         yield OptionError("scheduler.warmup_epochs", warmup, expected)
 
 
-def _usual_options(
-    lr: LearningRate, momentum: Annotated[float, Ge(0), Lt(1)], weight_decay: NonNegative
-) -> None:
+def _usual_options(lr: Positive, momentum: Annotated[float, Ge(0), Lt(1)], weight_decay: NonNegative) -> None:
     """Options of optimizers that mean the same in all of them."""
 
 

@@ -221,7 +221,7 @@ def test_mixed_targets_count_as_their_most_probable_class(cls, logits, targets):
 @pytest.mark.parametrize("cls", [SoftTargets, DKD, NKD, DIST])
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf, "4"])
 def test_impossible_temperature(cls, temperature):
-    with pytest.raises(ValueError, match=r"kd\.temperature: expected a number above 0, got"):
+    with pytest.raises(ValueError, match=r"^temperature: got "):
         cls(temperature=temperature)
 
 
@@ -238,7 +238,7 @@ def test_impossible_temperature(cls, temperature):
     ],
 )
 def test_impossible_numbers_name_their_key(build, key):
-    with pytest.raises(ValueError, match=f"^{key}: expected"):
+    with pytest.raises(ValueError, match=f"^{key.rpartition('.')[2]}: got"):
         build()
 
 

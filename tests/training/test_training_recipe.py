@@ -16,40 +16,40 @@ def sgd(**options):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": -1}, "epochs: came -1; allowed: an integer, 0 or more"),
-        ({"epochs": 2.5}, "epochs: came 2.5; allowed: an integer, 0 or more"),
-        ({"epochs": True}, "epochs: came True; allowed: an integer, 0 or more"),
-        ({"batch_size": 0}, "train.batch_size: came 0; allowed: an integer, 1 or more"),
+        ({"epochs": -1}, "epochs: got -1, expected >= 0"),
+        ({"epochs": 2.5}, r"epochs: got 2\.5, expected a whole number"),
+        ({"epochs": True}, "epochs: got true, expected a whole number"),
+        ({"batch_size": 0}, "batch_size: got 0, expected >= 1"),
         (
             {"evaluation_batch_size": -3},
-            "train.evaluation_batch_size: came -3; allowed: an integer, 1 or more",
+            "evaluation_batch_size: got -3, expected >= 1",
         ),
-        ({"gradient_clip": 0.0}, "train.gradient_clip: came 0.0; allowed: null, or 1e-6 or more"),
-        ({"gradient_clip": float("nan")}, "train.gradient_clip: came nan; allowed: null, or 1e-6 or more"),
-        ({"mixup": -0.1}, "train.mixup: came -0.1; allowed: null, or greater than 0"),
-        ({"ema": 1.0}, r"train.ema: came 1.0; allowed: null, or between 0 and 1 \(0.999 is usual\)"),
-        ({"patience": 0}, "train.patience: came 0; allowed: null, or an integer, 1 or more"),
-        ({"precision": "fp8"}, "precision: came 'fp8'; allowed: fp32, bf16, fp16"),
-        ({"precision": 16}, "precision: came 16; allowed: fp32, bf16, fp16"),
-        ({"compile": "yes"}, "train.compile: came 'yes'; allowed: true, false"),
-        ({"channels_last": 1}, "train.channels_last: came 1; allowed: true, false"),
-        ({"checkpoint_seconds": 0}, "train.checkpoint_seconds: came 0; allowed: seconds, greater than 0"),
-        ({"optimizer": "sgd"}, "optimizer: came 'sgd'; allowed: a factory"),
-        ({"optimizer": sgd(lr=0)}, "optimizer.lr: came 0; allowed: a number greater than 0"),
-        ({"optimizer": sgd(lr="fast")}, "optimizer.lr: came 'fast'; allowed: a number greater than 0"),
-        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, "optimizer.momentum: came 1.0; allowed: 0 to below 1"),
+        ({"gradient_clip": 0.0}, r"gradient_clip: got 0\.0, expected >= 1e-06"),
+        ({"gradient_clip": float("nan")}, "gradient_clip: got nan, expected a finite number"),
+        ({"mixup": -0.1}, r"mixup: got -0\.1, expected > 0"),
+        ({"ema": 1.0}, r"ema: got 1\.0, expected < 1"),
+        ({"patience": 0}, "patience: got 0, expected >= 1"),
+        ({"precision": "fp8"}, "precision: got 'fp8', expected fp32, bf16, fp16"),
+        ({"precision": 16}, "precision: got 16, expected a string"),
+        ({"compile": "yes"}, "compile: got 'yes', expected true or false"),
+        ({"channels_last": 1}, "channels_last: got 1, expected true or false"),
+        ({"checkpoint_seconds": 0}, "checkpoint_seconds: got 0, expected > 0"),
+        ({"optimizer": "sgd"}, "optimizer: got 'sgd', expected"),
+        ({"optimizer": sgd(lr=0)}, r"optimizer\.lr: got 0, expected > 0"),
+        ({"optimizer": sgd(lr="fast")}, r"optimizer\.lr: got 'fast', expected a number"),
+        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, r"optimizer\.momentum: got 1\.0, expected < 1"),
         (
             {"optimizer": sgd(lr=1.0, weight_decay=-1.0)},
-            "optimizer.weight_decay: came -1.0; allowed: 0 or more",
+            r"optimizer\.weight_decay: got -1\.0, expected >= 0",
         ),
         (
             {"optimizer": sgd(lr=1.0, nesterov=True)},
-            "optimizer.nesterov: came true with optimizer.momentum 0",
+            r"optimizer\.nesterov: got true, expected",
         ),
-        ({"scheduler": None}, "scheduler: came None; allowed: a factory"),
+        ({"scheduler": None}, "scheduler: got null, expected"),
         (
             {"scheduler": functools.partial(cosine, warmup_epochs=3)},
-            "scheduler.warmup_epochs: came 3; allowed: 0 or more, and less than the 3 epochs of this training",
+            r"scheduler\.warmup_epochs: got 3, expected",
         ),
     ],
 )
@@ -62,11 +62,11 @@ def test_all_faults_are_told_at_once(make_recipe):
     with pytest.raises(ValueError, match="epochs") as caught:
         make_recipe(epochs=-1, batch_size=0, ema=2.0, optimizer=sgd(lr=-1.0, weight_decay=-1.0))
     keys = [line.split(":")[0] for line in str(caught.value).splitlines()]
-    assert keys == ["epochs", "train.batch_size", "train.ema", "optimizer.lr", "optimizer.weight_decay"]
+    assert keys == ["epochs", "batch_size", "ema", "optimizer.lr", "optimizer.weight_decay"]
 
 
 def test_a_stage_may_change_a_value_and_is_checked_again(make_recipe):
     recipe = make_recipe(epochs=0, scheduler=functools.partial(cosine, warmup_epochs=1))
     assert replace(recipe, epochs=2).epochs == 2
-    with pytest.raises(ValueError, match=r"scheduler\.warmup_epochs: came 1"):
+    with pytest.raises(ValueError, match=r"scheduler\.warmup_epochs: got 1, expected"):
         replace(recipe, epochs=1)

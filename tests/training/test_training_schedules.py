@@ -98,21 +98,21 @@ def test_each_group_keeps_its_own_rate():
     [
         (
             functools.partial(cosine, warmup_epochs=10),
-            r"scheduler\.warmup_epochs: came 10; .* less than the 10 epochs",
+            "warmup_epochs: got 10, expected",
         ),
-        (functools.partial(constant, warmup_epochs=-1), r"scheduler\.warmup_epochs: came -1"),
+        (functools.partial(constant, warmup_epochs=-1), "warmup_epochs: got -1, expected >= 0"),
         (
             functools.partial(cosine, final_fraction=1.5),
-            r"scheduler\.final_fraction: came 1\.5; allowed: 0 to 1",
+            r"final_fraction: got 1\.5, expected <= 1",
         ),
-        (functools.partial(multistep, milestones=[0.5, 150]), r"scheduler\.milestones: came \[0.5, 150\]"),
+        (functools.partial(multistep, milestones=[0.5, 150]), r"milestones\[1\]: got 150, expected < 1"),
         (
             functools.partial(multistep, gamma=0.0),
-            r"scheduler\.gamma: came 0\.0; allowed: above 0, at most 1",
+            r"gamma: got 0\.0, expected > 0",
         ),
         (
             functools.partial(one_cycle, pct_start=1.0),
-            r"scheduler\.pct_start: came 1\.0; allowed: between 0 and 1",
+            r"pct_start: got 1\.0, expected < 1",
         ),
     ],
 )
