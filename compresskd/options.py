@@ -32,7 +32,7 @@ Share = Annotated[float, Gt(0), Lt(1)]
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _PLAIN = (bool, int, float, str, list, dict, type(None))
-_LONGEST_SHOWN = 80
+_LONGEST_SHOWN = 200
 _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -134,9 +134,7 @@ def shown(value: Any) -> str:
     plain = {None: "null", True: "true", False: "false"}
     known = isinstance(value, bool) or value is None
     text = plain[value] if known else repr(list(value) if isinstance(value, tuple) else value)
-    return (
-        text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}... ({len(text)} characters)"
-    )
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:40]}... ({len(text)} characters)"
 
 
 def checked(make: T) -> T:

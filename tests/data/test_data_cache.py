@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_told(pixels, tmp_path):
 
 
 def test_a_negative_limit_is_refused():
-    with pytest.raises(ValueError, match=r"data.max_in_memory_bytes: expected 0"):
+    with pytest.raises(ValueError, match="max_in_memory_bytes: got -1, expected"):
         Cache.at(None, -1)
 
 

@@ -148,22 +148,22 @@ def test_images_of_other_sizes_are_resized(folder):
             r"data.image_column: .* no column 'img', it has \['image', 'label'\]; write data.im",
         ),
         ({"label_column": "digit"}, "data.label_column: .* no column 'digit'"),
-        ({"image_column": "label"}, "expected two columns of the train split of .*, got 'label' for both"),
+        ({"image_column": "label"}, "image_column: got 'label', expected"),
         (
             {"test_split": "valid"},
             r"data.test_split: .* no split 'valid', it has \['test', 'train'\]; .*=null data.te",
         ),
         ({"train_split": "all"}, r"data.train_split: .* no split 'all', .*; write data.train_split=NAME$"),
-        ({"num_classes": 10}, "data.num_classes: the data has 3 classes, the configuration says 10"),
-        ({"input_shape": [1, 28, 28]}, r"data.input_shape: .*\[1, 6, 5\].* says \[1, 28, 28\]"),
-        ({"validation_fraction": 0.0}, r"data.validation_fraction: .* got 0.0"),
+        ({"num_classes": 10}, "num_classes: got 10, expected"),
+        ({"input_shape": [1, 28, 28]}, r"input_shape: got \[1, 28, 28\], expected"),
+        ({"validation_fraction": 0.0}, r"validation_fraction: got 0\.0, expected"),
         (
             {"validation_split": "test"},
-            r"its own validation split, so nothing is cut; write data.validation_fraction",
+            r"validation_fraction: got 0\.25, expected",
         ),
-        ({"test_fraction": 0.2}, r"its own test split, so nothing is cut; write data.test_fraction=null"),
-        ({"std": None}, r"data.mean, data.std: expected both or neither"),
-        ({"revision": "main"}, "data.revision: a folder has none"),
+        ({"test_fraction": 0.2}, r"test_fraction: got 0\.2, expected"),
+        ({"std": None}, r"mean: got \[0\.5\], expected null, as std is: both or neither"),
+        ({"revision": "main"}, "revision: got 'main', expected"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folder, options, words):
@@ -176,9 +176,7 @@ def test_columns_of_another_kind_are_refused(tmp_path):
     for split in ("train", "test"):
         columns = {"image": [1, 2, 3] * 4, "label": ["x", "y", "z"] * 4, "tags": [["x"]] * 12}
         Dataset.from_dict(columns).to_parquet(tmp_path / "numbers" / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(
-        ValueError, match=r"data.image_column: expected encoded images in column 'image', got int for"
-    ):
+    with pytest.raises(ValueError, match="image_column: got 'image', expected"):
         load(path=str(tmp_path / "numbers"))
     with pytest.raises(
         ValueError, match=r"data.label_column: expected one class .* in column 'tags', got \['x'\] in"
@@ -188,9 +186,7 @@ def test_columns_of_another_kind_are_refused(tmp_path):
 
 def test_labels_that_train_lacks_are_named(folder):
     root, _ = folder(labels=Value("string"), train=["x", "y"] * 10, test=["x"] * 8 + ["q"])
-    with pytest.raises(
-        ValueError, match=r"'q', the label of image 8 of the test split .* not one of the 2 in train"
-    ):
+    with pytest.raises(ValueError, match="label_column: got 'q', expected"):
         load(path=str(root))
 
 
@@ -268,7 +264,7 @@ def test_null_images_and_labels_are_named(folder, parts):
     labels = [*table["label"]]
     labels[5] = None
     Dataset.from_dict({**table, "label": labels}, features=features).to_parquet(file)
-    with pytest.raises(ValueError, match=r"data.label_column: None, the label of image 5 of the train split"):
+    with pytest.raises(ValueError, match="label_column: got null, expected"):
         load(path=str(root))
     floats = {**table, "label": [float(label) for label in table["label"]]}
     Dataset.from_dict(floats, features=Features({"image": Image(), "label": Value("float64")})).to_parquet(

@@ -21,7 +21,7 @@ def test_an_image_gives_the_same_bits_in_any_batch():
     ("mean", "std", "words"),
     [
         ((0.5,), (0.1, 0.1), "data.mean has 1 values and data.std 2"),
-        ((0.5,), (0.0,), r"data.std: expected finite positive numbers, got \[0.0\]"),
+        ((0.5,), (0.0,), r"std: got \[0\.0\], expected finite numbers > 0"),
     ],
 )
 def test_impossible_values_are_refused(mean, std, words):
@@ -30,5 +30,5 @@ def test_impossible_values_are_refused(mean, std, words):
 
 
 def test_values_that_do_not_fit_the_channels_are_refused():
-    with pytest.raises(ValueError, match=r"expected 1 or 3 values for inputs of shape \[3, 8, 8\], got 2"):
+    with pytest.raises(ValueError, match=r"mean: got \[0\.5, 0\.5\], expected"):
         Normalize((0.5, 0.5), (1.0, 1.0)).check((3, 8, 8))

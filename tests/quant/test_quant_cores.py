@@ -230,9 +230,9 @@ def test_large_layer_is_feasible():
         (
             [torch.ones(1, 2, 2, 1)],
             {"method": "als"},
-            "quant.method: expected one of nearest, gauge, gauge_als",
+            "method: got 'als', expected nearest, gauge, gauge_als",
         ),
-        ([torch.ones(1, 2, 2, 1)], {"bits": 7}, "bits: expected one of"),
+        ([torch.ones(1, 2, 2, 1)], {"bits": 7}, "bits: got true, expected 2, 3, 4, 8"),
     ],
 )
 def test_bad_trains_are_refused(cores, options, words):

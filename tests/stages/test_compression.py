@@ -122,28 +122,31 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rank": 0}, "rank: came 0"),
-        ({"ranks": {"fc1": 0}}, "compress.ranks: came 0 for 'fc1'"),
+        ({"rank": 0}, "rank: got 0, expected >= 1"),
+        ({"ranks": {"fc1": 0}}, r"ranks\.fc1: got 0, expected >= 1 or a list: \[a, b\]"),
         ({"tolerance": 0.1, "budget": 0.2}, "one wish for the size"),
-        ({"tolerance": 1.5}, "compress.tolerance: came 1.5"),
-        ({"energy": 0.0}, "compress.energy: came 0.0"),
-        ({"budget": 2}, "compress.budget: came 2"),
-        ({"budget": 0.5, "budget_of": "watts"}, "compress.budget_of: came 'watts'"),
-        ({"max_drop": -1}, "compress.max_drop: came -1"),
-        ({"method": "magic"}, "compress.method: came 'magic'"),
-        ({"num_cores": 1}, "compress.num_cores: came 1"),
-        ({"num_cores": 3, "method": "svd"}, "compress.num_cores: came 3 with method svd"),
-        ({"data_aware": True, "method": "cp"}, "compress.data_aware: came true with method cp"),
-        ({"budget": 0.5, "method": "tucker"}, "compress.budget: came with method tucker"),
-        ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, "compress.modes: came with another method"),
-        ({"modes": {"fc1": [[4], [4]]}, "method": "svd"}, "compress.modes: came with another method"),
-        ({"ranks": {"fc1": [4, 4]}}, "compress.ranks: came a list for 'fc1', whose bonds are not known"),
+        ({"tolerance": 1.5}, r"tolerance: got 1\.5, expected < 1"),
+        ({"energy": 0.0}, r"energy: got 0\.0, expected > 0"),
+        ({"budget": 2}, "budget: got 2, expected < 1"),
+        ({"budget": 0.5, "budget_of": "watts"}, "budget_of: got 'watts', expected parameters, bytes"),
+        ({"max_drop": -1}, "max_drop: got -1, expected >= 0"),
+        ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, tucker, cp"),
+        ({"num_cores": 1}, "num_cores: got 1, expected >= 2"),
+        ({"num_cores": 3, "method": "svd"}, "num_cores: got 3, expected null with method=svd"),
+        ({"data_aware": True, "method": "cp"}, "data_aware: got true, expected false with method=cp"),
+        ({"budget": 0.5, "method": "tucker"}, r"budget: got 0\.5, expected null with method=tucker"),
+        ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, r"modes: got \{'fc1': \[\[4\], \[4\]\]\}, expected"),
+        (
+            {"modes": {"fc1": [[4], [4]]}, "method": "svd"},
+            r"modes: got \{'fc1': \[\[4\], \[4\]\]\}, expected",
+        ),
+        ({"ranks": {"fc1": [4, 4]}}, r"ranks\.fc1: got \[4, 4\], expected"),
         (
             {"ranks": {"fc1": [4, 0]}, "modes": {"fc1": [[4], [4]]}},
-            r"compress.ranks: came \[4, 0\] for 'fc1'",
+            r"ranks\.fc1\[1\]: got 0, expected >= 1",
         ),
-        ({"include": []}, "compress.include: came an empty list"),
-        ({"num_calibration": 0}, "compress.num_calibration: came 0"),
+        ({"include": []}, r"include: got \[\], expected"),
+        ({"num_calibration": 0}, "num_calibration: got 0, expected >= 1"),
     ],
 )
 def test_impossible_wishes_name_their_key(options, words):
@@ -154,10 +157,10 @@ def test_impossible_wishes_name_their_key(options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"include": ["layer9"]}, "compress.include: 'layer9' fits no layer; the layers are 0, 1"),
-        ({"exclude": ["x*"]}, "compress.exclude: 'x\\*' fits no layer"),
-        ({"ranks": {"y": 2}}, "compress.ranks: 'y' fits no layer"),
-        ({"modes": {"y": [[8], [8]]}}, "compress.modes: 'y' fits no layer"),
+        ({"include": ["layer9"]}, "include: got 'layer9', expected"),
+        ({"exclude": ["x*"]}, r"exclude: got 'x\*', expected"),
+        ({"ranks": {"y": 2}}, "ranks: got 'y', expected"),
+        ({"modes": {"y": [[8], [8]]}}, "modes: got 'y', expected"),
     ],
 )
 def test_patterns_that_fit_nothing(options, words):
@@ -174,9 +177,7 @@ def test_a_model_in_which_nothing_gets_smaller_fails_loudly():
 def test_a_budget_below_the_least_says_what_is_possible():
     layers = {"0": nn.Linear(32, 32)}
     model = nn.Sequential(layers["0"])
-    with pytest.raises(
-        ValueError, match=r"compress.budget: came 0.001 of 1,056 parameters; allowed: at least 0\.\d+"
-    ):
+    with pytest.raises(ValueError, match=r"budget: got 0\.001, expected"):
         plan_layers(layers, Size(4, budget=0.001), Method("tensor_train", None, {}), model, lambda _: 0.0)
 
 
@@ -186,7 +187,7 @@ def test_rounding_goes_on_from_factors():
     rounded = Size(4).rounded("fc", layer)
     assert rounded.ranks == (4,)
     assert Size(4, ranks={"fc": [3]}).rounded("fc", layer).ranks == (3,)
-    with pytest.raises(ValueError, match=r"compress.ranks: came \[3, 3\] for 'fc', which has 1 bonds"):
+    with pytest.raises(ValueError, match=r"ranks: got \[3, 3\], expected"):
         Size(4, ranks={"fc": [3, 3]}).rounded("fc", layer)
     best = torch.linalg.svdvals(layer.to_dense().double())[4:].norm()
     torch.testing.assert_close(
