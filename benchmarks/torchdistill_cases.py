@@ -14,7 +14,7 @@ from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.data.base import Data, Split
 from compresskd.engine.experiment import Experiment
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.listeners.console import Reporter
 from compresskd.models.weights import load_weights
 from compresskd.run import open_run
@@ -155,7 +155,7 @@ def _check_losses(experiment: Experiment, task: peers.Task) -> None:
     targets = torch.arange(64) % classes
     (stage,) = experiment.strategy.stages.values()
     assert isinstance(stage, Fit)
-    total, _ = stage.objective(View(logits, {}), View(teacher, {}), targets)
+    total, _ = stage.objective(ModelOutputs(logits, {}), ModelOutputs(teacher, {}), targets)
     for name, value in peers.losses(task, logits, teacher, targets).items():
         if abs(value - float(total)) > 1e-5 * abs(value):
             raise RuntimeError(f"{name} minimises something else: its loss is {value}, ours {float(total)}")

@@ -26,7 +26,7 @@ from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
 from compresskd.kd.correlation import DIST
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
 from compresskd.models.vit import VisionTransformer
@@ -39,7 +39,7 @@ from compresskd.reports.evaluate import Verdict
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_checked, write_checked
 from compresskd.stages.fold_batch_norm import fold_batch_norms
-from compresskd.tt.decompose.ranks import Wish
+from compresskd.tt.decompose.ranks import SizeTarget
 from compresskd.tt.decompose.whitening import check_covariance
 
 NAN, INF = math.nan, math.inf
@@ -61,7 +61,7 @@ def found(difference, largest=1.0, equal=1.0, rounds_inputs=False):
 
 
 def logits(term, s, t):
-    return term(View(s), View(t), torch.zeros(len(s), dtype=torch.int64))
+    return term(ModelOutputs(s), ModelOutputs(t), torch.zeros(len(s), dtype=torch.int64))
 
 
 REFUSED = {
@@ -168,13 +168,13 @@ REFUSED = {
         r"expected input_covariance \[2, 2\]",
     ),
     "covariance: negative": (lambda: check_covariance(-torch.eye(2), 2), ValueError, "positive semidefinite"),
-    "rank: NaN": (lambda: Wish(rank=NAN), ValueError, "rank >= 1"),
-    "ranks: none": (lambda: Wish(ranks=()), ValueError, "ranks >= 1"),
-    "ranks: NaN": (lambda: Wish(ranks=(2, NAN)), ValueError, "ranks >= 1"),
-    "tolerance: NaN": (lambda: Wish(tolerance=NAN), ValueError, "tolerance"),
-    "energy: NaN": (lambda: Wish(energy=NAN), ValueError, "energy"),
-    "parameters: NaN": (lambda: Wish(num_parameters=NAN), ValueError, "num_parameters"),
-    "no wish": (Wish, ValueError, "exactly one"),
+    "rank: NaN": (lambda: SizeTarget(rank=NAN), ValueError, "rank >= 1"),
+    "ranks: none": (lambda: SizeTarget(ranks=()), ValueError, "ranks >= 1"),
+    "ranks: NaN": (lambda: SizeTarget(ranks=(2, NAN)), ValueError, "ranks >= 1"),
+    "tolerance: NaN": (lambda: SizeTarget(tolerance=NAN), ValueError, "tolerance"),
+    "energy: NaN": (lambda: SizeTarget(energy=NAN), ValueError, "energy"),
+    "parameters: NaN": (lambda: SizeTarget(num_parameters=NAN), ValueError, "num_parameters"),
+    "no wish": (SizeTarget, ValueError, "exactly one"),
     "factorization: NaN": (
         lambda: tt.factorize(
             nn.utils.skip_init(nn.Linear, 16, 16).requires_grad_(False).apply(lambda m: m.weight.fill_(NAN)),

@@ -97,13 +97,13 @@ class TestFrozen:
         artifact.save(model, tmp_path / "model")
         assert frozen(artifact.load(tmp_path / "model", trust=("hard_modules",))) == frozen(model)
 
-    @pytest.mark.parametrize("estimator", ["learned_step", "straight_through"])
+    @pytest.mark.parametrize("estimator", ["lsq", "straight_through"])
     @pytest.mark.parametrize("form", ["dense", "factorized"])
     def test_training_with_rounded_weights_moves_nothing_of_it(self, form, estimator):
         model = make("frozen")
         if form == "factorized":
             factorized(model)
-        prepare(model, QuantSpec(bits=4, estimator=estimator, vector_bits=8))
+        prepare(model, QuantSpec(bits=4, estimator=estimator, other_bits=8))
         before = {k: v.clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for _ in range(3):
@@ -138,7 +138,7 @@ def test_parametrized_weights_are_stored_and_read_back(name, tmp_path):
     x = torch.randn(3, 64)
     for prepared in (False, True):
         if prepared:
-            prepare(model, QuantSpec(bits=8, vector_bits=16))
+            prepare(model, QuantSpec(bits=8, other_bits=16))
             assert "mid.weight" not in {target.name for target in find_targets(model)}
             assert "parametrized" in unquantized(model)["mid"]
         content = artifact.content_of(model)
@@ -165,7 +165,7 @@ def test_parametrized_weights_are_stored_and_read_back(name, tmp_path):
 def test_every_module_with_weights_is_named(name, module, words, bits):
     model = make(name).eval()
     if bits is not None:
-        prepare(model, QuantSpec(bits=bits, vector_bits=16))
+        prepare(model, QuantSpec(bits=bits, other_bits=16))
     content = artifact.content_of(model)
     read = artifact.build(content, trust=("hard_modules",))
     found = coverage(read, content.tensors, {})

@@ -11,7 +11,7 @@ from torch import nn
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.objective import BoundObjective, Objective, View
+from compresskd.kd.objective import BoundObjective, ModelOutputs, Objective
 
 KD_CONFIGS = sorted((Path(__file__).parents[1] / "conf" / "kd").glob("*.yaml"))
 B, K = 4, 3
@@ -101,10 +101,10 @@ def num_hooks(*models):
 
 
 def step(bound, student, teacher, inputs, targets):
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         with torch.no_grad():
-            teacher_view = tapped.teacher(teacher(inputs))
-        return bound(tapped.student(student(inputs)), teacher_view, targets)
+            teacher_view = captured.teacher(teacher(inputs))
+        return bound(captured.student(student(inputs)), teacher_view, targets)
 
 
 def bind(term, student, teacher, inputs):
@@ -115,7 +115,7 @@ def bind(term, student, teacher, inputs):
 
 
 def test_total_is_the_weighted_sum_and_parts_are_unweighted(targets):
-    student, teacher = View(torch.randn(B, K, requires_grad=True)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K, requires_grad=True)), ModelOutputs(torch.randn(B, K))
     total, parts = distilling(0.7)(student, teacher, targets)
     cross_entropy = CrossEntropy()(student, None, targets).item()
     soft = SoftTargets()(student, teacher, targets).item()
@@ -127,7 +127,7 @@ def test_total_is_the_weighted_sum_and_parts_are_unweighted(targets):
 
 
 def test_scale_multiplies_the_total_alone(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     terms = {"cross_entropy": CrossEntropy(0.5), "dkd": DKD(0.5)}
     total, parts = Objective(terms, scale=2.0)(student, teacher, targets)
     assert total.item() == pytest.approx(sum(parts.values()).item(), rel=1e-6)
@@ -136,7 +136,7 @@ def test_scale_multiplies_the_total_alone(targets):
 def test_terms_of_weight_zero_are_left_out(targets):
     objective = distilling(0.0)
     assert not objective.needs_teacher
-    total, parts = objective(View(torch.randn(B, K)), None, targets)
+    total, parts = objective(ModelOutputs(torch.randn(B, K)), None, targets)
     assert list(parts) == ["cross_entropy"]
     assert total.item() == parts["cross_entropy"].item()
 
@@ -152,10 +152,10 @@ def test_needs():
 def test_autocast_does_not_lower_the_precision_of_losses(inputs, targets):
     student, teacher = Net(), Net(width=6)
     bound = bind(SimilarityPreserving(match="same_name"), student, teacher, inputs)
-    with bound.attached(student, teacher) as tapped, torch.autocast("cpu", dtype=torch.bfloat16):
+    with bound.attached(student, teacher) as captured, torch.autocast("cpu", dtype=torch.bfloat16):
         with torch.no_grad():
-            teacher_view = tapped.teacher(teacher(inputs))
-        student_view = tapped.student(student(inputs))
+            teacher_view = captured.teacher(teacher(inputs))
+        student_view = captured.student(student(inputs))
         inside = bound(student_view, teacher_view, targets)[0]
     assert student_view.logits.dtype == torch.bfloat16
     assert inside.dtype == torch.float32
@@ -216,7 +216,7 @@ def test_an_unknown_kind_of_term_is_refused():
 
 
 def test_reweighted_alpha_changes_the_loss(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     total, parts = distilling(0.7).reweighted(alpha=0.2)(student, teacher, targets)
     assert total.item() == pytest.approx(
         (0.8 * parts["cross_entropy"] + 0.2 * parts["soft_targets"]).item(), rel=1e-6
@@ -225,7 +225,7 @@ def test_reweighted_alpha_changes_the_loss(targets):
 
 
 def test_reweighted_temperature_changes_the_loss(targets):
-    student, teacher = View(torch.randn(B, K)), View(torch.randn(B, K))
+    student, teacher = ModelOutputs(torch.randn(B, K)), ModelOutputs(torch.randn(B, K))
     original = distilling(0.7, 4.0)
     total = original.reweighted(temperature=1.5)(student, teacher, targets)[0]
     assert total.item() == distilling(0.7, 1.5)(student, teacher, targets)[0].item()
@@ -278,7 +278,7 @@ def test_a_dataclass_with_a_weight_and_a_call_is_a_term(targets):
     objective = Objective({"a": CrossEntropy(0.5), "own": Agreement(0.5)})
     assert objective.needs_teacher
     changed = objective.reweighted(alpha=0.25, temperature=1.0)
-    student, teacher = View(torch.zeros(B, K)), View(torch.ones(B, K))
+    student, teacher = ModelOutputs(torch.zeros(B, K)), ModelOutputs(torch.ones(B, K))
     total, parts = changed(student, teacher, targets)
     assert parts["own"].item() == 1.0
     assert total.item() == pytest.approx(0.75 * math.log(K) + 0.25, rel=1e-6)
@@ -290,12 +290,12 @@ def test_a_dataclass_with_a_weight_and_a_call_is_a_term(targets):
 def test_logits_alone_need_no_hooks(inputs, targets):
     student, teacher = Net(), Net()
     bound = distilling().bind(student, teacher, inputs[:1])
-    assert bound.student_taps == bound.teacher_taps == ()
+    assert bound.student_capture == bound.teacher_capture == ()
     assert not bound.needs_features
     assert list(bound.parameters()) == []
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         assert num_hooks(student, teacher) == 0
-        total, _ = bound(tapped.student(student(inputs)), tapped.teacher(teacher(inputs)), targets)
+        total, _ = bound(captured.student(student(inputs)), captured.teacher(teacher(inputs)), targets)
     total.backward()
     assert student.conv1.weight.grad is not None
     assert teacher.conv1.weight.grad is None
@@ -305,8 +305,8 @@ def test_cached_logits_need_no_teacher_module(inputs, targets):
     student, teacher = Net(), Net()
     bound = distilling().bind(student, teacher, inputs[:1])
     cached = teacher(inputs).detach()
-    with bound.attached(student) as tapped:
-        total, _ = bound(tapped.student(student(inputs)), tapped.teacher(cached), targets)
+    with bound.attached(student) as captured:
+        total, _ = bound(captured.student(student(inputs)), captured.teacher(cached), targets)
     assert total.item() == pytest.approx(step(bound, student, teacher, inputs, targets)[0].item())
 
 
@@ -314,8 +314,8 @@ def test_cross_entropy_alone_binds_without_a_teacher(inputs, targets):
     student = Net()
     bound = Objective({"cross_entropy": CrossEntropy()}).bind(student, None, inputs[:1])
     assert not bound.needs_teacher
-    with bound.attached(student) as tapped:
-        total, _ = bound(tapped.student(student(inputs)), None, targets)
+    with bound.attached(student) as captured:
+        total, _ = bound(captured.student(student(inputs)), None, targets)
     assert total.item() == pytest.approx(F.cross_entropy(student(inputs), targets).item())
 
 
@@ -347,8 +347,8 @@ def test_binding_changes_nothing_of_the_models(inputs):
 def test_explicit_pairs_are_tapped_and_compared(inputs, targets):
     student, teacher = Net(), Net()
     bound = bind(Hint(pairs={"layer1.0.conv1": "layer1", "conv1": "conv1"}), student, teacher, inputs)
-    assert bound.student_taps == ("layer1.0.conv1", "conv1")
-    assert bound.teacher_taps == ("layer1", "conv1")
+    assert bound.student_capture == ("layer1.0.conv1", "conv1")
+    assert bound.teacher_capture == ("layer1", "conv1")
     _, parts = step(bound, student, teacher, inputs, targets)
     x = inputs
     expected = F.mse_loss(student.conv1(x), teacher.conv1(x))
@@ -375,11 +375,11 @@ def test_hooks_are_removed_even_after_an_error(inputs, targets):
 def test_a_view_without_a_forward_pass_is_refused(inputs):
     student, teacher = Net(), Net()
     bound = bind(Hint(), student, teacher, inputs)
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         logits = student(inputs)
-        tapped.student(logits)
+        captured.student(logits)
         with pytest.raises(RuntimeError, match="no output of layer1"):
-            tapped.student(logits)
+            captured.student(logits)
 
 
 def test_a_model_compiled_within_the_context_shows_its_features(inputs, targets):
@@ -387,22 +387,22 @@ def test_a_model_compiled_within_the_context_shows_its_features(inputs, targets)
     bound = bind(Hint(), student, teacher, inputs)
     expected = step(bound, student, teacher, inputs, targets)[0].item()
     torch._dynamo.reset()
-    with bound.attached(student, teacher) as tapped:
+    with bound.attached(student, teacher) as captured:
         compiled = torch.compile(student, backend="eager")
         for _ in range(2):
             with torch.no_grad():
-                teacher_view = tapped.teacher(teacher(inputs))
-            total, _ = bound(tapped.student(compiled(inputs)), teacher_view, targets)
+                teacher_view = captured.teacher(teacher(inputs))
+            total, _ = bound(captured.student(compiled(inputs)), teacher_view, targets)
             assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_features_with_a_missing_teacher(inputs, targets):
     student, teacher = Net(), Net()
     bound = bind(Hint(), student, teacher, inputs)
-    with pytest.raises(ValueError, match=r"expected the model whose modules layer1 are tapped, got None"):
+    with pytest.raises(ValueError, match=r"expected the model whose modules layer1 are captured, got None"):
         bound.attached(student, None).__enter__()
-    with bound.attached(student, teacher) as tapped:
-        view = tapped.student(student(inputs))
+    with bound.attached(student, teacher) as captured:
+        view = captured.student(student(inputs))
         with pytest.raises(ValueError, match=r"feature compares features with a teacher's"):
             bound(view, None, targets)
     assert num_hooks(student, teacher) == 0

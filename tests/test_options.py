@@ -105,7 +105,10 @@ def test_keywords_of_a_typed_dict_are_judged():
 def test_what_holds_an_object_adds_to_the_path():
     with pytest.raises(OptionErrors) as raised, within("stages.one"), within("how"):
         raise_all([OptionError("rank", 0, ">= 1"), OptionError("", 0, "more")])
-    assert [error.field for error in raised.value.errors] == ["stages.one.how.rank", "stages.one.how"]
+    assert [error.field for error in raised.value.errors] == [
+        "stages.one.compression.rank",
+        "stages.one.compression",
+    ]
 
 
 def test_a_long_value_is_cut():

@@ -42,8 +42,8 @@ class Form:
 Chosen = Mapping[str, Form]
 
 
-def fit_budget(model: nn.Module, how: Quantization, context: Context) -> Quantization:
-    """The quantization of least error whose model file, before coding, takes at most `how.budget` bytes.
+def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -> Quantization:
+    """The quantization of least error whose model file, before coding, takes at most `quantization.budget` bytes.
 
     Layers of lower ranks are put into `model`. The error of a layer is what rounding it adds to
     E|logits - logits'|^2, to first order, over inputs and sensitivities from calibration samples. Details get
@@ -52,23 +52,25 @@ def fit_budget(model: nn.Module, how: Quantization, context: Context) -> Quantiz
     Raises:
         ValueError: not even the smallest form of every layer fits.
     """
-    assert how.budget is not None
-    spec = how.spec()
+    assert quantization.budget is not None
+    spec = quantization.spec()
     owners = {t.owner: t.owners for t in find_targets(model) if spec.bits_of(t.owner)}
     names = [name for each in owners.values() for name in each]
     found = calibrate(
-        model, names, context.data.train, num_samples=how.num_calibration, seed=context.stage_seed
+        model, names, context.data.train, num_samples=quantization.num_calibration, seed=context.stage_seed
     )
     curves = {}
     for name, users in owners.items():
-        layer, bits = model.get_submodule(name), _bits_allowed(name, model, how)
+        layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
         statistics = combined([found[user] for user in users])
-        curves[name] = list(_sizes(layer, bits, how, statistics, users))
-    budget = int(how.budget if how.budget > 1 else how.budget * _file_bytes(model, context))
-    chosen, details = _within(budget, curves, model, how, context)
+        curves[name] = list(_sizes(layer, bits, quantization, statistics, users))
+    budget = int(
+        quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context)
+    )
+    chosen, details = _within(budget, curves, model, quantization, context)
     context.details["budget"] = details
     _put_in(model, chosen)
-    return _with_bits(how, chosen)
+    return _with_bits(quantization, chosen)
 
 
 def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dense_bytes: int) -> None:
@@ -89,13 +91,13 @@ def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dens
         raise OptionError("budget", budget, f"> {rest} bytes{taken}, which the file takes without any weight")
 
 
-def _bits_allowed(name: str, model: nn.Module, how: Quantization) -> tuple[int, ...]:
+def _bits_allowed(name: str, model: nn.Module, quantization: Quantization) -> tuple[int, ...]:
     """Those that a pattern gives the layer, else all that its grid has."""
-    fixed = how.bits_of_pattern(name)
+    fixed = quantization.bits_of_pattern(name)
     if fixed is not None:
         return (fixed,)
     kinds = {
-        how.core_grid if target.is_core else how.grid
+        quantization.core_grid if target.is_core else quantization.grid
         for target in find_targets(model)
         if target.owner == name
     }
@@ -103,21 +105,27 @@ def _bits_allowed(name: str, model: nn.Module, how: Quantization) -> tuple[int, 
 
 
 def _sizes(
-    layer: nn.Module, bits: tuple[int, ...], how: Quantization, found: LayerStatistics, users: tuple[str, ...]
+    layer: nn.Module,
+    bits: tuple[int, ...],
+    quantization: Quantization,
+    found: LayerStatistics,
+    users: tuple[str, ...],
 ) -> Iterator[Size]:
     """Every form of one layer, with the bytes of its weights and the error that it adds.
 
     Where several layers use its weight, bits alone differ.
     """
     exact = _dense(layer)
-    start_how = replace(how, layers=None, core_start="nearest" if how.core_start == "nearest" else "gauge")
+    start = replace(
+        quantization, layers=None, core_start="nearest" if quantization.core_start == "nearest" else "gauge"
+    )
     for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
             start = start_quantized(
                 rounded,
-                replace(start_how, bits=each),
+                replace(start, bits=each),
                 keep_integers=True,
                 covariances={},
                 seed=0,
@@ -156,18 +164,24 @@ def _loss(exact: Tensor, rounded: Tensor, found: LayerStatistics) -> float:
 
 
 def _within(
-    budget: int, curves: Mapping[str, list[Size]], model: nn.Module, how: Quantization, context: Context
+    budget: int,
+    curves: Mapping[str, list[Size]],
+    model: nn.Module,
+    quantization: Quantization,
+    context: Context,
 ) -> tuple[Chosen, dict[str, int]]:
     """The best choice whose file fits; what it and the smallest one take."""
 
     def file_bytes(sizes: Mapping[str, Size]) -> int:
-        return _file_bytes(_prepared(model, {n: s.form for n, s in sizes.items()}, how, context), context)
+        return _file_bytes(
+            _prepared(model, {n: s.form for n, s in sizes.items()}, quantization, context), context
+        )
 
     smallest = {name: min(sizes, key=lambda size: (size.cost, size.error)) for name, sizes in curves.items()}
     least = file_bytes(smallest)
     if least > budget:
         taken = f" (it allows {budget:,}), which every layer at its fewest bits and ranks takes"
-        raise OptionError("budget", how.budget, f">= {least:,} bytes{taken}")
+        raise OptionError("budget", quantization.budget, f">= {least:,} bytes{taken}")
     best, taken = smallest, least
     allowed = budget - least + sum(size.cost for size in smallest.values())
     for _ in range(_ROUNDS):
@@ -189,21 +203,24 @@ def _error(sizes: Mapping[str, Size]) -> float:
     return sum(size.error for size in sizes.values())
 
 
-def _prepared(model: nn.Module, chosen: Chosen, how: Quantization, context: Context) -> nn.Module:
+def _prepared(model: nn.Module, chosen: Chosen, quantization: Quantization, context: Context) -> nn.Module:
     """A copy as it would be stored, of no particular values."""
-    model, how = copy.deepcopy(model), replace(_with_bits(how, chosen), initial_scale="absmax")
+    model, quantization = (
+        copy.deepcopy(model),
+        replace(_with_bits(quantization, chosen), initial_scale="absmax"),
+    )
     _put_in(model, chosen)
-    prepare(model, how.spec(), start=_mixed_grids(model, how))
-    if how.activation_bits is not None:
+    prepare(model, quantization.spec(), start=_mixed_grids(model, quantization))
+    if quantization.activation_bits is not None:
         calibrate_activations(model, [context.example])
     return model
 
 
-def _mixed_grids(model: nn.Module, how: Quantization) -> dict[str, QuantizedTensor]:
+def _mixed_grids(model: nn.Module, quantization: Quantization) -> dict[str, QuantizedTensor]:
     """Cores on alternating kinds of grid, where these are only known later: a file takes most to say that."""
-    if how.core_grid != BEST:
+    if quantization.core_grid != BEST:
         return {}
-    spec, mixed = how.spec(), {}
+    spec, mixed = quantization.spec(), {}
     for position, target in enumerate(t for t in find_targets(model) if t.is_core and spec.bits_of(t.owner)):
         grid = Grid(spec.bits_of(target.owner), ("symmetric", "half_integer")[position % 2])
         mixed[target.name] = quantize_tensor(target.value, grid, spec.granularity_of(target), method="absmax")
@@ -217,9 +234,9 @@ def _put_in(model: nn.Module, chosen: Chosen) -> None:
             surgery.put(model, old, surgery.adopt(copy.deepcopy(form.layer), old))
 
 
-def _with_bits(how: Quantization, chosen: Chosen) -> Quantization:
+def _with_bits(quantization: Quantization, chosen: Chosen) -> Quantization:
     bits = {user: form.bits for form in chosen.values() for user in form.users}
-    return replace(how, layers={**bits, **how.patterns})
+    return replace(quantization, layers={**bits, **quantization.patterns})
 
 
 def _file_bytes(model: nn.Module, context: Context) -> int:

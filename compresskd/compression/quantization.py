@@ -14,7 +14,7 @@ from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
 from compresskd.quant.granularity import Granularity, PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import BITS, KINDS
-from compresskd.quant.prepare import VECTOR_BITS, QuantSpec
+from compresskd.quant.prepare import OTHER_BITS, QuantSpec
 from compresskd.quant.scale import METHODS
 from compresskd.training import LearningRate
 
@@ -44,7 +44,7 @@ class Quantization:
         estimator: how gradients pass through rounding.
         activation_bits: 8 rounds the inputs of quantized layers too; None leaves them.
         num_calibration: samples that `data_aware`, `activation_bits` and `budget` look at.
-        vector_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
+        other_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
@@ -67,11 +67,11 @@ class Quantization:
     core_granularity: Annotated[str, one_of("tensor", "rank_slice")] | Count = "tensor"
     core_start: Annotated[str, one_of(*CORE_METHODS)] = "gauge_als"
     data_aware: bool = False
-    estimator: Annotated[str, one_of(*ESTIMATORS)] = "learned_step"
+    estimator: Annotated[str, one_of(*ESTIMATORS)] = "lsq"
     initial_scale: Annotated[str, one_of(*METHODS)] = "mse"
     activation_bits: Annotated[int, one_of(8)] | None = None
     num_calibration: Count = 512
-    vector_bits: Annotated[int, one_of(*VECTOR_BITS)] = 16
+    other_bits: Annotated[int, one_of(*OTHER_BITS)] = 16
     batch_norm: Annotated[str, one_of("freeze", "keep", "fold")] = "freeze"
     freeze_fraction: Fraction = 0.25
     budget: Annotated[int, Ge(2)] | Share | None = None
@@ -139,7 +139,7 @@ class Quantization:
             initial_scale=self.initial_scale,
             activation_bits=self.activation_bits,
             layers=self.patterns,
-            vector_bits=self.vector_bits,
+            other_bits=self.other_bits,
         )
 
     def _granularity(self, key: str) -> Granularity:

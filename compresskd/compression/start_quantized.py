@@ -27,7 +27,7 @@ class Start:
 
 def start_quantized(
     model: nn.Module,
-    how: Quantization,
+    quantization: Quantization,
     *,
     keep_integers: bool,
     covariances: Mapping[str, Tensor],
@@ -43,7 +43,7 @@ def start_quantized(
         seed: of the start of the gauge.
         num_steps: of learning it.
     """
-    start, spec = Start(), how.spec()
+    start, spec = Start(), quantization.spec()
     by_layer: dict[str, list[Target]] = {}
     for target in find_targets(model):
         if spec.bits_of(target.owner):
@@ -54,8 +54,8 @@ def start_quantized(
             found = quantize_cores(
                 [weight.cpu() for weight in weights],
                 spec.bits_of(name),
-                method=how.core_start,
-                grid=how.core_grid,
+                method=quantization.core_start,
+                grid=quantization.core_grid,
                 granularity=spec.core_granularity,
                 input_covariance=covariances[name].cpu() if name in covariances else None,
                 num_steps=num_steps,
@@ -65,7 +65,7 @@ def start_quantized(
             start.errors[name] = dict(found.errors)
         else:
             tensors = [
-                quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=how.initial_scale)
+                quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=quantization.initial_scale)
                 for w, t in zip(weights, targets, strict=True)
             ]
             values = weights

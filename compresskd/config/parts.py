@@ -128,7 +128,7 @@ class Parts(Builder):
             if not isinstance(stage, Stage | Expandable):
                 self.fault(f"strategy.stages.{name}._target_", "is no stage: it has no needs_teacher")
         if bits is not None and not any(
-            isinstance(getattr(s, "how", None), Quantization) for s in made.values()
+            isinstance(getattr(s, "quantization", None), Quantization) for s in made.values()
         ):
             quantize = "a stage compresskd.stages.Quantize, as conf/strategy/distill.yaml has"
             self.fault("bits", f"got {bits}, expected null for strategy {node['name']}, or {quantize}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compresskd.kd.logits import Temperature, logit_pair
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import NonNegative, checked
 
 _EPSILON = 1e-8
@@ -37,7 +37,7 @@ class DIST:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         p, q = _probabilities(s / self.temperature), _probabilities(t / self.temperature)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import Temperature, class_indices, logit_pair
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import NonNegative, checked
 
 
@@ -40,7 +40,7 @@ class DKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         classes = class_indices(targets)[:, None]
@@ -75,7 +75,7 @@ class NKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         classes = class_indices(targets)[:, None]

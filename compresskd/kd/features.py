@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.kd.extent import aligned, pooled
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import NonNegative, OptionError, checked, one_of
 
 Rule = Annotated[str, one_of("same_name", "middle", "last")]
@@ -46,7 +46,7 @@ class Hint:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(*aligned(s, t)))
 
@@ -70,7 +70,7 @@ class AttentionTransfer:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, _attention_distance)
 
@@ -102,7 +102,7 @@ class SimilarityPreserving:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(_similarity(s), _similarity(t)))
 
@@ -131,7 +131,7 @@ class RKD:
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, self._relation)
 
@@ -153,7 +153,10 @@ def _check(term: Any) -> None:
 
 
 def _over_pairs(
-    term: Any, student: View, teacher: View | None, distance: Callable[[Tensor, Tensor], Tensor]
+    term: Any,
+    student: ModelOutputs,
+    teacher: ModelOutputs | None,
+    distance: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     theirs = teacher_of(teacher, term).features
     if not student.features or student.features.keys() != theirs.keys():

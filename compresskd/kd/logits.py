@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from compresskd.kd.divergence import divergence
-from compresskd.kd.view import View, teacher_of
+from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import checked
 
 # Above 1e6 the softened classes differ by less than float32 resolves, below 1e-3 logits of usual size overflow.
@@ -28,7 +28,7 @@ def standardized(logits: Tensor) -> Tensor:
     return centred / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
 
-def logit_pair(student: View, teacher: View, standardize: bool) -> tuple[Tensor, Tensor]:
+def logit_pair(student: ModelOutputs, teacher: ModelOutputs, standardize: bool) -> tuple[Tensor, Tensor]:
     """Logits of both in float32, standardized if asked; no gradient flows into the teacher's.
 
     Raises:
@@ -64,7 +64,7 @@ class CrossEntropy:
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     kind: ClassVar[str] = "targets"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         return F.cross_entropy(student.logits.float(), targets, label_smoothing=self.label_smoothing)
 
@@ -88,7 +88,7 @@ class SoftTargets:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
@@ -109,7 +109,7 @@ class LogitMSE:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         return F.mse_loss(s, t)

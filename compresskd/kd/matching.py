@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.probe import Probe, outermost, probe
 from compresskd.kd.projector import projector
-from compresskd.kd.view import View
 from compresskd.options import OptionError, within
 
 
@@ -34,7 +34,7 @@ class FeatureMatch(nn.Module):
         self.pairs = dict(pairs)
         self.projectors = nn.ModuleDict({_key(name): module for name, module in projectors.items()})
 
-    def forward(self, student: View, teacher: View) -> tuple[View, View]:
+    def forward(self, student: ModelOutputs, teacher: ModelOutputs) -> tuple[ModelOutputs, ModelOutputs]:
         """Views of the paired features alone, both keyed by the student's names, the student's projected."""
         ours = {}
         for name in self.pairs:
@@ -43,7 +43,7 @@ class FeatureMatch(nn.Module):
                 feature = self.projectors[_key(name)](feature.float())
             ours[name] = feature
         theirs = {s: teacher.features[t] for s, t in self.pairs.items()}
-        return View(student.logits, ours), View(teacher.logits, theirs)
+        return ModelOutputs(student.logits, ours), ModelOutputs(teacher.logits, theirs)
 
 
 def match_features(

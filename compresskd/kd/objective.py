@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
-from compresskd.kd.taps import Taps
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 from compresskd.options import Fraction, OptionError, Positive, checked
 
-__all__ = ["BoundObjective", "Objective", "Tapped", "Term", "View"]
+__all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
 
 class Term(Protocol):
@@ -30,7 +30,7 @@ class Term(Protocol):
         """Factor of the term in the total, 0 or above."""
         ...
 
-    def __call__(self, student: View, teacher: View | None, targets: Tensor) -> Tensor:
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The unweighted loss, a scalar in float32."""
         ...
 
@@ -85,13 +85,13 @@ class Objective:
         return any(_kind(term) == "features" for term in self.active.values())
 
     def __call__(
-        self, student: View, teacher: View | None, targets: Tensor
+        self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and each unweighted term (detached, on the device: nothing waits for it)."""
         return self.over(dict.fromkeys(self.active, (student, teacher)), targets)
 
     def over(
-        self, views: Mapping[str, tuple[View, View | None]], targets: Tensor
+        self, views: Mapping[str, tuple[ModelOutputs, ModelOutputs | None]], targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As a call, with the views of each active term given by the term's name."""
         total, parts = None, {}
@@ -164,19 +164,19 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Tapped:
-    """The two models of an attached objective: turns what each returned into a :class:`View`."""
+class CapturedPair:
+    """The two models of an attached objective: turns what each returned into a :class:`ModelOutputs`."""
 
-    student_taps: Taps
-    teacher_taps: Taps
+    student_capture: ActivationCapture
+    teacher_capture: ActivationCapture
 
-    def student(self, output: Any) -> View:
-        """View of the student's last forward pass; ``output`` is what it returned."""
-        return self.student_taps.view(output)
+    def student(self, output: Any) -> ModelOutputs:
+        """ModelOutputs of the student's last forward pass; ``output`` is what it returned."""
+        return self.student_capture.view(output)
 
-    def teacher(self, output: Any) -> View:
-        """View of the teacher's last forward pass, without gradient; ``output`` may be cached logits."""
-        return self.teacher_taps.view(output)
+    def teacher(self, output: Any) -> ModelOutputs:
+        """ModelOutputs of the teacher's last forward pass, without gradient; ``output`` may be cached logits."""
+        return self.teacher_capture.view(output)
 
 
 class BoundObjective(nn.Module):
@@ -186,11 +186,11 @@ class BoundObjective(nn.Module):
 
         bound = objective.bind(student, teacher, example)
         optimizer = SGD([*student.parameters(), *bound.parameters()], lr=0.1)
-        with bound.attached(student, teacher) as tapped:
+        with bound.attached(student, teacher) as captured:
             for batch in batches:
                 with torch.no_grad():
-                    teacher_view = tapped.teacher(teacher(batch.inputs))
-                student_view = tapped.student(student(batch.inputs))
+                    teacher_view = captured.teacher(teacher(batch.inputs))
+                student_view = captured.student(student(batch.inputs))
                 loss, parts = bound(student_view, teacher_view, batch.targets)
     """
 
@@ -200,8 +200,8 @@ class BoundObjective(nn.Module):
         self.matches = nn.ModuleDict(matches)
         pairs = {name: match.pairs for name, match in matches.items()}
         self.pairs: dict[str, dict[str, str]] = pairs
-        self.student_taps = tuple(dict.fromkeys(s for names in pairs.values() for s in names))
-        self.teacher_taps = tuple(dict.fromkeys(t for names in pairs.values() for t in names.values()))
+        self.student_capture = tuple(dict.fromkeys(s for names in pairs.values() for s in names))
+        self.teacher_capture = tuple(dict.fromkeys(t for names in pairs.values() for t in names.values()))
 
     @property
     def needs_teacher(self) -> bool:
@@ -214,14 +214,17 @@ class BoundObjective(nn.Module):
         return self.objective.needs_features
 
     @contextmanager
-    def attached(self, student: nn.Module, teacher: nn.Module | None = None) -> Iterator[Tapped]:
+    def attached(self, student: nn.Module, teacher: nn.Module | None = None) -> Iterator[CapturedPair]:
         """Forward hooks on both models while the context lasts; none where only logits are compared."""
-        student_taps, teacher_taps = Taps(self.student_taps), Taps(self.teacher_taps, detach=True)
-        with student_taps.attached(student), teacher_taps.attached(teacher):
-            yield Tapped(student_taps, teacher_taps)
+        student_capture, teacher_capture = (
+            ActivationCapture(self.student_capture),
+            ActivationCapture(self.teacher_capture, detach=True),
+        )
+        with student_capture.attached(student), teacher_capture.attached(teacher):
+            yield CapturedPair(student_capture, teacher_capture)
 
     def forward(
-        self, student: View, teacher: View | None, targets: Tensor
+        self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total (float32 scalar, differentiable) and each unweighted term (detached)."""
         views = {}
@@ -230,7 +233,9 @@ class BoundObjective(nn.Module):
                 views[name] = (student, teacher)
                 continue
             if teacher is None:
-                raise ValueError(f"{name} compares features with a teacher's: expected its View, got None")
+                raise ValueError(
+                    f"{name} compares features with a teacher's: expected its ModelOutputs, got None"
+                )
             with torch.autocast(student.logits.device.type, enabled=False):
                 views[name] = self.matches[name](student, teacher)
         return self.objective.over(views, targets)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compresskd.kd.taps import Taps
+from compresskd.kd.capture import ActivationCapture
 from compresskd.options import OptionError
 
 
@@ -59,12 +59,14 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
     modules = dict(model.named_modules())
     modes = {module: module.training for module in modules.values()}
     # What a parametrization returns is a weight, not a feature.
-    taps = Taps([name for name in modules if name and "parametrizations" not in name.split(".")])
+    capture = ActivationCapture(
+        [name for name in modules if name and "parametrizations" not in name.split(".")]
+    )
     try:
         model.eval()
-        with torch.no_grad(), taps.attached(model):
+        with torch.no_grad(), capture.attached(model):
             output = model(example)
-            return Probe(model, getattr(output, "logits", output), taps.partial())
+            return Probe(model, getattr(output, "logits", output), capture.partial())
     finally:
         for module, mode in modes.items():
             module.training = mode

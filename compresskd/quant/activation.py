@@ -20,11 +20,11 @@ class ActivationQuant(nn.Module):
     """Round activations [...] to 8 bits, affine, at one float16 scale and one zero point for the tensor.
 
     The range is a moving average of minimum and maximum over training passes, which the first pass starts.
-    With `learned_step` the scale is then learned (LSQ, arXiv:1902.08153), and observing ends by itself after
+    With `lsq` the scale is then learned (LSQ, arXiv:1902.08153), and observing ends by itself after
     `num_observed` passes, where a frozen or straight-through range ends at `freeze`.
 
     Args:
-        estimator: `straight_through` or `learned_step`.
+        estimator: `straight_through` or `lsq`.
         momentum: share of the past in the moving average.
         num_observed: training passes after which a learned scale is no longer observed.
 
@@ -36,15 +36,15 @@ class ActivationQuant(nn.Module):
         self, *, estimator: str = "straight_through", momentum: float = 0.95, num_observed: int = 20
     ) -> None:
         super().__init__()
-        if estimator not in ("straight_through", "learned_step"):
-            raise OptionError("estimator", estimator, "learned_step, straight_through")
+        if estimator not in ("straight_through", "lsq"):
+            raise OptionError("estimator", estimator, "lsq, straight_through")
         self.estimator, self.momentum, self.num_observed = estimator, momentum, num_observed
         self.enabled, self.frozen, self.num_passes = True, False, 0
         self.low: Tensor
         self.high: Tensor
         self.zero_point: Tensor
         self.log_scale: Tensor
-        if estimator == "learned_step":
+        if estimator == "lsq":
             self.log_scale = nn.Parameter(torch.zeros(1))
         else:
             self.register_buffer("log_scale", torch.zeros(1))
@@ -58,7 +58,7 @@ class ActivationQuant(nn.Module):
         if not self.enabled:
             return x
         observing = self.training and not self.frozen
-        learned = self.estimator == "learned_step"
+        learned = self.estimator == "lsq"
         if observing and not (learned and self.num_passes >= self.num_observed):
             self._observe(x.detach().float())
         if self.num_passes == 0:

@@ -122,7 +122,7 @@ class LearnedStep(torch.autograd.Function):
         count = w.numel() // scale.numel()
         # half a step is what weights of zero count as, whose scale means nothing
         size = torch.maximum(total(w.float().square()).div_(count).sqrt_(), scale / 2)
-        slope = total(products).mul_(learned_step_factor(count, rounding.grid)) / (scale * size)
+        slope = total(products).mul_(lsq_factor(count, rounding.grid)) / (scale * size)
         return passed.to(grad.dtype), slope.to(log_scale.dtype), None
 
 
@@ -139,7 +139,7 @@ def _just_outside(grid: Grid) -> tuple[float, float]:
     return float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
 
 
-def learned_step_factor(num_weights: int, grid: Grid) -> float:
+def lsq_factor(num_weights: int, grid: Grid) -> float:
     """1 / sqrt(N Q) with N weights to a scale; Q is the largest level, on the affine grid the number of steps."""
     largest = grid.high - grid.low if grid.has_zero_point else grid.high + grid.shift
     return (max(num_weights, 1) * largest) ** -0.5

@@ -18,13 +18,13 @@ from compresskd.quant.grid import Grid, quantize
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.scale import absmax_scale, closed_form_scale, find_scale, to_float16
 
-ESTIMATORS = ("learned_step", "straight_through")
+ESTIMATORS = ("lsq", "straight_through")
 
 
 class FakeQuant(nn.Module):
     """Round a weight to a grid in the forward pass, at the float16 scale that will be stored.
 
-    `learned_step` learns the logarithm of the scale (a parameter with `no_weight_decay = True`).
+    `lsq` learns the logarithm of the scale (a parameter with `no_weight_decay = True`).
     `straight_through` takes the scale from the weights anew in every training pass, until `freeze`: the
     range's with initial_scale='absmax', else one step of the closed form toward the least squared error.
 
@@ -32,7 +32,7 @@ class FakeQuant(nn.Module):
         weight: of any shape; its values give the first scale.
         grid: the integers.
         granularity: which elements share a scale.
-        estimator: `learned_step` or `straight_through`.
+        estimator: `lsq` or `straight_through`.
         initial_scale: `mse` or `absmax`.
         start: scale, zero point, kind of grid and granularity to start from instead, such as `quantize_cores`
             found; its number of bits must be that of `grid`.
@@ -49,7 +49,7 @@ class FakeQuant(nn.Module):
         grid: Grid,
         granularity: Granularity | None = None,
         *,
-        estimator: str = "learned_step",
+        estimator: str = "lsq",
         initial_scale: str = "mse",
         start: QuantizedTensor | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class FakeQuant(nn.Module):
         scale, zero_point = self._first_scale(weight, start)
         log_scale = scale.float().log().to(weight.device)
         self.log_scale: Tensor
-        if estimator == "learned_step":
+        if estimator == "lsq":
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
@@ -77,7 +77,7 @@ class FakeQuant(nn.Module):
         if self.training and not self.frozen and self.estimator == "straight_through":
             self._observe(weight.detach().float())
         rounding = Rounding(self.scale, self.zero_point, self.grid, self.granularity)
-        if self.estimator == "learned_step" and not self.frozen:
+        if self.estimator == "lsq" and not self.frozen:
             rounded = LearnedStep.apply(weight, self.log_scale, rounding)
         else:
             rounded = StraightThrough.apply(weight, rounding)

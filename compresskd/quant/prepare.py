@@ -26,7 +26,7 @@ from compresskd.quant.scale import METHODS
 from compresskd.quant.targets import Target, find_targets, find_vectors, join
 from compresskd.quant.vectors import Half
 
-VECTOR_BITS = (4, 8, 16, 32)
+OTHER_BITS = (4, 8, 16, 32)
 Quant = TypeVar("Quant", bound=nn.Module)
 
 
@@ -41,12 +41,12 @@ class QuantSpec:
         granularity: of these weights.
         core_grid: of the cores and factors of factorized layers.
         core_granularity: of these.
-        estimator: `learned_step` or `straight_through`.
+        estimator: `lsq` or `straight_through`.
         initial_scale: `mse` or `absmax`.
         activation_bits: 8 to round the inputs of the quantized layers as well, None to leave them.
         layers: bits of single layers by pattern of the layer's name (shell-style, the first that fits counts);
             0 leaves a layer in float.
-        vector_bits: of all that is no weight: 16 for half precision, 8 or 4 for integers at one scale a tensor,
+        other_bits: of all that is no weight: 16 for half precision, 8 or 4 for integers at one scale a tensor,
             32 to leave it. Running statistics stay at 16 where fewer are asked for: a variance that is rounded
             to zero is divided by.
 
@@ -59,11 +59,11 @@ class QuantSpec:
     granularity: Granularity = field(default_factory=PerChannel)
     core_grid: Annotated[str, one_of(*KINDS)] = "half_integer"
     core_granularity: Granularity = field(default_factory=PerTensor)
-    estimator: Annotated[str, one_of(*ESTIMATORS)] = "learned_step"
+    estimator: Annotated[str, one_of(*ESTIMATORS)] = "lsq"
     initial_scale: Annotated[str, one_of(*METHODS)] = "mse"
     activation_bits: Annotated[int, one_of(8)] | None = None
     layers: Mapping[str, Annotated[int, one_of(0, *BITS)]] = field(default_factory=dict)
-    vector_bits: Annotated[int, one_of(*VECTOR_BITS)] = 32
+    other_bits: Annotated[int, one_of(*OTHER_BITS)] = 32
 
     def __post_init__(self) -> None:
         for bits in (self.bits, *(bits for bits in self.layers.values() if bits != 0)):
@@ -110,9 +110,9 @@ def prepare(
             "layers", dict(spec.layers), "a Linear, Conv2d, Embedding or cores with more than 0 bits"
         )
     trained = {owner: target.value.requires_grad for target in chosen for owner in target.owners}
-    vectors = [] if spec.vector_bits == 32 else list(find_vectors(module, targets))
+    vectors = [] if spec.other_bits == 32 else list(find_vectors(module, targets))
     made = _attach(chosen, lambda target: _fake_quant(target, spec, start.get(target.name)))
-    _attach(vectors, lambda target: _of_vector(target, spec.vector_bits))
+    _attach(vectors, lambda target: _of_vector(target, spec.other_bits))
     if spec.activation_bits is not None:
         for owner, is_trained in trained.items():
             layer = module.get_submodule(owner)

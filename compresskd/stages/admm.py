@@ -84,7 +84,7 @@ class Admm:
     """Train the dense student while its weights are pulled towards tensor trains of a rank.
 
     Attributes:
-        how: which layers, and the size that they are pulled to; they are not factorized here.
+        compression: which layers, and the size that they are pulled to; they are not factorized here.
         rho: weight of the pull.
         updates_per_epoch: how often Z and U are renewed.
         objective, epochs, teacher: as in `Fit`.
@@ -92,7 +92,7 @@ class Admm:
 
     objective: Objective
     epochs: Whole
-    how: Compression
+    compression: Compression
     rho: Annotated[float, Gt(0), Le(1e6)] = 1e-3
     updates_per_epoch: Count = 1
     teacher: Which = "original"
@@ -109,8 +109,8 @@ class Admm:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
-        with within("how"):
-            self.how.check(state.student, example)
+        with within("compression"):
+            self.compression.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -118,7 +118,7 @@ class Admm:
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; details record each layer's distance to low rank, before and after."""
         student = state.student
-        plan = self.how.plan(student, context)
+        plan = self.compression.plan(student, context)
         pulled = {
             n: student.get_submodule(n) for n in plan if self._gets_smaller(student.get_submodule(n), plan[n])
         }

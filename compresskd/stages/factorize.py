@@ -20,7 +20,7 @@ class Factorize:
     """Factorize the layers of the student, or of a copy of the teacher that becomes the student.
 
     Attributes:
-        how: method, size and layers.
+        compression: method, size and layers.
         source: 'student', or 'teacher' to compress the teacher.
         init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
             keep the variance of activations (a student born in this format).
@@ -29,7 +29,7 @@ class Factorize:
         OptionError: for a value out of its range.
     """
 
-    how: Compression
+    compression: Compression
     source: Annotated[str, one_of("student", "teacher")] = "student"
     init: Init = "decomposed"
 
@@ -41,8 +41,8 @@ class Factorize:
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
-        with within("how"):
-            self.how.check(model, example)
+        with within("compression"):
+            self.compression.check(model, example)
         return State(model, state.teacher)
 
     def __call__(self, state: State, context: Context) -> State:
@@ -50,7 +50,7 @@ class Factorize:
         model = self._model(state)
         if self.needs_teacher:
             model = artifact.thaw(copy.deepcopy(model))
-        replaced = self.how.apply(model, context, init=self.init)
+        replaced = self.compression.apply(model, context, init=self.init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped, epochs=0)
         return State(model, state.teacher)
 

@@ -26,12 +26,12 @@ class MatchedDense:
     """Replace the student by a narrower dense one of at most the stored bytes that factorizing would leave.
 
     Attributes:
-        how: the compression, of the student, whose bytes are matched.
+        compression: the compression, of the student, whose bytes are matched.
 
     The student is untrained afterwards, its initial weights following from the run's seed.
     """
 
-    how: Compression
+    compression: Compression
 
     @property
     def needs_teacher(self) -> bool:
@@ -40,8 +40,8 @@ class MatchedDense:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
-        with within("how"):
-            self.how.check(state.student, example)
+        with within("compression"):
+            self.compression.check(state.student, example)
         _widths(spec_of(state.student))
         return state
 
@@ -49,7 +49,7 @@ class MatchedDense:
         """Return the state with the narrower student; details record the factor of its width and both sizes."""
         source = state.student
         compressed = copy.deepcopy(source)
-        self.how.apply(compressed, context, init="random")
+        self.compression.apply(compressed, context, init="random")
         target = artifact.bytes_of(compressed)
         spec, seed = spec_of(source), context.stage_seed
         factor = _largest_factor(spec, target, seed)

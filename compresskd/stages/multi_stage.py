@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Rung:
+class RankStep:
     """One step of the ladder: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
@@ -59,7 +59,7 @@ class Rung:
             the step is undone and the ladder ends; None never ends it.
     """
 
-    how: Compression
+    compression: Compression
     objective: Objective
     epochs: int
     init: str = "round"
@@ -78,8 +78,8 @@ class Rung:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        with within("how"):
-            self.how.check(state.student, example)
+        with within("compression"):
+            self.compression.check(state.student, example)
         for teacher in teachers_of(self.teacher, state, state.student).values():
             self.objective.bind(state.student, teacher, example)
         return state
@@ -108,13 +108,13 @@ class Rung:
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
         student = copy.deepcopy(previous if self.init == "round" else context.reference)
         init = "decomposed" if self.init == "round" else "random"
-        replaced = self.how.apply(student, context, init=init)
+        replaced = self.compression.apply(student, context, init=init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped)
         return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
         before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.how.rank
+        context.details["ladder_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -126,13 +126,13 @@ class Rung:
 @checked
 @dataclass(frozen=True)
 class MultiStage:
-    """A ladder of falling ranks, expanded into one `Rung` a step.
+    """A ladder of falling ranks, expanded into one `RankStep` a step.
 
     Attributes:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
             `max_drop`. Ranks must fall from step to step.
         epochs: of each step that says nothing.
-        how: as in `Rung`; its rank is replaced by each step's.
+        compression: as in `RankStep`; its rank is replaced by each step's.
 
     Raises:
         OptionError: for a step with an unknown key or a rank that does not fall.
@@ -141,15 +141,17 @@ class MultiStage:
     stages: Sequence[Mapping[str, Any]]
     objective: Objective
     epochs: Whole
-    how: Compression
+    compression: Compression
     init: Annotated[str, one_of("round", "fresh")] = "round"
     teacher: Which = "previous"
 
     def __post_init__(self) -> None:
         for wish in ("tolerance", "energy", "budget", "max_drop"):
-            if getattr(self.how, wish) is not None:
+            if getattr(self.compression, wish) is not None:
                 raise OptionError(
-                    f"how.{wish}", getattr(self.how, wish), "null in a ladder, whose steps are ranks"
+                    f"compression.{wish}",
+                    getattr(self.compression, wish),
+                    "null in a ladder, whose steps are ranks",
                 )
         if not self.stages:
             raise OptionError("stages", self.stages, "at least one {rank: R}")
@@ -168,15 +170,15 @@ class MultiStage:
 
     def expand(self, name: str) -> dict[str, Stage]:
         """The steps as stages of their own, each recorded by itself."""
-        return {f"{name}_{i}_r{step['rank']}": self._rung(step) for i, step in enumerate(self.stages, 1)}
+        return {f"{name}_{i}_r{step['rank']}": self._step(step) for i, step in enumerate(self.stages, 1)}
 
-    def _rung(self, step: Mapping[str, Any]) -> Rung:
+    def _step(self, step: Mapping[str, Any]) -> RankStep:
         objective = self.objective
         if step.get("alpha") is not None or step.get("temperature") is not None:
             objective = objective.reweighted(alpha=step.get("alpha"), temperature=step.get("temperature"))
         epochs = self.epochs if step.get("epochs") is None else step["epochs"]
-        return Rung(
-            replace(self.how, rank=step["rank"]),
+        return RankStep(
+            replace(self.compression, rank=step["rank"]),
             objective,
             epochs,
             self.init,

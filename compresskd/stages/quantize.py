@@ -36,14 +36,14 @@ class Quantize:
     """Quantize the student; stands for nothing where no bits are asked for.
 
     Attributes:
-        how: the grid, what shares a scale, how it is learned.
+        quantization: the grid, what shares a scale, how it is learned.
         objective: what quantization-aware training minimises.
         epochs: of it, unless `how` says otherwise; 0 rounds only.
         default_bits: where nobody asked for any; None then quantizes nothing.
         teacher: as in `Fit`; 'previous' is the student before it was quantized.
     """
 
-    how: Quantization
+    quantization: Quantization
     objective: Objective
     epochs: Whole
     default_bits: Annotated[int, one_of(*BITS)] | None = None
@@ -51,15 +51,15 @@ class Quantize:
 
     def expand(self, name: str) -> Mapping[str, Stage]:
         """See `compresskd.engine.strategy.Expandable`: this stage with the bits that count, or none."""
-        with within("how"):
-            how = self.how.wanted(self.default_bits)
-        return {} if how is None else {name: replace(self, how=how, epochs=self.num_epochs)}
+        with within("quantization"):
+            quantization = self.quantization.wanted(self.default_bits)
+        return {} if how is None else {name: replace(self, quantization=quantization, epochs=self.num_epochs)}
 
     @property
     def num_epochs(self) -> int:
         """Epochs of training."""
-        epochs = self.epochs if self.how.epochs is None else self.how.epochs
-        return epochs if self.how.mode == "qat" else 0
+        epochs = self.epochs if self.quantization.epochs is None else self.quantization.epochs
+        return epochs if self.quantization.mode == "qat" else 0
 
     @property
     def needs_teacher(self) -> bool:
@@ -70,21 +70,25 @@ class Quantize:
     def training(self) -> Training:
         """What is going to be trained, for a trial beforehand."""
         return Training(
-            self.objective, self.num_epochs, self.teacher, self.how.learning_rate, "how.learning_rate"
+            self.objective,
+            self.num_epochs,
+            self.teacher,
+            self.quantization.learning_rate,
+            "quantization.learning_rate",
         )
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
-        with within("how"):
-            if self.how.batch_norm == "fold":
+        with within("quantization"):
+            if self.quantization.batch_norm == "fold":
                 generator = torch.Generator().manual_seed(0)
                 student = with_statistics(student, generator)
                 fold_batch_norms(student, torch.randn(example.shape, generator=generator))
             # inputs are not rounded here: no range was observed, none is needed to see that layers and terms fit
-            prepare(student, replace(self.how, initial_scale="absmax", activation_bits=None).spec())
-            if self.how.budget is not None:
-                check_budget(student, self.how.budget, example, artifact.bytes_of(state.student))
+            prepare(student, replace(self.quantization, initial_scale="absmax", activation_bits=None).spec())
+            if self.quantization.budget is not None:
+                check_budget(student, self.quantization.budget, example, artifact.bytes_of(state.student))
         if self.num_epochs:
             for teacher in teachers_of(self.teacher, state, state.student).values():
                 self.objective.bind(student, teacher, example)
@@ -92,29 +96,31 @@ class Quantize:
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the quantized student; details record each layer's bits, grid and errors."""
-        student, how = state.student, self.how
+        student, quantization = state.student, self.quantization
         teachers = teachers_of(self.teacher, state, student)
-        if how.batch_norm == "fold":
+        if quantization.batch_norm == "fold":
             context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
-        if how.budget is not None:
-            how = fit_budget(student, how, context)
+        if quantization.budget is not None:
+            quantization = fit_budget(student, quantization, context)
         unrounded = copy.deepcopy(student)
-        student = self._rounded(student, how, context)
+        student = self._rounded(student, quantization, context)
         names = list(context.details["layers"])
         differing = differing_when_rounded(unrounded, student, names, few_samples(context))
         if differing:  # a prepared model is not taken apart: once more without them
-            how = replace(how, layers=dict.fromkeys(differing, 0) | dict(how.patterns))
-            student = self._rounded(unrounded, how, context)
+            quantization = replace(
+                quantization, layers=dict.fromkeys(differing, 0) | dict(quantization.patterns)
+            )
+            student = self._rounded(unrounded, quantization, context)
             context.details["skipped"] |= differing
         if self.num_epochs:
             self._train(student, teachers, context)
         return replace(state, student=student)
 
-    def _rounded(self, student: nn.Module, how: Quantization, context: Context) -> nn.Module:
+    def _rounded(self, student: nn.Module, quantization: Quantization, context: Context) -> nn.Module:
         """The student, changed in place, with weights that are rounded as they are read; details tell of each layer."""
         start = start_quantized(
             student,
-            how,
+            quantization,
             keep_integers=self.num_epochs == 0,
             covariances=self._covariances(student, context),
             seed=context.stage_seed,
@@ -122,39 +128,39 @@ class Quantize:
         context.details.update(
             epochs=0,
             layers=describe(student, start),
-            skipped=self._skipped(student, how),
-            vector_bits=how.vector_bits,
+            skipped=self._skipped(student, quantization),
+            other_bits=quantization.other_bits,
         )
-        prepare(student, how.spec(), start=start.tensors)
-        if how.activation_bits is not None:
-            unrounded = calibrate_activations(student, _samples(context, how.num_calibration))
+        prepare(student, quantization.spec(), start=start.tensors)
+        if quantization.activation_bits is not None:
+            unrounded = calibrate_activations(student, _samples(context, quantization.num_calibration))
             context.details["float_inputs"] = dict.fromkeys(unrounded, "another module reads its weight")
         return student
 
     def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
         """Of the inputs of tensor trains, where the gauge weighs errors by them."""
         names = [n for n, m in student.named_modules() if isinstance(m, tt.TTLinear | tt.TTConv2d)]
-        if not self.how.data_aware or not names:
+        if not self.quantization.data_aware or not names:
             return {}
-        num_samples = self.how.num_calibration
+        num_samples = self.quantization.num_calibration
         found = calibrate(
             student, names, context.data.train, num_samples=num_samples, seed=context.stage_seed
         )
         return {n: each.covariance for n, each in found.items() if each.covariance is not None}
 
-    def _skipped(self, student: nn.Module, how: Quantization) -> dict[str, str]:
-        spec = how.spec()
+    def _skipped(self, student: nn.Module, quantization: Quantization) -> dict[str, str]:
+        spec = quantization.spec()
         owners = dict.fromkeys(target.owner for target in find_targets(student))
         return {name: "left in floating point by quant.layers" for name in owners if not spec.bits_of(name)}
 
     def _train(self, student: nn.Module, teachers: Mapping[str, nn.Module], context: Context) -> None:
-        how = self.how
-        first_frozen = self.num_epochs - round(how.freeze_fraction * self.num_epochs)
+        quantization = self.quantization
+        first_frozen = self.num_epochs - round(quantization.freeze_fraction * self.num_epochs)
 
         def before_epoch(epoch: int) -> None:
             if epoch >= first_frozen:
                 freeze(student)
-                if how.batch_norm == "freeze":
+                if quantization.batch_norm == "freeze":
                     _stop_statistics(student)
 
         train_student(
@@ -163,8 +169,10 @@ class Quantize:
             self.objective,
             context,
             epochs=self.num_epochs,
-            learning_rate=how.learning_rate,
-            penalty=(lambda: how.entropy * entropy_penalty(student)) if how.entropy else None,
+            learning_rate=quantization.learning_rate,
+            penalty=(lambda: quantization.entropy * entropy_penalty(student))
+            if quantization.entropy
+            else None,
             before_epoch=before_epoch,
         )
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch
 from compresskd.engine.strategy import Context
-from compresskd.kd.objective import BoundObjective, Objective, Tapped
+from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
 
@@ -43,13 +43,13 @@ class Comparison:
 
     name: str
     bound: BoundObjective
-    tapped: Tapped
+    captured: CapturedPair
     outputs: Callable[[Batch], Any] | None
 
     def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """The loss, its terms, and the student's logits, from what the student said of a batch."""
-        teacher = None if self.outputs is None else self.tapped.teacher(self.outputs(batch))
-        student = self.tapped.student(output)
+        teacher = None if self.outputs is None else self.captured.teacher(self.outputs(batch))
+        student = self.captured.student(output)
         total, terms = self.bound(student, teacher, batch.targets)
         return total, terms, student.logits
 

@@ -17,7 +17,7 @@ from compresskd.tt.decompose.modes import (
     stage_modes,
     svd_modes,
 )
-from compresskd.tt.decompose.ranks import Wish
+from compresskd.tt.decompose.ranks import SizeTarget
 from compresskd.tt.decompose.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
@@ -74,7 +74,7 @@ def factorize(
         TypeError: `module` has no factorized form at all.
         ValueError: no wish or several, values out of range, weights not finite, modes that do not fit.
     """
-    wish = Wish(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
+    wish = SizeTarget(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {', '.join(METHODS)}; got {method!r}")
     reason = refusal(module, method)
@@ -105,7 +105,7 @@ def candidates(
     num_cores: int | None = None,
 ) -> list[Candidate]:
     """What `factorize` chooses from, the best first, each with its modes, ranks, parameters and error."""
-    wish = Wish(rank, None, tolerance, energy, num_parameters)
+    wish = SizeTarget(rank, None, tolerance, energy, num_parameters)
     reason = refusal(module)
     if reason is not None:
         raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
@@ -190,7 +190,7 @@ def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
     return None
 
 
-def _unreached(best: Candidate, wish: Wish, dense: int) -> Skipped | None:
+def _unreached(best: Candidate, wish: SizeTarget, dense: int) -> Skipped | None:
     """Why even the best candidate does not give what was asked for."""
     if best.decomposition is None:
         return _break_even(best.num_parameters, max(best.ranks, default=1), dense)
@@ -211,7 +211,7 @@ def _break_even(count: int, rank: int, dense: int) -> Skipped:
 
 def _search(
     module: Plain,
-    wish: Wish,
+    wish: SizeTarget,
     method: str,
     input_covariance: Tensor | None,
     modes: ModeChoice | None,
@@ -284,7 +284,7 @@ def _build(module: Plain, best: Candidate) -> nn.Module:
 
 
 def _by_rank(
-    module: Plain, wish: Wish, method: str, modes: ModeChoice | None, keep_larger: bool
+    module: Plain, wish: SizeTarget, method: str, modes: ModeChoice | None, keep_larger: bool
 ) -> nn.Module | Skipped:
     """Tucker and CP have one rank: the one asked for, the largest in a budget, or the least that is exact enough."""
     make = _maker(module, method, modes)

@@ -25,7 +25,7 @@ def test_round_trip(name, rank, bits, tmp_path):
     prepare(
         model,
         QuantSpec(
-            bits=bits, initial_scale="absmax", vector_bits=16 if bits == 8 else 8, granularity=PerTensor()
+            bits=bits, initial_scale="absmax", other_bits=16 if bits == 8 else 8, granularity=PerTensor()
         ),
     )
     x = inputs_for(name)

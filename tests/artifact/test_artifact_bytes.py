@@ -28,14 +28,14 @@ CIFAR10 = {
 
 
 def quantized(
-    model, bits, *, kind="symmetric", granularity=None, vector_bits=16, activation_bits=None, about=None
+    model, bits, *, kind="symmetric", granularity=None, other_bits=16, activation_bits=None, about=None
 ):
     spec = QuantSpec(
         bits=bits,
         grid=kind,
         core_grid=kind,
         granularity=granularity or PerTensor(),
-        vector_bits=vector_bits,
+        other_bits=other_bits,
         initial_scale="absmax",
         activation_bits=activation_bits,
     )
@@ -89,7 +89,7 @@ def test_a_table_of_models(tmp_path):
             factorized(shake(build("compresskd.models.mlp.MLP", {
                 "hidden": [300, 100], "num_classes": 10, "input_shape": [1, 28, 28]}, seed=0)), 8), 4),
         "LeNet-5": quantized(lenet5(), 4),
-        "LeNet-5, TT rank 8": quantized(lenet5(8), 2, kind="half_integer", vector_bits=8),
+        "LeNet-5, TT rank 8": quantized(lenet5(8), 2, kind="half_integer", other_bits=8),
         "ResNet-20": quantized(shake(make("resnet20")), 4, about=CIFAR10),
     }  # fmt: skip
     headers = {}

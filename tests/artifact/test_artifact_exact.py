@@ -32,9 +32,9 @@ def prepared(grid, granularity, core_granularity, seed):
         core_grid=grid.kind,
         granularity=granularity,
         core_granularity=core_granularity,
-        estimator=choose.choice(["learned_step", "straight_through"]),
+        estimator=choose.choice(["lsq", "straight_through"]),
         initial_scale=choose.choice(["mse", "absmax"]),
-        vector_bits=choose.choice([4, 8, 16, 32]),
+        other_bits=choose.choice([4, 8, 16, 32]),
         activation_bits=choose.choice([8, None]),
     )
     prepare(model, spec)

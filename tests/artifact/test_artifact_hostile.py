@@ -32,7 +32,7 @@ def stored_mlp(grid=AFFINE, activations=False):
 
     model = factorized(mlp(), 4)
     spec = QuantSpec(
-        bits=grid.bits, grid=grid.kind, core_grid=grid.kind, vector_bits=16, initial_scale="absmax",
+        bits=grid.bits, grid=grid.kind, core_grid=grid.kind, other_bits=16, initial_scale="absmax",
         activation_bits=8 if activations else None,
     )  # fmt: skip
     prepare(model, spec)

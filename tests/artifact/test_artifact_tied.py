@@ -52,7 +52,7 @@ def test_stored_once_and_read_back_tied(name, form, bits, tmp_path):
     assert same
     model.eval()
     if bits is not None:
-        prepare(model, QuantSpec(bits=bits, vector_bits=16))
+        prepare(model, QuantSpec(bits=bits, other_bits=16))
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         answered = model(x)

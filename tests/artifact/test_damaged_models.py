@@ -46,7 +46,7 @@ MODELS = {
     "float": lambda: shake(mlp()).eval(),
     "trains": lambda: factorized(mlp()).eval(),
     "quantized": lambda: quantized(
-        factorized(mlp()), torch.rand(4, 1, 8, 8), vector_bits=16, activation_bits=8
+        factorized(mlp()), torch.rand(4, 1, 8, 8), other_bits=16, activation_bits=8
     ),
     "convolutions": lambda: quantized(factorized(make("lenet5"), 3), None),
     "norms": lambda: shake(make("resnet20")).eval(),

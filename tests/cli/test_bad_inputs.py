@@ -115,7 +115,7 @@ OVERRIDES = {
     ),
     "everything in float": (["bits=4", "quant.layers={fc*: 0}"], "quant.layers: got "),
     "activation bits": (["bits=4", "quant.activation_bits=4"], "quant.activation_bits: got "),
-    "vector bits": (["bits=4", "quant.vector_bits=12"], "quant.vector_bits: got "),
+    "vector bits": (["bits=4", "quant.other_bits=12"], "quant.other_bits: got "),
     "ternary": (["bits=4", "quant.grid=ternary"], "quant.grid: got "),
     "granularity": (["bits=4", "quant.granularity=row"], "quant.granularity: got "),
     "rank slices": (

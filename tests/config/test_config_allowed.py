@@ -31,7 +31,7 @@ ALLOWED = [
     ("kd.objective.terms.x", "compresskd.kd.logits.SoftTargets"),
     ("strategy.stages.a.objective.terms.x", "own_things.Any"),
     ("compress", "compresskd.stages.Compression"),
-    ("strategy.stages.a.how", "compresskd.stages.Quantization"),
+    ("strategy.stages.a.compression", "compresskd.stages.Quantization"),
     ("strategy.stages.a", "compresskd.stages.Fit"),
     ("strategy.stages.a", "compresskd.stages.MultiStage"),
     ("strategy.stages.a", "compresskd.stages.Quantize"),
@@ -51,7 +51,7 @@ DANGEROUS = [
 KEYS = [
     "data", "data.augmentation", "data.part", "student", "teacher", "student.part", "optimizer", "scheduler", "train.x",
     "kd.objective", "kd.objective.terms.x", "kd.x", "compress", "quant", "rank_schedule", "strategy.stages.a",
-    "strategy.stages.a.how", "strategy.stages.a.objective", "strategy.stages.a.stages", "strategy.stages.a.x",
+    "strategy.stages.a.compression", "strategy.stages.a.objective", "strategy.stages.a.stages", "strategy.stages.a.x",
 ]  # fmt: skip
 # Each of these is right at some key, and wrong at this one.
 MISPLACED = [
@@ -67,7 +67,7 @@ MISPLACED = [
     ("optimizer", "torch.nn.Linear"),
     ("optimizer", "torch.optim.lr_scheduler.StepLR"),
     ("scheduler", "torch.optim.SGD"),
-    ("kd.objective.terms.x", "compresskd.kd.taps.Taps"),
+    ("kd.objective.terms.x", "compresskd.kd.capture.ActivationCapture"),
     ("kd.objective.terms.x", "compresskd.kd.matching.FeatureMatch"),
     ("strategy.stages.a", "compresskd.stages.Compression"),
     ("strategy.stages.a", "compresskd.compression.rank_schedule.explicit"),

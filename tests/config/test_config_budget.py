@@ -62,7 +62,7 @@ def test_what_a_stage_or_a_step_sets_itself_counts():
         (("bits=4", "quant.mode=ptq"), {"distill": 12, "factorize": None, "finetune": 12, "quantize": 0}),
         (("bits=4", "quant.mode=none"), {"distill": 12, "factorize": None, "finetune": 12}),
         (("strategy=distill_qat",), {"distill": 12, "quantize": 12}),
-        (("strategy=distill_qat", "quant.student=false"), {"distill": 24}),
+        (("strategy=distill_qat", "quant.enabled=false"), {"distill": 24}),
     ],
 )
 def test_quantization_aware_training_counts(options, expected):

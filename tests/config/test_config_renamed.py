@@ -7,14 +7,14 @@ from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
 
 TYPED = {
-    "key": ("quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.vector_bits"),
+    "key": ("quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.other_bits"),
     "key within stages": (
         "strategy.stages.distill.num_passes=3",
         "strategy.stages.distill.num_passes",
         "strategy.stages.distill.epochs",
     ),
-    "added key": ("+quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.vector_bits"),
-    "value": ("quant.estimator=learnt", "quant.estimator", "quant.estimator=learned_step"),
+    "added key": ("+quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.other_bits"),
+    "value": ("quant.estimator=learnt", "quant.estimator", "quant.estimator=lsq"),
 }
 
 
@@ -22,11 +22,11 @@ TYPED = {
 def _renames(monkeypatch):
     register()
     keys = {
-        r"quant\.bits_of_vectors": "quant.vector_bits",
+        r"quant\.bits_of_vectors": "quant.other_bits",
         r"(strategy\.stages\.[^.]+)\.num_passes": r"\1.epochs",
     }
     monkeypatch.setattr(renamed, "KEYS", keys)
-    monkeypatch.setattr(renamed, "VALUES", {"quant.estimator": {"learnt": "learned_step"}})
+    monkeypatch.setattr(renamed, "VALUES", {"quant.estimator": {"learnt": "lsq"}})
 
 
 @pytest.mark.parametrize(("typed", "key", "new"), TYPED.values(), ids=TYPED)

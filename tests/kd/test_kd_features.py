@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from compresskd.kd.extent import aligned, pooled
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 
 B = 5
 SHAPES = {"vector": (B, 8), "tokens": (B, 6, 8), "image": (B, 8, 4, 4)}
@@ -18,7 +18,7 @@ def random(shape, seed):
 
 def loss(term, student, teacher, name="layer"):
     logits = torch.zeros(B, 3)
-    return term(View(logits, {name: student}), View(logits, {name: teacher}), TARGETS)
+    return term(ModelOutputs(logits, {name: student}), ModelOutputs(logits, {name: teacher}), TARGETS)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -138,16 +138,16 @@ def test_no_gradient_reaches_the_teacher(cls):
 def test_losses_are_summed_over_pairs():
     s, t = random(SHAPES["image"], 0), random(SHAPES["image"], 1)
     logits = torch.zeros(B, 3)
-    both = Hint()(View(logits, {"a": s, "b": t}), View(logits, {"a": t, "b": s}), TARGETS)
+    both = Hint()(ModelOutputs(logits, {"a": s, "b": t}), ModelOutputs(logits, {"a": t, "b": s}), TARGETS)
     assert both.item() == pytest.approx(2 * loss(Hint(), s, t).item(), rel=1e-6)
 
 
 def test_features_of_other_names_are_refused():
     logits = torch.zeros(B, 3)
     with pytest.raises(ValueError, match=r"Hint: expected features of the same names .*Objective\.bind"):
-        Hint()(View(logits, {"a": logits}), View(logits, {"b": logits}), TARGETS)
+        Hint()(ModelOutputs(logits, {"a": logits}), ModelOutputs(logits, {"b": logits}), TARGETS)
     with pytest.raises(ValueError, match="same names"):
-        Hint()(View(logits), View(logits), TARGETS)
+        Hint()(ModelOutputs(logits), ModelOutputs(logits), TARGETS)
 
 
 def test_aligned_pools_to_the_smaller_extent():

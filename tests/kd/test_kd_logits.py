@@ -7,7 +7,7 @@ import torch
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets, standardized
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 
 B, K = 6, 5
 DISTILLING = [SoftTargets, LogitMSE, DKD, NKD, DIST]
@@ -32,7 +32,7 @@ def targets():
 
 
 def loss(term, student, teacher, targets):
-    return term(View(student), None if teacher is None else View(teacher), targets)
+    return term(ModelOutputs(student), None if teacher is None else ModelOutputs(teacher), targets)
 
 
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, DIST])

@@ -10,7 +10,7 @@ from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
 from compresskd.kd.matching import match_features
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 
 B, K = 16, 10
 TEMPERATURES = [0.1, 0.5, 1.0, 4.0, 20.0, 1e2, 1e3, 1e4, 1e5, 1e6]
@@ -74,7 +74,9 @@ def value_and_gradient(loss, student):
 def test_as_the_papers_code_in_float64(cls, temperature, batch):
     student, teacher, targets = batch
     term = cls(temperature=temperature)
-    value, gradient = value_and_gradient(lambda s: term(View(s), View(teacher), targets), student)
+    value, gradient = value_and_gradient(
+        lambda s: term(ModelOutputs(s), ModelOutputs(teacher), targets), student
+    )
     expected, expected_gradient = value_and_gradient(
         lambda s: TERMS[cls](s, teacher.double(), targets, temperature), student.double()
     )
@@ -97,7 +99,7 @@ def test_the_limit_of_a_high_temperature(cls, batch):
         others = d[~chosen].view(B, K - 1)
         spread = (d[chosen] - others.mean(1)).square() * (K - 1) / K**2  # of two values at 1 / K and the rest
         expected = (spread / 2 + 8 * others.var(dim=1, correction=0) / 2).mean()
-    got = cls(temperature=1e6)(View(student), View(teacher), targets)
+    got = cls(temperature=1e6)(ModelOutputs(student), ModelOutputs(teacher), targets)
     assert got.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -107,10 +109,12 @@ def test_equal_logits_are_the_least_and_do_not_pull(cls, temperature, batch):
     student, _, targets = batch
     options = {"gamma": 1.0} if cls is NKD else {}
     term = cls(temperature=temperature, **options)
-    value, gradient = value_and_gradient(lambda s: term(View(s), View(student), targets), student)
+    value, gradient = value_and_gradient(
+        lambda s: term(ModelOutputs(s), ModelOutputs(student), targets), student
+    )
     if cls is NKD:  # the pull of the target's term alone
         _, gradient_at_one = value_and_gradient(
-            lambda s: NKD(gamma=0.0)(View(s), View(student), targets), student
+            lambda s: NKD(gamma=0.0)(ModelOutputs(s), ModelOutputs(student), targets), student
         )
         assert torch.equal(gradient, gradient_at_one)
     else:
@@ -125,7 +129,7 @@ def test_finite_for_logits_of_any_size(cls, temperature, scale, batch):
     student, teacher, targets = batch
     term = cls() if cls is LogitMSE else cls(temperature=temperature)
     value, gradient = value_and_gradient(
-        lambda s: term(View(scale * s), View(scale * teacher), targets), student
+        lambda s: term(ModelOutputs(scale * s), ModelOutputs(scale * teacher), targets), student
     )
     assert math.isfinite(value)
     assert gradient.isfinite().all()
@@ -135,13 +139,15 @@ def test_finite_for_logits_of_any_size(cls, temperature, scale, batch):
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
 def test_one_class_is_refused(cls, standardize):
     with pytest.raises(ValueError, match=r"two classes or more, got \[4, 1\] from the student"):
-        cls(standardize=standardize)(View(torch.zeros(4, 1)), View(torch.zeros(4, 1)), torch.zeros(4).long())
+        cls(standardize=standardize)(
+            ModelOutputs(torch.zeros(4, 1)), ModelOutputs(torch.zeros(4, 1)), torch.zeros(4).long()
+        )
 
 
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
 def test_shapes_that_would_broadcast_are_refused(cls):
     with pytest.raises(ValueError, match=r"logits of one shape .* \[4, 3\] from the student, \[1, 3\]"):
-        cls()(View(torch.zeros(4, 3)), View(torch.zeros(1, 3)), torch.zeros(4).long())
+        cls()(ModelOutputs(torch.zeros(4, 3)), ModelOutputs(torch.zeros(1, 3)), torch.zeros(4).long())
 
 
 def test_one_class_is_refused_before_training():
@@ -153,7 +159,9 @@ def test_one_class_is_refused_before_training():
 @pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
 def test_two_classes_and_one_sample_are_enough(cls):
     student = torch.tensor([[1.0, -1.0]])
-    value, gradient = value_and_gradient(lambda s: cls()(View(s), View(-student), torch.tensor([1])), student)
+    value, gradient = value_and_gradient(
+        lambda s: cls()(ModelOutputs(s), ModelOutputs(-student), torch.tensor([1])), student
+    )
     assert math.isfinite(value)
     assert gradient.isfinite().all()
     assert value > 0
@@ -164,7 +172,7 @@ def test_features_of_a_single_sample_are_finite(cls):
     feature = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 
     def of(x):
-        return View(torch.zeros(1, 2), {"layer": x})
+        return ModelOutputs(torch.zeros(1, 2), {"layer": x})
 
     value, gradient = value_and_gradient(
         lambda s: cls()(of(s), of(feature.flip(1) + 1), torch.tensor([0])), feature
@@ -174,4 +182,4 @@ def test_features_of_a_single_sample_are_finite(cls):
 
 
 def test_cross_entropy_of_one_class_is_zero():
-    assert CrossEntropy()(View(torch.randn(3, 1)), None, torch.zeros(3).long()).item() == 0
+    assert CrossEntropy()(ModelOutputs(torch.randn(3, 1)), None, torch.zeros(3).long()).item() == 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough, learned_step_factor
+from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough, lsq_factor
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.granularity import PerChannel, PerGroup, PerTensor
 from compresskd.quant.grid import Grid
@@ -31,7 +31,7 @@ def closed_form(w, scale, zero, grid):
 
 
 @pytest.mark.parametrize(("grid", "zero"), CASES, ids=str)
-def test_learned_step_gradient_equals_equation_3_of_lsq(grid, zero):
+def test_lsq_gradient_equals_equation_3_of_lsq(grid, zero):
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([0.375], dtype=torch.float16)
     w = (torch.randn(400, generator=generator) * 0.4 * grid.num_levels / 2).requires_grad_()
@@ -45,14 +45,14 @@ def test_learned_step_gradient_equals_equation_3_of_lsq(grid, zero):
     assert torch.equal(w.grad, grad * inside)
     size = w.detach().double().square().mean().sqrt()
     assert size > 0.375 / 2
-    expected = (grad.double() * slopes.double()).sum() * learned_step_factor(400, grid) / size
+    expected = (grad.double() * slopes.double()).sum() * lsq_factor(400, grid) / size
     torch.testing.assert_close(log_scale.grad.double(), expected.reshape(1), rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_factor_is_one_over_root_of_n_times_q():
-    assert learned_step_factor(100, Grid(4)) == pytest.approx((100 * 7) ** -0.5)
-    assert learned_step_factor(100, Grid(2, "half_integer")) == pytest.approx((100 * 1.5) ** -0.5)
-    assert learned_step_factor(100, Grid(4, "affine")) == pytest.approx((100 * 15) ** -0.5)
+    assert lsq_factor(100, Grid(4)) == pytest.approx((100 * 7) ** -0.5)
+    assert lsq_factor(100, Grid(2, "half_integer")) == pytest.approx((100 * 1.5) ** -0.5)
+    assert lsq_factor(100, Grid(4, "affine")) == pytest.approx((100 * 15) ** -0.5)
 
 
 @pytest.mark.parametrize(("grid", "zero"), CASES, ids=str)

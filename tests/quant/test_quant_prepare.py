@@ -252,7 +252,7 @@ def test_tied_weights_share_one_parametrization():
     assert torch.equal(model["a"].weight, model["b"].weight)
 
 
-@pytest.mark.parametrize("estimator", ["straight_through", "learned_step"])
+@pytest.mark.parametrize("estimator", ["straight_through", "lsq"])
 def test_activations_are_rounded_to_256_levels_within_half_a_step(estimator):
     quant = ActivationQuant(estimator=estimator)
     x = torch.rand(64, 50, generator=torch.Generator().manual_seed(0)) * 3 - 1

@@ -14,12 +14,12 @@ class TestParameters:
         second.weight = first.weight
         assert measure.num_parameters(nn.Sequential(first, second)) == 16 + 4 + 4
 
-    @pytest.mark.parametrize("estimator", ["learned_step", "straight_through"])
+    @pytest.mark.parametrize("estimator", ["lsq", "straight_through"])
     def test_scales_of_quantizers_do_not_count(self, estimator):
         model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         prepare(model, QuantSpec(bits=4, activation_bits=8, estimator=estimator))
         learned = sum(p.numel() for n, p in model.named_parameters() if n.endswith("log_scale"))
-        assert learned == (3 + 2 + 2 if estimator == "learned_step" else 0)
+        assert learned == (3 + 2 + 2 if estimator == "lsq" else 0)
         assert measure.num_parameters(model) == 4 * 3 + 3 + 3 * 2 + 2
 
     def test_buffers_do_not_count(self):

@@ -104,7 +104,7 @@ def with_hints():
 def quantized():
     objective = Objective({"cross_entropy": CrossEntropy(0.3), "soft_targets": SoftTargets(0.7)})
     frozen = {"freeze_fraction": 0.5, "core_start": "nearest"}
-    how = Quantization(bits=4, vector_bits=8, activation_bits=8, entropy=0.01, **frozen)
+    how = Quantization(bits=4, other_bits=8, activation_bits=8, entropy=0.01, **frozen)
     return {
         "fit": Fit(objective, epochs=1),
         "factorize": Factorize(Compression(rank=2)),

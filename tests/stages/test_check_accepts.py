@@ -80,7 +80,7 @@ def quantization(rng):
         granularity=rng.choice(("tensor", "channel", 5, 10_000)),
         core_start=rng.choice(("nearest", "gauge")),
         activation_bits=rng.choice((None, 8)),
-        vector_bits=rng.choice((4, 16, 32)),
+        other_bits=rng.choice((4, 16, 32)),
         batch_norm=rng.choice(("freeze", "keep", "fold")),
         entropy=rng.choice((0.0, 0.01)),
         learning_rate=rng.choice((None, 1e-3)),

@@ -15,7 +15,7 @@ from compresskd.listeners.console import stages_table
 from compresskd.reports.evaluate import evaluate_run
 from compresskd.run import factors
 
-QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.vector_bits=16")
+QUANTIZED = ("strategy=distill_then_compress", "rank=4", "bits=4", "epochs=1", "quant.other_bits=16")
 
 
 def test_model_folder_is_the_scored_model_at_the_recorded_size(run_strategy):

@@ -82,7 +82,7 @@ def test_eight_bits_are_those_of_what_is_stored(name, method, tmp_path):
     if method is not None:
         factorized(model, method)
     model.eval()
-    rounded = prepare(model, QuantSpec(bits=8, vector_bits=16))
+    rounded = prepare(model, QuantSpec(bits=8, other_bits=16))
     answered = outputs(model, False)
     artifact.save(model, tmp_path / "model")
     loaded = artifact.load(tmp_path / "model", trust=("hard_modules",))

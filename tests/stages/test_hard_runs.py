@@ -26,7 +26,7 @@ def final(record):
     ["tied", "languagemodel", "shared", "subclass", "hooked", "frozen", "normalized", "upsampling"],
 )
 def test_a_run_ends_with_a_model_that_is_what_was_scored(run_strategy, name):
-    strategy = ("strategy=distill_then_compress", "bits=4", "quant.vector_bits=16", "quant.epochs=1")
+    strategy = ("strategy=distill_then_compress", "bits=4", "quant.other_bits=16", "quant.epochs=1")
     record, directory = run_strategy(*options(name, *strategy))
     folder, compact = directory / "model", directory / "model" / "model.ckd"
     one, other = (artifact.load(path, trust=("hard_modules",)) for path in (folder, compact))

@@ -35,7 +35,7 @@ def test_distill_qat_quantizes_to_eight_bits_by_default(run_strategy):
 
 
 def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
-    record, _ = run_strategy("strategy=distill_qat", "quant.student=false", *SHORT)
+    record, _ = run_strategy("strategy=distill_qat", "quant.enabled=false", *SHORT)
     plain, _ = run_strategy("strategy=distill", *SHORT)
     assert [s["name"] for s in record.stages] == ["distill"]
     assert record.stages[0]["metrics"] == plain.stages[0]["metrics"]

@@ -83,8 +83,8 @@ OPTIONS = {
     "rounded only": {"mode": "ptq"},
     "straight through": {"estimator": "straight_through"},
     "folded": {"batch_norm": "fold"},
-    "vectors of 8 bits": {"vector_bits": 8},
-    "vectors of 32 bits": {"vector_bits": 32},
+    "vectors of 8 bits": {"other_bits": 8},
+    "vectors of 32 bits": {"other_bits": 32},
     "activations": {"activation_bits": 8},
     "affine groups": {"grid": "affine", "granularity": 16, "core_granularity": "rank_slice"},
 }
@@ -122,7 +122,7 @@ CHANGES = {
     "initial_scale": ({}, {"initial_scale": "absmax"}),
     "activation_bits": ({}, {"activation_bits": 8}),
     "num_calibration": ({"activation_bits": 8}, {"activation_bits": 8, "num_calibration": 4}),
-    "vector_bits": ({}, {"vector_bits": 8}),
+    "other_bits": ({}, {"other_bits": 8}),
     "batch_norm=keep": ({"freeze_fraction": 0.5}, {"freeze_fraction": 0.5, "batch_norm": "keep"}),
     "batch_norm=fold": ({}, {"batch_norm": "fold"}),
     "freeze_fraction": ({}, {"freeze_fraction": 1.0}),
@@ -159,7 +159,7 @@ def test_vectors_are_stored_as_half_precision(context):
     vectors = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
     assert {"bn1.weight", "bn1.running_var", "linear.bias"} <= vectors.keys()
     assert {value.dtype for value in vectors.values()} == {torch.float16}
-    fewer = convert(quantized(context, vector_bits=8))
+    fewer = convert(quantized(context, other_bits=8))
     assert {n for n, v in fewer.items() if isinstance(v, torch.Tensor)} == {
         n for n in vectors if "running" in n
     }

@@ -80,9 +80,9 @@ PLACES = {
     "strategy.stages.distill.objective": lambda config, node: config["strategy"]["stages"]["distill"].update(
         objective=node
     ),
-    "strategy.stages.factorize.how": lambda config, node: config["strategy"]["stages"]["factorize"].update(
-        how=node
-    ),
+    "strategy.stages.factorize.compression": lambda config, node: config["strategy"]["stages"][
+        "factorize"
+    ].update(how=node),
     "kd.objective.terms.cross_entropy": lambda config, node: config["kd"]["objective"]["terms"].update(
         cross_entropy=node
     ),

@@ -9,7 +9,7 @@ from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Plan, all_cuts, matrices
 from compresskd.tt.execution.machine import Machine, cache_directory, machine
 from compresskd.tt.execution.planner import bucket, plans, rank_plans
-from compresskd.tt.execution.streamed import StreamedLinear, split_bond
+from compresskd.tt.execution.streamed import StreamedLinear, best_cut
 
 
 @st.composite
@@ -67,7 +67,7 @@ def test_streamed_product_equals_the_dense_one(product):
     x, cores = product
     expected = x @ to_matrix(cores).T
     grad = torch.randn_like(expected)
-    bond = split_bond([tuple(core.shape) for core in cores])
+    bond = best_cut([tuple(core.shape) for core in cores])
     left, right = merge(cores[:bond])[0], merge(cores[bond:])[..., 0].transpose(0, 1)
     y = StreamedLinear.apply(x, left, right)
     assert torch.allclose(y, expected, rtol=0, atol=1e-10)

@@ -20,7 +20,7 @@ NUM_LEADING = 256
 
 
 @dataclass(frozen=True)
-class Wish:
+class SizeTarget:
     """How large a layer may be or how exact it must be: exactly one field is set.
 
     rank: a cap on every bond; ranks: one cap for each bond; tolerance: relative error of the weight (of the output
@@ -102,7 +102,7 @@ def _tails(unfolding: Tensor, total: float) -> list[float]:
     return tails
 
 
-def allocate(modes: Modes, tails: Sequence[Sequence[float]], wish: Wish) -> tuple[int, ...]:
+def allocate(modes: Modes, tails: Sequence[Sequence[float]], wish: SizeTarget) -> tuple[int, ...]:
     """Ranks of the d - 1 bonds for a wish.
 
     Budget and exactness are met by single steps, each where it removes most of the bound per parameter.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compresskd.tt.decompose.cores import num_parameters
 from compresskd.tt.decompose.modes import Modes
-from compresskd.tt.decompose.ranks import Spectra, Wish, allocate, steps
+from compresskd.tt.decompose.ranks import SizeTarget, Spectra, allocate, steps
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 from compresskd.tt.decompose.whitening import root, tt_svd_whitened
 
@@ -50,7 +50,7 @@ class CurvePoint:
 def search(
     weight: Tensor,
     candidates: Sequence[Modes],
-    wish: Wish,
+    wish: SizeTarget,
     *,
     covariance: Tensor | None = None,
     keep_larger: bool = False,
@@ -105,7 +105,7 @@ def curve(
 
 
 def realize(
-    candidate: Candidate, weight: Tensor, spectra: Spectra, wish: Wish, covariance: Tensor | None
+    candidate: Candidate, weight: Tensor, spectra: Spectra, wish: SizeTarget, covariance: Tensor | None
 ) -> Candidate:
     """The candidate decomposed; for an exactness wish with as few ranks as the measured error allows."""
     best = _decomposed(candidate.modes, candidate.ranks, weight, covariance)
@@ -116,7 +116,7 @@ def realize(
     for _ in range(REFINEMENTS if best.error <= wish.error else 0):
         aim = min(0.999, low * min(wish.error / max(best.error, 1e-12), 2.0))
         aim = aim if high is None else (low + high) / 2
-        ranks = allocate(candidate.modes, tails, Wish(tolerance=aim))
+        ranks = allocate(candidate.modes, tails, SizeTarget(tolerance=aim))
         if ranks == best.ranks:
             break
         trial = _decomposed(candidate.modes, ranks, weight, covariance)
@@ -140,7 +140,7 @@ def _metric(weight: Tensor, covariance: Tensor | None) -> Tensor:
     return weight if covariance is None else weight @ root(covariance)[0].to(weight)
 
 
-def _estimate(modes: Modes, spectra: Spectra, wish: Wish) -> Candidate:
+def _estimate(modes: Modes, spectra: Spectra, wish: SizeTarget) -> Candidate:
     tails = spectra.tails(modes)
     ranks = allocate(modes, tails, wish)
     lost = sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks, strict=True))
@@ -165,7 +165,7 @@ class _Reference:
         return max(lost, 1e-16) ** 0.5
 
 
-def _merit(candidate: Candidate, wish: Wish, reference: _Reference) -> tuple[bool, float, float]:
+def _merit(candidate: Candidate, wish: SizeTarget, reference: _Reference) -> tuple[bool, float, float]:
     """A sort key: the least is the best."""
     if wish.error is not None:
         return candidate.error > wish.error * (1 + 1e-9) + 1e-7, candidate.num_parameters, candidate.error

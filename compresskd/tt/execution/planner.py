@@ -12,7 +12,7 @@ from itertools import pairwise
 from compresskd.tt.execution.contraction import Plan, Step, all_cuts, steps
 from compresskd.tt.execution.machine import Machine
 from compresskd.tt.execution.rows import NARROW
-from compresskd.tt.execution.streamed import BLOCK_ROWS, split_bond
+from compresskd.tt.execution.streamed import BLOCK_ROWS, best_cut
 
 CHUNKS = (0, 32, 64, 256)
 MOST_WORK = 6
@@ -171,7 +171,7 @@ def _merge_seconds(shapes: Shapes, cuts: Sequence[int], on: Machine, itemsize: i
 
 def _stream_seconds(shapes: Shapes, on: Machine, itemsize: int) -> float:
     """Building the dense weight once, block by block."""
-    bond = split_bond(shapes)
+    bond = best_cut(shapes)
     rank = shapes[bond][0]
     m1, n1, m2, n2 = _halves(shapes, bond)
     seconds = m1 * on.bmm_seconds(m2, n1, rank, n2, itemsize=itemsize)

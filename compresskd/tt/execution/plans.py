@@ -11,7 +11,7 @@ from compresskd.tt.decompose.cores import merge, to_matrix
 from compresskd.tt.execution import rows
 from compresskd.tt.execution.chain import Chain, ChainProduct
 from compresskd.tt.execution.contraction import Plan, matrices
-from compresskd.tt.execution.streamed import StreamedLinear, split_bond
+from compresskd.tt.execution.streamed import StreamedLinear, best_cut
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -57,7 +57,7 @@ def training_run(
     if missing:
         x = F.pad(x, (0, missing))
     if chain.plan.kind == "streamed":
-        bond = split_bond([tuple(core.shape) for core in cores])  # pyright: ignore[reportArgumentType]
+        bond = best_cut([tuple(core.shape) for core in cores])  # pyright: ignore[reportArgumentType]
         left, right = merge(cores[:bond])[0], merge(cores[bond:])[..., 0].transpose(0, 1)
         y = StreamedLinear.apply(x, left.contiguous(), right.contiguous())
         return cut(y, bias, num_outputs)  # pyright: ignore[reportArgumentType]

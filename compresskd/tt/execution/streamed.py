@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 BLOCK_ROWS = 512
 
 
-def split_bond(shapes: Sequence[tuple[int, int, int, int]]) -> int:
+def best_cut(shapes: Sequence[tuple[int, int, int, int]]) -> int:
     """The bond at which two groups have the fewest parameters together."""
     sizes = []
     for k in range(1, len(shapes)):

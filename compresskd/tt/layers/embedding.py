@@ -177,7 +177,7 @@ class TTEmbedding(TensorTrainLayer):
         """
         cores: list[Tensor] = list(self.cores)
         ids, watched = input.reshape(-1), is_watched() or type(input) not in (Tensor, nn.Parameter)
-        find = _bond if watched else _known_bond  # a compiler would warn of the cache
+        find = _best_cut if watched else _known_cut  # a compiler would warn of the cache
         bond = find(self.vocabulary_dims, self.embedding_dims, tuple([core.shape[0] for core in cores[1:]]))
         if not watched and not ids.is_meta:
             self._check(ids)
@@ -243,7 +243,9 @@ class TTEmbedding(TensorTrainLayer):
         )
 
 
-def _bond(vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]) -> int:
+def _best_cut(
+    vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]
+) -> int:
     """Where to merge: the least work per token among bonds whose two tables stay small."""
     options, num_parameters = [], num_core_parameters(embedding_dims, vocabulary_dims, ranks)
     for k, r in enumerate(ranks, 1):
@@ -255,7 +257,7 @@ def _bond(vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ran
     return min(options)[2] if options else 1
 
 
-_known_bond = functools.lru_cache(maxsize=1024)(_bond)
+_known_cut = functools.lru_cache(maxsize=1024)(_best_cut)
 
 
 def _tables(cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.kd.view import View
+from compresskd.kd.outputs import ModelOutputs
 
 
-class Taps:
-    """Captures the outputs of named modules of one model, as :class:`View` s.
+class ActivationCapture:
+    """Captures the outputs of named modules of one model, as :class:`ModelOutputs` s.
 
     Of a module that runs several times in one forward pass the last output counts, of a tuple the first
     element. A module whose output is then changed in place shows the changed values.
@@ -26,16 +26,18 @@ class Taps:
         self._captured: dict[str, Tensor] = {}
 
     @contextmanager
-    def attached(self, model: nn.Module | None) -> Iterator["Taps"]:
-        """Hooks on ``model`` while the context lasts, none where nothing is tapped.
+    def attached(self, model: nn.Module | None) -> Iterator["ActivationCapture"]:
+        """Hooks on ``model`` while the context lasts, none where nothing is captured.
 
         Attach before the first call of a model compiled by ``torch.compile``, or its graph will lack them.
 
         Raises:
-            ValueError: if modules are tapped and ``model`` is None.
+            ValueError: if modules are captured and ``model`` is None.
         """
         if self.names and model is None:
-            raise ValueError(f"expected the model whose modules {', '.join(self.names)} are tapped, got None")
+            raise ValueError(
+                f"expected the model whose modules {', '.join(self.names)} are captured, got None"
+            )
         handles = []
         try:
             for name in self.names:
@@ -47,26 +49,26 @@ class Taps:
                 handle.remove()
             self._captured = {}
 
-    def view(self, output: Any) -> View:
+    def view(self, output: Any) -> ModelOutputs:
         """What the model said in its last forward pass.
 
         Args:
             output: what the model returned: logits ``[B, K]``, or an object with ``.logits``.
 
         Raises:
-            RuntimeError: if a tapped module did not run in that pass.
+            RuntimeError: if a captured module did not run in that pass.
         """
         logits = getattr(output, "logits", output)
         features, self._captured = self._captured, {}
         missing = [name for name in self.names if name not in features]
         if missing:
             raise RuntimeError(
-                f"no output of {', '.join(missing)}: expected every tapped module to run in forward; a model "
+                f"no output of {', '.join(missing)}: expected every captured module to run in forward; a model "
                 "compiled before it was attached runs no hooks: compile it within the context"
             )
         if self.detach:
             logits, features = logits.detach(), {name: x.detach() for name, x in features.items()}
-        return View(logits, features)
+        return ModelOutputs(logits, features)
 
     def partial(self) -> dict[str, Tensor]:
         """Outputs captured so far, in the order in which the modules finished; forgets them."""

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class View:
+class ModelOutputs:
     """Outputs of one model for one batch.
 
     Args:
         logits: ``[B, K]``, any floating dtype.
-        features: outputs of tapped modules by fully qualified name, ``[B, C]``, ``[B, N, C]`` or
+        features: outputs of captured modules by fully qualified name, ``[B, C]``, ``[B, N, C]`` or
             ``[B, C, H, W]``; empty where no term asks for features.
     """
 
@@ -20,12 +20,14 @@ class View:
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def teacher_of(teacher: View | None, term: object) -> View:
+def teacher_of(teacher: ModelOutputs | None, term: object) -> ModelOutputs:
     """The teacher's view.
 
     Raises:
         ValueError: if it is missing.
     """
     if teacher is None:
-        raise ValueError(f"{type(term).__name__} compares with a teacher: expected a View of it, got None")
+        raise ValueError(
+            f"{type(term).__name__} compares with a teacher: expected a ModelOutputs of it, got None"
+        )
     return teacher
