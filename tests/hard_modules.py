@@ -437,7 +437,7 @@ EXPECTED = {
     "adapted": {"mid": "adapter was added"},
     "listed": {"inp": "'stack' holds it outside", "mid": "'stack' holds it outside"},
     "oldnormalized": {"mid": "forward pre-hook"},
-    "attending": {"attention.out_proj": "NonDynamicallyQuantizableLinear is a subclass"},
+    "attending": {"attention.out_proj": "nn.MultiheadAttention reads its weight"},
     "tiedwithbare": {"mid": "its weight is 'same' as well"},
     "grouped": {"conv": "groups=4"},
 }

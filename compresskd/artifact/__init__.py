@@ -14,7 +14,7 @@ from compresskd.artifact.compact import Split, encode, write_compact
 from compresskd.artifact.construct import build, build_empty, thaw
 from compresskd.artifact.content import Content, content_of, fingerprint, packages, targets
 from compresskd.artifact.errors import ArtifactError
-from compresskd.artifact.files import bytes_of, load, read, save, stored_bytes
+from compresskd.artifact.files import bytes_of, folder_bytes, load, read, save
 from compresskd.artifact.sizes import compact_sizes, write_final
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
     "content_of",
     "encode",
     "fingerprint",
+    "folder_bytes",
     "load",
     "packages",
     "read",
     "save",
-    "stored_bytes",
     "targets",
     "thaw",
     "write_compact",

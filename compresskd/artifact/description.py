@@ -1,7 +1,7 @@
 """How one tensor of the compact form is stored, as a small number (or a short list where it is out of the ordinary).
 
 0 to 9 are plain types; 16 + 4 g + s is a grid g with scales s: per tensor, per channel (dim 0), per slice of the
-last or of the first bond. A list [16 + 4 g, name, option] spells out any other granularity. These numbers are
+last or of the first TT-rank. A list [16 + 4 g, name, option] spells out any other granularity. These numbers are
 part of the format: new ones may be added, none may change.
 """
 

@@ -29,7 +29,7 @@ def save(model: nn.Module, directory: Path) -> int:
     content = content_of(model)
     with atomic_folder(directory) as temporary:
         folder.write(content, temporary)
-    return stored_bytes(directory)
+    return folder_bytes(directory)
 
 
 def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> nn.Module:
@@ -76,7 +76,7 @@ def _of_run(path: Path) -> Path:
     return path / str((record.stage(record.final) or {}).get("checkpoint"))
 
 
-def stored_bytes(directory: Path) -> int:
+def folder_bytes(directory: Path) -> int:
     """Bytes of all files of a model's folder."""
     return sum(path.stat().st_size for path in directory.iterdir())
 

@@ -24,7 +24,7 @@ def compact_sizes(content: Content, *, trust: Sequence[str] = ()) -> dict[str, i
     """Bytes of the compact file, and of what it would be without each of the ways to make it smaller.
 
     Returns:
-        compact_bytes: as written. packed_bytes: without entropy coding. float_bytes: with every tensor in the type
+        file_bytes: as written. packed_bytes: without entropy coding. float_bytes: with every tensor in the type
         in which it is computed with. dense_bytes: that of the architecture without factorized modules.
     """
 
@@ -35,7 +35,7 @@ def compact_sizes(content: Content, *, trust: Sequence[str] = ()) -> dict[str, i
     dense = skeleton(content.architecture, stored=num_values(content), trust=trust).state_dict()
     zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in dense.items()}
     return {
-        "compact_bytes": size(content),
+        "file_bytes": size(content),
         "packed_bytes": size(content, coded=False),
         "float_bytes": size(floats),
         "dense_bytes": size(replace(floats, modules={}, tensors=zeros)),
@@ -54,7 +54,7 @@ def write_final(
     """Write the model of a checkpoint to `directory`/model in both forms, replacing what was there as a whole.
 
     Returns:
-        What the record says of it: compact_bytes, packed_bytes, interchange_bytes (safetensors and structure), and
+        What the record says of it: file_bytes, packed_bytes, interchange_bytes (safetensors and structure), and
         where the bytes of the compact file are.
     """
     content = replace(read(checkpoint, trust=trust), about=about)
@@ -64,7 +64,7 @@ def write_final(
         split = compact.write_compact(content, temporary / COMPACT, trust=trust)
     packed = compact.encode(content, coded=False, trust=trust)[1].total
     return {
-        "compact_bytes": split.total,
+        "file_bytes": split.total,
         "packed_bytes": packed,
         "interchange_bytes": interchange,
         "split": asdict(split),

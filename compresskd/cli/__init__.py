@@ -99,7 +99,7 @@ def _resume(arguments: list[str]) -> int:
     directory = Path(arguments[0])
     record = read_record(directory)
     if record.status == FINISHED:
-        raise AlreadyFinished(f"{directory} is finished; there is nothing to go on with")
+        raise AlreadyFinished(f"{directory} is finished; there is nothing to resume")
     from compresskd.config.build import build_recorded
     from compresskd.config.usable import usable
 

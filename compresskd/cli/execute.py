@@ -34,11 +34,11 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
             record = experiment.run(run, reporter, texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted and saved; go on with: compresskd resume {run.directory}"
+            f"interrupted and saved; resume it by: compresskd resume {run.directory}"
         ) from None
     except OSError as error:
         error.add_note(
-            f"make room, or mend what is wrong there, and go on with: compresskd resume {run.directory}"
+            f"make room, or mend what is wrong there, and resume it by: compresskd resume {run.directory}"
         )
         raise
     finally:
@@ -49,7 +49,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
 
 
 def check_same_config(directory: Path, record: Record | None, experiment: Any) -> None:
-    """A run is only gone on with, or taken for done, under the configuration that began it."""
+    """A run is only resumed, or taken for done, under the configuration that began it."""
     if record is None:
         return
     from compresskd.config.build import completed
@@ -64,5 +64,5 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
         raise RunDirectoryError(
             f"{directory} holds {'a ' if finished else 'an un'}finished run of another configuration "
             f"({'; '.join(changed)}); write another hydra.run.dir=DIR (of a sweep: hydra.sweep.dir=DIR), or "
-            + ("remove that folder" if finished else f"go on with: compresskd resume {directory}")
+            + ("remove that folder" if finished else f"resume it by: compresskd resume {directory}")
         )

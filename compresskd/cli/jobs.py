@@ -72,7 +72,7 @@ def run_hydra(arguments: list[str]) -> int:
         return _end_sweep(directory, jobs) or status if directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "the sweep is interrupted, and what ran is saved; go on with: the same command"
+            "the sweep is interrupted, and what ran is saved; resume it by: the same command"
         ) from None
 
 

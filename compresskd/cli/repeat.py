@@ -31,7 +31,7 @@ def repeat(directory: Path, into: Path | None, said: Sequence[str]) -> int:
     if record.status != FINISHED:
         raise RunDirectoryError(
             f"{directory} is not finished (it is {record.status}), so there is nothing to compare with; "
-            f"go on with it by: compresskd resume {directory}"
+            f"resume it by: compresskd resume {directory}"
         )
     again = _free(directory, into)
     from compresskd.config.build import build_recorded

@@ -25,7 +25,7 @@ from compresskd.run import (
 _HASH_DIGITS = 8
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 _LARGEST_CONFIG = 2**24  # bytes
-_LEFT = "was left unfinished; the same command goes on with it"
+_LEFT = "was left unfinished; the same command resumes it"
 
 
 def naming_overrides(jobs: Sequence[Sequence[str]], typed: Sequence[str], outputs_dir: str) -> list[str]:

@@ -19,7 +19,7 @@ TITLE = "Comparison of runs"
 _EPILOG = """examples:
   compresskd compare outputs/2026-11-23                      everything of one day
   compresskd compare outputs/* --by strategy,rank            group by these keys only
-  compresskd compare multirun/x --metric validation_accuracy --sort stored_bytes
+  compresskd compare multirun/x --metric validation_accuracy --sort file_bytes
   compresskd compare multirun/x --reference strategy=distill,rank=16 --html report.html
 
 Runs that are equal in all but their seed form a group. Keys may be shortened to their end (alpha for kd.alpha).

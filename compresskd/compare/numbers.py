@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable
 
 LATENCY = "latency_"
-COSTS = ("stored_bytes", "macs", "latency")  # of the Pareto fronts
+COSTS = ("file_bytes", "macs", "latency")  # of the Pareto fronts
 _LOWER = re.compile(r"loss|error|bytes|parameters|macs|seconds|latency|perplexity")
 _LABELS = {
     "num_parameters": "parameters",
-    "stored_bytes": "bytes",
-    "compression_stored_bytes": "compression (bytes)",
+    "file_bytes": "bytes",
+    "compression_file_bytes": "compression (bytes)",
     "compression_parameters": "compression (parameters)",
     "compression_macs": "compression (MACs)",
     "macs": "MACs",

@@ -12,6 +12,7 @@ from typing import Any
 
 from compresskd.compare.numbers import is_fraction
 from compresskd.run import RunDirectoryError, read_bytes
+from compresskd.run.renamed import modern_record
 
 SCHEMA = 1
 MAX_BYTES = 64 * 2**20  # a record is some kilobytes: a larger file is something else and would eat the memory
@@ -163,7 +164,7 @@ def _load(path: Path) -> Any:
     if not content.strip():
         raise RecordError(path, "empty file")
     try:
-        return json.loads(content)
+        return modern_record(json.loads(content))
     except RecursionError:
         raise RecordError(path, "not JSON that can be read: nested too deeply") from None
     except ValueError as error:

@@ -13,7 +13,7 @@ from compresskd.compare.records import Record, RecordError, StageRecord, read_re
 from compresskd.run.factors import factors
 
 FINAL, ALL = "final", "all"
-_PARTS = ("compact_bytes", "packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
+_PARTS = ("packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
 def _numbers(record: Record, stage: StageRecord | None) -> dict[str, float]:
     """Flat names: metrics, sizes, `compression_KEY`, `latency_KEY` (ms), `factor_NAME`, times in seconds.
 
-    `stored_bytes` are those of the compact file where the record has them, else of the folder.
+    `file_bytes` are those of model.ckd where the record has them, else of the folder.
     """
     numbers: dict[str, float | None] = {"wall_seconds": record.wall_seconds}
     if stage is not None:
@@ -163,12 +163,10 @@ def _numbers(record: Record, stage: StageRecord | None) -> dict[str, float]:
 
 
 def _smallest(sizes: Mapping[str, float]) -> dict[str, float]:
-    """Sizes in which the stored bytes are those of the smallest file that the run keeps."""
+    """Sizes in which the bytes of the file are those of the folder where a run of earlier versions has no other."""
     kept = {key: value for key, value in sizes.items() if key not in _PARTS}
-    if "compact_bytes" in sizes:
-        kept["stored_bytes"] = sizes["compact_bytes"]
-        if "stored_bytes" in sizes:
-            kept["folder_bytes"] = sizes["stored_bytes"]
+    if "folder_bytes" in sizes:
+        kept.setdefault("file_bytes", sizes["folder_bytes"])
     return kept
 
 

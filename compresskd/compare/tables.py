@@ -12,7 +12,7 @@ from compresskd.compare.pairing import PairedTest, PairedTests
 from compresskd.compare.statistics import Summary
 from compresskd.compare.study import Entry
 
-FRONT_LETTERS = {"stored_bytes": "B", "macs": "M", "latency": "L"}
+FRONT_LETTERS = {"file_bytes": "B", "macs": "M", "latency": "L"}
 MAX_VALUES = 12
 
 
@@ -61,7 +61,7 @@ def group_table(comparison: Comparison, tests: PairedTests, every_number: bool =
     if tests.reference is not None:
         columns.append(Column("p (Holm)", True, help="paired bootstrap against the reference, after Holm"))
     columns.append(Column("front", help="Pareto fronts: B bytes, M MACs, L latency"))
-    columns += [Column(numbers.label(name), True, name == "stored_bytes") for name in costs]
+    columns += [Column(numbers.label(name), True, name == "file_bytes") for name in costs]
     columns.append(Column("flags"))
     results = {id(test.group): test for test in tests.tests}
     rows = tuple(
@@ -73,7 +73,7 @@ def group_table(comparison: Comparison, tests: PairedTests, every_number: bool =
 
 def _shown_numbers(comparison: Comparison, every: bool) -> list[str]:
     first = list(comparison.options.metrics)
-    usual = ["stored_bytes", "compression_stored_bytes", "macs", *filter(None, [comparison.latency])]
+    usual = ["file_bytes", "compression_file_bytes", "macs", *filter(None, [comparison.latency])]
     if every:
         usual = ["num_parameters", *usual, *comparison.names]
     present = {name for group in comparison.groups for name in group.summaries}

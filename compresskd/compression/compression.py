@@ -38,7 +38,7 @@ class Compression(Size):
     """What `compress` means in a run.
 
     Attributes:
-        rank, ranks, tolerance, energy, budget, budget_of, max_drop: the wish for the size, see `Size`.
+        rank, ranks, tolerance, energy, budget, budget_of, max_drop: the target for the size, see `Size`.
         method: tensor_train (whose search over modes includes the low-rank SVD), svd, tucker or cp.
         num_cores: of a tensor train; None lets the search choose.
         modes: layer-name pattern to the modes to take in place of the search: [input modes, output modes] of a linear
@@ -85,7 +85,7 @@ class Compression(Size):
         for pattern, ranks in (self.ranks or {}).items():
             if not isinstance(ranks, int) and not self.modes:
                 yield OptionError(
-                    f"ranks.{pattern}", ranks, "one number where its bonds are not known by `modes`"
+                    f"ranks.{pattern}", ranks, "one number where `modes` does not say its modes"
                 )
 
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
@@ -234,15 +234,12 @@ def factorize_model(
     Raises:
         NothingCompressed: every layer stayed dense.
     """
-    before = copy.deepcopy(model)
     replaced = carry_out(model, plan)
-    made = {name: new for each in replaced.replacements.values() for name, new in each.new.items()}
-    twins = {
-        name: carrying(each.old[name], new, bias=fresh)
-        for each in replaced.replacements.values()
-        for name, new in each.new.items()
-    }
-    reasons = differing(before, made, twins, inputs)
+    pairs = list(replaced.replacements.values())
+    old = {name: layer for pair in pairs for name, layer in pair.old.items()}
+    new = {name: layer for pair in pairs for name, layer in pair.new.items()}
+    twins = {name: carrying(old[name], new[name], bias=fresh) for name in new}
+    reasons = differing(model, old, new, twins, inputs)
     for name, each in list(replaced.replacements.items()):
         wrong = next((reasons[member] for member in each.new if member in reasons), None)
         if wrong is not None:

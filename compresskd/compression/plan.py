@@ -1,4 +1,4 @@
-"""From a wish for a model's size to what is done with each of its layers."""
+"""From a target for a model's size to what is done with each of its layers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Method:
         return self.statistics[name].covariance if name in self.statistics else None
 
     def options(self, name: str) -> dict[str, Any]:
-        """What `tt.factorize` is told besides the wish."""
+        """Keyword arguments for `tt.factorize`, except the size target."""
         options: dict[str, Any] = {"method": self.name}
         if self.name in ("tensor_train", "svd"):
             options["input_covariance"] = self.covariance(name)
@@ -157,21 +157,21 @@ class _SensitivityTable:
         )
         best: tuple[int, str, int] | None = None
         for name in fitting[:_NUM_FILLED]:
-            wish = chosen[name].cost + left
-            found = self._candidate(name, wish)
+            count = chosen[name].cost + left
+            found = self._candidate(name, count)
             if found is not None and found > chosen[name].cost and (best is None or found > best[0]):
-                best = (found, name, wish)
+                best = (found, name, count)
         if best is None:
             return {}
-        _, name, wish = best
-        return {name: functools.partial(tt.factorize, num_parameters=wish, **self._method.options(name))}
+        _, name, count = best
+        return {name: functools.partial(tt.factorize, num_parameters=count, **self._method.options(name))}
 
-    def _candidate(self, name: str, wish: int) -> int | None:
-        """Parameters that the layer would take of `wish`, where it would lose less than at its step."""
+    def _candidate(self, name: str, num_parameters: int) -> int | None:
+        """Parameters that the layer would take of `num_parameters`, where it would lose less than at its step."""
         options = {k: v for k, v in self._method.options(name).items() if k != "method"}
         if self._method.name != "tensor_train":
             return None
-        found = tt.candidates(self._layers[name], num_parameters=wish, **options)
+        found = tt.candidates(self._layers[name], num_parameters=num_parameters, **options)
         return found[0].num_parameters if found and found[0].decomposition is not None else None
 
     def _make(self, name: str, size: allocation.Size) -> Make:

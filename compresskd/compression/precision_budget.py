@@ -116,16 +116,15 @@ def _sizes(
     Where several layers use its weight, bits alone differ.
     """
     exact = _dense(layer)
-    start = replace(
-        quantization, layers=None, core_start="nearest" if quantization.core_start == "nearest" else "gauge"
-    )
+    start = "nearest" if quantization.core_start == "nearest" else "gauge"
+    asked = replace(quantization, layers=None, core_start=start)
     for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
             start = start_quantized(
                 rounded,
-                replace(start, bits=each),
+                replace(asked, bits=each),
                 keep_integers=True,
                 covariances={},
                 seed=0,

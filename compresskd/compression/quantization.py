@@ -31,7 +31,7 @@ class Quantization:
     """How the student is quantized.
 
     Attributes:
-        student: whether it is at all.
+        enabled: whether it is at all.
         mode: 'qat' trains with rounded weights; 'ptq' rounds only; 'none' leaves them.
         bits: of weights; None where nobody asked for any.
         layers: layer-name pattern to bits, the first that fits counts; 0 leaves a layer in floating point.
@@ -57,7 +57,7 @@ class Quantization:
         OptionError: for every value out of its range.
     """
 
-    student: bool = True
+    enabled: bool = True
     mode: Annotated[str, one_of("qat", "ptq", "none")] = "qat"
     bits: Annotated[int, one_of(*BITS)] | None = None
     layers: Mapping[str, Annotated[int, one_of(0, *BITS)]] | None = None
@@ -92,7 +92,7 @@ class Quantization:
         Raises:
             OptionError: an option that only counts with bits, without; a grid that does not go with the bits.
         """
-        if not self.student or self.mode == "none":
+        if not self.enabled or self.mode == "none":
             return None
         bits = default_bits if self.bits is None else self.bits
         if self.budget is not None:

@@ -1,4 +1,4 @@
-"""What size a factorized model is wished to have: one of six wishes."""
+"""The size that a factorized model is to have: one of six kinds of target."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from compresskd.options import Count, NonNegative, OptionError, Share, checked, 
 @checked
 @dataclass(frozen=True)
 class Size:
-    """A wish for the size of a model. `rank`, with `ranks`, is the wish where no other is given.
+    """A target for the size of a model: `rank`, with `ranks`, where no other is given.
 
     Attributes:
-        rank: cap on every bond.
-        ranks: layer-name pattern to cap, or to a list with a cap for each bond of given modes; the first pattern that
-            fits counts, other layers take `rank`.
+        rank: largest TT-rank.
+        ranks: layer-name pattern to the largest TT-rank, or to a list of all TT-ranks for given modes; the first
+            pattern that fits counts, other layers take `rank`.
         tolerance: largest relative error of each layer (of its output where that is data-aware, else its weight).
         energy: share of each layer's squared norm to keep.
         budget: fraction of the dense model that the whole factorized model may take.
@@ -29,7 +29,7 @@ class Size:
         max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
 
     Raises:
-        OptionError: for two wishes beside `rank`, or a value out of its range.
+        OptionError: for two targets beside `rank`, or a value out of its range.
     """
 
     rank: Count
@@ -41,12 +41,12 @@ class Size:
     max_drop: NonNegative | None = None
 
     def __post_init__(self) -> None:
-        wishes = [
+        targets = [
             name for name in ("ranks", "tolerance", "energy", "budget", "max_drop") if self._given(name)
         ]
-        if len(wishes) > 1:
-            others = f"null beside {', '.join(wishes[1:])}: one wish for the size"
-            raise OptionError(wishes[0], getattr(self, wishes[0]), others)
+        if len(targets) > 1:
+            others = f"null beside {', '.join(targets[1:])}: one target for the size"
+            raise OptionError(targets[0], getattr(self, targets[0]), others)
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) not in (None, {})
@@ -58,18 +58,18 @@ class Size:
 
     @property
     def is_rank(self) -> bool:
-        """Whether ranks are what is wished."""
+        """Whether ranks are the target."""
         return self.tolerance is None and self.energy is None and not self.is_shared
 
     def rank_of(self, name: str) -> int | Sequence[int]:
-        """The cap for the layer called `name`, or one for each of its bonds."""
+        """The largest TT-rank of the layer called `name`, or all of its TT-ranks."""
         for pattern, rank in (self.ranks or {}).items():
             if surgery.matches(name, [pattern], []):
                 return rank
         return self.rank
 
     def of_layer(self, name: str) -> dict[str, Any]:
-        """The wish for one layer, as `tt.factorize` takes it."""
+        """The target for one layer, as `tt.factorize` takes it."""
         if self.tolerance is not None:
             return {"tolerance": self.tolerance}
         if self.energy is not None:

@@ -43,7 +43,7 @@ def _any_of(*tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _is_stage = _any_of(_has("stages", "needs_teacher", "__call__"), _has("stages", "expand"))
 _is_term = _has("kd", "kind", "__call__")
-_is_ladder = lambda found: _is_function(found, "compression.rank_schedule", list[rank_schedule.Step])  # noqa: E731
+_is_schedule = lambda found: _is_function(found, "compression.rank_schedule", list[rank_schedule.Step])  # noqa: E731
 _is_plan = lambda found: found in (Compression, Quantization)  # noqa: E731
 
 _DATA = Kind(
@@ -73,15 +73,17 @@ _OBJECTIVE = Kind(
     "compresskd.kd.objective.Objective, or an objective of your own", None, lambda found: found is Objective
 )
 _TERM = Kind("a loss term: a class of compresskd.kd or of your own", None, _is_term)
-LADDER = Kind(
-    "a schedule of ranks: a function of compresskd.compression.rank_schedule or of your own", None, _is_ladder
+RANK_SCHEDULE = Kind(
+    "a schedule of ranks: a function of compresskd.compression.rank_schedule or of your own",
+    None,
+    _is_schedule,
 )
 _PLAN = Kind("compresskd.stages.Compression or compresskd.stages.Quantization", None, _is_plan)
 _STAGE = Kind("a stage: a class of compresskd.stages or of your own", None, _is_stage)
 _INSIDE = Kind(
     "part of a stage: a loss term, an objective, a plan, a stage, or a class or function of your own",
     None,
-    _any_of(_is_term, _is_plan, _is_stage, _is_ladder, lambda found: found is Objective),
+    _any_of(_is_term, _is_plan, _is_stage, _is_schedule, lambda found: found is Objective),
 )
 _OWN = Kind("a class or function of your own", None, lambda found: False)
 
@@ -95,8 +97,8 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"(.*\.)?scheduler", _SCHEDULER),
     (r"(.*\.)?objective", _OBJECTIVE),
     (r"(.*\.)?objective\.terms\.[^.]*", _TERM),
-    (r"(compress|quant|.*\.how)", _PLAN),
-    (r"(rank_schedule|strategy\.stages\.[^.]*\.stages)", LADDER),
+    (r"(compress|quant|.*\.(compression|quantization))", _PLAN),
+    (r"(rank_schedule|strategy\.stages\.[^.]*\.stages)", RANK_SCHEDULE),
     (r"strategy\.stages\.[^.]*", _STAGE),
     (r"(strategy|kd)\..*", _INSIDE),
 )

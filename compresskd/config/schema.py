@@ -53,7 +53,7 @@ class Config:
         outputs_dir: where runs, sweeps and teachers go.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: fp32, bf16 or fp16, by autocast.
-        rank: cap on every TT-rank of a factorized layer.
+        rank: the largest TT-rank of a factorized layer.
         bits: of quantized weights; null leaves them in floating point, unless the strategy quantizes by itself.
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.

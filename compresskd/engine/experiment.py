@@ -73,10 +73,10 @@ class Experiment:
         texts: files to keep in the run directory besides, by name.
 
         The record ends as finished, failed (with the traceback) or interrupted, whatever happens short of a
-        kill: then it stays `running`, and can be gone on with like the others.
+        kill: then it stays `running`, and can be resumed like the others.
 
         Raises:
-            RunDirectoryError: the run to go on with was begun on other data, or with another teacher, or what it left
+            RunDirectoryError: the run to resume was begun on other data, or with another teacher, or what it left
                 cannot be read; then nothing is changed.
             Lost: the directory was removed, or taken over, while the run was going on.
         """
@@ -147,7 +147,7 @@ class Experiment:
             "metrics": metrics,
             "size": {
                 "num_parameters": measure.num_parameters(teacher),
-                "stored_bytes": artifact.bytes_of(teacher),
+                "folder_bytes": artifact.bytes_of(teacher),
                 **artifact.compact_sizes(content, trust=artifact.packages(teacher)),
                 "macs": products.number,
             },

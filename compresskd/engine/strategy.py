@@ -32,7 +32,7 @@ from compresskd.tt.execution.policy import source_of
 _NUM_TRIED = 3
 TRAINING = f"{CHECKPOINTS}/training.ckpt"
 # sizes that are given as ratios of the teacher's too
-_COMPARED = ("num_parameters", "stored_bytes", "compact_bytes", "macs")
+_COMPARED = ("num_parameters", "folder_bytes", "file_bytes", "macs")
 
 
 class NotFiniteError(RuntimeError):
@@ -285,7 +285,7 @@ def _assess(
     products = macs.count(student, context.example)
     size = {
         "num_parameters": measure.num_parameters(student),
-        "stored_bytes": artifact.stored_bytes(checkpoint),
+        "folder_bytes": artifact.folder_bytes(checkpoint),
         **artifact.compact_sizes(content, trust=stored["packages"]),
         "macs": products.number,
     }

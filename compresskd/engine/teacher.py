@@ -51,7 +51,7 @@ class Teacher:
         """The trained teacher, in evaluation mode with gradients off, and where it came from, for the record.
 
         Of several processes that need the same teacher one trains it, the others wait and say so; what a dead
-        process left unfinished is gone on with.
+        process left unfinished is resumed.
 
         Raises:
             RunDirectoryError: the teacher's directory cannot be used, or what is in it is damaged.
@@ -123,7 +123,7 @@ class Teacher:
         except AlreadyFinished:
             reporter.note(f"teacher: taken from {directory}")
             return False
-        reporter.note(f"teacher: {'goes on with' if run.resumed else 'training it in'} {directory}")
+        reporter.note(f"teacher: {'resuming it in' if run.resumed else 'training it in'} {directory}")
         try:
             train(run, reporter.of_teacher())
         finally:

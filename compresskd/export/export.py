@@ -133,7 +133,7 @@ def example(inputs: Tensor) -> Tensor:
 
 
 def _num_bytes(path: Path) -> int:
-    return artifact.stored_bytes(path) if path.is_dir() else path.stat().st_size
+    return artifact.folder_bytes(path) if path.is_dir() else path.stat().st_size
 
 
 def _plain(source: Source, exported: Exported) -> dict[str, object]:

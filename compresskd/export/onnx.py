@@ -56,11 +56,29 @@ def write(
     from compresskd.export import qdq
 
     graph_model = _graph_of(model, example)
-    qdq.hold_out(graph_model.graph, quantized)
+    tied = {name: value for name, value in _tied(graph_model.graph).items() if name not in quantized}
+    qdq.hold_out(graph_model.graph, [*quantized, *tied])
     optimizer.optimize(graph_model)
+    _put_back(graph_model.graph, tied)
     types = qdq.put_in(graph_model, quantized)
     ir.save(graph_model, path)
     return types
+
+
+def _tied(graph: Any) -> dict[str, Any]:
+    """The values of matrices that are read in several places: folded, each place would have a copy in its layout."""
+    return {
+        name: value.const_value
+        for name, value in graph.initializers.items()
+        if len(value.uses()) > 1 and len(value.shape) > 1
+    }
+
+
+def _put_back(graph: Any, values: Mapping[str, Any]) -> None:
+    for value in [value for value in graph.inputs if value.name in values]:
+        graph.inputs.remove(value)
+        value.const_value = values[value.name]
+        graph.register_initializer(value)
 
 
 def read(path: Path, *, options: Mapping[str, str] | None = None) -> Run:

@@ -234,7 +234,7 @@ class BoundObjective(nn.Module):
                 continue
             if teacher is None:
                 raise ValueError(
-                    f"{name} compares features with a teacher's: expected its ModelOutputs, got None"
+                    f"kd: {name} compares features with a teacher's: expected its ModelOutputs, got None"
                 )
             with torch.autocast(student.logits.device.type, enabled=False):
                 views[name] = self.matches[name](student, teacher)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -85,6 +86,8 @@ def obstacle(module: nn.Module) -> str | None:
 def _obstacle_of_type(cls: type[nn.Module]) -> str | None:
     if cls in PLAIN or cls in _registered:
         return None
+    if cls is NonDynamicallyQuantizableLinear:  # which is made for nn.MultiheadAttention alone
+        return "nn.MultiheadAttention reads its weight, which another form of the layer does not have"
     base = next((base for base in PLAIN if issubclass(cls, base)), None)
     if base is None:
         return f"{cls.__name__} has no factorized form"

@@ -92,7 +92,7 @@ class Reporter:
         self.note(
             f"{entry['name']}: validation {100 * metrics['validation_accuracy']:.2f}%  "
             f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
-            f"{entry['size'].get('compact_bytes', entry['size']['stored_bytes']):,} bytes"
+            f"{entry['size'].get('file_bytes', entry['size']['folder_bytes']):,} bytes"
         )
         if entry.get("macs_unknown"):
             self.note(f"{entry['name']}: MACs unknown ({entry['macs_unknown']})")
@@ -141,8 +141,8 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("agreement with teacher %", lambda e: _percent(e["metrics"].get("teacher_agreement"))),
     ("parameters", lambda e: f"{e['size']['num_parameters']:,}"),
     ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
-    ("stored bytes", lambda e: f"{e['size']['stored_bytes']:,}"),
-    ("compact file, bytes", lambda e: _count(e["size"].get("compact_bytes"))),
+    ("bytes of the folder", lambda e: f"{e['size']['folder_bytes']:,}"),
+    ("bytes of model.ckd", lambda e: _count(e["size"].get("file_bytes"))),
     ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
     ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
     ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
@@ -192,7 +192,7 @@ def _count(number: int | None) -> str:
 
 def _of_bytes(values: Mapping[str, float]) -> float | None:
     """Of the compact file; runs of earlier versions have the folder alone."""
-    return values.get("compact_bytes", values.get("stored_bytes"))
+    return values.get("file_bytes", values.get("folder_bytes"))
 
 
 def _times(ratio: float | None) -> str:

@@ -22,7 +22,7 @@ class TTMLP(nn.Module):
 
     Args:
         layers: one mapping a layer with `input_dims` and `output_dims` (modes, equally many) and `tt_rank` (cap on
-            every bond). The first layer's input modes must multiply to at least the input size (zeros fill up), the
+            every TT-rank). The first layer's input modes must multiply to at least the input size (zeros fill up), the
             last one's output modes to at least `num_classes` (the rest is cut); between layers they must agree.
         activation: one of `relu`, `gelu`, `silu`, `tanh`, `leaky_relu`.
         num_classes: number of logits.

@@ -1,8 +1,10 @@
 """Proof by trial: whether new layers do in their model what the layers in whose place they stand would do.
 
 A factorized or rounded layer stands for a dense one: the layer that it replaces, carrying the weight that it comes
-to. Both are run in place, in their parent and in the whole model, in evaluation and in training, on what the parent
-is given by the original model. They agree where answers differ by no more than rounding can make them differ.
+to. The model runs once with all the new layers and once with the dense ones, in training and in evaluation. Each
+parent of a layer is given what the original model gave it, whatever reaches it now. Compared is what reaches a parent,
+what it answers, and what it leaves in its arguments; so is the answer of the model. They agree where they differ by
+no more than rounding can make them differ.
 
 That tolerance is measured, not guessed. A product through factors is the exact product of the dense weight moved
 entry by entry by at most sqrt(n) u |G_1| ... |G_d| (u the unit of rounding, n the length of the sums; Higham and
@@ -14,108 +16,118 @@ answer, in the Frobenius norm, is allowed; so a parent that amplifies is allowed
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compresskd.proof.passes import PASSES, Call, Calls, Pass, places, recorded, seeded, undisturbed
+from compresskd.proof.passes import PASSES, RECORDING, Pass, places, undisturbed
 from compresskd.proof.twins import moved
+from compresskd.proof.watch import Seen, Watch
 from compresskd.quant.prepare import freeze
 
 CONFIDENCE = 8.0
+_NOTHING = ("nothing", None)  # where one model calls fewer modules
 Layers = Mapping[str, nn.Module]
 
 
-def differing(
-    original: nn.Module, new: Layers, twins: Layers, inputs: Tensor, *, base: nn.Module | None = None
-) -> dict[str, str]:
+def differing(model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Tensor) -> dict[str, str]:
     """Those of the layers `new` that do not do, in place, what their `twins` do; with the reason, by name.
 
     Args:
-        original: the model as it was, whose activations are what parents are run on.
-        new: the layers by name.
-        twins: what `carrying` makes of each.
+        model: that they belong to, with the old layers in it or the new ones.
+        old: the layers as they were, by name.
+        new: what stands for each.
+        twins: what `carrying` makes of each, for this trial alone.
         inputs: [B, ...] a few samples.
-        base: the model that the layers belong to, where more of it than the layers has changed.
 
     No model, running statistic or generator of random numbers is changed.
     """
-    names, found = list(new), dict[str, str]()
-    if not names:
-        return found
+    if not new:
+        return {}
     with undisturbed():
-        calls = recorded(original, {above for name in names for above in _ancestors(name)}, inputs)
-        bench = _Bench(original if base is None else base, new, twins)
-        for parent, layers in _parents(names, calls).items():
-            found |= bench.differing(parent, [n for n in layers if n not in found], calls[parent])
-    return found
+        return _Bench(model, old, new, twins, inputs).differing(list(new))
+
+
+class _Broken(Exception):
+    """The model does not run; says so of the module in which it stopped."""
 
 
 class _Bench:
-    """A copy of the model in which each layer is either the new one or its twin."""
+    """A copy of the model in which each layer is the old one, the new one or its twin."""
 
-    def __init__(self, base: nn.Module, new: Layers, twins: Layers) -> None:
-        self._model = copy.deepcopy(base)
-        self._new, self._twins = copy.deepcopy(dict(new)), copy.deepcopy(dict(twins))
-        self._places = {n: places(self._model, n) for n in new}
-        for layer in (self._model, *self._new.values(), *self._twins.values()):
+    def __init__(self, model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Tensor) -> None:
+        self._model, old, self._new = copy.deepcopy((model, dict(old), dict(new)))
+        self._twins, self._inputs = twins, inputs
+        self._places = {name: places(self._model, name) for name in new}
+        for layer in (self._model, *self._new.values(), *twins.values()):
             freeze(layer)  # scales are those of now: a pass in training mode would move them
+        above = [list(_ancestors(name)) for name in new]
+        original = Watch({parent for found in above for parent in found})
+        self._run(old, RECORDING, original)
+        # the nearest module around each layer that is called at all (a list of modules is not), and the model
+        self._parents = {next(a for a in found if a in original.given) for found in above} | {""}
+        self._given = original.given
+        self._dense = cache(partial(self._run, twins))
+        self._moved = cache(
+            lambda each: self._run({n: moved(t, self._new[n]) for n, t in twins.items()}, each)
+        )
 
-    @cached_property
-    def _moved(self) -> dict[str, nn.Module]:
-        return {n: moved(twin, self._new[n]) for n, twin in self._twins.items()}
-
-    def differing(self, parent: str, names: Sequence[str], calls: Calls) -> dict[str, str]:
-        """The layers by whose presence the parent does otherwise: looked for together, then one by one."""
-        if self._difference(parent, names, calls) is None:
-            return {}
-        alone = {name: self._difference(parent, [name], calls) for name in names}
-        found = {name: reason for name, reason in alone.items() if reason is not None}
+    def differing(self, names: Sequence[str]) -> dict[str, str]:
+        """The layers by whose presence the model does otherwise: looked for together, then in halves."""
+        reason = self._difference(names)
+        if reason is None or len(names) == 1:
+            return dict.fromkeys(names, reason) if reason is not None else {}
+        middle = len(names) // 2
+        found = self.differing(names[:middle]) | self.differing(names[middle:])
         rest = [name for name in names if name not in found]
-        reason = self._difference(parent, rest, calls)
+        reason = self._difference(rest) if found else reason
         return found if reason is None else found | dict.fromkeys(rest, f"together with others it {reason}")
 
-    def _difference(self, parent: str, names: Collection[str], calls: Calls) -> str | None:
-        """Why the parent with these layers does not do what it does with their twins; None where it does."""
-        where = f"'{parent}'" if parent else "the model"
+    def _difference(self, names: Sequence[str]) -> str | None:
+        """Why the model with these layers does not do what it does with their twins; None where it does."""
         for each in PASSES if names else ():
-            given = calls[each.name]
             try:
-                dense = next(self._answers(parent, self._twins, given, each))
-                mixed = self._twins | {n: self._new[n] for n in names}
-                for answers in list(self._answers(parent, mixed, given, each)):
-                    excess = _excess(answers, dense, partial(self._moved_answers, parent, given, each))
-                    if excess is not None:
-                        return f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
-            except Exception as error:  # a parent may be the user's own code, which raises what it likes
-                text = str(error).partition("\n")[0]
-                return f"breaks {where} in {each.name}: {type(error).__name__}: {text}"
+                found = self._deviation(names, each)
+            except _Broken as error:
+                return f"breaks {error.args[0]} in {each.name}: {error.args[1]}"
+            if found is not None:
+                where, excess = found
+                return f"makes {where} answer otherwise in {each.name} than the dense layer would: {excess}"
         return None
 
-    def _moved_answers(self, parent: str, calls: Sequence[Call], each: Pass) -> list[Any]:
-        return next(self._answers(parent, self._moved, calls, each))
+    def _deviation(self, names: Sequence[str], each: Pass) -> tuple[str, str] | None:
+        """Where a pass with these layers first goes otherwise, and how."""
+        seen, dense = self._run({**self._twins, **{n: self._new[n] for n in names}}, each), self._dense(each)
+        for place, ((where, a), (expected, b)) in enumerate(zip_longest(seen, dense, fillvalue=_NOTHING)):
+            if where != expected:
+                return where, f"here, where {expected} would be running"
+            excess = _excess(a, b, lambda place=place: self._moved(each)[place][1])
+            if excess is not None:
+                return where, excess
+        return None
 
-    def _answers(self, parent: str, layers: Layers, calls: Sequence[Call], each: Pass) -> Iterator[list[Any]]:
-        """What the parent says to every call, in one context of the pass after the other."""
+    def _run(self, layers: Layers, each: Pass, watch: Watch | None = None) -> Seen:
+        """What is seen of the parents with these layers in place."""
         for name, found in self._places.items():
             for holder, key in found:
                 holder._modules[key] = layers[name]
-        module = self._model.get_submodule(parent).train(each.training)
-        for gradients in each.gradients:
-            before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-            with gradients(), seeded():
-                answers = [_detached(call.repeated(module)) for call in calls]
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
-            yield answers
+        watch = watch or Watch(self._parents, self._given)
+        try:
+            with each.of(self._model), watch.over(self._model):
+                self._model(self._inputs)
+        except Exception as error:  # a model may be the user's own code, which raises what it likes
+            text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise _Broken(watch.where, text) from error
+        return watch.seen
 
 
-def _excess(answers: list[Any], dense: list[Any], moved: Callable[[], list[Any]]) -> str | None:
+def _excess(answers: Any, dense: Any, moved: Callable[[], Any]) -> str | None:
     """By how much the answers differ, where it is more than rounding explains; `moved` is asked only if need be."""
     (new, shape), (old, expected) = pytree.tree_flatten(answers), pytree.tree_flatten(dense)
     if shape != expected:
@@ -142,26 +154,21 @@ def _told(value: Any) -> str:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """|a - b|; infinities of the same sign are equal, NaN is equal to nothing."""
-    return float(torch.where(a == b, 0.0, a.double() - b.double()).norm())
+    quick = _length(a - b) if a.is_floating_point() else math.nan
+    return quick if math.isfinite(quick) else _length(torch.where(a == b, 0.0, a.double() - b.double()))
 
 
 def _norm(a: Tensor) -> float:
-    return float(torch.where(a.isfinite(), a.double(), 0.0).norm())
+    """|a| without what is not finite."""
+    quick = _length(a) if a.is_floating_point() else math.nan
+    return quick if math.isfinite(quick) else _length(torch.where(a.isfinite(), a.double(), 0.0))
 
 
-def _parents(names: Sequence[str], calls: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The nearest module around each layer that is called at all (a list of modules is not); and all in the model."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(next(a for a in _ancestors(name) if a in calls), []).append(name)
-    return {**{p: layers for p, layers in found.items() if p}, "": list(names)}
+def _length(a: Tensor) -> float:
+    return float(torch.linalg.vector_norm(a, dtype=torch.float64))
 
 
 def _ancestors(name: str) -> Iterator[str]:
     while name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def _detached(values: Any) -> Any:
-    return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.proof.passes import PASSES, places, seeded, undisturbed
+from compresskd.proof.passes import PASSES, places, undisturbed
 
 _KEPT = ("bias",)  # which every form of a layer has
 
@@ -42,9 +42,8 @@ def _reads(model: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[di
     error = None
     try:
         for each in PASSES:
-            for gradients in each.gradients:
-                with gradients(), seeded():
-                    guarded.train(each.training)(inputs)
+            with each.of(guarded):
+                guarded(inputs)
     except Exception as raised:  # a model may be the user's own code, which raises what it likes
         error = f"{type(raised).__name__}: {str(raised).partition(chr(10))[0]}"
     reason = "another module reads its {}, which another form of the layer does not have"

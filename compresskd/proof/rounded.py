@@ -25,6 +25,6 @@ def differing_when_rounded(
     """
     still = copy.deepcopy(prepared)
     freeze(still)  # to read a weight in training mode may move its scale
-    new = {name: still.get_submodule(name) for name in names}
-    twins = {name: carrying(original.get_submodule(name), layer, bias=True) for name, layer in new.items()}
-    return differing(original, new, twins, inputs, base=still)
+    old, new = ({name: model.get_submodule(name) for name in names} for model in (original, still))
+    twins = {name: carrying(old[name], new[name], bias=True) for name in names}
+    return differing(still, old, new, twins, inputs)

@@ -49,7 +49,7 @@ def quantize_cores(
     """Round the cores [r_{k-1}, m_k, n_k, r_k] of a train to few bits, so that their product suffers least.
 
     Args:
-        cores: neighbouring bonds must agree; any floating dtype. bits: 2, 3, 4 or 8. method: `nearest`
+        cores: neighbouring TT-ranks must agree; any floating dtype. bits: 2, 3, 4 or 8. method: `nearest`
         rounds at the scale of least squared error; `gauge` learns orthogonal matrices between the
             cores first; `gauge_als` then chooses the integers by alternating least squares.
         grid: a kind of grid; `best` is symmetric at 4 and 8 bits, and at 2 and 3 whichever of symmetric and

@@ -1,7 +1,7 @@
 """Inner products and environments of tensor trains, without the dense matrix.
 
 Shape legend: core k is [r_{k-1}, m_k, n_k, r_k]; m output modes, n input modes. An environment [r, r'] is
-all that lies on one side of a bond, contracted: of the train `a` on the first axis, of the train `b` on the
+all that lies on one side of a cut, contracted: of the train `a` on the first axis, of the train `b` on the
 second.
 
 Inner products may be weighted by an input covariance that is separable over the modes, C = C_1 x ... x C_d:

@@ -1,7 +1,7 @@
 """The gauge of a tensor train: matrices between cores leave the product as it is, but not what rounding does.
 
 Shape legend: core k is [r_{k-1}, m_k, n_k, r_k]. A gauge is one orthogonal matrix Q_k [r_k, r_k] for every
-inner bond; core k becomes Q_{k-1}^T core Q_k.
+TT-rank; core k becomes Q_{k-1}^T core Q_k.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class Gauged:
 
 
 def balance(cores: Sequence[Tensor]) -> list[Tensor]:
-    """The same product (float64 cores) with the root of the singular values on both sides of every inner bond.
+    """The same product (float64 cores) with the root of the singular values on both sides of every cut.
 
-    Left-orthogonalised by QR from the left, then one SVD a bond from the right; bonds keep their size, also
+    Left-orthogonalised by QR from the left, then one SVD a cut from the right; TT-ranks stay as they are, also
     where the rank is deficient.
     """
     result = [core.double() for core in cores]
@@ -54,7 +54,7 @@ def balance(cores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Zeros appended along `dim`, so that a bond wider than its unfolding keeps its size."""
+    """Zeros appended along `dim`, so that a TT-rank larger than its unfolding's stays as it is."""
     if tensor.shape[dim] == size:
         return tensor
     shape = [size - n if d == dim else n for d, n in enumerate(tensor.shape)]
@@ -62,7 +62,7 @@ def _padded(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def rotate(cores: Sequence[Tensor], gauge: Sequence[Tensor]) -> list[Tensor]:
-    """Core k becomes Q_{k-1}^T core Q_k; `gauge` holds the d - 1 orthogonal matrices of the inner bonds."""
+    """Core k becomes Q_{k-1}^T core Q_k; `gauge` holds the d - 1 orthogonal matrices of the TT-ranks."""
     rotated = []
     for k, core in enumerate(cores):
         new = core

@@ -94,20 +94,20 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerRankSlice:
-    """One scale for every index of the `last` or the `first` bond of a core [r_{k-1}, m_k, n_k, r_k].
+    """One scale for every index of the `last` or the `first` TT-rank of a core [r_{k-1}, m_k, n_k, r_k].
 
     Raises:
-        ValueError: `bond` is neither, or the tensor is no core (it has not four dimensions).
+        OptionError: `side` is neither, or the tensor is no core (it has not four dimensions).
     """
 
-    bond: str = "last"
+    side: str = "last"
 
     def __post_init__(self) -> None:
-        if self.bond not in ("first", "last"):
-            raise OptionError("bond", self.bond, "first, last")
+        if self.side not in ("first", "last"):
+            raise OptionError("side", self.side, "first, last")
 
     def num_scales(self, shape: Sequence[int]) -> int:
-        """The rank of the bond."""
+        """The TT-rank."""
         return shape[self._dim(shape)]
 
     def expand(self, values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -123,8 +123,8 @@ class PerRankSlice:
         return _total_along(tensor, self._dim(tensor.shape))
 
     def plain(self) -> list[str | int]:
-        """["per_rank_slice", bond]."""
-        return ["per_rank_slice", self.bond]
+        """["per_rank_slice", side]."""
+        return ["per_rank_slice", self.side]
 
     def _dim(self, shape: Sequence[int]) -> int:
         if len(shape) != 4:
@@ -132,7 +132,7 @@ class PerRankSlice:
                 "granularity: PerRankSlice needs a tensor-train core [r, m, n, r'], got the shape "
                 f"{tuple(shape)}; write PerChannel(dim=0) for the weights of ordinary layers"
             )
-        return 0 if self.bond == "first" else 3
+        return 0 if self.side == "first" else 3
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def granularity_from_plain(plain: Sequence[str | int]) -> Granularity:
             return PerTensor()
         case ["per_channel", int(dim)]:
             return PerChannel(dim)
-        case ["per_rank_slice", str(bond)]:
-            return PerRankSlice(bond)
+        case ["per_rank_slice", str(side)]:
+            return PerRankSlice(side)
         case ["per_group", int(size)]:
             return PerGroup(size)
     raise ValueError(

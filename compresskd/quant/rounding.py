@@ -5,7 +5,7 @@ is a Kronecker product, H X = K X A X B: A and B are the environments to the lef
 the input mode. Nothing of the size of H is ever formed.
 
 Shape legend: X [c, p, r, s]; c input modes that K couples (c = 1 where nothing is weighted), p slices that
-are independent of each other, r left bond, s right bond; K [c, c], A [r, r], B [s, s]. All float64.
+are independent of each other, r left TT-rank, s right TT-rank; K [c, c], A [r, r], B [s, s]. All float64.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Quadratic:
         return float((x * (self.hessian(x) - 2 * self.target)).sum()) + self.constant
 
     def minimizer(self) -> Tensor:
-        """X without any grid: K^-1 T with A^-1 and B^-1 on its bonds, slightly damped."""
+        """X without any grid: K^-1 T with A^-1 and B^-1 on its sides, slightly damped."""
         k, a, b = (
             torch.cholesky_inverse(torch.linalg.cholesky(_damped(m))) for m in (self.k, self.a, self.b)
         )

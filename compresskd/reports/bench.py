@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layer", metavar="MxN", help="instead of a run: a linear layer of M outputs and N inputs"
     )
-    parser.add_argument("--rank", type=int, default=32, help="cap on every bond of --layer (default 32)")
+    parser.add_argument("--rank", type=int, default=32, help="largest TT-rank of --layer (default 32)")
     parser.add_argument("--cores", type=int, help="number of cores of --layer (default: the search chooses)")
     parser.add_argument("--batch", default="1,32,256", help="batch sizes (default 1,32,256)")
     parser.add_argument(

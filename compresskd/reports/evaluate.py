@@ -123,7 +123,7 @@ def _entry(directory: Path, record: Record, stage: str | None) -> Mapping[str, A
     finished = ", ".join(s["name"] for s in record.stages) or "none"
     if stage is None and record.status != FINISHED:
         raise CannotEvaluate(
-            f"{directory} is not finished (it is {record.status}); go on with it by: compresskd resume {directory}, "
+            f"{directory} is not finished (it is {record.status}); resume it by: compresskd resume {directory}, "
             f"or name a finished stage; finished are: {finished}"
         )
     entry = record.stage(stage or record.final)

@@ -64,7 +64,7 @@ class Run:
         self._seconds_before = max(self._seconds_before, wall_seconds)
 
     def start(self, record: Record) -> None:
-        """Write the first record of a new run, or go on with the one that is there.
+        """Write the first record of a new run, or resume the one that is there.
 
         Raises:
             RunDirectoryError: the run there was begun on other data.
@@ -132,7 +132,7 @@ def open_run(directory: Path, *, unique: bool = False, wait: float = 0.0) -> Run
     Args:
         directory: created where it is missing.
         unique: the name was made up by the program, so where it is taken `directory_2`, `directory_3`...
-            is taken instead. Without it an unfinished run found there is gone on with.
+            is taken instead. Without it an unfinished run found there is resumed.
         wait: seconds to wait for another process that holds it; -1 waits for ever.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FACTORS = ("student", "factorization", "bits", "coding")
-_BYTES = ("compact_bytes", "dense_bytes", "float_bytes", "packed_bytes")
+_BYTES = ("file_bytes", "dense_bytes", "float_bytes", "packed_bytes")
 
 
 def factors(teacher: Mapping[str, float] | None, size: Mapping[str, float]) -> dict[str, float]:
@@ -27,8 +27,8 @@ def factors(teacher: Mapping[str, float] | None, size: Mapping[str, float]) -> d
     found = {
         "factorization": size["dense_bytes"] / size["float_bytes"],
         "bits": size["float_bytes"] / size["packed_bytes"],
-        "coding": size["packed_bytes"] / size["compact_bytes"],
+        "coding": size["packed_bytes"] / size["file_bytes"],
     }
-    if teacher and teacher.get("compact_bytes"):
-        return {"student": teacher["compact_bytes"] / size["dense_bytes"], **found}
+    if teacher and teacher.get("file_bytes"):
+        return {"student": teacher["file_bytes"] / size["dense_bytes"], **found}
     return found

@@ -41,7 +41,7 @@ class Hold:
             what = f"{LOCK} in it was removed or replaced" if self.directory.is_dir() else "it was removed"
             raise Lost(
                 f"{self.directory} is no longer held by this process: {what} while the run was going on; the run stops "
-                f"here and writes nothing more. If the folder is still there, go on with: compresskd resume "
+                f"here and writes nothing more. If the folder is still there, resume it by: compresskd resume "
                 f"{self.directory}"
             )
 

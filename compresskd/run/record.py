@@ -12,6 +12,7 @@ from typing import Any
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_bytes
 from compresskd.run.ownership import RECORD
+from compresskd.run.renamed import modern_record
 from compresskd.run.validity import check_record
 
 SCHEMA = 1
@@ -26,7 +27,7 @@ class Record:
     """What `record.json` holds. Accuracies are fractions, times are seconds, sizes are bytes.
 
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
-    checkpoint). `resumed` has an entry for each time the run was gone on with: when, and whatever of git,
+    checkpoint). `resumed` has an entry for each time the run was resumed: when, and whatever of git,
     versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
     how the bytes of the compact one split. `files` there, and in each stage, are the sizes and SHA-256 of the files
     that were written, by path. `signature` is there where code outside of compresskd takes part: see
@@ -65,7 +66,7 @@ class Record:
     @classmethod
     def from_json(cls, text: str) -> Record:
         """Read a record, ignoring keys of later versions. Raises ValueError where it is not one."""
-        values = json.loads(text, parse_constant=lambda _: None)  # earlier versions wrote NaN
+        values = modern_record(json.loads(text, parse_constant=lambda _: None))  # earlier versions wrote NaN
         check_record(values)
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         return cls(**known)
@@ -101,7 +102,7 @@ def read_record(directory: Path) -> Record:
     except (FileNotFoundError, NotADirectoryError):
         raise RunDirectoryError(
             f"{directory} is not a run directory: it has no {RECORD} (a run that was stopped before it wrote "
-            "one has nothing to go on with: start it again)"
+            "one has nothing to resume: start it again)"
         ) from None
     except RecursionError:
         raise RunDirectoryError(f"{path} cannot be read: it is nested too deeply") from None

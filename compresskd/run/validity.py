@@ -32,7 +32,7 @@ _TEACHER = {
 # Numbers without which a model was not measured: the table and the next stage read them.
 _MEASURED = {
     "metrics": ("validation_accuracy", "test_accuracy"),
-    "size": ("num_parameters", "stored_bytes"),
+    "size": ("num_parameters", "folder_bytes"),
     "latency_ms": ("batch_1", "batch_32"),
 }
 _CHECKPOINT = re.compile(r"checkpoints/\w[\w.-]*")

@@ -55,7 +55,7 @@ class MatchedDense:
         factor = _largest_factor(spec, target, seed)
         student = _scaled(spec, factor, seed).to(context.device)
         context.details.update(
-            epochs=0, width_factor=factor, matched_bytes=target, stored_bytes=artifact.bytes_of(student)
+            epochs=0, width_factor=factor, matched_bytes=target, folder_bytes=artifact.bytes_of(student)
         )
         return State(student, state.teacher)
 

@@ -37,7 +37,7 @@ from compresskd.stages.train_student import Training, train_student
 
 @dataclass(frozen=True)
 class Step:
-    """What a step of a ladder may say; None takes the ladder's."""
+    """What a step of a schedule may say; None takes the schedule's."""
 
     rank: Count
     alpha: Fraction | None = None
@@ -55,8 +55,8 @@ class RankStep:
         init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
             'fresh' from new factors of the same shapes.
         teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
-        max_drop: percentage points of validation accuracy, below that of the stage before the ladder, at which
-            the step is undone and the ladder ends; None never ends it.
+        max_drop: percentage points of validation accuracy, below that of the stage before the schedule, at which
+            the step is undone and the schedule ends; None never ends it.
     """
 
     compression: Compression
@@ -85,10 +85,10 @@ class RankStep:
         return state
 
     def __call__(self, state: State, context: Context) -> State:
-        """Return the state with the student of this rank, or the state as it was where the ladder has ended."""
-        ended = next((s["name"] for s in context.record.stages if s.get("ladder_ended")), None)
+        """Return the state with the student of this rank, or the state as it was where the schedule has ended."""
+        ended = next((s["name"] for s in context.record.stages if s.get("stopped_early")), None)
         if ended is not None:
-            context.details.update(not_run=f"the ladder ended at {ended}", epochs=0)
+            context.details.update(not_run=f"the schedule ended at {ended}", epochs=0)
             return state
         previous = state.student
         student = self._reduced(previous, context)
@@ -100,8 +100,10 @@ class RankStep:
             epochs=self.epochs,
         )
         if self.max_drop is not None and self._dropped(student, context):
-            context.reporter.note(f"{context.stage}: validation accuracy fell too far; the ladder ends here")
-            context.details["ladder_ended"] = True
+            context.reporter.note(
+                f"{context.stage}: validation accuracy fell too far; the schedule ends here"
+            )
+            context.details["stopped_early"] = True
             return state
         return replace(state, student=student)
 
@@ -113,8 +115,8 @@ class RankStep:
         return student
 
     def _dropped(self, student: nn.Module, context: Context) -> bool:
-        before = [s for s in context.record.stages if "ladder_rank" not in s]
-        context.details["ladder_rank"] = self.compression.rank
+        before = [s for s in context.record.stages if "scheduled_rank" not in s]
+        context.details["scheduled_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
         reference = before[-1]["metrics"]["validation_accuracy"]
@@ -126,7 +128,7 @@ class RankStep:
 @checked
 @dataclass(frozen=True)
 class MultiStage:
-    """A ladder of falling ranks, expanded into one `RankStep` a step.
+    """A schedule of falling ranks, expanded into one `RankStep` a step.
 
     Attributes:
         stages: mappings with `rank` and, where they differ from the defaults, `alpha`, `temperature`, `epochs`,
@@ -146,13 +148,10 @@ class MultiStage:
     teacher: Which = "previous"
 
     def __post_init__(self) -> None:
-        for wish in ("tolerance", "energy", "budget", "max_drop"):
-            if getattr(self.compression, wish) is not None:
-                raise OptionError(
-                    f"compression.{wish}",
-                    getattr(self.compression, wish),
-                    "null in a ladder, whose steps are ranks",
-                )
+        for target in ("tolerance", "energy", "budget", "max_drop"):
+            if getattr(self.compression, target) is not None:
+                got = getattr(self.compression, target)
+                raise OptionError(f"compression.{target}", got, "null beside a schedule of ranks")
         if not self.stages:
             raise OptionError("stages", self.stages, "at least one {rank: R}")
         for position, step in enumerate(self.stages):

@@ -38,7 +38,7 @@ class Quantize:
     Attributes:
         quantization: the grid, what shares a scale, how it is learned.
         objective: what quantization-aware training minimises.
-        epochs: of it, unless `how` says otherwise; 0 rounds only.
+        epochs: of it, unless `quantization` says otherwise; 0 rounds only.
         default_bits: where nobody asked for any; None then quantizes nothing.
         teacher: as in `Fit`; 'previous' is the student before it was quantized.
     """
@@ -53,7 +53,11 @@ class Quantize:
         """See `compresskd.engine.strategy.Expandable`: this stage with the bits that count, or none."""
         with within("quantization"):
             quantization = self.quantization.wanted(self.default_bits)
-        return {} if how is None else {name: replace(self, quantization=quantization, epochs=self.num_epochs)}
+        return (
+            {}
+            if quantization is None
+            else {name: replace(self, quantization=quantization, epochs=self.num_epochs)}
+        )
 
     @property
     def num_epochs(self) -> int:
@@ -74,7 +78,7 @@ class Quantize:
             self.num_epochs,
             self.teacher,
             self.quantization.learning_rate,
-            "quantization.learning_rate",
+            "quant.learning_rate",
         )
 
     def check(self, state: State, example: Tensor) -> State:

@@ -34,7 +34,7 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to go on with this training."""
+        """What a checkpoint must agree on to resume this training."""
         return {
             "seed": self.seed,
             "epochs": self.recipe.epochs,

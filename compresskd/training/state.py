@@ -115,7 +115,7 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ResumeMismatch(
             "resume: the checkpoint does not fit this model and optimizer; "
-            f"go on with the configuration that it was written with. {error}"
+            f"resume with the configuration that it was written with. {error}"
         ) from error
     state.scheduler.load_state_dict(copy.deepcopy(saved["scheduler"]))
     if state.scaler:

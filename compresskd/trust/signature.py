@@ -52,7 +52,7 @@ class Signer:
         except NoKey as error:
             if not self._said:
                 self._say(
-                    f"not signed: {error}; to go on with {self._directory}, or to evaluate or export it, write "
+                    f"not signed: {error}; to resume {self._directory}, or to evaluate or export it, write "
                     f"--trust {','.join(packages)}"
                 )
             self._said = True

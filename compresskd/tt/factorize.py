@@ -1,4 +1,4 @@
-"""The one front door: a dense layer and a wish for its size to a factorized layer, or why it stays dense."""
+"""The one front door: from a dense layer and a target for its size to a factorized layer, or why it stays dense."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -48,15 +48,16 @@ def factorize(
     num_cores: int | None = None,
     keep_larger: bool = False,
 ) -> nn.Module | Skipped:
-    """The layer factorized by `method` to exactly one wish, in the mode of training of `module`.
+    """The layer factorized by `method` to exactly one size target, in the mode of training of `module`.
 
     Only a layer whose computation is known has such a form, see `compresskd.layers.registry`; parametrized weights are
     taken as they are in evaluation.
 
     Args:
         module: nn.Linear, nn.Conv2d or nn.Embedding, or a layer that was registered.
-        rank: a cap on every bond. Among modes, the one that does best against the low-rank SVD of as many parameters.
-        ranks: one cap for each bond, together with `modes`.
+        rank: the largest TT-rank (the bond dimension between cores). Among modes, the one that does best against the
+            low-rank SVD of as many parameters.
+        ranks: one for each TT-rank, together with `modes`.
         tolerance: relative error of the weight, or of the output where `input_covariance` is given.
         energy: share of the squared norm kept; the same as tolerance = sqrt(1 - energy).
         num_parameters: a budget for the cores; the bias is not counted.
@@ -72,9 +73,9 @@ def factorize(
 
     Raises:
         TypeError: `module` has no factorized form at all.
-        ValueError: no wish or several, values out of range, weights not finite, modes that do not fit.
+        ValueError: no size target or several, values out of range, weights not finite, modes that do not fit.
     """
-    wish = SizeTarget(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
+    target = SizeTarget(rank, None if ranks is None else tuple(ranks), tolerance, energy, num_parameters)
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {', '.join(METHODS)}; got {method!r}")
     reason = refusal(module, method)
@@ -82,14 +83,14 @@ def factorize(
         return reason
     module, training = layers.plain(module), module.training
     if method in ("tucker", "cp"):
-        if input_covariance is not None or num_cores is not None or wish.ranks is not None:
+        if input_covariance is not None or num_cores is not None or target.ranks is not None:
             raise ValueError(
                 f"method {method!r} takes no input_covariance, num_cores or ranks: use tensor_train or svd"
             )
-        built = _by_rank(module, wish, method, modes, keep_larger)
+        built = _by_rank(module, target, method, modes, keep_larger)
     else:
-        found = _search(module, wish, method, input_covariance, modes, num_cores, keep_larger)
-        reason = _unreached(found[0], wish, module.weight.numel())
+        found = _search(module, target, method, input_covariance, modes, num_cores, keep_larger)
+        reason = _unreached(found[0], target, module.weight.numel())
         built = _build(module, found[0]) if reason is None else reason
     return built.train(training) if isinstance(built, nn.Module) else built
 
@@ -105,11 +106,11 @@ def candidates(
     num_cores: int | None = None,
 ) -> list[Candidate]:
     """What `factorize` chooses from, the best first, each with its modes, ranks, parameters and error."""
-    wish = SizeTarget(rank, None, tolerance, energy, num_parameters)
+    target = SizeTarget(rank, None, tolerance, energy, num_parameters)
     reason = refusal(module)
     if reason is not None:
         raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
-    return _search(layers.plain(module), wish, "tensor_train", input_covariance, None, num_cores)
+    return _search(layers.plain(module), target, "tensor_train", input_covariance, None, num_cores)
 
 
 def error_curve(
@@ -150,7 +151,7 @@ def least_parameters(
 
     Args:
         module, method, modes, num_cores: as in `factorize`, of method "tensor_train" or "svd".
-        ranks: one cap for each bond; only their number is looked at.
+        ranks: one for each TT-rank; only their number is looked at.
 
     Raises:
         TypeError, ValueError: whatever `factorize` would refuse of these.
@@ -160,7 +161,7 @@ def least_parameters(
     module = layers.plain(module)
     options = _modes(module, method, modes, num_cores)
     if ranks is not None and modes is None:
-        raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
+        raise ValueError("expected modes together with ranks: they say where the ranks are")
     num_outputs, num_inputs = module.weight.flatten(1).shape
     for each in options:
         check_modes(num_inputs, num_outputs, each.input_dims, each.output_dims)
@@ -190,17 +191,17 @@ def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
     return None
 
 
-def _unreached(best: Candidate, wish: SizeTarget, dense: int) -> Skipped | None:
+def _unreached(best: Candidate, target: SizeTarget, dense: int) -> Skipped | None:
     """Why even the best candidate does not give what was asked for."""
     if best.decomposition is None:
         return _break_even(best.num_parameters, max(best.ranks, default=1), dense)
-    if wish.num_parameters is not None and best.num_parameters > wish.num_parameters:
+    if target.num_parameters is not None and best.num_parameters > target.num_parameters:
         return Skipped(
-            f"budget: {wish.num_parameters} parameters, the smallest form has {best.num_parameters}"
+            f"budget: {target.num_parameters} parameters, the smallest form has {best.num_parameters}"
         )
-    if wish.error is not None and best.error > wish.error * (1 + 1e-6) + ROUNDING:
+    if target.error is not None and best.error > target.error * (1 + 1e-6) + ROUNDING:
         return Skipped(
-            f"break-even: no form of relative error {wish.error:.4g} is smaller than {dense} dense"
+            f"break-even: no form of relative error {target.error:.4g} is smaller than {dense} dense"
         )
     return None
 
@@ -211,7 +212,7 @@ def _break_even(count: int, rank: int, dense: int) -> Skipped:
 
 def _search(
     module: Plain,
-    wish: SizeTarget,
+    target: SizeTarget,
     method: str,
     input_covariance: Tensor | None,
     modes: ModeChoice | None,
@@ -219,11 +220,11 @@ def _search(
     keep_larger: bool = False,
 ) -> list[Candidate]:
     options = _modes(module, method, modes, num_cores)
-    if wish.ranks is not None and len(options) != 1:
-        raise ValueError("expected modes together with ranks: they say which bonds the ranks are of")
+    if target.ranks is not None and len(options) != 1:
+        raise ValueError("expected modes together with ranks: they say where the ranks are")
     weight = module.weight.detach().flatten(1)
     covariance = _covariance(module, input_covariance)
-    return search(weight, options, wish, covariance=covariance, keep_larger=keep_larger)
+    return search(weight, options, target, covariance=covariance, keep_larger=keep_larger)
 
 
 def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:
@@ -284,20 +285,20 @@ def _build(module: Plain, best: Candidate) -> nn.Module:
 
 
 def _by_rank(
-    module: Plain, wish: SizeTarget, method: str, modes: ModeChoice | None, keep_larger: bool
+    module: Plain, target: SizeTarget, method: str, modes: ModeChoice | None, keep_larger: bool
 ) -> nn.Module | Skipped:
     """Tucker and CP have one rank: the one asked for, the largest in a budget, or the least that is exact enough."""
     make = _maker(module, method, modes)
     dense = module.weight.numel()
-    if wish.rank is not None:
-        chosen = wish.rank
-    elif wish.num_parameters is not None:
+    if target.rank is not None:
+        chosen = target.rank
+    elif target.num_parameters is not None:
         chosen = _largest(
-            lambda r: _count(module, method, modes, r) <= min(wish.num_parameters or 0, dense - 1), dense
+            lambda r: _count(module, method, modes, r) <= min(target.num_parameters or 0, dense - 1), dense
         )
     else:
         largest = _largest(lambda r: _count(module, method, modes, r) < dense, dense)
-        chosen = _least(lambda r: _error(module, make(r)) <= (wish.error or 0.0), largest)
+        chosen = _least(lambda r: _error(module, make(r)) <= (target.error or 0.0), largest)
     count = _count(module, method, modes, max(chosen, 1))
     if chosen < 1 or (count >= dense and not keep_larger):
         return _break_even(count, max(chosen, 1), dense)

@@ -154,7 +154,7 @@ def test_sizes_of_the_record_are_those_of_files(tmp_path):
     artifact.save(model.eval(), tmp_path / "checkpoint")
     record = artifact.write_final(tmp_path / "checkpoint", tmp_path, ABOUT)
     folder = tmp_path / "model"
-    assert record["compact_bytes"] == (folder / "model.ckd").stat().st_size == sum(record["split"].values())
+    assert record["file_bytes"] == (folder / "model.ckd").stat().st_size == sum(record["split"].values())
     assert record["interchange_bytes"] == sum(
         (folder / name).stat().st_size for name in ("model.safetensors", "structure.json")
     )
@@ -165,8 +165,8 @@ def test_sizes_of_the_record_are_those_of_files(tmp_path):
     ]
     stored = artifact.read(folder)
     sizes = artifact.compact_sizes(stored)
-    assert (sizes["compact_bytes"], sizes["packed_bytes"]) == (
-        record["compact_bytes"],
+    assert (sizes["file_bytes"], sizes["packed_bytes"]) == (
+        record["file_bytes"],
         record["packed_bytes"],
     )
 
@@ -177,7 +177,7 @@ def test_sizes_without_each_way_to_make_the_file_smaller():
     sizes = artifact.compact_sizes(stored)
     assert sizes["float_bytes"] == len(artifact.encode(content(tensor_train))[0])
     assert sizes["dense_bytes"] == len(artifact.encode(content(dense))[0])
-    assert sizes["dense_bytes"] > sizes["float_bytes"] > sizes["packed_bytes"] > sizes["compact_bytes"]
+    assert sizes["dense_bytes"] > sizes["float_bytes"] > sizes["packed_bytes"] > sizes["file_bytes"]
     alike = artifact.compact_sizes(content(dense))
     assert len(set(alike.values())) == 1
 

@@ -44,7 +44,7 @@ class TestRoundTrip:
         model = shake(make(name))
         size = artifact.save(model, tmp_path / "model")
         assert size == sum(p.stat().st_size for p in (tmp_path / "model").iterdir())
-        assert size == artifact.bytes_of(model) == artifact.stored_bytes(tmp_path / "model")
+        assert size == artifact.bytes_of(model) == artifact.folder_bytes(tmp_path / "model")
         again = artifact.load(tmp_path / "model")
         assert_same(model, again)
         assert artifact.fingerprint(again) == artifact.fingerprint(model)

@@ -41,7 +41,7 @@ def run_directory(tmp_path):
                 "checkpoint": "checkpoints/quantize",
                 "packages": [],
                 "metrics": {"validation_accuracy": 0.5, "test_accuracy": 0.5},
-                "size": {"num_parameters": 9, "stored_bytes": 9},
+                "size": {"num_parameters": 9, "folder_bytes": 9},
                 "latency_ms": {"batch_1": 1.0, "batch_32": 1.0},
             }
         ],

@@ -359,7 +359,7 @@ def test_a_finished_run_is_left_alone(run_cli, finished):
     _says(
         run_cli(*TINY, "hydra.run.dir=run"), "holds a finished run, which is never overwritten; write another"
     )
-    _says(run_cli("resume", "run"), "run is finished; there is nothing to go on with")
+    _says(run_cli("resume", "run"), "run is finished; there is nothing to resume")
     assert _content(finished) == before
 
 
@@ -480,7 +480,7 @@ def test_full_disk_ends_the_run_and_nothing_is_lost(run_cli, small_disk, size, e
     assert outcome.status == 1
     assert "Traceback" not in outcome.out + outcome.err
     assert "No space left on device" in outcome.err
-    assert f"go on with: compresskd resume {disk}/run" in outcome.err
+    assert f"resume it by: compresskd resume {disk}/run" in outcome.err
     record = json.loads((disk / "run" / "record.json").read_text())
     assert record["status"] == "running" if size == "30k" else "failed"
     assert not [p for p in (disk / "run").rglob("*") if p.name.startswith(".")]

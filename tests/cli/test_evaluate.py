@@ -202,7 +202,7 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(run_cli, finished):
     says(
         run_cli("evaluate", "run"),
         2,
-        "compresskd: run is not finished (it is interrupted); go on with it by: compresskd resume run, "
+        "compresskd: run is not finished (it is interrupted); resume it by: compresskd resume run, "
         "or name a finished stage; finished are: distill",
     )
     assert run_cli("evaluate", "run", "distill").out.endswith(": reproduced\n")

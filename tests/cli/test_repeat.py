@@ -169,4 +169,4 @@ def test_what_cannot_be_repeated_is_refused_before_anything_is_made(run_cli, wor
     change_record(run, lambda record: record.update(status="interrupted"))
     outcome = run_cli("repeat", "run")
     assert (outcome.status, outcome.left) == (2, [])
-    assert "go on with it by: compresskd resume run" in outcome.err
+    assert "resume it by: compresskd resume run" in outcome.err

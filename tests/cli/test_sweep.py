@@ -170,7 +170,7 @@ def test_failures_of_another_sweep_in_the_folder_are_none_of_ours(tmp_path):
     found = failures(tmp_path, [[f"lr={i}", "seed=0"] for i in (1, 2, 3)])
     assert found == {
         str(tmp_path / "lr=2"): "ValueError: wrong",
-        str(tmp_path / "lr=3"): "was left unfinished; the same command goes on with it",
+        str(tmp_path / "lr=3"): "was left unfinished; the same command resumes it",
     }
 
 
@@ -321,7 +321,7 @@ def test_the_whole_study_by_one_word_at_matched_budgets(run_cli, work):
     assert trained_epochs(teacher) == 4
     assert len({r["teacher"]["fingerprint"] for r in found.values() if r["teacher"]}) == 1
     dense, matched, low_rank = (
-        found[f"strategy={s}"]["stages"][-1]["size"]["stored_bytes"]
+        found[f"strategy={s}"]["stages"][-1]["size"]["folder_bytes"]
         for s in ("train", "distill_matched", "train_to_compressed")
     )
     assert matched <= low_rank < dense
@@ -442,7 +442,7 @@ def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(run_cli, program, work
     os.killpg(running.pid, signal.SIGINT)
     assert running.wait(timeout=60) == 130, running.said()
     assert running.said().rstrip().splitlines()[-1] == (
-        "compresskd: the sweep is interrupted, and what ran is saved; go on with: the same command"
+        "compresskd: the sweep is interrupted, and what ran is saved; resume it by: the same command"
     )
     assert "Traceback" not in running.said()
     assert sorted(r["status"] for r in records(sweep_folder(work)).values()) == ["finished", "interrupted"]

@@ -33,8 +33,8 @@ def make_record(**changes):
                 "epochs": 30,
                 "best_epoch": 27,
                 "metrics": {"test_accuracy": 0.9, "validation_accuracy": 0.91},
-                "size": {"num_parameters": 1000, "stored_bytes": 4000, "macs": 2000},
-                "compression": {"stored_bytes": 4.0},
+                "size": {"num_parameters": 1000, "folder_bytes": 4000, "macs": 2000},
+                "compression": {"folder_bytes": 4.0},
                 "latency_ms": {"batch_1": 0.05, "batch_32": 0.3},
                 "layers": {
                     "fc": {
@@ -106,7 +106,7 @@ def sweep(tmp_path, run):
                 overrides=[f"rank={rank}", f"seed={seed}"],
                 stages__0__size={
                     "num_parameters": 250 * rank,
-                    "stored_bytes": 1000 * rank,
+                    "folder_bytes": 1000 * rank,
                     "macs": 500 * rank,
                 },
                 stages__0__latency_ms={"batch_1": rank / 100},

@@ -49,12 +49,12 @@ def test_every_output_holds_the_same_comparison(sweep, tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
     assert [row["rank"] for row in rows] == ["16"] * 3 + ["4"] * 3
     assert {row["group_mean"] for row in rows[:3]} == {"0.895"}
-    assert [row["pareto_stored_bytes"] for row in rows] == ["1"] * 6
+    assert [row["pareto_file_bytes"] for row in rows] == ["1"] * 6
     assert float(rows[0]["test_accuracy"]) == 0.9
     document = json.loads(files["json"].read_text())
     assert document["groups"][0]["keys"] == {"rank": "16"}
     assert document["groups"][0]["summaries"]["test_accuracy"]["n"] == 3
-    assert document["groups"][1]["pareto"] == ["stored_bytes", "macs", "latency"]
+    assert document["groups"][1]["pareto"] == ["file_bytes", "macs", "latency"]
     assert document["tests"]["results"][0]["bootstrap"]["difference"] == pytest.approx(-0.1)
     assert len(document["runs"]) == 6
     text = files["markdown"].read_text()

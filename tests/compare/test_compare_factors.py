@@ -15,10 +15,10 @@ from compresskd.compare.tabular import csv_text
 from compresskd.run import factors
 
 SIZE = {
-    "num_parameters": 2290, "stored_bytes": 4195, "macs": 25_856,
-    "compact_bytes": 1600, "packed_bytes": 1680, "float_bytes": 9200, "dense_bytes": 104_500,
+    "num_parameters": 2290, "folder_bytes": 4195, "macs": 25_856,
+    "file_bytes": 1600, "packed_bytes": 1680, "float_bytes": 9200, "dense_bytes": 104_500,
 }  # fmt: skip
-TEACHER = {"num_parameters": 85_002, "stored_bytes": 340_794, "compact_bytes": 340_000, "macs": 84_480}
+TEACHER = {"num_parameters": 85_002, "folder_bytes": 340_794, "file_bytes": 340_000, "macs": 84_480}
 
 
 def write(run, directory, size=SIZE, teacher=TEACHER, **changes):
@@ -46,30 +46,29 @@ def test_without_a_teacher_the_ratio_is_of_the_dense_student():
     assert prod(found.values()) == pytest.approx(104_500 / 1600, rel=1e-12)
 
 
-@pytest.mark.parametrize("missing", ["compact_bytes", "packed_bytes", "float_bytes", "dense_bytes"])
+@pytest.mark.parametrize("missing", ["file_bytes", "packed_bytes", "float_bytes", "dense_bytes"])
 def test_records_of_earlier_versions_have_none(missing):
     assert factors(TEACHER, {key: value for key, value in SIZE.items() if key != missing}) == {}
-    assert list(factors({"stored_bytes": 340_794}, SIZE)) == ["factorization", "bits", "coding"]
+    assert list(factors({"folder_bytes": 340_794}, SIZE)) == ["factorization", "bits", "coding"]
 
 
-def test_stored_bytes_are_those_of_the_compact_file(tmp_path, run):
+def test_bytes_are_those_of_the_compact_file(tmp_path, run):
     write(run, tmp_path / "new")
     run(tmp_path / "old", config__rank=4)
     new, old = load([tmp_path]).entries
-    assert new.numbers["stored_bytes"] == 1600
-    assert new.numbers["compression_stored_bytes"] == 340_000 / 1600
+    assert new.numbers["file_bytes"] == 1600
+    assert new.numbers["compression_file_bytes"] == 340_000 / 1600
     assert new.numbers["folder_bytes"] == 4195
     assert new.numbers["factor_coding"] == 1680 / 1600
-    assert "compact_bytes" not in new.numbers
-    assert old.numbers["stored_bytes"] == 4000
+    assert old.numbers["file_bytes"] == 4000
     assert not any(name.startswith("factor_") for name in old.numbers)
 
 
 def test_table_has_the_product_in_front_of_its_factors(tmp_path, run):
     for seed, compact in enumerate((1600, 1500)):
-        size = {**SIZE, "compact_bytes": compact}
+        size = {**SIZE, "file_bytes": compact}
         write(run, tmp_path / f"seed={seed}", size, seed=seed, config__seed=seed)
-    write(run, tmp_path / "dense", {**SIZE, "compact_bytes": 104_500, "packed_bytes": 104_500,
+    write(run, tmp_path / "dense", {**SIZE, "file_bytes": 104_500, "packed_bytes": 104_500,
                                     "float_bytes": 104_500}, config__rank=0)  # fmt: skip
     comparison = compare(load([tmp_path]), Options())
     table = factor_table(comparison)
@@ -85,7 +84,7 @@ def test_table_has_the_product_in_front_of_its_factors(tmp_path, run):
 
 def test_nothing_is_shown_where_only_the_student_is_smaller(tmp_path, run, sweep):
     assert factor_table(compare(load([sweep]), Options())).rows == ()
-    dense = dict.fromkeys(("compact_bytes", "packed_bytes", "float_bytes", "dense_bytes"), 104500)
+    dense = dict.fromkeys(("file_bytes", "packed_bytes", "float_bytes", "dense_bytes"), 104500)
     write(run, tmp_path / "dense", {**SIZE, **dense})
     assert factor_table(compare(load([tmp_path / "dense"]), Options())).rows == ()
 

@@ -33,7 +33,7 @@ def test_groups_over_seeds_with_mean_deviation_and_interval(sweep):
 
 
 def test_fronts_are_marked_for_bytes_macs_and_latency(sweep, run):
-    worse = {"num_parameters": 9000, "stored_bytes": 90_000, "macs": 100}
+    worse = {"num_parameters": 9000, "folder_bytes": 90_000, "macs": 100}
     run(
         sweep / "big",
         config__rank=64,
@@ -42,8 +42,8 @@ def test_fronts_are_marked_for_bytes_macs_and_latency(sweep, run):
         stages__0__metrics={"test_accuracy": 0.5},
     )
     fronts = {group.values: set(group.fronts) for group in result(sweep).groups}
-    assert fronts[("16",)] == {"stored_bytes", "macs", "latency"}
-    assert fronts[("4",)] == {"stored_bytes", "macs", "latency"}
+    assert fronts[("16",)] == {"file_bytes", "macs", "latency"}
+    assert fronts[("4",)] == {"file_bytes", "macs", "latency"}
     assert fronts[("64",)] == {"macs"}
 
 
@@ -170,7 +170,7 @@ def test_stage_all_has_a_line_a_stage(tmp_path, run, record):
     [
         ({}, ["16", "4"]),
         ({"reverse": True}, ["4", "16"]),
-        ({"sort": "stored_bytes"}, ["4", "16"]),
+        ({"sort": "file_bytes"}, ["4", "16"]),
         ({"sort": "rank"}, ["4", "16"]),
         ({"sort": "rank", "reverse": True}, ["16", "4"]),
         ({"sort": "n"}, ["4", "16"]),
@@ -189,7 +189,7 @@ def test_sorting(sweep, options, order):
             {"metrics": ("test_acuracy",)},
             r"--metric: no record has 'test_acuracy'; did you mean test_accuracy",
         ),
-        ({"sort": "stored_byte"}, r"--sort: no record has 'stored_byte'; did you mean stored_bytes"),
+        ({"sort": "file_byte"}, r"--sort: no record has 'file_byte'; did you mean file_bytes"),
         ({"sort": "kd.alpha"}, r"--sort: no record has 'kd.alpha'"),
     ],
 )
@@ -199,12 +199,12 @@ def test_misspelt_keys_get_the_nearest_name(sweep, options, said):
 
 
 def test_directions_and_texts_of_numbers():
-    assert [lower_is_better(n) for n in ("test_loss", "stored_bytes", "compression_stored_bytes", "test_accuracy")] == [
+    assert [lower_is_better(n) for n in ("test_loss", "file_bytes", "compression_file_bytes", "test_accuracy")] == [
         True, True, False, False,
     ]  # fmt: skip
     assert is_fraction("teacher_agreement")
     assert show("test_accuracy", 0.98765) == "98.77"
-    assert show("stored_bytes", 36064.0) == "36,064"
+    assert show("file_bytes", 36064.0) == "36,064"
     assert show("latency_batch_1", 0.037345) == "0.03735"
     assert show("macs", None) == "–"
     assert pick_latency(["latency_batch_32", "latency_batch_4", "macs"]) == "latency_batch_4"

@@ -20,10 +20,10 @@ IMPOSSIBLE = [
     ("metrics__test_accuracy", 2.5, "test_accuracy: expected a number from 0 to 1, got 2.5"),
     ("metrics__teacher_agreement", 1.01, "teacher_agreement: expected a number from 0 to 1"),
     ("metrics__test_loss", -1e300, "test_loss: expected a number from -1e+60 to 1e+60"),
-    ("size__stored_bytes", -5, "stored_bytes: expected a number from 0 to 1e+60, got -5"),
+    ("size__folder_bytes", -5, "folder_bytes: expected a number from 0 to 1e+60, got -5"),
     ("size__macs", 1e308, "macs: expected a number from 0 to 1e+60, got 1e+308"),
     ("latency_ms__batch_1", -0.1, "batch_1: expected a number from 0 to"),
-    ("compression__stored_bytes", -2.0, "stored_bytes: expected a number from 0 to"),
+    ("compression__folder_bytes", -2.0, "folder_bytes: expected a number from 0 to"),
     ("seconds", 1e200, "seconds: expected a number from 0 to"),
 ]
 
@@ -41,7 +41,7 @@ def test_an_impossible_number_is_flagged_and_the_table_printed(
     assert said in (tmp_path / "c.html").read_text()
     assert "rank=16" in out or " 16 " in out
     runs = json.loads((tmp_path / "c.json").read_text())["runs"]
-    name = key.rpartition("__")[2] if "compression" not in key else "compression_stored_bytes"
+    name = key.rpartition("__")[2] if "compression" not in key else "compression_folder_bytes"
     assert not [one for one in runs if "bad-" in one["run"] and name in one["numbers"]]
 
 

@@ -29,7 +29,7 @@ def test_a_whole_record_is_read_without_problems(tmp_path, record):
 def test_details_can_be_left_out(tmp_path, record):
     found = read_record(write(tmp_path, record()), details=False)
     assert found.stages[0].layers == {}
-    assert found.stages[0].size["stored_bytes"] == 4000
+    assert found.stages[0].size["folder_bytes"] == 4000
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_files_that_cannot_be_read(tmp_path):
             r"stages\[0\].metrics.test_accuracy: expected a finite number",
         ),
         (
-            {"stages__0__size__stored_bytes": "4 kB"},
-            r"stages\[0\].size.stored_bytes: expected a finite number, got text 4 kB",
+            {"stages__0__size__folder_bytes": "4 kB"},
+            r"stages\[0\].size.folder_bytes: expected a finite number, got text 4 kB",
         ),
         (
             {"stages__0__layers__fc": [1]},

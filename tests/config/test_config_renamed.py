@@ -2,31 +2,24 @@
 
 import pytest
 
-from compresskd.config import renamed
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
 
 TYPED = {
-    "key": ("quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.other_bits"),
+    "key": ("quant.vector_bits=8", "quant.vector_bits", "quant.other_bits"),
+    "added key": ("+quant.vector_bits=8", "quant.vector_bits", "quant.other_bits"),
     "key within stages": (
-        "strategy.stages.distill.num_passes=3",
-        "strategy.stages.distill.num_passes",
-        "strategy.stages.distill.epochs",
+        "strategy.stages.factorize.how.rank=3",
+        "strategy.stages.factorize.how.rank",
+        "strategy.stages.factorize.compression.rank",
     ),
-    "added key": ("+quant.bits_of_vectors=8", "quant.bits_of_vectors", "quant.other_bits"),
-    "value": ("quant.estimator=learnt", "quant.estimator", "quant.estimator=lsq"),
+    "value": ("quant.estimator=learned_step", "quant.estimator", "quant.estimator=lsq"),
 }
 
 
 @pytest.fixture(autouse=True)
-def _renames(monkeypatch):
+def _registered():
     register()
-    keys = {
-        r"quant\.bits_of_vectors": "quant.other_bits",
-        r"(strategy\.stages\.[^.]+)\.num_passes": r"\1.epochs",
-    }
-    monkeypatch.setattr(renamed, "KEYS", keys)
-    monkeypatch.setattr(renamed, "VALUES", {"quant.estimator": {"learnt": "lsq"}})
 
 
 @pytest.mark.parametrize(("typed", "key", "new"), TYPED.values(), ids=TYPED)
@@ -38,7 +31,7 @@ def test_what_is_typed_by_an_earlier_name_is_refused_with_the_new_one(typed, key
 
 def test_a_key_of_a_file_is_refused_too(tmp_path):
     (tmp_path / "quant").mkdir()
-    text = "defaults: [default, _self_]\nbits_of_vectors: 8\nestimator: learnt\n"
+    text = "defaults: [default, _self_]\nvector_bits: 8\nestimator: learned_step\n"
     (tmp_path / "quant" / "mine.yaml").write_text(text)
     (job,) = compose_jobs(["quant=mine"], config_dirs=[tmp_path]).jobs
-    assert {fault.key for fault in job.faults} == {"quant.bits_of_vectors", "quant.estimator"}
+    assert {fault.key for fault in job.faults} == {"quant.vector_bits", "quant.estimator"}

@@ -27,6 +27,10 @@ RUNS = {
     "multi_stage": ("strategy=multi_stage",),
 }  # fmt: skip
 TOLERANCE = 1e-4
+RECORDED_AS = {
+    "folder_bytes": "stored_bytes",
+    "file_bytes": "compact_bytes",
+}  # the names when the traces were made
 LOSSES = ("train_loss", "validation_loss")
 
 
@@ -48,7 +52,7 @@ def trace(directory):
         },
         "epochs": [[line["stage"], line["epoch"], *(line[name] for name in LOSSES)] for line in lines],
         "sizes": {
-            stage["name"]: {k: v for k, v in stage["size"].items() if isinstance(v, int)}
+            stage["name"]: {RECORDED_AS.get(k, k): v for k, v in stage["size"].items() if isinstance(v, int)}
             for stage in record["stages"]
         },
         "predictions": {name: "".join(map(str, values)) for name, values in predictions.items()},

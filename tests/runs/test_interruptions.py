@@ -99,7 +99,7 @@ def test_interrupted_and_terminated(tmp_path, program, undisturbed, outcome):
     assert running.wait_for(moments(tmp_path, 25)["teacher"]), running.text
     running.send(signal.SIGINT)
     assert running.finish() == 130
-    assert f"go on with: compresskd resume {tmp_path / 'run'}" in running.text
+    assert f"resume it by: compresskd resume {tmp_path / 'run'}" in running.text
     assert record_of(teacher_in(tmp_path))["status"] == "interrupted"
     assert record_of(tmp_path / "run")["status"] == "interrupted"
 
@@ -108,7 +108,7 @@ def test_interrupted_and_terminated(tmp_path, program, undisturbed, outcome):
     running.send(signal.SIGINT)
     running.send(signal.SIGINT)  # of an impatient user
     assert running.finish() == 130
-    assert f"go on with: compresskd resume {tmp_path / 'run'}" in running.text
+    assert f"resume it by: compresskd resume {tmp_path / 'run'}" in running.text
     assert "Traceback" not in running.text
     assert record_of(tmp_path / "run")["status"] == "interrupted"
 
@@ -116,7 +116,7 @@ def test_interrupted_and_terminated(tmp_path, program, undisturbed, outcome):
     assert running.wait_for(moments(tmp_path, 25)["finetune"]), running.text
     running.send(signal.SIGTERM)
     assert running.finish() == 130
-    assert "go on with: compresskd resume" in running.text
+    assert "resume it by: compresskd resume" in running.text
     assert record_of(tmp_path / "run")["status"] == "interrupted"
     assert sorted(p.name for p in (tmp_path / "run").glob("run.*")) == ["run.lock"]
 
@@ -134,7 +134,7 @@ def test_two_at_once_train_one_teacher(tmp_path, program, undisturbed, outcome):
     both = [program(*PLAIN), program(*PLAIN)]
     assert [each.finish() for each in both] == [0, 0], both[0].text + both[1].text
     worker, waiter = sorted(both, key=lambda each: "waiting for" in each.text)
-    assert "teacher: goes on with" in worker.text
+    assert "teacher: resuming it in" in worker.text
     assert f"teacher: waiting for process {worker.process.pid} on " in waiter.text
     assert "teacher: stage" not in waiter.text
     directories = [run_directory(each) for each in both]
@@ -168,5 +168,5 @@ def test_a_directory_in_use_and_a_finished_one_are_refused(tmp_path, program, un
     third, fourth = program(*PLAIN, "hydra.run.dir=run"), program("resume", "run")
     assert (third.finish(), fourth.finish()) == (2, 2)
     assert "holds a finished run, which is never overwritten" in third.text
-    assert "finished; there is nothing to go on with" in fourth.text
+    assert "finished; there is nothing to resume" in fourth.text
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

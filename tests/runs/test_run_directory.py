@@ -40,7 +40,7 @@ time.sleep(60)
 
 STAGE = {
     "name": "distill", "checkpoint": "checkpoints/distill", "packages": [], "status": "finished",
-    "metrics": {"validation_accuracy": 0.5, "test_accuracy": 0.5}, "size": {"num_parameters": 9, "stored_bytes": 9},
+    "metrics": {"validation_accuracy": 0.5, "test_accuracy": 0.5}, "size": {"num_parameters": 9, "folder_bytes": 9},
     "latency_ms": {"batch_1": 1.0, "batch_32": 1.0},
 }  # fmt: skip
 

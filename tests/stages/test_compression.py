@@ -73,7 +73,7 @@ def test_modes_of_a_convolution_are_its_stages():
 @pytest.mark.parametrize("of", ["parameters", "bytes"])
 def test_budget_is_met_within_two_percent(run_strategy, budget, of):
     record, _ = run_strategy(*TEACHER, f"compress.budget={budget}", f"compress.budget_of={of}")
-    key = {"parameters": "num_parameters", "bytes": "stored_bytes"}[of]
+    key = {"parameters": "num_parameters", "bytes": "folder_bytes"}[of]
     realised = final(record)["size"][key] / record.teacher["size"][key]
     assert 0.98 * budget <= realised <= budget
 

@@ -24,9 +24,9 @@ def test_model_folder_is_the_scored_model_at_the_recorded_size(run_strategy):
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.ckd", "model.safetensors", "structure.json",
     ]  # fmt: skip
-    assert record.model["compact_bytes"] == size["compact_bytes"] == (folder / "model.ckd").stat().st_size
-    assert sum(record.model["split"].values()) == record.model["compact_bytes"]
-    assert record.model["packed_bytes"] == size["packed_bytes"] >= size["compact_bytes"]
+    assert record.model["file_bytes"] == size["file_bytes"] == (folder / "model.ckd").stat().st_size
+    assert sum(record.model["split"].values()) == record.model["file_bytes"]
+    assert record.model["packed_bytes"] == size["packed_bytes"] >= size["file_bytes"]
     assert json.loads((directory / "record.json").read_text())["model"] == record.model
     scored = artifact.load(directory / record.stage(record.final)["checkpoint"])
     x = torch.rand(5, 1, 8, 8)
@@ -55,9 +55,9 @@ def test_the_factors_multiply_to_the_ratio_of_files(run_strategy):
     found = factors(record.teacher["size"], final["size"])
     assert list(found) == ["student", "factorization", "bits", "coding"]
     assert prod(found.values()) == pytest.approx(whole, rel=1e-12)
-    assert final["compression"]["compact_bytes"] == pytest.approx(whole, rel=1e-12)
+    assert final["compression"]["file_bytes"] == pytest.approx(whole, rel=1e-12)
     dense = record.stage("distill")["size"]
-    assert found["student"] == pytest.approx(record.teacher["size"]["compact_bytes"] / dense["compact_bytes"])
+    assert found["student"] == pytest.approx(record.teacher["size"]["file_bytes"] / dense["file_bytes"])
     assert found["factorization"] > 5
     assert found["bits"] > 2
     assert "times smaller = " in stages_table(record).caption

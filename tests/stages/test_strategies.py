@@ -27,7 +27,7 @@ def test_strategy_runs_end_to_end(run_strategy, strategy):
     assert 0.1 < final["metrics"]["test_accuracy"] <= 1
     reloaded = artifact.load(directory / final["checkpoint"])
     assert sum(p.numel() for p in reloaded.parameters()) == final["size"]["num_parameters"]
-    assert artifact.stored_bytes(directory / final["checkpoint"]) == final["size"]["stored_bytes"]
+    assert artifact.folder_bytes(directory / final["checkpoint"]) == final["size"]["folder_bytes"]
     if strategy in COMPRESSING:
         layers = surgery.structure(reloaded)
         assert layers
@@ -98,7 +98,7 @@ def test_the_ladder_ends_where_accuracy_falls(run_strategy):
         "strategy=multi_stage", "rank_schedule=until_drop", "rank=32", "rank_schedule.max_drop=2", "epochs=6",
         "strategy.stages.step.epochs=1",
     )  # fmt: skip
-    ended = [i for i, s in enumerate(record.stages) if s.get("ladder_ended")]
+    ended = [i for i, s in enumerate(record.stages) if s.get("stopped_early")]
     assert len(ended) == 1
     kept, undone = record.stages[ended[0] - 1], record.stages[ended[0]]
     assert undone["size"]["num_parameters"] == kept["size"]["num_parameters"]
@@ -110,8 +110,8 @@ def test_the_ladder_ends_where_accuracy_falls(run_strategy):
 def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
     record, _ = run_strategy("strategy=distill_matched", "rank=6", "epochs=1")
     compressed, _ = run_strategy("strategy=train_to_compressed", "rank=6", "epochs=1")
-    matched = record.stage("distill")["size"]["stored_bytes"]
-    allowed = compressed.stage("train")["size"]["stored_bytes"]
+    matched = record.stage("distill")["size"]["folder_bytes"]
+    allowed = compressed.stage("train")["size"]["folder_bytes"]
     assert 0.9 * allowed < matched <= allowed
 
 

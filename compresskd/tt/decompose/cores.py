@@ -1,7 +1,7 @@
 """Algebra on tensor-train cores: sizes, reconstruction, gauges and rounding, without the dense matrix.
 
 Shape legend: d cores; core k is [r_{k-1}, m_k, n_k, r_k] with r_0 = r_d = 1; M = m_1...m_d outputs, N =
-n_1...n_d inputs. `ranks` always means the d - 1 inner bonds (r_1, ..., r_{d-1}).
+n_1...n_d inputs. `ranks` always means the d - 1 TT-ranks between cores (r_1, ..., r_{d-1}).
 
 I. V. Oseledets, Tensor-train decomposition, SIAM J. Sci. Comput. 33 (2011): algorithm 2 is rounding.
 """
@@ -16,7 +16,7 @@ from compresskd.tt.decompose.svd import split, squared_norm
 
 
 def max_ranks(input_dims: Sequence[int], output_dims: Sequence[int]) -> tuple[int, ...]:
-    """The d - 1 largest useful ranks: min(m_1 n_1...m_k n_k, m_{k+1} n_{k+1}...m_d n_d) at bond k."""
+    """The d - 1 largest useful ranks: min(m_1 n_1...m_k n_k, m_{k+1} n_{k+1}...m_d n_d) at cut k."""
     sizes = [m * n for m, n in zip(output_dims, input_dims, strict=True)]
     return tuple(min(math.prod(sizes[:k]), math.prod(sizes[k:])) for k in range(1, len(sizes)))
 
@@ -24,7 +24,7 @@ def max_ranks(input_dims: Sequence[int], output_dims: Sequence[int]) -> tuple[in
 def clip_ranks(
     ranks: Sequence[int], input_dims: Sequence[int], output_dims: Sequence[int]
 ) -> tuple[int, ...]:
-    """Ranks no larger than what the unfoldings and the neighbouring bonds support: r_k <= r_{k-1} m_k n_k."""
+    """Ranks no larger than what the unfoldings and the neighbouring ranks support: r_k <= r_{k-1} m_k n_k."""
     clipped = [min(rank, most) for rank, most in zip(ranks, max_ranks(input_dims, output_dims), strict=True)]
     sizes = [m * n for m, n in zip(output_dims, input_dims, strict=True)]
     for k in range(len(clipped)):
@@ -38,9 +38,10 @@ def core_shapes(
     input_dims: Sequence[int], output_dims: Sequence[int], ranks: Sequence[int]
 ) -> list[tuple[int, int, int, int]]:
     """[r_{k-1}, m_k, n_k, r_k] of each of the d cores."""
-    bonds = (1, *ranks, 1)
+    all_ranks = (1, *ranks, 1)
     return [
-        (bonds[k], m, n, bonds[k + 1]) for k, (m, n) in enumerate(zip(output_dims, input_dims, strict=True))
+        (all_ranks[k], m, n, all_ranks[k + 1])
+        for k, (m, n) in enumerate(zip(output_dims, input_dims, strict=True))
     ]
 
 
@@ -53,9 +54,9 @@ def merge(cores: Sequence[Tensor]) -> Tensor:
     """The product of neighbouring cores as one core [r_left, m_left...m_right, n_left...n_right, r_right]."""
     merged = cores[0]
     for core in cores[1:]:
-        left, m, n, bond = merged.shape
+        left, m, n, rank = merged.shape
         _, m_k, n_k, right = core.shape
-        product = merged.reshape(-1, bond) @ core.reshape(bond, -1)
+        product = merged.reshape(-1, rank) @ core.reshape(rank, -1)
         product = product.view(left, m, n, m_k, n_k, right).transpose(2, 3)
         merged = product.reshape(left, m * m_k, n * n_k, right)
     return merged
@@ -70,7 +71,7 @@ def to_matrix(cores: Sequence[Tensor]) -> Tensor:
 def orthogonalize(cores: Sequence[Tensor], center: int) -> list[Tensor]:
     """The same matrix with cores left of `center` left-orthogonal and those right of it right-orthogonal.
 
-    Left-orthogonal: the columns of core.reshape(r_{k-1} m_k n_k, r_k) are orthonormal. Bonds that hold more
+    Left-orthogonal: the columns of core.reshape(r_{k-1} m_k n_k, r_k) are orthonormal. TT-ranks that are larger
     than their neighbours support shrink; the rest keep their size.
     """
     result = list(cores)
@@ -92,8 +93,8 @@ def round_cores(
 ) -> list[Tensor]:
     """Fewer ranks for the same matrix: a QR sweep, then an SVD sweep (Oseledets 2011, algorithm 2), in float64.
 
-    `ranks` caps each of the d - 1 bonds; `tolerance` bounds the Frobenius error relative to the matrix, and the
-    part of it that a bond leaves unused passes to the bonds after it. The dense matrix is never formed.
+    `ranks` caps each of the d - 1 TT-ranks; `tolerance` bounds the Frobenius error relative to the matrix, and the
+    part of it that a cut leaves unused passes to the cuts after it. The dense matrix is never formed.
     """
     if (ranks is None) == (tolerance is None):
         raise ValueError(f"expected either ranks or tolerance, got ranks={ranks}, tolerance={tolerance}")
@@ -117,11 +118,11 @@ def round_cores(
 
 
 def balance(cores: Sequence[Tensor], *, floor: float = 1e-4) -> list[Tensor]:
-    """The same matrix in the gauge where each bond's singular values are shared evenly by both its sides.
+    """The same matrix in the gauge where each cut's singular values are shared evenly by both its sides.
 
-    With left-orthogonal cores A_k and the singular values L_k of bond k, the balanced cores are
-    L_{k-1}^{-1/2} A_k L_k^{1/2} (Vidal, PRL 91, 147902 (2003), eq. 3, with the bonds' roots absorbed). Values below
-    `floor` of a bond's largest scale as if they were there, so that no core entry grows without bound.
+    With left-orthogonal cores A_k and the singular values L_k of cut k, the balanced cores are
+    L_{k-1}^{-1/2} A_k L_k^{1/2} (Vidal, PRL 91, 147902 (2003), eq. 3, with the roots absorbed). Values below
+    `floor` of a cut's largest scale as if they were there, so that no core entry grows without bound.
     """
     d, dtype = len(cores), cores[0].dtype
     result = orthogonalize([core.detach().double() for core in cores], 0)

@@ -1,7 +1,7 @@
-"""From a wish for a size to the ranks of one layer, by what each unfolding's spectrum says.
+"""From a size target to the TT-ranks of one layer, by what each unfolding's spectrum says.
 
-A `Tails` holds, for each bond, the share of the squared norm that is lost when r singular values of that unfolding
-are kept, for r = 0, 1, ...; the sum over the bonds bounds the squared relative error of TT-SVD (Oseledets 2011,
+A `Tails` holds, for each TT-rank, the share of the squared norm that is lost when r singular values of that unfolding
+are kept, for r = 0, 1, ...; the sum over the TT-ranks bounds the squared relative error of TT-SVD (Oseledets 2011,
 theorem 2.2).
 """
 
@@ -23,7 +23,7 @@ NUM_LEADING = 256
 class SizeTarget:
     """How large a layer may be or how exact it must be: exactly one field is set.
 
-    rank: a cap on every bond; ranks: one cap for each bond; tolerance: relative error of the weight (of the output
+    rank: the largest TT-rank; ranks: one for each; tolerance: relative error of the weight (of the output
     where an input covariance is given); energy: share of the squared norm kept, 1 - tolerance^2; num_parameters:
     a budget for the cores (bias not counted).
     """
@@ -51,7 +51,7 @@ class SizeTarget:
 
     @property
     def error(self) -> float | None:
-        """The relative error allowed, where the wish is one for exactness."""
+        """The relative error allowed, where the target is a bound on it."""
         if self.energy is not None:
             return max(0.0, 1.0 - self.energy) ** 0.5
         return self.tolerance
@@ -66,7 +66,7 @@ class Spectra:
         self._tails: dict[tuple[int, ...], list[float]] = {}
 
     def tails(self, modes: Modes) -> list[list[float]]:
-        """For each of the d - 1 bonds, the share of the squared norm lost at r = 0, 1, ... kept values."""
+        """For each of the d - 1 TT-ranks, the share of the squared norm lost at r = 0, 1, ... kept values."""
         return [self._cut(modes, k) for k in range(1, len(modes.sizes))]
 
     def _cut(self, modes: Modes, k: int) -> list[float]:
@@ -102,22 +102,22 @@ def _tails(unfolding: Tensor, total: float) -> list[float]:
     return tails
 
 
-def allocate(modes: Modes, tails: Sequence[Sequence[float]], wish: SizeTarget) -> tuple[int, ...]:
-    """Ranks of the d - 1 bonds for a wish.
+def allocate(modes: Modes, tails: Sequence[Sequence[float]], target: SizeTarget) -> tuple[int, ...]:
+    """The d - 1 TT-ranks for a size target.
 
     Budget and exactness are met by single steps, each where it removes most of the bound per parameter.
     """
-    if wish.ranks is not None:
-        if len(wish.ranks) != len(tails):
+    if target.ranks is not None:
+        if len(target.ranks) != len(tails):
             raise ValueError(
-                f"expected {len(tails)} ranks for the {len(tails) + 1} cores of {modes}; got {wish.ranks}"
+                f"expected {len(tails)} ranks for the {len(tails) + 1} cores of {modes}; got {target.ranks}"
             )
-        return clip_ranks(wish.ranks, modes.input_dims, modes.output_dims)
-    if wish.rank is not None:
-        return clip_ranks([wish.rank] * len(tails), modes.input_dims, modes.output_dims)
+        return clip_ranks(target.ranks, modes.input_dims, modes.output_dims)
+    if target.rank is not None:
+        return clip_ranks([target.rank] * len(tails), modes.input_dims, modes.output_dims)
     ranks = (1,) * len(tails)
-    for ranks, count, lost in steps(modes, tails, max_parameters=wish.num_parameters):  # noqa: B007
-        if wish.error is not None and lost <= wish.error**2:
+    for ranks, count, lost in steps(modes, tails, max_parameters=target.num_parameters):  # noqa: B007
+        if target.error is not None and lost <= target.error**2:
             break
     return ranks
 
@@ -131,23 +131,25 @@ def steps(
         min(most, len(tail) - 1)
         for most, tail in zip(max_ranks(modes.input_dims, modes.output_dims), tails, strict=True)
     ]
-    bonds = [1] * (d + 1)
-    count = num_parameters(modes.input_dims, modes.output_dims, bonds[1:-1])
+    all_ranks = [1] * (d + 1)
+    count = num_parameters(modes.input_dims, modes.output_dims, all_ranks[1:-1])
     while True:
         # Successive projections never leave more than the whole matrix.
-        yield tuple(bonds[1:-1]), count, min(1.0, sum(tails[k][bonds[k + 1]] for k in range(d - 1)))
+        yield tuple(all_ranks[1:-1]), count, min(1.0, sum(tails[k][all_ranks[k + 1]] for k in range(d - 1)))
         # Where no step gains anything the matrix is represented exactly: more ranks would be waste.
         best, most = None, 0.0
         for k in range(1, d):
-            cost = bonds[k - 1] * sizes[k - 1] + sizes[k] * bonds[k + 1]
+            cost = all_ranks[k - 1] * sizes[k - 1] + sizes[k] * all_ranks[k + 1]
             fits = max_parameters is None or count + cost <= max_parameters
-            supported = bonds[k] < min(limits[k - 1], bonds[k - 1] * sizes[k - 1], bonds[k + 1] * sizes[k])
+            supported = all_ranks[k] < min(
+                limits[k - 1], all_ranks[k - 1] * sizes[k - 1], all_ranks[k + 1] * sizes[k]
+            )
             if not (fits and supported):
                 continue
-            gain = (tails[k - 1][bonds[k]] - tails[k - 1][bonds[k] + 1]) / cost
+            gain = (tails[k - 1][all_ranks[k]] - tails[k - 1][all_ranks[k] + 1]) / cost
             if gain > most:
                 best, most = k, gain
         if best is None:
             return
-        count += bonds[best - 1] * sizes[best - 1] + sizes[best] * bonds[best + 1]
-        bonds[best] += 1
+        count += all_ranks[best - 1] * sizes[best - 1] + sizes[best] * all_ranks[best + 1]
+        all_ranks[best] += 1

@@ -1,4 +1,4 @@
-"""The search over modes for one matrix and one wish: cheap ranking of all candidates, decomposition of the best."""
+"""The search over modes for one matrix and one size target: rank all cheaply, decompose the best."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of modes with the ranks that a wish gives it.
+    """One choice of modes with the ranks that a size target gives it.
 
     `error` is relative, of the weight, or of the output where a covariance was given; until the candidate has been
     decomposed it is the bound that the unfoldings' spectra give.
@@ -50,7 +50,7 @@ class CurvePoint:
 def search(
     weight: Tensor,
     candidates: Sequence[Modes],
-    wish: SizeTarget,
+    target: SizeTarget,
     *,
     covariance: Tensor | None = None,
     keep_larger: bool = False,
@@ -59,26 +59,26 @@ def search(
 
     Those that take as many parameters as `weight` come into question with `keep_larger` only.
 
-    Which is best: for an exactness wish the fewest parameters; for a budget the least error; for a rank the error
+    Which is best: for a bound on the error the fewest parameters; for a budget the least error; for a rank the error
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
     the low-rank SVD where that is allowed, so the outcome is never worse than the SVD.
     """
     spectra = Spectra(_metric(weight, covariance))
     dense = weight.numel()
-    estimates = [_estimate(modes, spectra, wish) for modes in candidates]
+    estimates = [_estimate(modes, spectra, target) for modes in candidates]
     smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
     if not smaller:
         return sorted(estimates, key=lambda c: c.num_parameters)
     reference = _Reference(candidates[0], spectra)
-    ranked = sorted(smaller, key=lambda c: _merit(c, wish, reference))
+    ranked = sorted(smaller, key=lambda c: _merit(c, target, reference))
     chosen = ranked[:NUM_DECOMPOSED]
     chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
     # the bound counts padding, by which such modes fall behind: the best of them is measured as well
     padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
     chosen += [c for c in padded[:1] if c not in chosen]
-    done = [realize(c, weight, spectra, wish, covariance) for c in chosen]
+    done = [realize(c, weight, spectra, target, covariance) for c in chosen]
     done = [c for c in done if keep_larger or c.num_parameters < dense]
-    done.sort(key=lambda c: _merit(c, wish, reference))
+    done.sort(key=lambda c: _merit(c, target, reference))
     return done + [c for c in ranked if c not in chosen]
 
 
@@ -105,22 +105,22 @@ def curve(
 
 
 def realize(
-    candidate: Candidate, weight: Tensor, spectra: Spectra, wish: SizeTarget, covariance: Tensor | None
+    candidate: Candidate, weight: Tensor, spectra: Spectra, target: SizeTarget, covariance: Tensor | None
 ) -> Candidate:
-    """The candidate decomposed; for an exactness wish with as few ranks as the measured error allows."""
+    """The candidate decomposed; for a bound on the error with as few ranks as the measured error allows."""
     best = _decomposed(candidate.modes, candidate.ranks, weight, covariance)
-    if wish.error is None or wish.error == 0.0:
+    if target.error is None or target.error == 0.0:
         return best
-    # The bound is loose, so aim at a larger one until the measured error just keeps the wish.
-    tails, low, high = spectra.tails(candidate.modes), wish.error, None
-    for _ in range(REFINEMENTS if best.error <= wish.error else 0):
-        aim = min(0.999, low * min(wish.error / max(best.error, 1e-12), 2.0))
+    # The bound is loose, so aim at a larger one until the measured error just keeps the bound.
+    tails, low, high = spectra.tails(candidate.modes), target.error, None
+    for _ in range(REFINEMENTS if best.error <= target.error else 0):
+        aim = min(0.999, low * min(target.error / max(best.error, 1e-12), 2.0))
         aim = aim if high is None else (low + high) / 2
         ranks = allocate(candidate.modes, tails, SizeTarget(tolerance=aim))
         if ranks == best.ranks:
             break
         trial = _decomposed(candidate.modes, ranks, weight, covariance)
-        if trial.error <= wish.error and trial.num_parameters <= best.num_parameters:
+        if trial.error <= target.error and trial.num_parameters <= best.num_parameters:
             best, low = trial, aim
         else:
             high = aim
@@ -140,9 +140,9 @@ def _metric(weight: Tensor, covariance: Tensor | None) -> Tensor:
     return weight if covariance is None else weight @ root(covariance)[0].to(weight)
 
 
-def _estimate(modes: Modes, spectra: Spectra, wish: SizeTarget) -> Candidate:
+def _estimate(modes: Modes, spectra: Spectra, target: SizeTarget) -> Candidate:
     tails = spectra.tails(modes)
-    ranks = allocate(modes, tails, wish)
+    ranks = allocate(modes, tails, target)
     lost = sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks, strict=True))
     count = num_parameters(modes.input_dims, modes.output_dims, ranks)
     return Candidate(modes, ranks, count, min(1.0, max(0.0, lost)) ** 0.5)
@@ -165,12 +165,12 @@ class _Reference:
         return max(lost, 1e-16) ** 0.5
 
 
-def _merit(candidate: Candidate, wish: SizeTarget, reference: _Reference) -> tuple[bool, float, float]:
+def _merit(candidate: Candidate, target: SizeTarget, reference: _Reference) -> tuple[bool, float, float]:
     """A sort key: the least is the best."""
-    if wish.error is not None:
-        return candidate.error > wish.error * (1 + 1e-9) + 1e-7, candidate.num_parameters, candidate.error
-    if wish.num_parameters is not None:
-        over = candidate.num_parameters > wish.num_parameters
+    if target.error is not None:
+        return candidate.error > target.error * (1 + 1e-9) + 1e-7, candidate.num_parameters, candidate.error
+    if target.num_parameters is not None:
+        over = candidate.num_parameters > target.num_parameters
         return over, max(candidate.error, NEGLIGIBLE), candidate.num_parameters
     # Errors at the level of rounding are equal: there the smaller candidate is better.
     relative = max(candidate.error, NEGLIGIBLE) / max(reference.error(candidate.num_parameters), NEGLIGIBLE)

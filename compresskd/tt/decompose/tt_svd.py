@@ -28,7 +28,7 @@ class Decomposition:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The d - 1 inner bonds."""
+        """The d - 1 TT-ranks."""
         return tuple(core.shape[0] for core in self.cores[1:])
 
     @property
@@ -47,8 +47,8 @@ def tt_svd(
 ) -> Decomposition:
     """Cores of `weight` [M, N], padded with zeros to the products of the modes, in its dtype.
 
-    `ranks` caps the d - 1 bonds; `tolerance` bounds the relative error, and what a bond leaves unused of it passes
-    to the bonds after it. Without either, all ranks are full and the cores exact.
+    `ranks` caps the d - 1 TT-ranks; `tolerance` bounds the relative error, and what a cut leaves unused of it passes
+    to the cuts after it. Without either, all ranks are full and the cores exact.
     """
     check_modes(weight.shape[1], weight.shape[0], input_dims, output_dims)
     d, total = len(input_dims), squared_norm(weight.detach())

@@ -152,8 +152,8 @@ def merge_gradients(cores: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     if len(cores) == 1:
         return [grad]
     core, left = cores[-1], merge(cores[:-1])
-    (length, m, n, bond), (_, m_k, n_k, s) = left.shape, core.shape
+    (length, m, n, rank), (_, m_k, n_k, s) = left.shape, core.shape
     dP = grad.reshape(length, m, m_k, n, n_k, s).transpose(2, 3).reshape(length * m * n, m_k * n_k * s)
-    dcore = torch.mm(left.reshape(-1, bond).t(), dP).view(core.shape)
-    dleft = torch.mm(dP, core.reshape(bond, -1).t()).view(left.shape)
+    dcore = torch.mm(left.reshape(-1, rank).t(), dP).view(core.shape)
+    dleft = torch.mm(dP, core.reshape(rank, -1).t()).view(left.shape)
     return [*merge_gradients(cores[:-1], dleft), dcore]

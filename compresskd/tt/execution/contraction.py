@@ -29,7 +29,7 @@ class Plan:
     - "recompute": a chain whose backward computes the operands of a chunk again instead of keeping them;
     - "streamed": the dense weight rebuilt in blocks of rows, in forward and in backward, never held.
 
-    `cuts` are the bonds (1 ... d - 1) between groups; `from_right` the direction; `columns` the layout;
+    `cuts` are the places (1 ... d - 1) between groups; `from_right` the direction; `columns` the layout;
     `chunk` the rows at a time (0: all).
     """
 
@@ -58,7 +58,7 @@ class Step:
 
 
 def all_cuts(num_cores: int) -> Iterator[tuple[int, ...]]:
-    """Every choice of bonds at which to cut, at least one."""
+    """Every choice of places at which to cut, at least one."""
     for chosen in product((False, True), repeat=num_cores - 1):
         cuts = tuple(k for k, cut in enumerate(chosen, 1) if cut)
         if cuts:

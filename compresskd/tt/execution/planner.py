@@ -171,19 +171,19 @@ def _merge_seconds(shapes: Shapes, cuts: Sequence[int], on: Machine, itemsize: i
 
 def _stream_seconds(shapes: Shapes, on: Machine, itemsize: int) -> float:
     """Building the dense weight once, block by block."""
-    bond = best_cut(shapes)
-    rank = shapes[bond][0]
-    m1, n1, m2, n2 = _halves(shapes, bond)
+    cut = best_cut(shapes)
+    rank = shapes[cut][0]
+    m1, n1, m2, n2 = _halves(shapes, cut)
     seconds = m1 * on.bmm_seconds(m2, n1, rank, n2, itemsize=itemsize)
     blocks = max(1, m1 * m2 // BLOCK_ROWS)
-    return seconds + 4 * blocks * on.operation + _merge_seconds(shapes, (bond,), on, itemsize)
+    return seconds + 4 * blocks * on.operation + _merge_seconds(shapes, (cut,), on, itemsize)
 
 
-def _halves(shapes: Shapes, bond: int) -> tuple[int, int, int, int]:
+def _halves(shapes: Shapes, cut: int) -> tuple[int, int, int, int]:
     m1 = n1 = m2 = n2 = 1
-    for _, m, n, _ in shapes[:bond]:
+    for _, m, n, _ in shapes[:cut]:
         m1, n1 = m1 * m, n1 * n
-    for _, m, n, _ in shapes[bond:]:
+    for _, m, n, _ in shapes[cut:]:
         m2, n2 = m2 * m, n2 * n
     return m1, n1, m2, n2
 

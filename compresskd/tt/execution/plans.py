@@ -57,8 +57,8 @@ def training_run(
     if missing:
         x = F.pad(x, (0, missing))
     if chain.plan.kind == "streamed":
-        bond = best_cut([tuple(core.shape) for core in cores])  # pyright: ignore[reportArgumentType]
-        left, right = merge(cores[:bond])[0], merge(cores[bond:])[..., 0].transpose(0, 1)
+        place = best_cut([tuple(core.shape) for core in cores])  # pyright: ignore[reportArgumentType]
+        left, right = merge(cores[:place])[0], merge(cores[place:])[..., 0].transpose(0, 1)
         y = StreamedLinear.apply(x, left.contiguous(), right.contiguous())
         return cut(y, bias, num_outputs)  # pyright: ignore[reportArgumentType]
     if chain.num_outputs == num_outputs:

@@ -16,7 +16,7 @@ BLOCK_ROWS = 512
 
 
 def best_cut(shapes: Sequence[tuple[int, int, int, int]]) -> int:
-    """The bond at which two groups have the fewest parameters together."""
+    """The cut at which two groups have the fewest parameters together."""
     sizes = []
     for k in range(1, len(shapes)):
         left = right = 1

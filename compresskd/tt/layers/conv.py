@@ -8,13 +8,13 @@ that of Jaderberg et al., BMVC 2014; ((kh, kw), (1, 1)) is the low-rank SVD.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
+from compresskd.tt.decompose.cores import balance, to_matrix
 from compresskd.tt.decompose.modes import Pair, stage_modes
 from compresskd.tt.decompose.tt_svd import tt_svd
 from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
@@ -29,15 +29,15 @@ from compresskd.tt.execution.convolution import (
 )
 from compresskd.tt.execution.policy import FIXED, said, source_of
 from compresskd.tt.execution.product import autocast_dtype, is_watched
-from compresskd.tt.layers.base import TensorTrainLayer
+from compresskd.tt.layers.base import OfGeometry, TensorTrainLayer
 
 TRAINING_MARGIN = FIXED_MARGIN = 0.8
 
 
-class TTConv2d(TensorTrainLayer):
+class TTConv2d(OfGeometry, TensorTrainLayer):
     """A convolution [B, I, H, W] to [B, O, H', W'] as a chain of stages, with nn.Conv2d's options but `groups`.
 
-    `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped to what the unfoldings support.
+    `tt_rank` is the largest TT-rank, `ranks` gives one for each; both are clipped to what the unfoldings support.
     In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
     inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
     changes, in whatever way it does (see `compresskd.tt.execution.cached_operands`): `inference_bytes` says how
@@ -46,6 +46,10 @@ class TTConv2d(TensorTrainLayer):
     Raises:
         ValueError: `groups` is not 1, or the stages do not make a kernel.
     """
+
+    FIELDS = (
+        "in_channels", "out_channels", "stages", "ranks", "stride", "padding", "dilation", "padding_mode", "bias",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -79,17 +83,15 @@ class TTConv2d(TensorTrainLayer):
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh cores: for inputs of variance 1 the outputs, away from the borders, have variance gain^2."""
-        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for core in self.cores:
-                core.normal_(std=(core.shape[0] * core.shape[2]) ** -0.5)
-            self.cores[0].mul_(gain)
-            if self.bias is not None:
-                bound = math.prod(self.input_dims) ** -0.5
-                self.bias.uniform_(-bound, bound)
+    @property
+    def fan_in(self) -> int:
+        """Paths through the stages to each output: away from the borders it keeps the variance."""
+        return math.prod(self.input_dims)
+
+    def _fill(self, gain: float) -> None:
+        for core in self.cores:
+            core.normal_(std=(core.shape[0] * core.shape[2]) ** -0.5)
+        self.cores[0].mul_(gain)
 
     @classmethod
     def from_dense(
@@ -101,7 +103,7 @@ class TTConv2d(TensorTrainLayer):
         tolerance: float | None = None,
         input_covariance: Tensor | None = None,
     ) -> Self:
-        """TT-SVD of the kernel in these stages, balanced; all ranks full where neither wish is given.
+        """TT-SVD of the kernel in these stages, balanced; all ranks full where neither is given.
 
         `input_covariance` E[p p^T] of the unfolded patches [I kh kw, I kh kw] (F.unfold's order), with `ranks`,
         makes the error of the output count.
@@ -113,7 +115,9 @@ class TTConv2d(TensorTrainLayer):
                 weight, modes.input_dims, modes.output_dims, ranks=ranks, tolerance=tolerance
             ).cores
         elif ranks is None:
-            raise ValueError("expected ranks together with input_covariance; factorize() takes other wishes")
+            raise ValueError(
+                "expected ranks together with input_covariance; factorize() takes other size targets"
+            )
         else:
             covariance = check_covariance(input_covariance, weight.shape[1])
             cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance).cores
@@ -141,80 +145,6 @@ class TTConv2d(TensorTrainLayer):
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
-
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        padding = structure["padding"]
-        layer = cls(
-            structure["in_channels"],
-            structure["out_channels"],
-            [(a, b) for a, b in structure["stages"]],
-            1,
-            stride=tuple(structure["stride"]),
-            padding=padding if isinstance(padding, str) else tuple(padding),
-            dilation=tuple(structure["dilation"]),
-            bias=structure["bias"],
-            padding_mode=structure["padding_mode"],
-            device="meta",
-        )
-        shapes = core_shapes(layer.input_dims, layer.output_dims, structure["ranks"])
-        layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
-        if structure["bias"]:
-            layer.bias = nn.Parameter(torch.zeros(layer.out_channels, device=device, dtype=dtype))
-        return layer
-
-    def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        return {
-            "class": "TTConv2d",
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "stages": [list(stage) for stage in self.stages],
-            "ranks": list(self.ranks),
-            "stride": list(self.stride),
-            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
-            "dilation": list(self.dilation),
-            "padding_mode": self.padding_mode,
-            "bias": self.bias is not None,
-        }
-
-    @property
-    def kernel_size(self) -> Pair:
-        """As nn.Conv2d's."""
-        return self.geometry.kernel_size
-
-    @property
-    def stride(self) -> Pair:
-        """As nn.Conv2d's."""
-        return self.geometry.stride
-
-    @property
-    def padding(self) -> Pair | str:
-        """As nn.Conv2d's."""
-        return self.geometry.padding
-
-    @property
-    def dilation(self) -> Pair:
-        """As nn.Conv2d's."""
-        return self.geometry.dilation
-
-    @property
-    def padding_mode(self) -> str:
-        """As nn.Conv2d's."""
-        return self.geometry.padding_mode
-
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the dense layer that this one stands for."""
-        weight = self.out_channels * self.in_channels * math.prod(self.kernel_size)
-        return weight + (0 if self.bias is None else self.out_channels)
 
     def macs(self, input: Tensor) -> int:
         """Multiply-accumulates for input [B, I, H, W] or [I, H, W]: of the chain, or of the dense kernel if fewer."""
@@ -318,15 +248,6 @@ class TTConv2d(TensorTrainLayer):
 
     def _folded(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return run_stages(x, [weight], bias, self._folded_options, self.geometry)
-
-    def extra_repr(self) -> str:
-        """Geometry, stages, ranks, parameters against dense."""
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, stages={self.stages}, ranks={self.ranks}, "
-            f"bias={self.bias is not None}, num_parameters={self.num_parameters} of "
-            f"{self.num_parameters_dense} dense"
-        )
 
 
 def _run(weights: list[Tensor], options: Sequence[StageOptions], geometry: Geometry) -> Callable[..., Tensor]:

@@ -7,7 +7,7 @@ alternating least squares through tensorly.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -16,13 +16,37 @@ from torch.nn import functional as F
 
 from compresskd.tt.decompose.modes import Pair
 from compresskd.tt.execution.convolution import Geometry
+from compresskd.tt.layers.base import FactorizedLayer, OfGeometry
 
 NUM_ITERATIONS = 100
 TOLERANCE = 1e-7
 
 
-class CPLinear(nn.Module):
+class _CPLayer(FactorizedLayer):
+    """A layer whose weight is a sum of `factors`' products over their last dimension, the rank."""
+
+    factors: nn.ParameterList
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The one rank."""
+        return (self.factors[0].shape[1],)
+
+    def _fill(self, gain: float) -> None:
+        total, power = self.fan_in * self.ranks[0], 0.5 / len(self.factors)
+        for factor in self.factors:
+            factor.normal_(std=(gain**2 / total) ** power)
+
+    @classmethod
+    def _empty(cls, options: dict[str, Any], dtype: torch.dtype | None) -> Self:
+        (rank,) = options.pop("ranks")
+        return cls(**options, rank=rank, device="meta", dtype=dtype)
+
+
+class CPLinear(_CPLayer):
     """y = x W^T + b; `factors` are [m_k, R] of the output modes, then [n_k, R] of the input modes."""
+
+    FIELDS = ("input_dims", "output_dims", "ranks", "bias")
 
     def __init__(
         self,
@@ -45,62 +69,10 @@ class CPLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh factors that keep the variance of the input, times gain^2."""
-        d, total = len(self.factors), self.in_features * self.factors[0].shape[1]
-        if self.factors[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for factor in self.factors:
-                factor.normal_(std=(gain**2 / total) ** (0.5 / d))
-            if self.bias is not None:
-                self.bias.uniform_(-(self.in_features**-0.5), self.in_features**-0.5)
-
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        layer = cls(
-            structure["input_dims"],
-            structure["output_dims"],
-            structure["ranks"][0],
-            bias=structure["bias"],
-            device="meta",
-            dtype=dtype,
-        ).to_empty(device=device or "cpu")
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        return layer
-
-    def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        return {
-            "class": "CPLinear",
-            "input_dims": list(self.input_dims),
-            "output_dims": list(self.output_dims),
-            "ranks": list(self.ranks),
-            "bias": self.bias is not None,
-        }
-
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The one rank."""
-        return (self.factors[0].shape[1],)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of factors and bias."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the dense layer that this one stands for."""
-        return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
+    def dense_shape(self) -> tuple[int, int]:
+        """[out_features, in_features]."""
+        return self.out_features, self.in_features
 
     def macs(self, input: Tensor) -> int:
         """Multiply-accumulates for input [..., in_features]: forward writes most of its products element by element."""
@@ -127,16 +99,13 @@ class CPLinear(nn.Module):
         y = (z @ factors[p - 1].t()).reshape(*lead, self.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast computed y in its own
 
-    def extra_repr(self) -> str:
-        """Modes, rank, parameters against dense."""
-        return (
-            f"input_dims={self.input_dims}, output_dims={self.output_dims}, rank={self.ranks[0]}, "
-            f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
-        )
 
-
-class CPConv2d(nn.Module):
+class CPConv2d(OfGeometry, _CPLayer):
     """A convolution of kernel sum_r o o i o h o w; `factors` are [O, R], [I, R], [kh, R], [kw, R]."""
+
+    FIELDS = (
+        "in_channels", "out_channels", "kernel_size", "ranks", "stride", "padding", "dilation", "padding_mode", "bias",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -163,76 +132,6 @@ class CPConv2d(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh factors: away from the borders the outputs have the variance of the input, times gain^2."""
-        fan_in = self.in_channels * math.prod(self.geometry.kernel_size)
-        if self.factors[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for factor in self.factors:
-                factor.normal_(std=(gain**2 / (fan_in * factor.shape[1])) ** 0.125)
-            if self.bias is not None:
-                self.bias.uniform_(-(fan_in**-0.5), fan_in**-0.5)
-
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        padding, (kh, kw) = structure["padding"], structure["kernel_size"]
-        layer = cls(
-            structure["in_channels"],
-            structure["out_channels"],
-            (kh, kw),
-            structure["ranks"][0],
-            stride=tuple(structure["stride"]),
-            padding=padding if isinstance(padding, str) else tuple(padding),
-            dilation=tuple(structure["dilation"]),
-            bias=structure["bias"],
-            padding_mode=structure["padding_mode"],
-            device="meta",
-            dtype=dtype,
-        ).to_empty(device=device or "cpu")
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        return layer
-
-    def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        geometry = self.geometry
-        return {
-            "class": "CPConv2d",
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "kernel_size": list(geometry.kernel_size),
-            "ranks": list(self.ranks),
-            "stride": list(geometry.stride),
-            "padding": geometry.padding if isinstance(geometry.padding, str) else list(geometry.padding),
-            "dilation": list(geometry.dilation),
-            "padding_mode": geometry.padding_mode,
-            "bias": self.bias is not None,
-        }
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The one rank."""
-        return (self.factors[0].shape[1],)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of factors and bias."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the dense layer that this one stands for."""
-        weight = self.out_channels * self.in_channels * math.prod(self.geometry.kernel_size)
-        return weight + (0 if self.bias is None else self.out_channels)
-
     def to_dense(self) -> Tensor:
         """The kernel [O, I, kh, kw], differentiable."""
         outer, *rest = list(self.factors)
@@ -252,15 +151,6 @@ class CPConv2d(nn.Module):
         x = F.conv2d(x, high.t()[:, None, :, None], None, (stride[0], 1), (top, 0), (dilation[0], 1), rank)
         x = F.conv2d(x, wide.t()[:, None, None, :], None, (1, stride[1]), (0, left), (1, dilation[1]), rank)
         return F.conv2d(x, outer[:, :, None, None], self.bias)
-
-    def extra_repr(self) -> str:
-        """Geometry, rank, parameters against dense."""
-        geometry = self.geometry
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={geometry.kernel_size}, "
-            f"stride={geometry.stride}, padding={geometry.padding}, dilation={geometry.dilation}, "
-            f"rank={self.ranks[0]}, num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
-        )
 
 
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:

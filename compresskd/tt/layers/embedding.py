@@ -1,6 +1,6 @@
 """An embedding whose table is held as a tensor train: rows are computed from cores, the table never is.
 
-The table [V, D] is a matrix whose rows are the vocabulary: core k is [r_{k-1}, v_k, d_k, r_k]. At one bond the cores
+The table [V, D] is a matrix whose rows are the vocabulary: core k is [r_{k-1}, v_k, d_k, r_k]. At one cut the cores
 are merged to two small tables, left [V_1, D_1 r] and right [V_2, r D_2]; the row of token t is the product of row
 t // V_2 of the one with row t % V_2 of the other. Hrinchuk et al., Tensorized embedding layers, EMNLP 2020.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd.tt.decompose.cores import balance, core_shapes, merge, to_matrix
+from compresskd.tt.decompose.cores import balance, merge, to_matrix
 from compresskd.tt.decompose.cores import num_parameters as num_core_parameters
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
 from compresskd.tt.execution.cached_operands import can_keep
@@ -36,6 +36,10 @@ class TTEmbedding(TensorTrainLayer):
     sparse gradients.
     """
 
+    FIELDS = (
+        "num_embeddings", "embedding_dim", "vocabulary_dims", "embedding_dims", "ranks", "padding_idx", "sparse",
+    )  # fmt: skip
+
     def __init__(
         self,
         num_embeddings: int,
@@ -51,8 +55,6 @@ class TTEmbedding(TensorTrainLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if padding not in PADDINGS:
-            raise ValueError(f"expected padding to be one of {', '.join(PADDINGS)}; got {padding!r}")
         check_modes(embedding_dim, num_embeddings, embedding_dims, vocabulary_dims)
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise ValueError(f"expected padding_idx within {num_embeddings} embeddings, got {padding_idx}")
@@ -60,20 +62,30 @@ class TTEmbedding(TensorTrainLayer):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
-        self.padding, self.sparse = padding, sparse
-        if padding == "kept":
-            self.padding_row: Tensor
-            self.register_buffer("padding_row", torch.zeros(embedding_dim, device=device, dtype=dtype))
+        self.sparse, self.bias = sparse, None
+        self._set_padding(padding)
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh cores: the entries of the table have variance gain^2, as nn.Embedding's have 1."""
-        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for core in self.cores:
-                core.normal_(std=core.shape[3] ** -0.5)
-            self.cores[0].mul_(gain)
+    def _set_padding(self, padding: str) -> None:
+        if padding not in PADDINGS:
+            raise ValueError(f"expected padding to be one of {', '.join(PADDINGS)}; got {padding!r}")
+        self.padding = padding
+        if padding == "kept":
+            self.padding_row: Tensor
+            core = self.cores[0]
+            row = torch.zeros(self.embedding_dim, device=core.device, dtype=core.dtype)
+            self.register_buffer("padding_row", row)
+
+    @property
+    def dense_shape(self) -> tuple[int, int]:
+        """[num_embeddings, embedding_dim]."""
+        return self.num_embeddings, self.embedding_dim
+
+    def _fill(self, gain: float) -> None:
+        """The entries of the table have variance gain^2, as nn.Embedding's have 1."""
+        for core in self.cores:
+            core.normal_(std=core.shape[3] ** -0.5)
+        self.cores[0].mul_(gain)
 
     @classmethod
     def from_dense(
@@ -85,7 +97,7 @@ class TTEmbedding(TensorTrainLayer):
         ranks: Sequence[int] | None = None,
         tolerance: float | None = None,
     ) -> Self:
-        """TT-SVD of the table in these modes, balanced; all ranks full where neither wish is given."""
+        """TT-SVD of the table in these modes, balanced; all ranks full where neither is given."""
         weight = embedding.weight.detach()
         result = tt_svd(weight, embedding_dims, vocabulary_dims, ranks=ranks, tolerance=tolerance)
         return cls.from_cores(balance(result.cores), embedding)
@@ -112,52 +124,16 @@ class TTEmbedding(TensorTrainLayer):
             layer.padding_row = row.clone()
         return layer
 
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        layer = cls(
-            structure["num_embeddings"],
-            structure["embedding_dim"],
-            structure["vocabulary_dims"],
-            structure["embedding_dims"],
-            1,
-            padding_idx=structure["padding_idx"],
-            padding=structure.get("padding", "zero"),
-            sparse=structure["sparse"],
-            device="meta",
-        )
-        if layer.padding == "kept":
-            layer.padding_row = torch.zeros(layer.embedding_dim, device=device, dtype=dtype)
-        shapes = core_shapes(layer.embedding_dims, layer.vocabulary_dims, structure["ranks"])
-        layer.cores = nn.ParameterList([torch.zeros(shape, device=device, dtype=dtype) for shape in shapes])
-        return layer
-
     def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        return {
-            "class": "TTEmbedding",
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
-            "vocabulary_dims": list(self.vocabulary_dims),
-            "embedding_dims": list(self.embedding_dims),
-            "ranks": list(self.ranks),
-            "padding_idx": self.padding_idx,
-            "sparse": self.sparse,
-            **(
-                {} if self.padding == "zero" else {"padding": self.padding}
-            ),  # files of before have no such key
-        }
+        """As of every factorized layer; `padding` only where it is not zero, as in files of before."""
+        return super().structure() | ({} if self.padding == "zero" else {"padding": self.padding})
 
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the table that this layer stands for."""
-        return self.num_embeddings * self.embedding_dim
+    @classmethod
+    def from_structure(cls, structure: Mapping[str, Any], **options: Any) -> Self:
+        """As of every factorized layer."""
+        layer = super().from_structure(structure, **options)
+        layer._set_padding(structure.get("padding", "zero"))
+        return layer
 
     def to_dense(self) -> Tensor:
         """The table [num_embeddings, embedding_dim], differentiable but for the padding row."""
@@ -178,16 +154,16 @@ class TTEmbedding(TensorTrainLayer):
         cores: list[Tensor] = list(self.cores)
         ids, watched = input.reshape(-1), is_watched() or type(input) not in (Tensor, nn.Parameter)
         find = _best_cut if watched else _known_cut  # a compiler would warn of the cache
-        bond = find(self.vocabulary_dims, self.embedding_dims, tuple([core.shape[0] for core in cores[1:]]))
+        cut = find(self.vocabulary_dims, self.embedding_dims, tuple([core.shape[0] for core in cores[1:]]))
         if not watched and not ids.is_meta:
             self._check(ids)
         trained = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
         with _without_autocast(cores[0].device.type):
             if watched or trained:
-                left, right = _tables(cores, bond)
+                left, right = _tables(cores, cut)
             else:
-                left, right = self._kept_tables(cores, bond, len(ids))
-            rows = self._rows(ids, left, right, cores[0] if bond == 1 else None)
+                left, right = self._kept_tables(cores, cut, len(ids))
+            rows = self._rows(ids, left, right, cores[0] if cut == 1 else None)
         if rows.shape[-1] != self.embedding_dim:
             rows = rows[..., : self.embedding_dim]
         if self.padding_idx is not None:
@@ -217,16 +193,16 @@ class TTEmbedding(TensorTrainLayer):
             product: Any = _DenseGradient.apply(product)
         return product.view(-1, D1 * D2)
 
-    def _kept_tables(self, cores: Sequence[Tensor], bond: int, num_ids: int) -> tuple[Tensor, Tensor]:
+    def _kept_tables(self, cores: Sequence[Tensor], cut: int, num_ids: int) -> tuple[Tensor, Tensor]:
         """As `_tables`, kept where it can be; two cores are only viewed for fewer ids than the second has rows."""
         if can_keep(cores) and (len(cores) > 2 or num_ids >= cores[-1].shape[1]):
-            make = functools.partial(_tables, [core.detach() for core in cores], bond)
-            copied = range(1 if bond == 1 else 0, len(cores))
+            make = functools.partial(_tables, [core.detach() for core in cores], cut)
+            copied = range(1 if cut == 1 else 0, len(cores))
             return self._prepared.operands("tables", cores, copied, make).content
-        left = merge(cores[:bond])[0]
-        if bond == len(cores):
+        left = merge(cores[:cut])[0]
+        if cut == len(cores):
             return left, left.new_ones(1, 1, 1)
-        return left, merge(cores[bond:])[..., 0].transpose(0, 1)
+        return left, merge(cores[cut:])[..., 0].transpose(0, 1)
 
     def _check(self, ids: Tensor) -> None:
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.num_embeddings):
@@ -234,19 +210,11 @@ class TTEmbedding(TensorTrainLayer):
                 f"expected ids from 0 to {self.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}"
             )
 
-    def extra_repr(self) -> str:
-        """Modes, ranks, parameters against dense."""
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, vocabulary_dims={self.vocabulary_dims}, "
-            f"embedding_dims={self.embedding_dims}, ranks={self.ranks}, padding_idx={self.padding_idx}, "
-            f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
-        )
-
 
 def _best_cut(
     vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]
 ) -> int:
-    """Where to merge: the least work per token among bonds whose two tables stay small."""
+    """Where to merge: the least work per token among cuts whose two tables stay small."""
     options, num_parameters = [], num_core_parameters(embedding_dims, vocabulary_dims, ranks)
     for k, r in enumerate(ranks, 1):
         V1, D1 = math.prod(vocabulary_dims[:k]), math.prod(embedding_dims[:k])
@@ -260,12 +228,12 @@ def _best_cut(
 _known_cut = functools.lru_cache(maxsize=1024)(_best_cut)
 
 
-def _tables(cores: Sequence[Tensor], bond: int) -> tuple[Tensor, Tensor]:
-    """Left [V_1, D_1, r] and right [V_2, r, D_2] of the cores merged on both sides of a bond; differentiable."""
-    left = merge(cores[:bond])[0]
-    if bond == len(cores):
+def _tables(cores: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+    """Left [V_1, D_1, r] and right [V_2, r, D_2] of the cores merged on both sides of a cut; differentiable."""
+    left = merge(cores[:cut])[0]
+    if cut == len(cores):
         return left, left.new_ones(1, 1, 1)
-    return left, merge(cores[bond:])[..., 0].transpose(0, 1).contiguous()
+    return left, merge(cores[cut:])[..., 0].transpose(0, 1).contiguous()
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:

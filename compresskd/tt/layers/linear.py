@@ -1,13 +1,13 @@
 """A linear layer whose weight is held as a tensor train."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.decompose.cores import balance, core_shapes, to_matrix
+from compresskd.tt.decompose.cores import balance, to_matrix
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
 from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
 from compresskd.tt.execution.contraction import least_macs
@@ -24,7 +24,7 @@ class TTLinear(TensorTrainLayer):
 
     Cores are [r_{k-1}, m_k, n_k, r_k], m output modes (`output_dims`), n input modes (`input_dims`). Where the
     product of `input_dims` exceeds `in_features` the input is padded by zeros; where that of `output_dims` exceeds
-    `out_features` the output is cut. `tt_rank` caps every bond, `ranks` gives one cap for each; both are clipped
+    `out_features` the output is cut. `tt_rank` is the largest TT-rank, `ranks` gives one for each; both are clipped
     to what the unfoldings support.
 
     At inference the fastest plan is looked up for the batch, and what it needs (merged cores, or the whole weight
@@ -32,7 +32,7 @@ class TTLinear(TensorTrainLayer):
     `compresskd.tt.execution.cached_operands`): `inference_bytes` says how much that takes.
     """
 
-    bias: nn.Parameter | None
+    FIELDS = ("in_features", "out_features", "input_dims", "output_dims", "ranks", "bias")
 
     def __init__(
         self,
@@ -57,20 +57,16 @@ class TTLinear(TensorTrainLayer):
         self.register_parameter("bias", vector)
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh cores: for inputs of variance 1 the outputs have variance gain^2.
+    @property
+    def dense_shape(self) -> tuple[int, int]:
+        """[out_features, in_features]."""
+        return self.out_features, self.in_features
 
-        Entries of core k have variance 1 / (n_k r_k), so that every step of the contraction keeps the variance.
-        """
-        if self.cores[0].is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for core in self.cores:
-                core.normal_(std=(core.shape[2] * core.shape[3]) ** -0.5)
-            self.cores[0].mul_(gain * (math.prod(self.input_dims) / self.in_features) ** 0.5)
-            if self.bias is not None:
-                bound = self.in_features**-0.5
-                self.bias.uniform_(-bound, bound)
+    def _fill(self, gain: float) -> None:
+        """Entries of core k have variance 1 / (n_k r_k), so that every step of the contraction keeps the variance."""
+        for core in self.cores:
+            core.normal_(std=(core.shape[2] * core.shape[3]) ** -0.5)
+        self.cores[0].mul_(gain * (math.prod(self.input_dims) / self.in_features) ** 0.5)
 
     @classmethod
     def random(
@@ -98,7 +94,7 @@ class TTLinear(TensorTrainLayer):
         tolerance: float | None = None,
         input_covariance: Tensor | None = None,
     ) -> Self:
-        """TT-SVD of the weight in these modes, balanced; all ranks full where neither wish is given.
+        """TT-SVD of the weight in these modes, balanced; all ranks full where neither is given.
 
         `input_covariance` E[x x^T] [in_features, in_features], with `ranks`, makes the error of the output count.
         """
@@ -106,7 +102,9 @@ class TTLinear(TensorTrainLayer):
         if input_covariance is None:
             cores = tt_svd(weight, input_dims, output_dims, ranks=ranks, tolerance=tolerance).cores
         elif ranks is None:
-            raise ValueError("expected ranks together with input_covariance; factorize() takes other wishes")
+            raise ValueError(
+                "expected ranks together with input_covariance; factorize() takes other size targets"
+            )
         else:
             covariance = check_covariance(input_covariance, linear.in_features)
             cores = tt_svd_whitened(weight, input_dims, output_dims, ranks, covariance).cores
@@ -131,41 +129,6 @@ class TTLinear(TensorTrainLayer):
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
         layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         return layer
-
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        shapes = core_shapes(structure["input_dims"], structure["output_dims"], structure["ranks"])
-        size = structure["out_features"]
-        return cls.from_cores(
-            [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes],
-            torch.zeros(size, device=device, dtype=dtype) if structure["bias"] else None,
-            in_features=structure["in_features"],
-            out_features=size,
-        )
-
-    def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        return {
-            "class": "TTLinear",
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "input_dims": list(self.input_dims),
-            "output_dims": list(self.output_dims),
-            "ranks": list(self.ranks),
-            "bias": self.bias is not None,
-        }
-
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the dense layer that this one stands for."""
-        return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
 
     def macs(self, input: Tensor) -> int:
         """Multiply-accumulates for input [..., in_features]: of the least chain, or of the dense weight if fewer."""
@@ -228,12 +191,3 @@ class TTLinear(TensorTrainLayer):
         else:
             y = infer(rows, cores, bias, self.out_features, self._prepared)
         return y if len(shape) == 2 else y.view(*shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        """Modes, ranks, parameters against dense."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"input_dims={self.input_dims}, output_dims={self.output_dims}, ranks={self.ranks}, "
-            f"bias={self.bias is not None}, num_parameters={self.num_parameters} of "
-            f"{self.num_parameters_dense} dense"
-        )

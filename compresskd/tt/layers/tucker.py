@@ -7,17 +7,21 @@ order orthogonal iteration (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21 (
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compresskd.tt.layers.base import FactorizedLayer
+
 NUM_ITERATIONS = 20
 
 
-class TuckerLinear(nn.Module):
+class TuckerLinear(FactorizedLayer):
     """y = x W^T + b; `core` [a_1, ..., b_1, ...], `factors` [m_k, a_k] of outputs, then [n_k, b_k] of inputs."""
+
+    FIELDS = ("input_dims", "output_dims", "ranks", "bias")
 
     def __init__(
         self,
@@ -43,63 +47,21 @@ class TuckerLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(self.out_features, **options)) if bias else None
         self.reset_parameters()
 
-    def reset_parameters(self, *, gain: float = 1.0) -> None:
-        """Fresh factors that keep the variance of the input, times gain^2."""
+    @property
+    def dense_shape(self) -> tuple[int, int]:
+        """[out_features, in_features]."""
+        return self.out_features, self.in_features
+
+    def _fill(self, gain: float) -> None:
         p = len(self.output_dims)
-        if self.core.is_meta:  # nothing to fill; to try would load torch's compiler, a second and more
-            return
-        with torch.no_grad():
-            for k, factor in enumerate(self.factors):
-                factor.normal_(std=factor.shape[1 if k < p else 0] ** -0.5)
-            self.core.normal_(std=gain * math.prod(self.core.shape[p:]) ** -0.5)
-            if self.bias is not None:
-                self.bias.uniform_(-(self.in_features**-0.5), self.in_features**-0.5)
-
-    @classmethod
-    def from_structure(
-        cls,
-        structure: Mapping[str, Any],
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """The layer of that structure with all parameters zero."""
-        layer = cls(
-            structure["input_dims"],
-            structure["output_dims"],
-            structure["ranks"],
-            bias=structure["bias"],
-            device="meta",
-            dtype=dtype,
-        ).to_empty(device=device or "cpu")
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        return layer
-
-    def structure(self) -> dict[str, Any]:
-        """All that is needed to build the empty layer again, in plain values."""
-        return {
-            "class": "TuckerLinear",
-            "input_dims": list(self.input_dims),
-            "output_dims": list(self.output_dims),
-            "ranks": list(self.ranks),
-            "bias": self.bias is not None,
-        }
+        for k, factor in enumerate(self.factors):
+            factor.normal_(std=factor.shape[1 if k < p else 0] ** -0.5)
+        self.core.normal_(std=gain * math.prod(self.core.shape[p:]) ** -0.5)
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """Of the output modes, then of the input modes."""
         return tuple(self.core.shape)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of core, factors and bias."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def num_parameters_dense(self) -> int:
-        """Of the dense layer that this one stands for."""
-        return self.in_features * self.out_features + (0 if self.bias is None else self.out_features)
 
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
@@ -130,13 +92,6 @@ class TuckerLinear(nn.Module):
             )
         y = z.reshape(*lead, self.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast computed y in its own
-
-    def extra_repr(self) -> str:
-        """Modes, ranks, parameters against dense."""
-        return (
-            f"input_dims={self.input_dims}, output_dims={self.output_dims}, ranks={self.ranks}, "
-            f"num_parameters={self.num_parameters} of {self.num_parameters_dense} dense"
-        )
 
 
 def tucker_linear(
