@@ -103,7 +103,7 @@ def test_keywords_of_a_typed_dict_are_judged():
 
 
 def test_what_holds_an_object_adds_to_the_path():
-    with pytest.raises(OptionErrors) as raised, within("stages.one"), within("how"):
+    with pytest.raises(OptionErrors) as raised, within("stages.one"), within("compression"):
         raise_all([OptionError("rank", 0, ">= 1"), OptionError("", 0, "more")])
     assert [error.field for error in raised.value.errors] == [
         "stages.one.compression.rank",
