@@ -23,7 +23,7 @@ from compresskd.compression.replacement import Make
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
 from compresskd.options import Count, Whole, checked, within
-from compresskd.stages.fit import Which, teachers_of
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
 
 
@@ -111,8 +111,7 @@ class Admm:
         """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
         with within("compression"):
             self.compression.check(state.student, example)
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:

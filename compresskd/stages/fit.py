@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
-from compresskd.options import Fraction, Whole, checked, one_of
+from compresskd.options import Fraction, Whole, checked, one_of, within
 from compresskd.stages.train_student import Training, train_student
 from compresskd.training import LearningRate
 
@@ -60,8 +60,7 @@ class Fit:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: the objective finds in both models what it compares."""
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:
@@ -75,6 +74,19 @@ class Fit:
             learning_rate=self.learning_rate,
         )
         return state
+
+
+def check_objective(
+    objective: Objective, which: str, state: State, student: nn.Module, example: Tensor
+) -> None:
+    """See that an objective finds in both models what it compares; `student` as the stage will train it.
+
+    Raises:
+        OptionError: of `objective`.
+    """
+    with within("objective"):
+        for teacher in teachers_of(which, state, state.student).values():
+            objective.bind(student, teacher, example)
 
 
 def teachers_of(which: str, state: State, previous: nn.Module) -> dict[str, nn.Module]:

@@ -31,7 +31,7 @@ from compresskd.options import (
     raise_all,
     within,
 )
-from compresskd.stages.fit import Which, teachers_of
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
 
 
@@ -80,8 +80,7 @@ class RankStep:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
         with within("compression"):
             self.compression.check(state.student, example)
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:
@@ -169,7 +168,11 @@ class MultiStage:
 
     def expand(self, name: str) -> dict[str, Stage]:
         """The steps as stages of their own, each recorded by itself."""
-        return {f"{name}_{i}_r{step['rank']}": self._step(step) for i, step in enumerate(self.stages, 1)}
+        made: dict[str, Stage] = {}
+        for i, step in enumerate(self.stages):
+            with within(f"stages[{i}]"):
+                made[f"{name}_{i + 1}_r{step['rank']}"] = self._step(step)
+        return made
 
     def _step(self, step: Mapping[str, Any]) -> RankStep:
         objective = self.objective

@@ -25,7 +25,7 @@ from compresskd.quant.entropy_penalty import entropy_penalty
 from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.stages.fit import Which, teachers_of
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.train_student import Training, train_student
 
@@ -94,8 +94,7 @@ class Quantize:
             if self.quantization.budget is not None:
                 check_budget(student, self.quantization.budget, example, artifact.bytes_of(state.student))
         if self.num_epochs:
-            for teacher in teachers_of(self.teacher, state, state.student).values():
-                self.objective.bind(student, teacher, example)
+            check_objective(self.objective, self.teacher, state, student, example)
         return replace(state, student=student)
 
     def __call__(self, state: State, context: Context) -> State:

@@ -122,7 +122,7 @@ OVERRIDES = {
         ["bits=4", "quant.granularity=rank_slice"],
         "quant.granularity: got ",
     ),
-    "estimator": (["bits=4", "quant.estimator=lsq"], "quant.estimator: got "),
+    "estimator": (["bits=4", "quant.estimator=ste"], "quant.estimator: got "),
     "batch norm": (["bits=4", "quant.batch_norm=late"], "quant.batch_norm: got "),
     "freeze": (["bits=4", "quant.freeze_fraction=2"], "quant.freeze_fraction: got "),
     "entropy": (["bits=4", "quant.entropy=-1"], "quant.entropy: got "),
