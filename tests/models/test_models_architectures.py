@@ -159,8 +159,8 @@ def test_a_convolutional_model_refuses_vectors(name):
     [
         ((10, [3, 3, 8]), {}, r"at least 4x4 pixels, got 3x8 \(input_shape \[3, 3, 8\]\); choose mlp"),
         ((None, [3, 8, 8]), {}, "num_classes: got null, expected a whole number"),
-        (CIFAR10, {"depth": 21}, r"depth: got 21, expected 6n \+ 4, such as 22 or 40"),
-        (CIFAR10, {"depth": 2}, r"depth: got 2, expected 6n \+ 4, such as 22 or 40"),
+        (CIFAR10, {"depth": 21}, "depth: got 21, expected 6n"),
+        (CIFAR10, {"depth": 2}, "depth: got 2, expected 6n"),
         (CIFAR10, {"depth": "20"}, "depth: got '20', expected a whole number"),
     ],
 )

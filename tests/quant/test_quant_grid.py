@@ -178,7 +178,7 @@ def test_zero_weights_stay_zero_and_extreme_ones_stay_finite():
         (lambda: Grid(4, "asymmetric"), "grid: got 'asymmetric', expected"),
         (lambda: Grid(4, "ternary"), "grid: got 'ternary', expected"),
         (lambda: PerGroup(0), "size: got 0, expected >= 1"),
-        (lambda: PerRankSlice("middle"), "bond: got 'middle', expected first, last"),
+        (lambda: PerRankSlice("middle"), "side: got 'middle', expected first, last"),
         (lambda: PerRankSlice().num_scales((3, 4)), r"write PerChannel\(dim=0\)"),
         (lambda: PerChannel(2).num_scales((3, 4)), "dim must be within -2..1"),
         (

@@ -294,8 +294,8 @@ def test_calibrate_observes_and_touches_nothing_else():
         (lambda: QuantSpec(bits=4, layers={"head": 6}), r"layers\.head: got 6, expected 0, 2, 3, 4, 8"),
         (lambda: QuantSpec(grid="integer"), "grid: got 'integer', expected"),
         (
-            lambda: QuantSpec(estimator="lsq"),
-            "estimator: got 'lsq', expected",
+            lambda: QuantSpec(estimator="ste"),
+            "estimator: got 'ste', expected",
         ),
         (lambda: QuantSpec(initial_scale="max"), "initial_scale: got 'max', expected mse, absmax"),
         (lambda: QuantSpec(activation_bits=4), "activation_bits: got 4, expected 8"),
@@ -307,8 +307,8 @@ def test_calibrate_observes_and_touches_nothing_else():
             lambda: prepare(net(), QuantSpec(granularity=PerRankSlice())),
             r"'embedding\.weight': granularity: PerRankSlice needs a tensor",
         ),
-        (lambda: prepare(nn.ReLU(), QuantSpec()), r"layers: got \{'\*': 0\}, expected"),
-        (lambda: prepare(net(), QuantSpec(layers={"*": 0})), r"layers: got \{'\*': 0\}, expected"),
+        (lambda: prepare(nn.ReLU(), QuantSpec()), r"^layers: got \{"),
+        (lambda: prepare(net(), QuantSpec(layers={"*": 0})), r"^layers: got \{"),
     ],
 )
 def test_errors_name_their_key(build, words):

@@ -59,7 +59,7 @@ def test_modes_of_a_convolution_are_its_stages():
     how = Compression(rank=4, ranks={"0": [2, 3]}, modes={"0": [[1, 1], [5, 1], [1, 5]]})
     plan = plan_layers(
         dict(model.named_children()),
-        how.size,
+        how,
         Method("tensor_train", None, {}, how.modes),
         model,
         lambda _: 0.0,
@@ -124,7 +124,7 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
     [
         ({"rank": 0}, "rank: got 0, expected >= 1"),
         ({"ranks": {"fc1": 0}}, r"ranks\.fc1: got 0, expected >= 1 or a list: \[a, b\]"),
-        ({"tolerance": 0.1, "budget": 0.2}, "one wish for the size"),
+        ({"tolerance": 0.1, "budget": 0.2}, "one target for the size"),
         ({"tolerance": 1.5}, r"tolerance: got 1\.5, expected < 1"),
         ({"energy": 0.0}, r"energy: got 0\.0, expected > 0"),
         ({"budget": 2}, "budget: got 2, expected < 1"),
