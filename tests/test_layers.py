@@ -85,7 +85,7 @@ def test_registered_with_a_form_of_its_own(monkeypatch):
 
 
 def test_registering_what_is_no_plain_layer_needs_its_form():
-    with pytest.raises(ValueError, match=r"register: came LSTM, no subclass of nn\.Linear"):
+    with pytest.raises(ValueError, match=r"register: got LSTM, no subclass of nn\.Linear"):
         layers.register(nn.LSTM)
 
 

@@ -89,7 +89,7 @@ def _resume(arguments: list[str]) -> int:
     changes = [a for a in arguments[1:] if "=" in a or a[:1] in "+~"]
     if changes:
         complain(
-            f"resume: came {' '.join(changes)}; a run resumes as it was begun; write compresskd resume {arguments[0]}, "
+            f"resume: got {' '.join(changes)}; a run resumes as it was begun; write compresskd resume {arguments[0]}, "
             "or begin another run with the change"
         )
         return USAGE_ERROR

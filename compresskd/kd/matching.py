@@ -63,7 +63,7 @@ def match_features(
         )
     if ours.logits.shape[-1] < 2:
         raise ValueError(
-            f"student, teacher: came logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
+            f"student, teacher: got logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
             "write kd=none, or data with more classes"
         )
     return {name: _matched(name, term, ours, theirs) for name, term in terms.items()}

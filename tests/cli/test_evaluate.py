@@ -174,8 +174,8 @@ def test_what_does_not_fit_is_refused(run_cli, finished, arguments, text):
 
 
 FAULTS = {
-    "no such set": ("data=digitz", "data: came digitz; did you mean digits?"),
-    "no such file": ("data.path=/no/such", "data.path: came /no/such, which is not there; write data.path=DIR"),
+    "no such set": ("data=digitz", "data: got digitz; did you mean digits?"),
+    "no such file": ("data.path=/no/such", "data.path: got /no/such, which is not there; write data.path=DIR"),
     "not about data": ("rank=3", "rank=3: is not about the data; evaluate takes data=NAME and data.KEY=VALUE only"),
     "augmentation": (
         "data/augmentation=crop",

@@ -184,24 +184,24 @@ def test_glob_chooses_among_the_files_of_a_group(run_cli):
 COMMANDS = {
     "bench without a rank": (
         ["bench", "--layer", "64x64", "--rank", "0"],
-        "--rank: came 0; allowed: 1 or more",
+        "--rank: got 0, expected 1 or more",
     ),
     "bench of nothing": (
         ["bench", "--layer", "0x64"],
-        "--layer: came 0x64; write a run's folder, or --layer MxN",
+        "--layer: got 0x64; write a run's folder, or --layer MxN",
     ),
     "bench of an empty batch": (
         ["bench", "--layer", "8x8", "--batch", "0"],
-        "--batch: came 0; write sizes of 1",
+        "--batch: got 0; write sizes of 1",
     ),
     "bench on no thread": (
         ["bench", "--layer", "8x8", "--threads", "0"],
-        "--threads: came 0; allowed: 1 or more",
+        "--threads: got 0, expected 1 or more",
     ),
-    "bench of nine cores": (["bench", "--layer", "8x8", "--cores", "9"], "--cores: came 9; allowed: up to 4"),
+    "bench of nine cores": (["bench", "--layer", "8x8", "--cores", "9"], "--cores: got 9, expected up to 4"),
     "resume with a change": (
         ["resume", "run", "epochs=90"],
-        "resume: came epochs=90; a run resumes as it was begun; write compresskd resume run, or begin another run",
+        "resume: got epochs=90; a run resumes as it was begun; write compresskd resume run, or begin another run",
     ),
 }
 

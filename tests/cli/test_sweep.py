@@ -347,10 +347,8 @@ def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli)
     outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
     assert outcome.status == 2
     assert outcome.left == []
-    assert (
-        "total_epochs: came 6; 4 training stages of multi_stage share it equally: write 4 or 8 "
-        "(job strategy=multi_stage)"
-    ) in outcome.err
+    assert "total_epochs: got 6, expected 4 or 8: " in outcome.err
+    assert "(job strategy=multi_stage)" in outcome.err
 
 
 # In processes of their own

@@ -99,9 +99,9 @@ def test_own_names_are_among_those_that_are_suggested(run_cli, project):
     )
     assert outcome.status == 2
     for message in (
-        "student: came shortcutt; did you mean shortcut?",
-        "kd: came cosin; did you mean cosine?",
-        "strategy: came learn_compress; did you mean learn_then_compress?",
+        "student: got shortcutt; did you mean shortcut?",
+        "kd: got cosin; did you mean cosine?",
+        "strategy: got learn_compress; did you mean learn_then_compress?",
     ):
         assert message in outcome.err
     assert outcome.left == []

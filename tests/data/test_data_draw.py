@@ -93,5 +93,5 @@ def test_a_draw_of_more_than_there_is_has_every_sample_once_and_mixed():
 
 
 def test_a_draw_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="a draw of train: came 0 samples; allowed: 1 or more"):
+    with pytest.raises(ValueError, match="a draw of train: got 0 samples, expected >= 1"):
         draw(sorted_by_class().train, 0, seed=0)

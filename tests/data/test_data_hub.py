@@ -178,9 +178,7 @@ def test_columns_of_another_kind_are_refused(tmp_path):
         Dataset.from_dict(columns).to_parquet(tmp_path / "numbers" / f"{split}-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="image_column: got 'image', expected"):
         load(path=str(tmp_path / "numbers"))
-    with pytest.raises(
-        ValueError, match=r"data.label_column: expected one class .* in column 'tags', got \['x'\] in"
-    ):
+    with pytest.raises(ValueError, match="label_column: got 'tags', expected"):
         load(path=str(tmp_path / "numbers"), label_column="tags")
 
 
@@ -209,9 +207,7 @@ def test_an_unreadable_image_is_named(folder, parts):
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path, folder):
-    with pytest.raises(
-        FileNotFoundError, match=r"data.path: the folder .*gone is not there; write data.path=DIR"
-    ):
+    with pytest.raises(ValueError, match=r"path: got '.*gone', expected a folder"):
         load(path=str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(
@@ -232,9 +228,7 @@ def test_no_connection_says_what_to_write(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"data.id: someone/letters cannot be read .* write data.path=DIR"
-    ):
+    with pytest.raises(ValueError, match=r"id: got 'someone/letters', expected .* write data.path=DIR"):
         load()
     with pytest.raises(ValueError, match=r"write data.id=OWNER/NAME or data.path=DIR"):
         load(id=None)
@@ -270,7 +264,5 @@ def test_null_images_and_labels_are_named(folder, parts):
     Dataset.from_dict(floats, features=Features({"image": Image(), "label": Value("float64")})).to_parquet(
         file
     )
-    with pytest.raises(
-        ValueError, match=r"expected one class \(a string or an integer\) per image .* got \d\.0"
-    ):
+    with pytest.raises(ValueError, match="label_column: got 'label', expected"):
         load(path=str(root))

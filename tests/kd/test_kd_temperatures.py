@@ -152,7 +152,7 @@ def test_shapes_that_would_broadcast_are_refused(cls):
 
 def test_one_class_is_refused_before_training():
     model = torch.nn.Linear(5, 1)
-    with pytest.raises(ValueError, match=r"^student, teacher: came logits \[2, 1\]; .* two classes or more"):
+    with pytest.raises(ValueError, match=r"^student, teacher: got logits \[2, 1\]; .* two classes or more"):
         match_features({}, model, model, torch.zeros(2, 5))
 
 

@@ -194,9 +194,7 @@ def test_channels_last_trains_and_leaves_contiguous_weights(train, make_recipe):
 
 
 def test_batches_on_another_device_are_refused_by_name(train):
-    with pytest.raises(
-        ValueError, match=r"data: expected on device meta, came on cpu; pass data\.to\('meta'\)"
-    ):
+    with pytest.raises(ValueError, match=r"data: expected on device meta, got cpu; pass data\.to\('meta'\)"):
         train(device="meta")
 
 

@@ -7,6 +7,7 @@ from runs_to_tamper import change, record_of, unfinish, without_fingerprints
 
 import compresskd
 from compresskd.artifact.folder import digest
+from compresskd.options import shown
 from compresskd.targets.paths import Untrusted
 
 VERBS = {
@@ -195,7 +196,7 @@ def test_a_record_holds_values_only(run_cli, shipped, verb, text):
     )
     outcome = run_cli(*VERBS[verb])
     assert outcome.status == 2, outcome.out
-    assert f"data.name: came {text!r}; a record holds no ${{...}}" in outcome.err
+    assert f"data.name: got {text!r}; a record holds no ${{...}}" in outcome.err
 
 
 @pytest.mark.parametrize("value", [None, "x", 3, [], [{"_target_": "os.system"}]], ids=str)
@@ -207,7 +208,7 @@ def test_a_group_that_is_none(run_cli, shipped, group, value):
     )
     outcome = run_cli("evaluate" if group == "data" else "resume", "run")
     assert outcome.status == 2, outcome.out
-    assert f"{group}: came {value!r}; expected a mapping of options" in outcome.err
+    assert f"{group}: got {shown(value)}, expected a mapping of options" in outcome.err
     assert "Traceback" not in outcome.err
 
 
