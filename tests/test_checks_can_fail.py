@@ -25,11 +25,12 @@ from compresskd.data.normalize import Normalize
 from compresskd.export.agreement import Agreement, check, compare, worst
 from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
-from compresskd.kd import checks as kd
 from compresskd.kd.correlation import DIST
 from compresskd.kd.logits import LogitMSE, SoftTargets
 from compresskd.kd.outputs import ModelOutputs
-from compresskd.models import checks as models
+from compresskd.models.lenet import LeNet5
+from compresskd.models.mlp import MLP
+from compresskd.models.vit import VisionTransformer
 from compresskd.models.weights import load_weights
 from compresskd.quant.cores import quantize_cores
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, granularity_from_plain
@@ -44,6 +45,7 @@ from compresskd.tt.decompose.whitening import check_covariance
 
 NAN, INF = math.nan, math.inf
 X = torch.ones(4, 2)
+IMAGES = {"num_classes": 2, "input_shape": [3, 32, 32]}
 SAMPLES = Samples(X, "4 samples")
 
 
@@ -210,35 +212,27 @@ REFUSED = {
     "cores: none": (lambda: quantize_cores([], 4), ValueError, "expected cores"),
     "cores: NaN": (lambda: quantize_cores([torch.full((1, 2, 2, 1), NAN)], 4), ValueError, "finite"),
     "a scale per channel of a number": (lambda: PerChannel(0).num_scales(()), ValueError, "does not fit"),
-    "a scale per group of none": (lambda: PerGroup(0), ValueError, "1 or more"),
+    "a scale per group of none": (lambda: PerGroup(0), ValueError, "size: got 0"),
     "a scale per rank of a matrix": (
         lambda: PerRankSlice().num_scales((2, 2)),
         ValueError,
         "tensor-train core",
     ),
     "granularity: of nothing": (lambda: granularity_from_plain([]), ValueError, "expected"),
-    "normalize: std NaN": (lambda: Normalize((0.0,), (NAN,)), ValueError, "data.std"),
-    "normalize: std infinite": (lambda: Normalize((0.0,), (INF,)), ValueError, "data.std"),
-    "normalize: std 0": (lambda: Normalize((0.0,), (0.0,)), ValueError, "data.std"),
-    "normalize: mean NaN": (lambda: Normalize((NAN,), (1.0,)), ValueError, "data.mean"),
+    "normalize: std NaN": (lambda: Normalize((0.0,), (NAN,)), ValueError, "std: "),
+    "normalize: std infinite": (lambda: Normalize((0.0,), (INF,)), ValueError, "std: "),
+    "normalize: std 0": (lambda: Normalize((0.0,), (0.0,)), ValueError, "std: "),
+    "normalize: mean NaN": (lambda: Normalize((NAN,), (1.0,)), ValueError, "mean: "),
     "normalize: no value": (lambda: Normalize((), ()).check((3, 2, 2)), ValueError, "expected 1 or 3 values"),
     "erasing: fill NaN": (lambda: RandomErasing(fill=NAN), ValueError, "fill"),
     "declared shape: of a broadcast": (
         lambda: check_declared(None, [1], (3, 2, 2), ("a", "b")),
         ValueError,
-        "data.input_shape",
+        "input_shape: ",
     ),
-    "model: a fraction NaN": (
-        lambda: models.fraction("dropout", NAN, architecture="MLP"),
-        ValueError,
-        "dropout",
-    ),
-    "model: positive infinity": (
-        lambda: models.positive("width", INF, architecture="MLP"),
-        ValueError,
-        "width",
-    ),
-    "model: a shape of nothing": (lambda: models.shape([], architecture="MLP"), ValueError, "input_shape"),
+    "model: a fraction NaN": (lambda: VisionTransformer(dropout=NAN, **IMAGES), ValueError, "dropout"),
+    "model: positive infinity": (lambda: LeNet5(width_multiplier=INF, **IMAGES), ValueError, "width_mult"),
+    "model: a shape of nothing": (lambda: MLP(num_classes=2, input_shape=[]), ValueError, "input_shape"),
     "bootstrap: no seed": (lambda: paired_bootstrap(np.zeros((0, 5), np.int8)), ValueError, "at least one"),
     "bootstrap: no sample": (lambda: paired_bootstrap(np.zeros((2, 0), np.int8)), ValueError, "at least one"),
 }

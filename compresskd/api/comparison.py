@@ -17,8 +17,8 @@ from compresskd.api.session import carry_out, session
 from compresskd.api.tables import Row, table_of
 from compresskd.config.compose import Job, compose_jobs
 from compresskd.config.faults import ConfigError
-from compresskd.config.origin import resolve
-from compresskd.config.parts import Parts, as_it_is
+from compresskd.config.parts import Parts
+from compresskd.config.resolved import resolve
 from compresskd.config.schema import register
 from compresskd.engine.strategy import Context, State, Strategy, score
 from compresskd.models.build import build, spec_of
@@ -115,8 +115,9 @@ def _composed(
 
 
 def _parts(config: Mapping[str, Any]) -> tuple[Strategy, Recipe]:
-    parts = Parts(config, as_it_is)
-    parts.check_values_and_calls()
+    parts = Parts(config)
+    if not parts.check():
+        parts.stop_at_faults()
     recipe, strategy = parts.recipe(config), parts.strategy()
     parts.stop_at_faults()
     assert recipe is not None and strategy is not None  # noqa: PT018 - else there were faults

@@ -198,10 +198,10 @@ def _check_types(described: Mapping[str, Any]) -> None:
 def check_architecture(architecture: Any, modules: Any) -> None:
     """Raise ArtifactError where these are not of the form that Content documents."""
     if not (isinstance(architecture, dict) and isinstance(architecture.get("kwargs"), dict)):
-        raise ArtifactError(f"architecture: expected a target and its kwargs, came {architecture!r:.200}")
+        raise ArtifactError(f"architecture: expected a target and its kwargs, got {architecture!r:.200}")
     if not (
         isinstance(modules, dict) and all(isinstance(m, dict) and "class" in m for m in modules.values())
     ):
-        raise ArtifactError(f"modules: expected a structure with its class by name, came {modules!r:.200}")
+        raise ArtifactError(f"modules: expected a structure with its class by name, got {modules!r:.200}")
     check_plain(architecture, "architecture")
     check_plain(modules, "modules")

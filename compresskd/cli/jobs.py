@@ -163,7 +163,7 @@ def _run_by_hydra(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from compresskd.config.diagnosis import said
+    from compresskd.config.explain import said
     from compresskd.config.faults import ConfigError, Fault
     from compresskd.config.schema import conf_dir
 

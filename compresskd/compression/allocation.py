@@ -29,7 +29,7 @@ class BudgetTooSmallError(ValueError):
     """Even the smallest form of every layer takes more than the budget; `least` is what these take."""
 
     def __init__(self, budget: int, least: int):
-        super().__init__(f"came {budget:,} for the layers; their least is {least:,}")
+        super().__init__(f"got {budget:,} for the layers; their least is {least:,}")
         self.least = least
 
 

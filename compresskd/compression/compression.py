@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from compresskd import layers, measure, tt
@@ -17,22 +18,23 @@ from compresskd.compression.replacement import Make, Replaced, carry_out, refusa
 from compresskd.compression.size import Size
 from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
+from compresskd.options import Count, OptionError, checked, one_of, raise_all
 from compresskd.proof import carrying, differing, read_by_others
 
-INITS = ("decomposed", "random")
-METHODS = ("tensor_train", "svd", "tucker", "cp")
+Init = Annotated[str, one_of("decomposed", "random")]
 _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
 _MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
 
 
-class NothingCompressed(RuntimeError):
+class NothingCompressed(OptionError, RuntimeError):
     """No layer became smaller: the run would report a compression that did not happen."""
 
 
+@checked
 @dataclass(frozen=True)
-class Compression:
+class Compression(Size):
     """What `compress` means in a run.
 
     Attributes:
@@ -53,65 +55,38 @@ class Compression:
         ValueError: for a value out of its range.
     """
 
-    rank: int
-    ranks: Mapping[str, int | Sequence[int]] | None = None
-    tolerance: float | None = None
-    energy: float | None = None
-    budget: float | None = None
-    budget_of: str = "parameters"
-    max_drop: float | None = None
-    method: str = "tensor_train"
-    num_cores: int | None = None
+    method: Annotated[str, one_of("tensor_train", "svd", "tucker", "cp")] = "tensor_train"
+    num_cores: Annotated[int, Ge(2), Le(4)] | None = None
     modes: Mapping[str, Sequence[Sequence[int]]] | None = None
     data_aware: bool = False
-    num_calibration: int = 512
+    num_calibration: Count = 512
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     keep_larger: bool = False
 
     def __post_init__(self) -> None:
-        size = self.size
+        super().__post_init__()
+        raise_all(self._faults())
+
+    def _faults(self) -> Iterator[OptionError]:
         if not self.include:
-            raise ValueError("compress.include: came an empty list; write ['*'] for every layer")
-        if self.method not in METHODS:
-            raise ValueError(f"compress.method: came {self.method!r}; allowed: {', '.join(METHODS)}")
-        if self.num_calibration < 1:
-            raise ValueError(f"compress.num_calibration: came {self.num_calibration}; allowed: 1 or more")
-        if self.num_cores is not None and not 2 <= self.num_cores <= 4:
-            raise ValueError(f"compress.num_cores: came {self.num_cores}; allowed: 2, 3, 4, or null")
+            yield OptionError("include", self.include, "at least one pattern, such as ['*'] for every layer")
         if self.num_cores is not None and self.method != "tensor_train":
-            raise ValueError(
-                f"compress.num_cores: came {self.num_cores} with method {self.method}; allowed: null"
-            )
+            yield OptionError("num_cores", self.num_cores, f"null with method={self.method}")
         if self.method in ("tucker", "cp"):
-            self._check_by_rank_only(size)
-        if self.modes and (self.method != "tensor_train" or size.is_shared or self.num_cores is not None):
-            raise ValueError(
-                "compress.modes: came with another method, num_cores, budget or max_drop; allowed: method tensor_train "
-                "sized by rank, ranks, tolerance or energy"
+            for key, of in (("data_aware", "false"), ("budget", "null"), ("max_drop", "null")):
+                if getattr(self, key):
+                    yield OptionError(key, getattr(self, key), f"{of} with method={self.method}")
+        if self.modes and (self.method != "tensor_train" or self.is_shared or self.num_cores is not None):
+            expected = (
+                "null, or method=tensor_train sized by rank, ranks, tolerance or energy, without num_cores"
             )
+            yield OptionError("modes", self.modes, expected)
         for pattern, ranks in (self.ranks or {}).items():
             if not isinstance(ranks, int) and not self.modes:
-                raise ValueError(
-                    f"compress.ranks: got a list for '{pattern}', whose modes are not given; expected one number, or "
-                    "compress.modes as well"
+                yield OptionError(
+                    f"ranks.{pattern}", ranks, "one number where `modes` does not say its modes"
                 )
-
-    def _check_by_rank_only(self, size: Size) -> None:
-        if self.data_aware:
-            raise ValueError(
-                f"compress.data_aware: came true with method {self.method}; allowed: tensor_train, svd"
-            )
-        if size.is_shared:
-            key = "budget" if size.budget is not None else "max_drop"
-            raise ValueError(f"compress.{key}: came with method {self.method}; allowed: tensor_train, svd")
-
-    @property
-    def size(self) -> Size:
-        """The target for the size."""
-        return Size(
-            self.rank, self.ranks, self.tolerance, self.energy, self.budget, self.budget_of, self.max_drop
-        )
 
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
@@ -134,7 +109,7 @@ class Compression:
 
         plan = plan_layers(
             {layer.name: layer.module for layer in taken},
-            self.size,
+            self,
             Method(self.method, self.num_cores, statistics, self.modes or {}, self.keep_larger),
             model,
             accuracy,
@@ -148,9 +123,9 @@ class Compression:
         found = layers.find(model)
         names = [name for layer in found for name in layer.names]
         for key, patterns in (("include", self.include), ("exclude", self.exclude)):
-            _check_fit(names, f"compress.{key}", patterns)
+            _check_fit(names, key, patterns)
         for key in ("ranks", "modes"):
-            _check_fit([layer.name for layer in found], f"compress.{key}", list(getattr(self, key) or ()))
+            _check_fit([layer.name for layer in found], key, list(getattr(self, key) or ()))
         return [layer for layer in found if self._names(layer) and layer.obstacle is None]
 
     def _names(self, layer: layers.Layer) -> bool:
@@ -181,10 +156,10 @@ class Compression:
         taken, read = _without_read(model, self._taken(model), example)
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
-            raise NothingCompressed(f"compress.include: {_nothing_compressed(skipped)}")
+            raise NothingCompressed("include", self.include, f"other layers: {_reasons(skipped)}")
         if self.method in ("tensor_train", "svd"):
             self._check_forms(taken, model)
-        if self.size.is_rank:
+        if self.is_rank:
             self._check_smaller(taken)
 
     def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module) -> None:
@@ -195,26 +170,26 @@ class Compression:
             if layers.is_factorized(layer.module):
                 continue
             options = {k: v for k, v in method.options(layer.name).items() if k != "input_covariance"}
-            ranks = self.size.of_layer(layer.name).get("ranks")
+            ranks = self.of_layer(layer.name).get("ranks")
             try:
                 smallest = tt.least_parameters(layer.module, ranks=ranks, **options)
             except (TypeError, ValueError) as error:
                 key = "modes" if "modes" in options else "num_cores" if ranks is None else "ranks"
-                raise ValueError(f"compress.{key}: {layer.name}: {error}") from error
+                raise OptionError(key, getattr(self, key), f"what fits {layer.name}: {error}") from error
             if smallest is not None:
                 least -= max(0, layers.plain(layer.module).weight.numel() - smallest)
         total = measure.num_parameters(model)
         if self.budget is not None and int(self.budget * total) < least:
-            raise ValueError(
-                f"compress.budget: came {self.budget:.4g} of {total:,} parameters; allowed: at least "
-                f"{least / total:.4g}, which every layer at ranks of 1 takes"
+            expected = (
+                f">= {least / total:.4g} of {total:,} parameters, which every layer at ranks of 1 takes"
             )
+            raise OptionError("budget", self.budget, expected)
 
     def _check_smaller(self, taken: Iterable[layers.Layer]) -> None:
         """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""
         modules = {layer.name: layer.module for layer in taken}
         method = Method(self.method, self.num_cores, {}, self.modes or {}, self.keep_larger)
-        plan = plan_layers(modules, self.size, method, nn.Module(), lambda _: 0.0)
+        plan = plan_layers(modules, self, method, nn.Module(), lambda _: 0.0)
         skipped: dict[str, str] = {}
         # a deep network has thousands of layers of a few shapes, and sizes follow from shapes
         alike: set[Any] = set()
@@ -225,7 +200,7 @@ class Compression:
             shape = (
                 layers.type_of(layer.module),
                 *(p.shape for p in layer.module.parameters()),
-                repr(self.size.of_layer(layer.name)),
+                repr(self.of_layer(layer.name)),
             )
             if refused is None and shape in alike and not self.modes:
                 continue
@@ -234,7 +209,7 @@ class Compression:
             if not isinstance(tried, tt.Skipped):
                 return
             skipped[layer.name] = tried.reason
-        raise NothingCompressed(f"rank: came {self.rank}; {_nothing_compressed(skipped)}")
+        raise NothingCompressed("rank", self.rank, f"a smaller one, or other layers: {_reasons(skipped)}")
 
 
 def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
@@ -270,7 +245,9 @@ def factorize_model(
         if wrong is not None:
             replaced.put_back(model, name, wrong)
     if not replaced.replacements:
-        raise _nothing_compressed(replaced.skipped)
+        raise NothingCompressed(
+            "include", list(plan), f"layers that get smaller: {_reasons(replaced.skipped)}"
+        )
     return replaced
 
 
@@ -288,14 +265,16 @@ def _without_read(
     return [layer for layer in taken if layer.name not in read], kept
 
 
-def _nothing_compressed(skipped: Mapping[str, str]) -> NothingCompressed:
+def _reasons(skipped: Mapping[str, str]) -> str:
     reasons = [f"{name}: {reason}" for name, reason in skipped.items()] or ["it has no such layer"]
     more = len(reasons) - _MAX_REASONS
     told = "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
-    return NothingCompressed(f"no layer gets smaller ({told}); write a smaller rank=, or other layers")
+    return f"no layer gets smaller ({told})"
 
 
 def _check_fit(names: Sequence[str], key: str, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(surgery.matches(name, [pattern], []) for name in names):
-            raise ValueError(f"{key}: '{pattern}' fits no layer; the layers are {', '.join(names) or 'none'}")
+            raise OptionError(
+                key, pattern, f"a pattern that fits one of the layers {', '.join(names) or '(none)'}"
+            )

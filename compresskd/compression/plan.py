@@ -16,6 +16,7 @@ from compresskd.compression.calibration import LayerStatistics
 from compresskd.compression.replacement import Make, carry_out
 from compresskd.compression.size import Size
 from compresskd.layers import surgery
+from compresskd.options import OptionError
 
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over
@@ -139,10 +140,10 @@ class _SensitivityTable:
         try:
             chosen = allocation.allocate(self._curves, allowed)
         except allocation.BudgetTooSmallError:
-            raise ValueError(
-                f"compress.budget: came {share:.4g} of {self.total:,} parameters; allowed: at least "
-                f"{self.least:.4g}, which every layer at its least rank takes"
-            ) from None
+            expected = (
+                f">= {self.least:.4g} of {self.total:,} parameters, which every layer at its least rank takes"
+            )
+            raise OptionError("budget", share, expected) from None
         plan = {name: self._make(name, size) for name, size in chosen.items()}
         left = allowed - sum(size.cost for size in chosen.values())
         return plan | self._filled(chosen, left) if fill else plan
@@ -201,9 +202,8 @@ def _smallest(
         else:
             low = middle
     if best is None:
-        raise ValueError(
-            f"compress.max_drop: came {max_drop}; no smaller model loses so little; write more, or fine-tune "
-            "a model of another size"
+        raise OptionError(
+            "max_drop", max_drop, "more: no smaller model loses so little, or a model of another size"
         )
     return best
 

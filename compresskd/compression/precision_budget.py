@@ -18,6 +18,7 @@ from compresskd.compression.quantization import BEST, Quantization
 from compresskd.compression.start_quantized import start_quantized
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
+from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
@@ -86,10 +87,8 @@ def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dens
     rest = packed - sum(value.num_bytes() for value in stored if isinstance(value, QuantizedTensor))
     allowed = budget if budget > 1 else budget * dense_bytes
     if allowed < rest:
-        came = f"{budget}" if budget > 1 else f"{budget:g}, at most {int(allowed):,} bytes"
-        raise ValueError(
-            f"quant.budget: came {came}; allowed: more than {rest} bytes, which the file takes without any weight"
-        )
+        taken = "" if budget > 1 else f" (it allows {int(allowed):,})"
+        raise OptionError("budget", budget, f"> {rest} bytes{taken}, which the file takes without any weight")
 
 
 def _bits_allowed(name: str, model: nn.Module, quantization: Quantization) -> tuple[int, ...]:
@@ -180,10 +179,8 @@ def _within(
     smallest = {name: min(sizes, key=lambda size: (size.cost, size.error)) for name, sizes in curves.items()}
     least = file_bytes(smallest)
     if least > budget:
-        raise ValueError(
-            f"quant.budget: got {quantization.budget}, {budget:,} bytes; expected {least:,} bytes or more, which "
-            "the model takes with every layer at its fewest bits and ranks"
-        )
+        taken = f" (it allows {budget:,}), which every layer at its fewest bits and ranks takes"
+        raise OptionError("budget", quantization.budget, f">= {least:,} bytes{taken}")
     best, taken = smallest, least
     allowed = budget - least + sum(size.cost for size in smallest.values())
     for _ in range(_ROUNDS):

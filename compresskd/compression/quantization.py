@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Self, TypeGuard
+from typing import Annotated, Self
 
+from annotated_types import Ge, Le
+
+from compresskd.options import Count, Fraction, OptionError, Share, Whole, checked, one_of
 from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
 from compresskd.quant.granularity import Granularity, PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import BITS, KINDS
 from compresskd.quant.prepare import OTHER_BITS, QuantSpec
 from compresskd.quant.scale import METHODS
+from compresskd.training import LearningRate
 
-MODES = ("qat", "ptq", "none")
-BATCH_NORMS = ("freeze", "keep", "fold")
 BEST = "best"
-_LARGEST_ENTROPY = 1e6
 _GRANULARITIES: dict[str, dict[str, Granularity]] = {
     "granularity": {"tensor": PerTensor(), "channel": PerChannel()},
     "core_granularity": {"tensor": PerTensor(), "rank_slice": PerRankSlice()},
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Quantization:
     """How the student is quantized.
@@ -52,74 +54,34 @@ class Quantization:
         epochs, learning_rate: of quantization-aware training; None takes the stage's, and `optimizer.lr`.
 
     Raises:
-        ValueError: naming `quant.KEY`, for every value out of its range.
+        OptionError: for every value out of its range.
     """
 
     enabled: bool = True
-    mode: str = "qat"
-    bits: int | None = None
-    layers: Mapping[str, int] | None = None
-    grid: str = "symmetric"
-    granularity: str | int = "channel"
-    core_grid: str = BEST
-    core_granularity: str | int = "tensor"
-    core_start: str = "gauge_als"
+    mode: Annotated[str, one_of("qat", "ptq", "none")] = "qat"
+    bits: Annotated[int, one_of(*BITS)] | None = None
+    layers: Mapping[str, Annotated[int, one_of(0, *BITS)]] | None = None
+    grid: Annotated[str, one_of(*KINDS)] = "symmetric"
+    granularity: Annotated[str, one_of("tensor", "channel")] | Count = "channel"
+    core_grid: Annotated[str, one_of(BEST, *KINDS)] = BEST
+    core_granularity: Annotated[str, one_of("tensor", "rank_slice")] | Count = "tensor"
+    core_start: Annotated[str, one_of(*CORE_METHODS)] = "gauge_als"
     data_aware: bool = False
-    estimator: str = "lsq"
-    initial_scale: str = "mse"
-    activation_bits: int | None = None
-    num_calibration: int = 512
-    other_bits: int = 16
-    batch_norm: str = "freeze"
-    freeze_fraction: float = 0.25
-    budget: int | float | None = None
-    entropy: float = 0.0
-    epochs: int | None = None
-    learning_rate: float | None = None
+    estimator: Annotated[str, one_of(*ESTIMATORS)] = "lsq"
+    initial_scale: Annotated[str, one_of(*METHODS)] = "mse"
+    activation_bits: Annotated[int, one_of(8)] | None = None
+    num_calibration: Count = 512
+    other_bits: Annotated[int, one_of(*OTHER_BITS)] = 16
+    batch_norm: Annotated[str, one_of("freeze", "keep", "fold")] = "freeze"
+    freeze_fraction: Fraction = 0.25
+    budget: Annotated[int, Ge(2)] | Share | None = None
+    entropy: Annotated[float, Ge(0), Le(1e6)] = 0.0
+    epochs: Whole | None = None
+    learning_rate: LearningRate | None = None
 
     def __post_init__(self) -> None:
-        faults = list(self._faults())
-        if faults:
-            raise ValueError("\n".join(faults))
-
-    def _faults(self) -> Iterator[str]:
-        if self.bits is not None:
-            yield from _one_of("bits", self.bits, BITS, "null")
-        for pattern, bits in self.patterns.items():
-            if not _is_one_of(bits, (0, *BITS)):
-                allowed = "0 (floating point), " + ", ".join(map(str, BITS))
-                yield f"quant.layers: came {bits!r} for '{pattern}'; allowed: {allowed}"
-        for key, allowed in {
-            "mode": MODES, "grid": KINDS, "core_grid": (BEST, *KINDS), "core_start": CORE_METHODS,
-            "estimator": ESTIMATORS, "initial_scale": METHODS, "other_bits": OTHER_BITS, "batch_norm": BATCH_NORMS,
-        }.items():  # fmt: skip
-            yield from _one_of(f"quant.{key}", getattr(self, key), allowed)
-        for key, named in _GRANULARITIES.items():
-            value = getattr(self, key)
-            if value not in named and not (_is_whole(value) and value >= 1):
-                allowed = ", ".join(named)
-                yield f"quant.{key}: came {value!r}; allowed: {allowed}, or a whole number, the size of groups"
         if self.data_aware and self.core_start == "nearest":
-            yield "quant.data_aware: came true with core_start nearest, which learns nothing; write false, or gauge"
-        if self.activation_bits is not None:
-            yield from _one_of("quant.activation_bits", self.activation_bits, (8,), "null")
-        yield from self._number_faults()
-
-    def _number_faults(self) -> Iterator[str]:
-        if self.num_calibration < 1:
-            yield f"quant.num_calibration: came {self.num_calibration}; allowed: 1 or more"
-        if not 0 <= self.freeze_fraction <= 1:
-            yield f"quant.freeze_fraction: came {self.freeze_fraction}; allowed: 0 to 1"
-        is_bytes = _is_whole(self.budget) and self.budget >= 2
-        if self.budget is not None and not (is_bytes or 0 < self.budget < 1):
-            allowed = "a whole number of bytes (2 or more), a share of the student's (above 0, below 1), null"
-            yield f"quant.budget: came {self.budget}; allowed: {allowed}"
-        if not 0 <= self.entropy <= _LARGEST_ENTROPY:
-            yield f"quant.entropy: came {self.entropy}; allowed: 0 or more, at most {_LARGEST_ENTROPY:g}"
-        if self.epochs is not None and self.epochs < 0:
-            yield f"quant.epochs: came {self.epochs}; allowed: 0 (no training) or more, or null"
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            yield f"quant.learning_rate: came {self.learning_rate}; allowed: above 0, or null"
+            raise OptionError("data_aware", True, "false with core_start=nearest, which learns nothing")
 
     def wanted(self, default_bits: int | None) -> Self | None:
         """This with the bits that count, or None where nothing is to be quantized.
@@ -128,16 +90,14 @@ class Quantization:
             default_bits: where nobody asked for any; None asks for none.
 
         Raises:
-            ValueError: an option that only counts with bits, without; a grid that does not go with the bits.
+            OptionError: an option that only counts with bits, without; a grid that does not go with the bits.
         """
         if not self.enabled or self.mode == "none":
             return None
         bits = default_bits if self.bits is None else self.bits
         if self.budget is not None:
             if self.bits is not None:
-                raise ValueError(
-                    f"bits: came {bits} with quant.budget={self.budget}, which chooses bits; write bits=null"
-                )
+                raise OptionError("bits", bits, f"null beside budget={self.budget}, which chooses bits")
             bits = 2  # any: those of each layer are chosen
         if bits is None:
             self._check_unused()
@@ -146,14 +106,16 @@ class Quantization:
         for key in ("grid", "core_grid"):
             wrong = next((b for b in (bits, *self.patterns.values()) if b not in (0, 2)), None)
             if getattr(self, key) == "ternary" and wrong is not None:
-                raise ValueError(f"quant.{key}: came ternary with {wrong} bits; ternary weights take bits=2")
+                raise OptionError(
+                    key, "ternary", f"another grid with {wrong} bits; ternary weights take bits=2"
+                )
         return chosen
 
     def _check_unused(self) -> None:
         for key in ("layers", "activation_bits", "entropy"):
             value = getattr(self, key)
             if value:
-                raise ValueError(f"quant.{key}: came {_plain(value)}, but bits is null; write bits=8 as well")
+                raise OptionError(key, value, "nothing where bits is null; write bits=8 as well")
 
     @property
     def patterns(self) -> Mapping[str, int]:
@@ -183,20 +145,3 @@ class Quantization:
     def _granularity(self, key: str) -> Granularity:
         value = getattr(self, key)
         return PerGroup(value) if isinstance(value, int) else _GRANULARITIES[key][value]
-
-
-def _one_of(key: str, value: Any, allowed: tuple[Any, ...], *more: str) -> Iterator[str]:
-    if not _is_one_of(value, allowed):
-        yield f"{key}: came {value!r}; allowed: {', '.join([*map(str, allowed), *more])}"
-
-
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    return value in allowed and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value

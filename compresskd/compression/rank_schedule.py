@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt
+
+from compresskd.options import Count, Fraction, NonNegative, OptionError, checked
 
 Step = dict[str, Any]
+Ratio = Annotated[float, Gt(1)]
 
 
 def explicit(stages: Sequence[Mapping[str, Any]]) -> list[Step]:
@@ -13,8 +18,9 @@ def explicit(stages: Sequence[Mapping[str, Any]]) -> list[Step]:
     return [dict(step) for step in stages]
 
 
+@checked
 def geometric(
-    rank: int, num_stages: int = 3, ratio: float = 2.0, alpha: Sequence[float] | None = None
+    rank: Count, num_stages: Count = 3, ratio: Ratio = 2.0, alpha: Sequence[Fraction] | None = None
 ) -> list[Step]:
     """Ranks that fall by `ratio` each step and end at `rank`.
 
@@ -27,33 +33,33 @@ def geometric(
     Raises:
         ValueError: for a value out of its range.
     """
-    _check(rank, num_stages)
-    if not ratio > 1:
-        raise ValueError(f"rank_schedule.ratio: came {ratio}; allowed: above 1")
     ranks = [round(rank * ratio**power) for power in reversed(range(num_stages))]
     return _steps(ranks, alpha)
 
 
+@checked
 def linear(
-    rank: int, first_rank: int, num_stages: int = 3, alpha: Sequence[float] | None = None
+    rank: Count, first_rank: Count, num_stages: Count = 3, alpha: Sequence[Fraction] | None = None
 ) -> list[Step]:
     """Ranks that fall by equal steps from `first_rank` to `rank`.
 
     Raises:
         ValueError: for a value out of its range.
     """
-    _check(rank, num_stages)
-    if num_stages > 1 and first_rank - rank < num_stages - 1:
-        raise ValueError(
-            f"rank_schedule.first_rank: came {first_rank}; allowed: at least {rank + num_stages - 1}, "
-            f"so that {num_stages} ranks can fall to {rank}"
+    least = rank + num_stages - 1
+    if num_stages > 1 and first_rank < least:
+        raise OptionError(
+            "first_rank", first_rank, f">= {least}, so that {num_stages} ranks can fall to {rank}"
         )
     last = max(1, num_stages - 1)
     ranks = [round(first_rank + (rank - first_rank) * i / last) for i in range(num_stages)]
     return _steps([*ranks[:-1], rank], alpha)
 
 
-def until_drop(first_rank: int, max_drop: float, ratio: float = 2.0, least_rank: int = 1) -> list[Step]:
+@checked
+def until_drop(
+    first_rank: Count, max_drop: NonNegative, ratio: Ratio = 2.0, least_rank: Count = 1
+) -> list[Step]:
     """Ranks that fall by `ratio` until validation accuracy has fallen by more than `max_drop` points.
 
     The step that falls too far is undone, and the student of the step before it is the result.
@@ -61,13 +67,8 @@ def until_drop(first_rank: int, max_drop: float, ratio: float = 2.0, least_rank:
     Raises:
         ValueError: for a value out of its range.
     """
-    _check(least_rank, 1)
-    if not ratio > 1:
-        raise ValueError(f"rank_schedule.ratio: came {ratio}; allowed: above 1")
-    if max_drop < 0:
-        raise ValueError(f"rank_schedule.max_drop: came {max_drop}; allowed: 0 or more percentage points")
     if first_rank < least_rank:
-        raise ValueError(f"rank_schedule.first_rank: came {first_rank}; allowed: {least_rank} or more")
+        raise OptionError("first_rank", first_rank, f">= {least_rank}, the least rank")
     ranks: list[int] = []
     rank = float(first_rank)
     while round(rank) >= least_rank and (not ranks or round(rank) < ranks[-1]):
@@ -80,14 +81,7 @@ def _steps(ranks: Sequence[int], alpha: Sequence[float] | None) -> list[Step]:
     if alpha is None:
         return [{"rank": rank} for rank in ranks]
     if len(alpha) != 2:
-        raise ValueError(f"rank_schedule.alpha: came {list(alpha)}; allowed: null or [first, last]")
+        raise OptionError("alpha", alpha, "[first, last]")
     first, last = alpha
     gaps = max(1, len(ranks) - 1)
     return [{"rank": rank, "alpha": first + (last - first) * i / gaps} for i, rank in enumerate(ranks)]
-
-
-def _check(rank: int, num_stages: int) -> None:
-    if rank < 1:
-        raise ValueError(f"rank_schedule.rank: came {rank}; allowed: 1 or more")
-    if num_stages < 1:
-        raise ValueError(f"rank_schedule.num_stages: came {num_stages}; allowed: 1 or more")

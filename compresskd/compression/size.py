@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from compresskd import tt
 from compresskd.layers import surgery
+from compresskd.options import Count, NonNegative, OptionError, Share, checked, one_of
 
-BUDGETS = ("parameters", "bytes")
 
-
+@checked
 @dataclass(frozen=True)
 class Size:
     """A target for the size of a model: `rank`, with `ranks`, where no other is given.
@@ -29,44 +29,24 @@ class Size:
         max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
 
     Raises:
-        ValueError: for two targets beside `rank`, or a value out of its range.
+        OptionError: for two targets beside `rank`, or a value out of its range.
     """
 
-    rank: int
-    ranks: Mapping[str, int | Sequence[int]] | None = None
-    tolerance: float | None = None
-    energy: float | None = None
-    budget: float | None = None
-    budget_of: str = "parameters"
-    max_drop: float | None = None
+    rank: Count
+    ranks: Mapping[str, Count | Sequence[Count]] | None = None
+    tolerance: Share | None = None
+    energy: Share | None = None
+    budget: Share | None = None
+    budget_of: Annotated[str, one_of("parameters", "bytes")] = "parameters"
+    max_drop: NonNegative | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank: came {self.rank}; allowed: 1 or more")
-        for pattern, rank in (self.ranks or {}).items():
-            caps = rank if isinstance(rank, Sequence) and rank and not isinstance(rank, str) else [rank]
-            if not all(isinstance(cap, int) and cap >= 1 for cap in caps):
-                raise ValueError(
-                    f"compress.ranks: came {rank!r} for '{pattern}'; allowed: 1 or more, or a list of such"
-                )
         targets = [
             name for name in ("ranks", "tolerance", "energy", "budget", "max_drop") if self._given(name)
         ]
         if len(targets) > 1:
-            keys = ", ".join(f"compress.{name}" for name in targets)
-            raise ValueError(
-                f"compress.{targets[0]}: came together with others ({keys}); allowed: one target for the size"
-            )
-        for name in ("tolerance", "energy", "budget"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"compress.{name}: came {value}; allowed: above 0 and below 1, or null")
-        if self.budget_of not in BUDGETS:
-            raise ValueError(f"compress.budget_of: came {self.budget_of!r}; allowed: {', '.join(BUDGETS)}")
-        if self.max_drop is not None and self.max_drop < 0:
-            raise ValueError(
-                f"compress.max_drop: came {self.max_drop}; allowed: 0 or more percentage points, or null"
-            )
+            others = f"null beside {', '.join(targets[1:])}: one target for the size"
+            raise OptionError(targets[0], getattr(self, targets[0]), others)
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) not in (None, {})
@@ -110,7 +90,5 @@ class Size:
         cap = self.rank_of(name)
         caps = [cap] * len(ranks) if isinstance(cap, int) else cap
         if len(caps) != len(ranks):
-            raise ValueError(
-                f"compress.ranks: came {list(caps)} for '{name}', which has {len(ranks)} TT-ranks"
-            )
+            raise OptionError("ranks", list(caps), f"{len(ranks)} numbers for '{name}', one for each bond")
         return layer.round(ranks=[min(pair) for pair in zip(ranks, caps, strict=True)])  # pyright: ignore[reportCallIssue]

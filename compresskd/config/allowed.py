@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from compresskd.compression import rank_schedule
+from compresskd.config.origin import leaves
 from compresskd.data.base import Data
 from compresskd.kd.objective import Objective
+from compresskd.options import hints_of
 from compresskd.stages import Compression, Quantization
 from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
 from compresskd.targets.paths import check_trusted, is_shipped
@@ -124,14 +126,34 @@ def resolve_allowed(path: str, key: str, *, trust: Sequence[str] | None) -> Call
     return resolve_kind(path, kind_of(key))
 
 
-def outside_targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def parameters(function: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """Each option of a class or function -> whether it must be given; and whether it takes any others."""
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in C, says nothing of itself
+        return {}, True
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {n: p.default is inspect.Parameter.empty for n, p in known.items() if p.kind not in various}
+    unpacked = {name: False for name in hints_of(function) if name not in known and name != "return"}
+    any_other = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return named | unpacked, any_other and not unpacked
+
+
+def options_of(path: Any, key: str) -> dict[str, bool]:
+    """The options of what a `_target_` at a key names; none where it names nothing that may stand there."""
+    try:
+        return parameters(resolve_allowed(path, key, trust=None))[0]
+    except ValueError:
+        return {}
+
+
+def outside_targets(node: Any) -> Iterator[tuple[str, str]]:
     """(dotted key, path) of every `_target_` in plain values that names code outside of what is shipped."""
-    if isinstance(node, Mapping):
-        path = node.get("_target_")
-        if isinstance(path, str) and path != "???" and not is_shipped(path):
-            yield f"{key}._target_" if key else "_target_", path
-        for name, value in node.items():
-            yield from outside_targets(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from outside_targets(value, f"{key}[{position}]")
+    for key, path in leaves(node):
+        if (
+            f".{key}".endswith("._target_")
+            and isinstance(path, str)
+            and path != "???"
+            and not is_shipped(path)
+        ):
+            yield key, path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -13,11 +12,12 @@ from omegaconf import OmegaConf
 from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
-from compresskd.config.origin import interpolation_faults, origin, resolve
+from compresskd.config.origin import as_written, interpolation_faults, origin
 from compresskd.config.outputs import output_faults
-from compresskd.config.parts import Parts, as_it_is, model_of, with_shape
+from compresskd.config.parts import Parts, model_of, with_shape
 from compresskd.config.recorded import check_recorded
-from compresskd.config.schema import MODEL_ROLES, Config
+from compresskd.config.resolved import resolve
+from compresskd.config.schema import DEFAULTS, MODEL_ROLES
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
@@ -57,17 +57,15 @@ def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment
     broken = interpolation_faults(job.config)
     if broken:
         raise ConfigError([*job.faults, *broken])
-    config = resolve(job.config)
+    try:
+        config = resolve(job.config)
+    except ConfigError as error:
+        raise ConfigError([*job.faults, *error.faults]) from error
     faults = [*job.faults, *output_faults(job.overrides, config["outputs_dir"])]
     key = json.dumps(config["data"], sort_keys=True)
-    experiment = build(
-        config,
-        job.overrides,
-        data=loaded.get(key),
-        origin_of=functools.partial(origin, job.config),
-        faults=faults,
-        tried=tried,
-    )
+    written = as_written(job.config)
+    data, origin_of = loaded.get(key), functools.partial(origin, written)
+    experiment = build(config, job.overrides, data=data, origin_of=origin_of, faults=faults, tried=tried)
     loaded[key] = experiment.data
     return experiment
 
@@ -89,7 +87,7 @@ def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Seque
 
 def completed(config: Plain) -> Plain:
     """A recorded configuration; keys that an earlier version did not write get their defaults."""
-    return dataclasses.asdict(Config()) | config
+    return DEFAULTS | config
 
 
 def build(
@@ -97,7 +95,7 @@ def build(
     overrides: Sequence[str] = (),
     *,
     data: Data | None = None,
-    origin_of: Callable[..., str] = as_it_is,
+    origin_of: Callable[..., str] = lambda key, **_: key,
     faults: Sequence[Fault] = (),
     tried: set[str] | None = None,
     trust: Sequence[str] | None = None,
@@ -116,26 +114,23 @@ def build(
     Raises:
         ConfigError: with every fault; nothing has been trained or written.
     """
-    parts = Parts(config, origin_of, faults, tried, trust)
-    parts.check_values_and_calls()
+    parts = Parts(config, faults, tried, trust)
+    if not parts.check():
+        parts.stop_at_faults(origin_of)
     recipe = parts.recipe(config)
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
     strategy = parts.strategy()
     device = parts.device()
     data = data or parts.data()
     parts.models(data, strategy, recipe, device)
-    shape = (data.num_classes, data.input_shape) if data else None
-    if shape is not None:
-        config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
     teacher = None
-    if strategy is not None and strategy.needs_teacher and data is not None:
-        loaded = data
-        teacher = parts.teacher(
-            lambda: teacher_of(
-                config, loaded, lambda own: build(own, overrides, data=loaded, tried=tried, trust=trust)
-            )
-        )
-    parts.stop_at_faults()
+    if data is not None:
+        shape = data.num_classes, data.input_shape
+        config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
+        if strategy is not None and strategy.needs_teacher:
+            own = functools.partial(build, overrides=overrides, data=data, tried=tried, trust=trust)
+            teacher = parts.teacher(functools.partial(teacher_of, config, data, own))
+    parts.stop_at_faults(origin_of)
     assert recipe is not None and strategy is not None and device is not None and data is not None  # noqa: PT018
     student = functools.partial(model_of, config["student"], config["seed"])
     named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust

@@ -8,32 +8,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hydra import compose
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compresskd.config import diagnosis, keys, overrides
+from compresskd.config import explain, overrides
 from compresskd.config.faults import ConfigError, Fault
-from compresskd.config.schema import conf_dir
+from compresskd.config.origin import as_written, leaves, value_at
+from compresskd.config.renamed import renamed_faults
+from compresskd.config.schema import DEFAULTS, conf_dir
 
 _UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 
 _OF_HYDRA = {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}", "subdir": "${hydra.job.num}"}
 _CHDIR = (
-    "came true; a run stays where it was started, so that data.path, teacher.weights and outputs_dir mean the same "
-    "in every job; write hydra.job.chdir=false"
+    "got true, expected false: a run stays where it was started, so that data.path, teacher.weights and outputs_dir "
+    "mean the same in every job"
 )
 
 
@@ -84,19 +84,17 @@ def compose_jobs(
     """
     for folder in config_dirs:
         if not folder.is_dir():
-            raise ConfigError(
-                [Fault("--config-dir", f"came {folder}, which is no folder; write --config-dir=DIR")]
-            )
-    with _hydra(config_dirs) as loader:
+            raise ConfigError([Fault("--config-dir", f"got {folder}, expected a folder")])
+    with _searching(config_dirs), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
         parsed, faults = overrides.parse(lines, loader)
         composer = _Composer(loader, config_name or "config", parsed)
         sweep = composer.sweep(parsed)
         multirun = multirun or sweep is not None
         if multirun:
             typed_keys = {p.get_key_element() for p in parsed}
-            added, more = overrides.parse(
-                [f"{k}={v}" for k, v in (sweep or {}).items() if k not in typed_keys], loader
-            )
+            own = [f"{key}={value}" for key, value in (sweep or {}).items() if key not in typed_keys]
+            added, more = overrides.parse(own, loader)
             parsed, faults = [*added, *parsed], [*faults, *more]
             too_many = overrides.size_faults(parsed)
             if too_many:
@@ -111,17 +109,25 @@ def compose_jobs(
     return Plan(jobs, multirun)
 
 
+class _Searched(SearchPathPlugin):
+    """The folders of --config-dir, at the place that Hydra's own run gives them."""
+
+    folders: ClassVar[Sequence[Path]] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.append("command-line", f"file://{folder.resolve()}")
+
+
 @contextmanager
-def _hydra(config_dirs: Sequence[Path]) -> Iterator[Any]:
-    """Hydra's loader over the folders that its own run will search."""
-    path = create_config_search_path(str(conf_dir()))
-    for folder in config_dirs:
-        path.prepend("command-line", f"file://{folder.resolve()}", SearchPathQuery(provider="schema"))
+def _searching(folders: Sequence[Path]) -> Iterator[None]:
+    Plugins.instance().register(_Searched)
     GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2(task_name="compresskd", config_search_path=path)
+    _Searched.folders = folders
     try:
-        yield GlobalHydra.instance().config_loader()
+        yield
     finally:
+        _Searched.folders = ()
         GlobalHydra.instance().clear()
 
 
@@ -148,84 +154,74 @@ class _Composer:
         self._loader, self._name = loader, config_name
         self._search = [p.input_line or "" for p in typed if p.key_or_group == "hydra.searchpath"]
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._groups: dict[str, list[str]] = {}
+        self._options: dict[str, list[str]] = {}
 
     def sweep(self, typed: Sequence[Override]) -> dict[str, str] | None:
         """What the configuration itself sweeps over, or None where it is to run once."""
-        choices, _ = self._choices([p for p in typed if not p.is_sweep_override()])
-        hydra = self._chosen(choices)[0].hydra
+        hydra = self._base([p for p in typed if not p.is_sweep_override()])[0].hydra
         if hydra.get("mode") != RunMode.MULTIRUN:
             return None
         return {str(k): str(v) for k, v in (hydra.sweeper.get("params") or {}).items()}
 
     def compose(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault], dict[str, str]]:
         """The configuration with all overrides that fit, a fault for each that does not, and `Job.sweep`."""
-        choices, faults = self._choices(typed)
-        base, found = self._chosen(choices)
-        faults += found
+        base, faults = self._base(typed)
         cfg, applied = copy.deepcopy(base), []
         for p in typed:
             if self._is_choice(p):
                 continue
-            fault = keys.deletion_fault(p, cfg) if p.is_delete() else diagnosis.of_replaced_mapping(p, cfg)
-            if fault:
-                faults.append(fault)
-                continue
+            written = as_written(cfg)
+            fault = next(renamed_faults([(p.key_or_group, p.value())]), None) or explain.of_value(p, written)
             try:
-                ConfigLoaderImpl._apply_overrides_to_config([p], cfg)
-                applied.append(p)
-            except (HydraException, OmegaConfBaseException) as error:
+                if fault is None:
+                    _apply(p, cfg)
+                    applied.append(p)
+            except (*_UNCOMPOSABLE, TypeError, AttributeError, KeyError) as error:
+                fault = explain.of_error(p, error, written)
                 cfg = copy.deepcopy(base)  # what failed may have left something half done
-                ConfigLoaderImpl._apply_overrides_to_config(applied, cfg)
-                faults.append(diagnosis.of_value(p, error, cfg, self._loader))
+                for each in applied:
+                    _apply(each, cfg)
+            faults += [fault] if fault else []
         if cfg.hydra.job.get("chdir"):
             faults.append(Fault("hydra.job.chdir", _CHDIR))
         sweep = _own_sweep(cfg)
         with open_dict(cfg):
             cfg.pop("hydra")
-        return cfg, [*faults, *keys.unread_faults(typed, cfg, base)], sweep
-
-    def _options(self, group: str) -> list[str]:
-        if group not in self._groups:
-            self._groups[group] = (
-                self._loader.get_group_options(group, ObjectType.CONFIG, self._name, self._search)
-                if self._search
-                else self._loader.repository.get_group_options(group, ObjectType.CONFIG)
-            )
-        return self._groups[group]
+        written = as_written(cfg)
+        faults += renamed_faults(leaves(written))
+        return cfg, [*faults, *explain.unread(typed, written, as_written(base))], sweep
 
     def _is_choice(self, p: Override) -> bool:
-        return bool(self._options(p.key_or_group)) and not isinstance(p.value(), dict)
+        return bool(self._choices_of(p.key_or_group)) and not isinstance(p.value(), dict)
 
-    def _choices(self, typed: Sequence[Override]) -> tuple[list[Override], list[Fault]]:
-        """The overrides that choose files which are there, and a fault for each of the others."""
+    def _choices_of(self, group: str) -> list[str]:
+        if "." in group or DEFAULTS.get(group, {}) != {}:
+            return []
+        if group not in self._options:
+            self._options[group] = self._loader.get_group_options(
+                group, config_name=self._name, overrides=self._search
+            )
+        return self._options[group]
+
+    def _base(self, typed: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
+        """The composition of the choices among files, without those that cannot be made; a fault for each of these."""
         choices, faults = [], []
         for p in filter(self._is_choice, typed):
-            fault = diagnosis.of_choice(p, self._options(p.key_or_group))
-            if fault:
-                faults.append(fault)
-            else:
-                choices.append(p)
-        return choices, faults
-
-    def _chosen(self, choices: Sequence[Override]) -> tuple[DictConfig, list[Fault]]:
-        """The composition of these choices, without those that cannot be composed."""
+            fault = explain.of_choice(p, self._choices_of(p.key_or_group))
+            (faults if fault else choices).append(fault or p)
         try:
-            return self._load(choices), []
+            return self._load(choices), faults
         except _UNCOMPOSABLE as error:
             first = error
-        try:
-            self._load([])
-        except _UNCOMPOSABLE as error:
-            raise ConfigError([Fault("", diagnosis.said(error))]) from first
         valid: list[Override] = []
-        faults: list[Fault] = []
-        for p in choices:
+        for p in [None, *choices]:
             try:
-                self._load([*valid, p])
-                valid.append(p)
+                self._load([*valid, *([p] if p else [])])
+                valid += [p] if p else []
             except _UNCOMPOSABLE as error:
-                faults.append(diagnosis.of_composition(p, error))
+                if p is None:
+                    raise ConfigError([Fault("", explain.said(error))]) from first
+                faults.append(explain.of_composition(p, error))
         return self._load(valid), faults
 
     def _load(self, choices: Sequence[Override]) -> DictConfig:
@@ -234,3 +230,17 @@ class _Composer:
             typed = [*self._search, *lines]
             self._composed[lines] = compose(self._name, overrides=typed, return_hydra_config=True)
         return self._composed[lines]
+
+
+def _apply(p: Override, cfg: DictConfig) -> None:
+    """Change a composition as Hydra would by an override that chooses no file."""
+    key = p.key_or_group
+    if not p.is_delete():
+        OmegaConf.update(cfg, key, p.value(), merge=True, force_add=p.is_add() or p.is_force_add())
+        return
+    holder, _, name = key.rpartition(".")
+    node: Any = OmegaConf.select(cfg, holder) if holder else cfg
+    if p.value() not in (None, value_at(as_written(cfg), key)):
+        raise ValueError(f"got {p.value()}, but the value is {value_at(as_written(cfg), key)}")
+    with open_dict(node):
+        del node[name]

@@ -1,4 +1,4 @@
-"""Faults of a configuration: found all together, each with its key, what came, what is allowed."""
+"""Faults of a configuration: found all together, each with its key, what came, what is expected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Fault:
 
     Attributes:
         key: of the configuration, dotted.
-        text: what came, what is allowed, what to write instead.
+        text: what came, what is expected, what to write instead.
         job: the overrides of the job of a sweep that it is in; empty where it is in all of them.
         literal: it is the key itself that is wrong, not the value, which may come from another key.
     """
@@ -52,12 +52,12 @@ def of_jobs(faults: Sequence[Sequence[Fault]], names: Sequence[str]) -> list[Fau
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """'; did you mean NAME?' where a name is close, else the allowed ones where they are few, else nothing."""
+    """'; did you mean NAME?' where a name is close, else the expected ones where they are few, else nothing."""
     names = list(names)
     near = close_match(name, names)
     if near:
         return f"; did you mean {near}?"
-    return f"; allowed: {', '.join(names)}" if 0 < len(names) <= 40 else ""
+    return f"; expected {', '.join(names)}" if 0 < len(names) <= 40 else ""
 
 
 def close_match(name: str, names: Iterable[str]) -> str | None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
-
-from hydra._internal.utils import get_args_parser
+from typing import Any, NoReturn
 
 from compresskd.config.faults import ConfigError, Fault, close_match
 
 OURS = ("--verbose", "--version")
+_SHOWN = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+_SWITCH: dict[str, Any] = {"action": "store_true"}
+_FLAGS: dict[tuple[str, ...], dict[str, Any]] = {
+    **dict.fromkeys(
+        (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r")), _SWITCH
+    ),
+    **dict.fromkeys((("--multirun", "-m"), ("--shell-completion", "-sc")), _SWITCH),
+    ("--cfg", "-c"): {"choices": ["job", "hydra", "all"]},
+    ("--info", "-i"): {"nargs": "?", "const": "all", "choices": _SHOWN},
+    **{names: {} for names in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"))},
+    **{names: {} for names in (("--config-dir", "-cd"), ("--experimental-rerun",))},
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,12 @@ class Flags:
     @property
     def searched(self) -> list[Path]:
         """Every folder that is searched besides the shipped configuration, also those of `hydra.searchpath=[...]`."""
-        named = search_path(self.overrides)
-        return [
-            *self.config_dirs,
-            *(Path(part.removeprefix("file://")) for part in named if "pkg://" not in part),
+        named = [
+            Path(part.removeprefix("file://"))
+            for part in _search_path(self.overrides)
+            if "pkg://" not in part
         ]
+        return [*self.config_dirs, *named]
 
     @property
     def arguments(self) -> list[str]:
@@ -52,36 +64,39 @@ class Flags:
         return [*self.overrides, *self.others]
 
 
-def search_path(overrides: Sequence[str]) -> list[str]:
-    """The entries of `hydra.searchpath=[...]`, as typed."""
-    typed = [line.partition("=")[2] for line in overrides if line.startswith("hydra.searchpath=")]
-    named = [part.strip("'\" ") for line in typed for part in line.strip("[]").split(",")]
-    return [part for part in named if part]
-
-
 def read_flags(arguments: Sequence[str]) -> Flags:
     """Read a command line.
 
     Raises:
-        ConfigError: for a flag that does not exist, or lacks its value.
+        ConfigError: for a flag that does not exist, or lacks its value; for a search path that names no folder.
     """
-    parser = get_args_parser()
-    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    parser = argparse.ArgumentParser(add_help=False)
     parser.error = _refuse
+    parser.add_argument("overrides", nargs="*")
+    for names, options in _FLAGS.items():
+        parser.add_argument(*names, **options)
     values, unknown = parser.parse_known_intermixed_args(list(arguments))
     if unknown:
         # argparse also calls unknown what merely stands after an unknown flag
-        raise ConfigError([_unknown(flag, [*known, *OURS]) for flag in unknown if flag.startswith("-")])
+        raise ConfigError([_unknown(flag) for flag in unknown if flag.startswith("-")])
     overrides, others = list(values.overrides), list(arguments)
     for override in overrides:
         others.remove(override)
-    _check_search_path(overrides)
+    faults = [
+        Fault(
+            "hydra.searchpath", f"got {entry}, expected a folder that is there, file://FOLDER, pkg://PACKAGE"
+        )
+        for entry in _search_path(overrides)
+        if not entry.startswith("pkg://") and not Path(entry.removeprefix("file://")).is_dir()
+    ]
+    if faults:
+        raise ConfigError(faults)
     shows_config = bool(values.cfg or values.info)
     return Flags(
         overrides,
         others,
         values.multirun or "hydra.mode=MULTIRUN" in overrides,
-        shows_config or bool(values.help or values.hydra_help or values.shell_completion),
+        shows_config or values.help or values.hydra_help or values.shell_completion,
         shows_config,
         [Path(values.config_dir)] if values.config_dir else [],
         values.config_path,
@@ -89,27 +104,17 @@ def read_flags(arguments: Sequence[str]) -> Flags:
     )
 
 
-def _check_search_path(overrides: Sequence[str]) -> None:
-    """Raise ConfigError where `hydra.searchpath=[...]` names what is no folder."""
-    faults = []
-    for entry in search_path(overrides):
-        scheme, there, _ = entry.rpartition("://")
-        if there and scheme not in ("file", "pkg"):
-            faults.append(
-                Fault("hydra.searchpath", f"came {entry}; allowed: a folder, file://FOLDER, pkg://PACKAGE")
-            )
-        elif scheme != "pkg" and not Path(entry.removeprefix("file://")).is_dir():
-            faults.append(Fault("hydra.searchpath", f"came {entry}, which is no folder; write file://FOLDER"))
-    if faults:
-        raise ConfigError(faults)
+def _search_path(overrides: Sequence[str]) -> list[str]:
+    """The entries of `hydra.searchpath=[...]`, as typed."""
+    typed = [line.partition("=")[2] for line in overrides if line.startswith("hydra.searchpath=")]
+    named = [part.strip("'\" ") for line in typed for part in line.strip("[]").split(",")]
+    return [part for part in named if part]
 
 
 def _refuse(message: str) -> NoReturn:
     raise ConfigError([Fault("", f"{message}; see --hydra-help")])
 
 
-def _unknown(flag: str, known: Sequence[str]) -> Fault:
-    near = close_match(flag, known)
-    return Fault(
-        flag, "unknown flag" + (f"; did you mean {near}?" if near else "; see --help and --hydra-help")
-    )
+def _unknown(flag: str) -> Fault:
+    near = close_match(flag, [*(names[0] for names in _FLAGS), *OURS])
+    return Fault(flag, f"unknown flag; {f'did you mean {near}?' if near else 'see --help and --hydra-help'}")

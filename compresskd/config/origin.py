@@ -3,65 +3,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compresskd.config.budget import share_epochs
-from compresskd.config.faults import ConfigError, Fault, close_match
+from compresskd.config.faults import Fault, close_match
 
-PATHS = ("data.path", "teacher.weights", "student.weights", "outputs_dir")
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _MOST_HOPS = 20  # a chain of references longer than this is a circle
+_NOTHING = object()
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as nested plain values, paths made absolute so that it means the same anywhere.
-
-    Raises:
-        ConfigError: for every interpolation that leads nowhere.
-    """
-    faults = list(interpolation_faults(cfg))
-    if faults:
-        raise ConfigError(faults)
-    share_epochs(cfg)
-    for key in PATHS:
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, str) and value:
-            OmegaConf.update(cfg, key, str(Path(value).expanduser().absolute()))
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    return {str(k): v for k, v in values.items()}
+def as_written(cfg: DictConfig) -> dict[str, Any]:
+    """A composition as plain values, its references `${other.key}` not followed."""
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    return written
 
 
 def interpolation_faults(cfg: DictConfig) -> list[Fault]:
     """One fault for each key whose interpolation leads nowhere; what takes its value from there is not repeated."""
-    faults: dict[str, Fault] = {}
-    for key, node in leaves(cfg):
-        if not node._is_interpolation():
+    written, faults = as_written(cfg), {}
+    for key, text in leaves(written):
+        if not isinstance(text, str) or "${" not in text:
             continue
         try:
-            node._dereference_node()
+            OmegaConf.select(cfg, key, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            root = origin(cfg, key)
-            written = _node(cfg, root.split("."))
-            text = written._value() if written is not None else node._value()
-            faults[root] = Fault(root, f"came {text}; {_reason(cfg, root, str(text), error)}")
+            root = origin(written, key)
+            came = value_at(written, root, text)
+            faults[root] = Fault(root, f"got {came}; {_reason(written, root, str(came), error)}")
     return list(faults.values())
 
 
-def origin(cfg: DictConfig, key: str, *, literal: bool = False) -> str:
+def origin(written: Mapping[str, Any], key: str, *, literal: bool = False) -> str:
     """The key that one has to change to change the value at `key`: references `${other.key}` followed.
 
     With `literal`, the key itself is to be changed: its own reference is not followed, those above it are. A key
     that is not in the configuration is returned as it is.
     """
-    parts = [part.rstrip("]") for part in re.split(r"[.\[]", key) if part]
+    parts = _parts(key)
     for _ in range(_MOST_HOPS):
-        followed = _follow(cfg, parts, len(parts) - literal)
+        followed = _follow(written, parts, len(parts) - literal)
         if followed is None:
             return key
         parts = followed
@@ -69,59 +53,56 @@ def origin(cfg: DictConfig, key: str, *, literal: bool = False) -> str:
     return key
 
 
-def references(cfg: DictConfig) -> set[str]:
+def references(written: Mapping[str, Any]) -> set[str]:
     """Every key that an interpolation names."""
-    return {
-        name for _, node in leaves(cfg) if node._is_interpolation() for name in _names(str(node._value()))
-    }
+    return {name for _, value in leaves(written) for name in _names(value)}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, node) of everything that holds no further nodes; interpolations are not followed."""
-    inner = isinstance(node, DictConfig | ListConfig) and not (
-        node._is_none() or node._is_interpolation() or node._is_missing()
-    )
-    if not inner or not len(node):
+    """(dotted key, value) of everything that holds no further values."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(node, list) and node:
+        for position, value in enumerate(node):
+            yield from leaves(value, f"{prefix}[{position}]")
+    else:
         yield prefix, node
-        return
-    names: Any = node if isinstance(node, DictConfig) else range(len(node))
-    for name in names:
-        yield from leaves(node._get_node(name), f"{prefix}.{name}" if prefix else str(name))
 
 
-def _follow(cfg: DictConfig, parts: Sequence[str], most: int) -> list[str] | None:
+def value_at(written: Any, key: str, default: Any = None) -> Any:
+    """The value at a dotted key as it is written."""
+    for part in _parts(key):
+        if isinstance(written, list) and part.isdigit() and int(part) < len(written):
+            written = written[int(part)]
+        elif isinstance(written, Mapping) and part in written:
+            written = written[part]
+        else:
+            return default
+    return written
+
+
+def _parts(key: str) -> list[str]:
+    return [part.rstrip("]") for part in re.split(r"[.\[]", key) if part]
+
+
+def _follow(written: Mapping[str, Any], parts: Sequence[str], most: int) -> list[str] | None:
     """The first reference among the leading `most` parts replaced by where it leads; None where there is none."""
     for depth in range(1, most + 1):
-        node = _node(cfg, parts[:depth])
-        if node is None:
-            return None
-        if node._is_interpolation():
-            names = _names(str(node._value()))
-            if len(names) != 1 or _node(cfg, names[0].split(".")) is None:
-                return None
-            return [*names[0].split("."), *parts[depth:]]
+        names = _names(value_at(written, ".".join(parts[:depth])))
+        if names:
+            alone = len(names) == 1 and value_at(written, names[0], _NOTHING) is not _NOTHING
+            return [*names[0].split("."), *parts[depth:]] if alone else None
     return None
 
 
-def _node(cfg: Any, parts: Sequence[str]) -> Any:
-    for part in parts:
-        if not isinstance(cfg, DictConfig | ListConfig) or cfg._is_none() or cfg._is_interpolation():
-            return None
-        name: Any = int(part) if isinstance(cfg, ListConfig) and part.isdigit() else part
-        try:
-            cfg = cfg._get_node(name)
-        except (OmegaConfBaseException, IndexError):
-            return None
-    return cfg
+def _names(value: Any) -> list[str]:
+    return _REFERENCE.findall(value) if isinstance(value, str) else []
 
 
-def _names(text: str) -> list[str]:
-    return _REFERENCE.findall(text)
-
-
-def _reason(cfg: DictConfig, root: str, text: str, error: Exception) -> str:
+def _reason(written: Mapping[str, Any], root: str, text: str, error: Exception) -> str:
     for name in _names(text):
-        if _node(cfg, name.split(".")) is None:
-            near = close_match(name, [key for key, _ in leaves(cfg) if key != root])
+        if value_at(written, name, _NOTHING) is _NOTHING:
+            near = close_match(name, [key for key, _ in leaves(written) if key != root])
             return f"there is no key {name}" + (f"; did you mean {near}?" if near else "")
     return str(error).strip().partition("\n")[0]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from compresskd.config.faults import Fault
+from compresskd.options import shown
 from compresskd.run import Foreign, check_ours
 
-_ROOM = 300  # bytes of a path for the run's own folder and the files in it
-_LONGEST_SHOWN = 200
+_ROOM = "x/" * 150  # of a path, for the run's own folder and the files in it
 _NAMED = ("hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -22,47 +22,30 @@ def output_faults(overrides: Sequence[str], outputs_dir: str) -> Iterator[Fault]
     named = {key: value.strip("'\"") for key, value in pairs if key in _NAMED and "${" not in value}
     for key, folder in (named or {"outputs_dir": outputs_dir}).items():
         if not folder:
-            yield Fault(key, f"came nothing; write {key}=DIR")
+            yield Fault(key, f"got nothing; write {key}=DIR")
             continue
-        reason = _refusal(Path(folder).absolute())
-        if reason:
-            yield Fault(key, f"came {_shown(folder)}, which cannot be written ({reason}); write {key}=DIR")
-        elif key == "hydra.run.dir":  # ahead of Hydra, which may write its own files there
-            try:
+        try:
+            _check_writable(Path(folder).absolute())
+            if key == "hydra.run.dir":  # ahead of Hydra, which may write its own files there
                 check_ours(Path(folder).absolute())
-            except Foreign as error:
-                yield Fault(key, str(error))
+        except Foreign as error:
+            yield Fault(key, str(error))
+        except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+            reason = getattr(error, "strerror", None) or error
+            yield Fault(key, f"got {shown(folder)}, which cannot be written ({reason}); write {key}=DIR")
 
 
-def _refusal(folder: Path) -> str:
-    """Why nothing can be written in `folder`, there already or to be made; empty where it can."""
-    existing = folder
+def _check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be written in `folder`, there already or to be made."""
+    existing = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
+    for name in (*folder.relative_to(existing).parts, f"{folder}/{_ROOM}"):  # is any of them too long?
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(existing / name)
+    if not existing.exists():
+        raise OSError(0, f"{existing} is a link to what is not there")
+    if not existing.is_dir():
+        raise OSError(0, f"{existing} is a file")
     try:
-        existing = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
-        _check_lengths(folder, existing)
-        if not existing.exists():
-            return f"{existing} is a link to what is not there"
-        if not existing.is_dir():
-            return f"{existing} is a file"
-        with tempfile.TemporaryFile(dir=existing):
-            return ""
-    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
-        return f"{_shown(str(existing))}: {getattr(error, 'strerror', None) or error}"
-
-
-def _check_lengths(folder: Path, existing: Path) -> None:
-    """Raise OSError where a folder that is to be made has a name that the file system does not take.
-
-    The longest path leaves room for what a run writes below.
-    """
-    while existing.is_symlink() or not existing.is_dir():
-        existing = existing.parent
-    longest_name, longest_path = os.pathconf(existing, "PC_NAME_MAX"), os.pathconf(existing, "PC_PATH_MAX")
-    if len(os.fsencode(folder)) + _ROOM > longest_path or any(
-        len(os.fsencode(part)) > longest_name for part in folder.parts
-    ):
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder))
-
-
-def _shown(path: str) -> str:
-    return path if len(path) <= _LONGEST_SHOWN else f"{path[:40]}... ({len(path)} characters)"
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise OSError(error.errno, f"{existing}: {error.strerror}") from error

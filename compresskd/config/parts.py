@@ -2,174 +2,162 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from compresskd.config.faults import ConfigError, Fault, nearest
-from compresskd.config.model_faults import misfits
-from compresskd.config.schema import MODEL_ROLES
-from compresskd.config.signature import check_calls
-from compresskd.config.teacher_faults import is_of_training, of_teacher
-from compresskd.config.values import device_of, value_faults
+from compresskd.config import schema
+from compresskd.config.builder import FAILED, OPEN, Builder
+from compresskd.config.faults import ConfigError, Fault
+from compresskd.config.origin import leaves
+from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
 from compresskd.data.base import Data
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
-from compresskd.models.build import construct
 from compresskd.models.weights import load_weights
+from compresskd.options import faults, joined
 from compresskd.stages import Quantization
-from compresskd.stages.dry_run import try_training
+from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
+from compresskd.training.precision import device_of
 
 Plain = Mapping[str, Any]
-T = TypeVar("T")
-# Keys of a `train` node that the loss terms read, not the loop.
-_READ_BY_LOSSES = ("label_smoothing",)
+_FLOATS = torch.finfo(torch.float32)
 # What a trial of training depends on, beside the models' structure and the stage.
 _OF_A_TRAINING = (
-    "data",
-    "teacher",
-    "student",
-    "train",
-    "optimizer",
-    "scheduler",
-    "quant",
-    "precision",
-    "device",
-)
-_FACTORIES = {
-    "optimizer": functools.partial(torch.optim.SGD, lr=1.0),
-    "scheduler": functools.partial(lambda _: _),
-}
+    "data", "teacher", "student", "train", "optimizer", "scheduler", "quant", "precision", "device",
+)  # fmt: skip
+_OF_ITS_RECIPE = ("optimizer", "scheduler", "train", "epochs", "seed")  # of a teacher's own run
 
 
-class Parts:
-    """Makes the parts of one experiment, so that the user hears of all faults at once.
+class Parts(Builder):
+    """Makes the parts of one experiment.
 
     Args:
         config: resolved.
-        origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
         known: faults found before.
         tried: trainings that passed a trial, of this job and others; those that pass here are added.
-        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
+        trust: see `Builder`.
     """
 
     def __init__(
         self,
         config: Plain,
-        origin_of: Callable[..., str],
         known: Sequence[Fault] = (),
         tried: set[str] | None = None,
         trust: Sequence[str] | None = None,
     ):
-        self._config, self._origin_of, self._trust = config, origin_of, trust
-        self._known, self._tried = list(known), set() if tried is None else tried
-        self._faults: list[Fault] = []
-        self._failed: set[str] = set()  # keys of parts whose faults may lie elsewhere
-        self._cause: BaseException | None = None
+        super().__init__(trust)
+        self._config, self._known, self._tried = config, list(known), set() if tried is None else tried
 
-    def stop_at_faults(self) -> None:
-        """Raise ConfigError where there are faults."""
-        placed = [Fault(self._origin_of(f.key, literal=f.literal), f.text) for f in self._faults]
-        once = {
-            (fault.key, fault.text.partition(";")[0]): fault for fault in reversed([*self._known, *placed])
-        }
+    def stop_at_faults(self, origin_of: Callable[..., str] = lambda key, **_: key) -> None:
+        """Raise ConfigError where there are faults, one for each key.
+
+        Args:
+            origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
+        """
+        placed = [Fault(origin_of(f.key, literal=f.literal), f.text) for f in self.faults]
+        once = {fault.key or fault.text: fault for fault in reversed([*self._known, *placed])}
         if once:
-            raise ConfigError(list(reversed(once.values()))) from self._cause
+            raise ConfigError(list(reversed(once.values()))) from self.cause
 
-    def check_values_and_calls(self) -> None:
-        """Judge the top level's values, and every `_target_` by the signature of what it names."""
-        self._faults += value_faults(self._config)
-        for group in self._config:
-            self.check_calls(group)
-        objective = self._config["kd"].get("objective")
-        if objective and not self._faulty("kd"):
-            self._attempt("kd.objective", lambda: construct(objective))
+    def check(self) -> bool:
+        """Judge the top level's values, and every `_target_` by the signature; whether the groups are groups."""
+        config = self._config
+        self._judge(Config, config, "")
+        if any(map(self._is_faulty, GROUPS)):
+            return False
+        fit = {"epochs": None, "seed": None, **config["teacher_fit"]}
+        strategy = {"name": None, "stages": None, **config["strategy"]}
+        self._judge(TeacherFit, fit, "teacher_fit")
+        self._judge(schema.Strategy, strategy, "strategy", literal=True)
+        for key, value in leaves(config):
+            self._check_number(key, value)
+        for group in config:
+            self.check_group(group)
+        if not self._is_faulty("kd") and config["kd"].get("objective"):
+            self.make(config["kd"]["objective"], "kd.objective")
+        return True
 
-    def check_calls(self, group: str) -> None:
+    def check_group(self, group: str) -> Any:
         """Judge every `_target_` of one group, as has to be done before anything of it is made."""
         node = self._config[group]
         if group in MODEL_ROLES:  # a shape that only the data can tell is not there yet, which is no fault
-            node, skip = with_shape(node, 2, [1]), ("weights",)
-        else:
-            skip = ()
-        self._faults += check_calls(node, group, skip=skip, trust=self._trust)
+            weights = node.get("weights")
+            if not isinstance(weights, str | None):
+                self.fault(f"{group}.weights", f"got {weights!r}, expected the path of a file, or null")
+            node = {k: v for k, v in with_shape(node, 2, [1]).items() if k != "weights"}
+        return self.make(node, group, call=False)
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
-        fields = {field.name: field for field in dataclasses.fields(Recipe)}
-        options = {k: v for k, v in node["train"].items() if k in fields}
-        for name in node["train"]:
-            if name not in (*fields, *_READ_BY_LOSSES):
-                key = f"{prefix}train.{name}"
-                self._faults.append(
-                    Fault(key, f"unknown option{nearest(name, [*options, *_READ_BY_LOSSES])}")
-                )
-
-        for name, field in fields.items():
-            if field.default is dataclasses.MISSING and name not in (*node, *node["train"]):
-                self._faults.append(
-                    Fault(f"{prefix}train.{name}", f"is missing; write ++{prefix}train.{name}=VALUE")
-                )
-
-        def make() -> Recipe:
-            made = {name: self._factory(f"{prefix}{name}", node[name], name) for name in _FACTORIES}
-            recipe = Recipe(epochs=node["epochs"], precision=self._config["precision"], **made, **options)
-            faults = list(factory_faults(recipe))
-            if faults:
-                raise ValueError("\n".join(faults))
-            return recipe
-
-        return self._attempt(f"{prefix}train", make, node, prefix)
-
-    def _factory(self, key: str, node: Plain, name: str) -> Any:
-        # where the factory itself has faults, a stand-in, so that the recipe's other values are judged
-        return _FACTORIES[name] if self._faulty(key) else construct(node)
+        # a loss term reads the smoothing
+        options = {name: value for name, value in node["train"].items() if name != "label_smoothing"}
+        options |= {"epochs": node["epochs"], "precision": self._config["precision"]}
+        made = {name: self.make(node[name], f"{prefix}{name}") for name in ("optimizer", "scheduler")}
+        place = functools.partial(_recipe_key, prefix=prefix)
+        known = self.judge(Recipe, dict.fromkeys([*options, *made], OPEN), place, "a training")
+        options |= {
+            name: (lambda *_: None) if factory is FAILED else factory for name, factory in made.items()
+        }
+        recipe = self.attempt(place, lambda: Recipe(**options)) if known else FAILED
+        if recipe is FAILED or FAILED in made.values():
+            return None
+        found = list(factory_faults(recipe))
+        for error in found:
+            self.fault(place(error.field), error.text)
+        return None if found else recipe
 
     def strategy(self) -> Strategy | None:
         """The stages in order."""
-        node = self._config["strategy"]
-        if not isinstance(node.get("stages") or {}, Mapping):
+        node, bits = self._config["strategy"], self._config["bits"]
+        stages = node.get("stages")
+        made = self.make(stages, "strategy.stages") if isinstance(stages, Mapping) else FAILED
+        if made is FAILED or self._is_faulty("strategy"):
             return None
-        stages: dict[str, Any] = {}
-        for name, stage in (node.get("stages") or {}).items():
-            key = f"strategy.stages.{name}"
-            made = self._attempt(key, functools.partial(construct, stage), stage)
-            if made is not None and not isinstance(made, Stage | Expandable):
-                self._faults.append(Fault(f"{key}._target_", "is no stage: it has no needs_teacher"))
-            stages[name] = made
-        if self._faulty("strategy"):
+        for name, stage in made.items():
+            if not isinstance(stage, Stage | Expandable):
+                self.fault(f"strategy.stages.{name}._target_", "is no stage: it has no needs_teacher")
+        if bits is not None and not any(
+            isinstance(getattr(s, "quantization", None), Quantization) for s in made.values()
+        ):
+            quantize = "a stage compresskd.stages.Quantize, as conf/strategy/distill.yaml has"
+            self.fault("bits", f"got {bits}, expected null for strategy {node['name']}, or {quantize}")
+        if self._is_faulty("strategy"):
             return None
-        self._faults += _quantization_faults(self._config, stages.values())
-        return self._attempt("strategy", lambda: _strategy(node["name"], stages))
+        strategy = self.attempt(functools.partial(joined, "strategy"), lambda: Strategy(node["name"], made))
+        if strategy is not FAILED and not strategy.stages:
+            self.fault("bits", "got null, expected 2, 3, 4, 8: the strategy does nothing but quantize")
+            return None
+        return None if strategy is FAILED else strategy
 
     def device(self) -> torch.device | None:
         """The device, which this machine must have."""
-        return self._attempt("device", lambda: device_of(self._config["device"], self._config["precision"]))
+        device = self.attempt(str, lambda: device_of(self._config["device"], self._config["precision"]))
+        return None if device is FAILED else device
 
     def data(self) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
         node = self._config["data"]
         path = node.get("path")
         if isinstance(path, str) and not Path(path).exists():
-            self._faults.append(Fault("data.path", f"came {path}, which is not there; write data.path=DIR"))
-        if (self._known or self._faults) and (path or node.get("id")):
+            self.fault("data.path", f"got {path}, which is not there; write data.path=DIR")
+        if ((self._known or self.faults) and (path or node.get("id"))) or self._is_faulty("data"):
             return None
-        data = self._attempt("data", lambda: construct(node), node)
-        if data is not None and not isinstance(data, Data):
-            text = f"made a {type(data).__name__}; expected a function that returns compresskd.data.base.Data"
-            self._faults.append(Fault("data._target_", text))
-            return None
-        return data
+        data = self.make(node, "data")
+        if data is not FAILED and not isinstance(data, Data):
+            text = f"made a {type(data).__name__}, expected a function that returns compresskd.data.base.Data"
+            self.fault("data._target_", text)
+        return data if isinstance(data, Data) else None
 
     def models(
         self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
@@ -178,41 +166,66 @@ class Parts:
         node = self._config["data"]
         shape = data.input_shape if data else node.get("input_shape")
         num_classes = data.num_classes if data else node.get("num_classes")
-        if self._faulty("data") or not shape or not num_classes:
+        if self._is_faulty("data") or not shape or not num_classes:
             return
         example = torch.zeros(2, *shape)
-        made: dict[str, nn.Module | None] = {}
-        for role in MODEL_ROLES:
-            if role == "student" or strategy is None or strategy.needs_teacher:
-                options = with_shape(self._config[role], num_classes, shape)
-                made[role] = self._model(role, options, example, num_classes)
-        student = made["student"]
-        if strategy is not None and student is not None and None not in made.values():
+        roles = [r for r in MODEL_ROLES if r == "student" or strategy is None or strategy.needs_teacher]
+        made = {role: self._model(role, example, num_classes) for role in roles}
+        if strategy is not None and None not in made.values():
             trained_on = (data, recipe, device) if data and recipe and device else None
-            self._check_stages(strategy, State(student, made.get("teacher")), example, trained_on)
+            state = State(made["student"], made.get("teacher"))  # pyright: ignore[reportArgumentType]
+            self._check_stages(strategy, state, example, trained_on)
 
     def teacher(self, make: Callable[[], Teacher]) -> Teacher | None:
         """How the run comes by its teacher; faults of the teacher's own training have the keys that they have here."""
-        if any(map(self._faulty, ("teacher", "teacher_fit", "data"))):
+        if any(map(self._is_faulty, ("teacher", "teacher_fit", "data"))):
             return None
         try:
             return make()
-        except ConfigError as error:
-            self._faults += [of_teacher(fault) for fault in error.faults if is_of_training(fault)]
-            self._cause = self._cause or error.__cause__
+        except (
+            ConfigError
+        ) as error:  # in its own run the teacher is the student; all else, the run itself names
+            self.cause = self.cause or error.__cause__
+            for fault in error.faults:
+                top, dot, rest = fault.key.partition(".")
+                known = {"strategy": "teacher", "student": f"teacher{dot}{rest}"}
+                known |= dict.fromkeys(_OF_ITS_RECIPE, f"teacher_fit.{fault.key}")
+                if top in known:
+                    text = fault.text.replace("the student", "the teacher")
+                    self.faults.append(replace(fault, key=known[top], text=text))
         return None
 
-    def _model(self, role: str, node: Plain, example: torch.Tensor, num_classes: int) -> nn.Module | None:
-        bare = {k: v for k, v in node.items() if k != "weights"}
-        model = self._attempt(role, lambda: model_of(bare, 0), node)
-        if model is None:
+    def _judge(self, kind: type, values: Plain, prefix: str, *, literal: bool = False) -> None:
+        for error in faults(kind, values):
+            self.fault(joined(prefix, error.field), error.text, literal=literal)
+
+    def _check_number(self, key: str, value: Any) -> None:
+        """Note a number that cannot be computed with, or be written into a record."""
+        if isinstance(value, float) and value and not _FLOATS.tiny <= abs(value) <= _FLOATS.max:
+            expected = (
+                "a finite number"
+                if not math.isfinite(value)
+                else "0, or 1.2e-38 to 3.4e+38 in size (float32)"
+            )
+            self.fault(key, f"got {value:g}, expected {expected}")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            self.fault(key, f"got a number of {value.bit_length()} bits, expected at most 63")
+
+    def _model(self, role: str, example: torch.Tensor, num_classes: int) -> nn.Module | None:
+        node = self._config[role]
+        if self._is_faulty(role):
             return None
-        found = list(misfits(role, node, model, example, num_classes))
-        self._faults += found
-        weights = node.get("weights")
-        if weights:
-            self._attempt(f"{role}.weights", lambda: load_weights(model, weights))
-        return None if found else model
+        place = functools.partial(joined, role)
+        options = {
+            k: v for k, v in with_shape(node, num_classes, example.shape[1:]).items() if k != "weights"
+        }
+        model = self.attempt(place, lambda: model_of(options, 0))
+        if model is FAILED:
+            return None
+        fits = self.attempt(place, lambda: check_answers(model, example, num_classes))
+        if node.get("weights"):
+            self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
+        return None if fits is FAILED else model
 
     def _check_stages(
         self,
@@ -222,95 +235,49 @@ class Parts:
         trained_on: tuple[Data, Recipe, torch.device] | None,
     ) -> None:
         for name, stage in strategy.stages.items():
-            key = f"strategy.stages.{name}"
+            key = f"strategy.stages.{strategy.written[name]}"
             if isinstance(stage, Checked):
-                checked = self._attempt(key, functools.partial(stage.check, state, example))
-                state = checked or state
+                check = functools.partial(stage.check, state, example)
+                checked = self.attempt(functools.partial(joined, key), check)
+                state = state if checked is FAILED else checked
             training = getattr(stage, "training", None)
-            if isinstance(training, Training) and trained_on is not None:
-                self._try_training(name, training, state, *trained_on)
+            if isinstance(training, Training) and trained_on is not None and not self._is_faulty(key):
+                self._try_training(name, key, training, state, *trained_on)
 
     def _try_training(
-        self, stage: str, training: Training, state: State, data: Data, recipe: Recipe, device: torch.device
+        self,
+        stage: str,
+        key: str,
+        training: Training,
+        state: State,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
     ) -> None:
         """Try one training, unless the like of it has passed: of another stage, or in another job of the sweep."""
         alike = [self._config.get(name) for name in _OF_A_TRAINING]
-        key = repr((training, state.student, state.teacher, alike))
-        if key not in self._tried:
+        like = repr((training, state.student, state.teacher, alike))
+
+        def place(field: str) -> str:
+            holder, _, rest = field.partition(".")
+            places = {"": key, "recipe": _recipe_key(rest), "training": joined(key, rest)}
+            return places.get(holder, field)
+
+        if like not in self._tried:
             tried = functools.partial(try_training, stage, training, state, data, recipe, device)
-            if self._attempt(f"strategy.stages.{stage}", lambda: tried() or True):
-                self._tried.add(key)
+            if self.attempt(place, tried) is not FAILED:
+                self._tried.add(like)
 
-    def _faulty(self, key: str) -> bool:
+    def _is_faulty(self, key: str) -> bool:
         """Whether something at or below `key` is wrong."""
-        below = (f"{key}.", f"{key}[")
-        return any(k == key or k.startswith(below) for k in (*self._failed, *(f.key for f in self._faults)))
-
-    def _attempt(
-        self, key: str, make: Callable[[], T], node: Plain | None = None, prefix: str = ""
-    ) -> T | None:
-        """Make a part, unless it has faults already; a failure becomes a fault where its message says, or at `key`."""
-        if self._faulty(key):
-            return None
-        try:
-            return make()
-        except Exception as error:  # a part may be the user's own code, which raises what it likes
-            said = str(error) if isinstance(error, ValueError | TypeError | OSError | RuntimeError) else ""
-            text = said or f"{type(error).__name__}: {error}"
-            self._faults += [self._placed(line, key, node or {}, prefix) for line in _statements(text)]
-            self._failed.add(key)
-            self._cause = self._cause or error
-        return None
-
-    def _placed(self, line: str, key: str, node: Plain, prefix: str) -> Fault:
-        """'rank: came 0' speaks of its own key; other messages belong to `key`."""
-        speaks = re.match(r"([\w.]+)((?:\[|, )[\w., \[\]]*)?( \([^()]*\))?: (.*)", line)
-        if speaks:
-            named, rest, aside, text = speaks.groups()
-            top, text, rest = named.partition(".")[0], f"{text}{aside or ''}", rest or ""
-            if prefix and top in node:
-                return Fault(f"{prefix}{named}{rest}", text)
-            if top in node and key != "train":
-                return Fault(f"{key}.{named}{rest}", text)
-            if top in self._config:
-                return Fault(f"{named}{rest}", text)
-        architecture = re.match(r"\w+: (\w+)([\[\]\d]*) must be ", line)
-        if architecture and architecture[1] in node:
-            return Fault(f"{key}.{architecture[1]}{architecture[2]}", line)
-        return Fault(key, line)
+        return any(f.key == key or f.key.startswith((f"{key}.", f"{key}[")) for f in self.faults)
 
 
-def _quantization_faults(config: Plain, stages: Iterable[Any]) -> Iterator[Fault]:
-    """`bits` where no stage takes them."""
-    if config["bits"] is not None and not any(
-        isinstance(getattr(stage, "quantization", None), Quantization) for stage in stages
-    ):
-        name = config["strategy"]["name"]
-        text = f"came {config['bits']}, but strategy {name} has no stage that quantizes; write bits=null, or end it in"
-        yield Fault("bits", f"{text} a stage compresskd.stages.Quantize, as conf/strategy/distill.yaml does")
-
-
-def _strategy(name: str, stages: Mapping[str, Any]) -> Strategy:
-    strategy = Strategy(name, stages)
-    if not strategy.stages:
-        raise ValueError("bits: came null, and the strategy does nothing but quantize; write bits=8")
-    return strategy
-
-
-def as_it_is(key: str, *, literal: bool = False) -> str:
-    """The origin of keys where nothing is known of interpolations."""
-    return key
-
-
-def _statements(text: str) -> list[str]:
-    """Lines of a message; one that does not begin with a key goes on with the line before."""
-    found: list[str] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if found and not re.match(r"[\w.\[\]]+: ", line):
-            found[-1] += f" {line}"
-        else:
-            found.append(line)
-    return found or [text]
+def _recipe_key(field: str, prefix: str = "") -> str:
+    """The key of an option of a `Recipe`."""
+    top = field.partition(".")[0]
+    own = top in ("epochs", "optimizer", "scheduler")
+    return field if top == "precision" else f"{prefix}{field if own else joined('train', field)}"
 
 
 def with_shape(node: Plain, num_classes: int, input_shape: Sequence[int]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
-from compresskd.config.origin import resolve
-from compresskd.config.parts import Parts, as_it_is
-from compresskd.config.schema import Config
+from compresskd.config.origin import leaves
+from compresskd.config.parts import Parts
+from compresskd.config.resolved import resolve
+from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
+from compresskd.options import shown
 from compresskd.targets.paths import Untrusted, check_trusted
 
 
@@ -26,14 +27,15 @@ def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
         ConfigError: with every `_target_` outside of compresskd and `trust`, every `${...}` (a configuration is
             recorded with its values), and every group that is none.
     """
-    groups = [name for name, empty in dataclasses.asdict(Config()).items() if empty == {} and name in config]
     faults = [
-        Fault(name, f"came {config[name]!r:.80}; expected a mapping of options")
-        for name in groups
-        if not isinstance(config[name], Mapping)
+        Fault(name, f"got {shown(config[name])}, expected a mapping of options")
+        for name in GROUPS
+        if not isinstance(config.get(name, {}), Mapping)
     ]
     faults += [
-        Fault(key, f"came {text!r:.80}; a record holds no ${{...}}") for key, text in _references(config)
+        Fault(key, f"got {shown(value)}; a record holds no ${{...}}")
+        for key, value in leaves(config)
+        if "${" in key or (isinstance(value, str) and "${" in value)
     ]
     for key, path in outside_targets(config):
         try:
@@ -42,18 +44,6 @@ def check_recorded(config: Mapping[str, Any], trust: Sequence[str]) -> None:
             faults.append(Fault(key, str(error)))
     if faults:
         raise ConfigError(faults)
-
-
-def _references(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _references(name, key)
-            yield from _references(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _references(value, f"{key}[{position}]")
-    elif isinstance(node, str) and "${" in node:
-        yield key, node
 
 
 def data_of(
@@ -84,8 +74,8 @@ def data_of(
         check_recorded({"data": config.get("data")}, trust)
     named = _other(config, list(overrides), config_dirs) if overrides else config["data"]
     said = [path.partition(".")[0] for _, path in outside_targets(named)] if overrides else []
-    parts = Parts({"data": named}, as_it_is, trust=(*trust, *said))
-    parts.check_calls("data")
+    parts = Parts({"data": named}, trust=(*trust, *said))
+    parts.check_group("data")
     data = parts.data()
     parts.stop_at_faults()
     assert data is not None

@@ -1,31 +1,53 @@
-"""The typed top level of the configuration, and what Hydra has to be told before it composes."""
+"""The top level of the configuration with its types, and what Hydra has to be told before it composes."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Le
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from pydantic import AfterValidator, StringConstraints
+
+from compresskd.options import Whole, one_of
+from compresskd.quant.grid import BITS
+from compresskd.tt.execution.policy import FIXED, SOURCES
 
 MODEL_ROLES = ("teacher", "student")
+Options = dict[str, Any]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=80)]  # of folders
+
+
+def _free(name: str) -> str:
+    if name in ("teacher", "targets"):
+        raise ValueError("another name: predictions.npz has an array `teacher` and one `targets` already")
+    return name
 
 
 @dataclass
-class TensorTrains:
-    """How factorized layers run.
+class TeacherFit:
+    """How a teacher without `teacher.weights` is trained; its other keys are those of a run."""
 
-    Attributes:
-        plan: where their plans come from: fixed or measured, see `compresskd.tt.execution.policy`.
-    """
+    epochs: Whole
+    seed: Seed
 
-    plan: str = "fixed"
+
+@dataclass
+class Strategy:
+    """Stages by name, in order."""
+
+    name: Name
+    stages: Mapping[Annotated[Name, AfterValidator(_free)], Mapping[str, Any]]
 
 
 @dataclass
 class Config:
-    """Top-level keys. Groups are checked where they are built; scalars have their types here.
+    """Top-level keys; the options of groups are judged by what their `_target_` names.
 
     Attributes:
         outputs_dir: where runs, sweeps and teachers go.
@@ -35,31 +57,35 @@ class Config:
         bits: of quantized weights; null leaves them in floating point, unless the strategy quantizes by itself.
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
-        tt: how factorized layers run.
+        tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.execution.policy`.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 
-    data: dict[str, Any] = field(default_factory=dict)
-    teacher: dict[str, Any] = field(default_factory=dict)
-    student: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    kd: dict[str, Any] = field(default_factory=dict)
-    compress: dict[str, Any] = field(default_factory=dict)
-    rank_schedule: dict[str, Any] = field(default_factory=dict)
-    quant: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    teacher_fit: dict[str, Any] = field(default_factory=dict)
-    tt: TensorTrains = field(default_factory=TensorTrains)
+    data: Options = field(default_factory=dict)
+    teacher: Options = field(default_factory=dict)
+    student: Options = field(default_factory=dict)
+    strategy: Options = field(default_factory=dict)
+    kd: Options = field(default_factory=dict)
+    compress: Options = field(default_factory=dict)
+    rank_schedule: Options = field(default_factory=dict)
+    quant: Options = field(default_factory=dict)
+    optimizer: Options = field(default_factory=dict)
+    scheduler: Options = field(default_factory=dict)
+    train: Options = field(default_factory=dict)
+    teacher_fit: Options = field(default_factory=dict)
+    tt: Mapping[str, Annotated[str, one_of(*SOURCES)]] = field(default_factory=lambda: {"plan": FIXED})
     outputs_dir: str = "outputs"
-    rank: int = 32
-    bits: int | None = None
-    seed: int = 0
-    epochs: int = 30
-    total_epochs: int | None = None
+    rank: Annotated[int, Ge(1)] = 32
+    bits: Annotated[int, one_of(*BITS)] | None = None
+    seed: Seed = 0
+    epochs: Whole = 30
+    total_epochs: Whole | None = None
     device: str = "auto"
     precision: str = "fp32"
+
+
+DEFAULTS = dataclasses.asdict(Config())
+GROUPS = [key for key, default in DEFAULTS.items() if default == {}]
 
 
 def conf_dir() -> Path:
@@ -81,7 +107,7 @@ def _suffix(label: str, value: Any) -> str:
 
 
 def register(*config_dirs: Path) -> None:
-    """Tell Hydra the schema, the resolvers, and the groups `teacher` and `student`.
+    """Tell Hydra the defaults, the resolvers, and the groups `teacher` and `student`.
 
     Both groups offer every architecture in `model/` of the shipped configuration and of `config_dirs`, so that
     an architecture is written once and serves both.
@@ -89,10 +115,7 @@ def register(*config_dirs: Path) -> None:
     OmegaConf.register_new_resolver("complement", _complement, replace=True)
     OmegaConf.register_new_resolver("suffix", _suffix, replace=True)
     store = ConfigStore.instance()
-    # Hydra copies its sources, and with them all that is stored here, each time it lists a group: a hundred times
-    # for --help. What is stored is never changed, so that the copy may be the thing itself.
-    vars(store)["__deepcopy__"] = lambda memo: store
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=DEFAULTS)
     for folder in (conf_dir(), *config_dirs):
         for path in sorted((folder / "model").glob("*.yaml")):
             for role in MODEL_ROLES:

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from compresskd.config.allowed import outside_targets
-from compresskd.config.origin import resolve
 from compresskd.config.parts import model_of
+from compresskd.config.resolved import resolve
 from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment

@@ -22,6 +22,7 @@ from compresskd.data.identical import identical_samples, sample_hashes
 from compresskd.data.normalize import Normalize
 from compresskd.data.notice import Notice
 from compresskd.data.stratify import check_cut, cut_size, stratified_cut
+from compresskd.options import OptionError
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +173,7 @@ def _cut(
         stay, cut = stratified_cut(train.targets[rows], size, seed=seed)
     except ValueError as error:
         option = "fraction" if count is None else "count"
-        raise ValueError(f"data.{key}_{option}: {error}; cut less") from error
+        raise OptionError(f"{key}_{option}", count or fraction, f"less: {error}") from error
     return rows[stay], (train, rows[cut])
 
 

@@ -24,6 +24,7 @@ from compresskd.data.assemble import Source
 from compresskd.data.digest import content_digest, seal
 from compresskd.data.identical import sample_hashes
 from compresskd.data.notice import Notice
+from compresskd.options import OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ class Cache:
     def at(cls, directory: str | None, max_in_memory_bytes: int) -> "Cache":
         """In `directory`, by default $COMPRESSKD_CACHE or ~/.cache/compresskd."""
         if max_in_memory_bytes < 0:
-            raise ValueError(
-                f"data.max_in_memory_bytes: expected 0 (stream everything) or more, got {max_in_memory_bytes}"
-            )
+            raise OptionError("max_in_memory_bytes", max_in_memory_bytes, ">= 0 (0 streams everything)")
         chosen = directory or os.environ.get("COMPRESSKD_CACHE") or Path.home() / ".cache" / "compresskd"
         return cls(Path(chosen).expanduser(), max_in_memory_bytes)
 

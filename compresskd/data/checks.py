@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compresskd.data.base import Augmentation, Split
+from compresskd.options import OptionError
 
 _ROWS_AT_ONCE = 1024
 
@@ -19,14 +20,11 @@ def check_declared(
 ) -> None:
     """What the configuration says of the data, where it does, is what was loaded."""
     if num_classes is not None and num_classes != len(class_names):
-        raise ValueError(
-            f"data.num_classes: the data has {len(class_names)} classes, the configuration says "
-            f"{num_classes}; write data.num_classes={len(class_names)}, or name another set or label column"
-        )
+        expected = f"{len(class_names)}, as many as the data has, or another set or label column"
+        raise OptionError("num_classes", num_classes, expected)
     if input_shape is not None and tuple(input_shape) != shape:
-        raise ValueError(
-            f"data.input_shape: the data has samples of shape {list(shape)}, the configuration says "
-            f"{list(input_shape)}; write data.input_shape=[{','.join(map(str, shape))}]"
+        raise OptionError(
+            "input_shape", input_shape, f"[{','.join(map(str, shape))}], the shape of the data's samples"
         )
 
 
@@ -35,52 +33,46 @@ def check_augmentation(
 ) -> None:
     """The augmentation works on these pixels [N, ...] and its bank has something to hold."""
     if bank is not None and bank < 1:
-        raise ValueError(f"data.augmentation_bank: expected null or 1 or more views per sample, got {bank}")
+        raise OptionError("augmentation_bank", bank, ">= 1 views of each sample, or null")
     if augmentation is None:
         if bank is not None:
-            raise ValueError(
-                f"data.augmentation_bank: {bank} augmented views were asked for, but data.augmentation is null; "
-                f"write data/augmentation=crop_flip, or data.augmentation_bank=null"
-            )
+            expected = "null where augmentation is null, or an augmentation (data/augmentation=crop_flip)"
+            raise OptionError("augmentation_bank", bank, expected)
         return
     if pixels.ndim != 4:
-        raise ValueError(
-            f"data.augmentation: expected images [C, H, W] to augment, got samples of shape "
-            f"{list(pixels.shape[1:])}; write data.augmentation=null"
-        )
+        expected = f"null for samples of shape {list(pixels.shape[1:])}: images [C, H, W] are augmented"
+        raise OptionError("augmentation", repr(augmentation), expected)
     if " at 0x" in repr(augmentation):
-        raise ValueError(
-            f"data.augmentation: {augmentation!r} has no repr that tells its options, which the "
-            f"fingerprint of the data needs; make it a frozen dataclass"
-        )
+        expected = "a frozen dataclass: the fingerprint of the data needs a repr that tells its options"
+        raise OptionError("augmentation", repr(augmentation), expected)
     # Running it once now tells what the first batch would, before anything is trained.
     images = pixels[:2]
     changed = augmentation(images, torch.full((len(images), augmentation.num_draws), 0.5), pixel_max)
     if changed.shape != images.shape or changed.dtype != images.dtype:
-        raise ValueError(
-            f"data.augmentation: expected images of the same shape and dtype back, {list(images.shape)} "
-            f"{images.dtype}, got {list(changed.shape)} {changed.dtype} from {augmentation!r}"
+        expected = (
+            f"one that returns {list(images.shape)} {images.dtype}, not {list(changed.shape)} {changed.dtype}"
         )
+        raise OptionError("augmentation", repr(augmentation), expected)
 
 
 def check_splits(splits: Mapping[str, Split], class_names: tuple[str, ...]) -> None:
     """Every split has labelled samples of the same shape, and train has some of every class."""
     if len(class_names) < 2:
-        raise ValueError(f"data.num_classes: expected 2 classes or more, got {list(class_names)}")
+        raise OptionError("num_classes", len(class_names), f">= 2, not only {list(class_names)}")
     shape = splits["train"].input_shape
     for split in splits.values():
         if len(split) == 0:
-            raise ValueError(f"data: the {split.name} split has no sample")
+            raise ValueError(f"the {split.name} split has no sample")
         if split.input_shape != shape:
             raise ValueError(
-                f"data: samples of the {split.name} split have shape {list(split.input_shape)}, those of train "
+                f"samples of the {split.name} split have shape {list(split.input_shape)}, those of train "
                 f"{list(shape)}; write data.size=PIXELS (resize) or data.channels=3 (convert) to make them alike"
             )
         outside = ((split.targets < 0) | (split.targets >= len(class_names))).nonzero()
         if len(outside):
             position = int(outside[0])
             raise ValueError(
-                f"data: expected labels 0 to {len(class_names) - 1} in the {split.name} split, got "
+                f"expected labels 0 to {len(class_names) - 1} in the {split.name} split, got "
                 f"{int(split.targets[position])} at sample {position}; an unlabelled split cannot be used: name "
                 f"another one (data.{split.name}_split), or cut one from train"
             )
@@ -88,7 +80,7 @@ def check_splits(splits: Mapping[str, Split], class_names: tuple[str, ...]) -> N
     empty = [class_names[label] for label in (counts == 0).nonzero().flatten().tolist()]
     if empty:
         raise ValueError(
-            f"data: expected samples of every class in the train split, got none of {empty[:5]}; add some, or "
+            f"expected samples of every class in the train split, got none of {empty[:5]}; add some, or "
             f"remove the class"
         )
 
@@ -98,12 +90,12 @@ def check_class_names(class_names: tuple[str, ...]) -> None:
     names = [str(name) for name in class_names]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"data: expected a name of its own for each class, got {twice[:5]} more than once")
+        raise ValueError(f"expected a name of its own for each class, got {twice[:5]} more than once")
     for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"data: the class name {name!a} is not valid UTF-8; rename it") from None
+            raise ValueError(f"the class name {name!a} is not valid UTF-8; rename it") from None
 
 
 def check_finite(splits: Mapping[str, Split]) -> None:
@@ -117,7 +109,7 @@ def check_finite(splits: Mapping[str, Split]) -> None:
             first = int(bad[0])
             row = int(split.rows[first])
             raise ValueError(
-                f"data: {len(bad):,} of {len(split):,} {split.name} samples hold NaN or inf once they are normalised; "
+                f"{len(bad):,} of {len(split):,} {split.name} samples hold NaN or inf once they are normalised; "
                 f"the first is sample {first}"
                 + ("" if row == first else f" (row {row} of what was loaded)")
                 + "; mend or remove them"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskd.data.images import Encoded
+from compresskd.options import OptionError
 
 _BLOCK = 512
 
@@ -34,9 +35,7 @@ class Columns:
         Raises ValueError for columns that are not there or hold something else.
         """
         if self.image == self.label:
-            raise ValueError(
-                f"data.image_column, data.label_column: expected two columns of {where}, got {self.image!r} for both"
-            )
+            raise OptionError("image_column", self.image, f"another column of {where} than label_column")
         for split in (train, part):
             self._check(split, where)
         class_names, numbers = self._classes(train, where)
@@ -71,10 +70,10 @@ class Columns:
             block = []
             for image, label in zip(images, labels, strict=True):
                 if label not in numbers:
-                    raise ValueError(
-                        f"data.label_column: {label!r}, the label of image {position} of {where}, is not one of the "
-                        f"{len(numbers)} in train: {list(numbers)[:10]}"
+                    expected = (
+                        f"labels of the {len(numbers)} in train, {list(numbers)[:10]}, for image {position}"
                     )
+                    raise OptionError("label_column", label, f"{expected} of {where}")
                 block.append((self._bytes(image, position, where), numbers[label]))
                 position += 1
             yield block
@@ -86,10 +85,8 @@ class Columns:
             return image["bytes"]
         if isinstance(image, dict) and isinstance(image.get("path"), str):
             return Path(image["path"])
-        raise ValueError(
-            f"data.image_column: expected encoded images in column {self.image!r}, got {type(image).__name__} for "
-            f"image {position} of {where}; write data.image_column=NAME"
-        )
+        expected = f"a column of encoded images; image {position} of {where} is a {type(image).__name__}"
+        raise OptionError("image_column", self.image, expected)
 
 
 def _tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
@@ -111,8 +108,6 @@ def _tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
 
 def _hashable(value: Any, column: str, where: str) -> Any:
     if not isinstance(value, str | int):
-        raise ValueError(
-            f"data.label_column: expected one class (a string or an integer) per image in column {column!r}, got "
-            f"{value!r} in {where}; write data.label_column=NAME"
-        )
+        expected = f"a column with a string or an integer per image, not {value!r} in {where}"
+        raise OptionError("label_column", column, expected)
     return value

@@ -20,6 +20,7 @@ from compresskd.data.pixels import (
     decoded,
     opened,
 )
+from compresskd.options import OptionError
 
 # Images per task: small ones decode faster than a thread takes up a task.
 _CHUNK = 64
@@ -51,11 +52,11 @@ class Decoder:
 
     def __post_init__(self):
         if self.size is not None and self.size < 1:
-            raise ValueError(f"data.size: expected null or 1 or more pixels, got {self.size}")
+            raise OptionError("size", self.size, ">= 1 pixel, or null")
         if self.channels not in (None, 1, 3):
-            raise ValueError(f"data.channels: expected null, 1 (grey) or 3 (RGB), got {self.channels}")
+            raise OptionError("channels", self.channels, "1 (grey), 3 (RGB) or null")
         if self._most < 1:
-            raise ValueError(f"data.max_pixels: expected 1 pixel or more, got {self.max_pixels}")
+            raise OptionError("max_pixels", self.max_pixels, ">= 1")
         if self.levels is not None:
             object.__setattr__(self, "levels", tuple(self.levels))
         check_levels(self.levels)

@@ -16,7 +16,7 @@ def draw(split: Split, count: int, *, seed: int) -> Split:
     count below 1.
     """
     if count < 1:
-        raise ValueError(f"a draw of {split.name}: came {count} samples; allowed: 1 or more")
+        raise ValueError(f"a draw of {split.name}: got {count} samples, expected >= 1")
     chosen = drawn_order(split.targets.cpu(), seed=seed)[:count]
     return replace(
         split,

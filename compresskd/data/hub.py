@@ -13,6 +13,7 @@ from compresskd.data.columns import Columns, check_splits
 from compresskd.data.decode import Decoder
 from compresskd.data.digest import files_digest
 from compresskd.data.images import assemble_images
+from compresskd.options import OptionError
 
 
 def hub(
@@ -78,13 +79,10 @@ def hub(
 def _location(id: str | None, config: str | None, revision: str | None, path: str | None) -> "_Folder | _Hub":
     if path is not None:
         if revision is not None:
-            raise ValueError(f"data.revision: a folder has none, got {revision!r} with data.path={path}")
+            raise OptionError("revision", revision, f"null with path={path}: a folder has none")
         return _Folder(path, config)
     if id is None:
-        raise ValueError(
-            "data.id, data.path: expected a set of the hub or a local folder, got neither; write "
-            "data.id=OWNER/NAME or data.path=DIR"
-        )
+        raise OptionError("id", None, "OWNER/NAME of a set of the hub, or a local folder: data.path=DIR")
     return _Hub(id, config, revision)
 
 
@@ -102,9 +100,8 @@ class _Folder:
     @property
     def digest(self) -> str:
         if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"data.path: the folder {self.root} is not there; write data.path=DIR, a folder of parquet files "
-                f"such as train-00000-of-00001.parquet"
+            raise OptionError(
+                "path", str(self.root), "a folder of parquet files such as train-00000-of-00001.parquet"
             )
         files = sorted(
             file
@@ -121,10 +118,8 @@ class _Folder:
             # Streaming reads the files where they are; a full load would copy them into one more cache first.
             return cast(Mapping, load_dataset(str(self.root), self.config, streaming=True))
         except Exception as error:
-            raise ValueError(
-                f"data.path: {self.root} cannot be read as a data set ({type(error).__name__}: {error}); expected "
-                f"parquet files such as train-00000-of-00001.parquet; write data.path=DIR"
-            ) from error
+            said = f"a data set that can be read ({type(error).__name__}: {error}): parquet files such as"
+            raise OptionError("path", str(self.root), f"{said} train-00000-of-00001.parquet") from error
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ class _Hub:
         try:
             return cast(Mapping, load_dataset(self.what, self.config, revision=self.revision))
         except Exception as error:
-            raise FileNotFoundError(
-                f"data.id: {self.what} cannot be read from the Hugging Face hub ({type(error).__name__}: {error}); "
-                f"without a connection write data.path=DIR, a local folder with the parquet files of this set"
+            said = f"a set that can be read from the Hugging Face hub ({type(error).__name__}: {error}); without a"
+            raise OptionError(
+                "id", self.what, f"{said} connection write data.path=DIR, a folder of its files"
             ) from error

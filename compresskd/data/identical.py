@@ -31,14 +31,14 @@ def identical_samples(
     """
     if len(hashes["train"]) > 1 and len(hashes["train"].unique()) == 1:
         raise ValueError(
-            f"data: all {len(hashes['train']):,} train samples are the same: there is nothing to be learned from them"
+            f"all {len(hashes['train']):,} train samples are the same: there is nothing to be learned from them"
         )
     for one, other in _PAIRS:
         shared = torch.isin(hashes[one], hashes[other])
         count, total = int(shared.sum()), len(splits[one])
         if count == total and other == "train" and not allowed:
             raise ValueError(
-                f"data: all {total:,} {one} samples are in the train split as well, so that {one} accuracy would say "
+                f"all {total:,} {one} samples are in the train split as well, so that {one} accuracy would say "
                 f"nothing; name another {one} split, or write data.allow_overlap=true (++data.allow_overlap=true where "
                 f"the set has no such key)"
             )

@@ -12,6 +12,7 @@ from compresskd.data.digest import files_digest
 from compresskd.data.images import Encoded, assemble_images
 from compresskd.data.notice import Notice, shown
 from compresskd.data.tree import SUFFIXES, Findings, alike, class_files, folders, plain
+from compresskd.options import OptionError
 
 _BLOCK = 256
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -86,12 +87,10 @@ def image_folder(
 
 def _root(path: str | None) -> Path:
     if path is None:
-        raise ValueError("data.path: expected a folder with train/CLASS/*.png in it; write data.path=DIR")
+        raise OptionError("path", None, "a folder with train/CLASS/*.png in it")
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"data.path: the folder {root} is not there; write data.path=DIR, with DIR/train/CLASS/*.png in it"
-        )
+        raise OptionError("path", path, "a folder that is there, with train/CLASS/*.png in it")
     return root
 
 
@@ -109,10 +108,8 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[Notice]]:
         )
         return {"train": root}, [Notice("cut", None, len(present), text)]
     if "train" not in present:
-        raise FileNotFoundError(
-            f"data.path: expected {shown(root)}/train/CLASS/*.png, got the folders {[*present][:5]} in {shown(root)}; "
-            f"write data.path=DIR, with DIR/train in it, or with a folder for each class"
-        )
+        expected = f"train/CLASS/*.png in it, or a folder for each class, not the folders {[*present][:5]}"
+        raise OptionError("path", str(root), expected)
     splits = {split: present.pop(folder) for split, folder in _SPLITS.items() if folder in present}
     if not present:
         return splits, []
@@ -126,24 +123,20 @@ def _items(
 ) -> list[tuple[bytes | Path | None, int]]:
     """Files and labels of one split, by class and name."""
     if not class_names:
-        raise ValueError(f"data.path: expected a folder for each class in {folder}, got none")
+        raise OptionError("path", str(folder), "a folder for each class in it")
     numbers = {name: number for number, name in enumerate(class_names)}
     class_folders = folders(folder)
     for child in class_folders:
         if child.name not in numbers:
             like = [name for name in class_names if plain(name) == plain(child.name)]
-            raise ValueError(
-                f"data.path: {shown(child)} is a class that train does not have; its classes are "
-                f"{list(class_names)[:10]}"
-                + (f"; {like[0]!r} differs in case or Unicode form alone: rename one" if like else "")
-            )
+            said = f"a class that train has: {list(class_names)[:10]}"
+            more = f"; {like[0]!r} differs in case or Unicode form alone: rename one" if like else ""
+            raise OptionError("path", str(child), said + more)
     items: list[tuple[bytes | Path | None, int]] = []
     for child, files in zip(class_folders, class_files(folder, class_folders, findings), strict=True):
         if not files:
-            raise ValueError(
-                f"data.path: expected images ({', '.join(sorted(SUFFIXES))}) in {shown(child)}, got none; add some, or "
-                f"remove the folder"
-            )
+            expected = f"images in it ({', '.join(sorted(SUFFIXES))}); add some, or remove the folder"
+            raise OptionError("path", str(child), expected)
         items += [(file, numbers[child.name]) for file in files]
     return items
 

@@ -15,6 +15,7 @@ from compresskd.data.decode import BadImages, Decoder
 from compresskd.data.draw import drawn_order
 from compresskd.data.notice import Notice
 from compresskd.data.stratify import check_cut
+from compresskd.options import OptionError
 
 # Images from which mean and standard deviation are taken where the configuration gives none.
 _NUM_MEASURED = 2048
@@ -53,7 +54,7 @@ def assemble_images(
     check_cut("validation", *cuts, given="validation" in splits)
     check_cut("test", test_fraction, None, given="test" in splits)
     if (mean is None) != (std is None):
-        raise ValueError(f"data.mean, data.std: expected both or neither, got {mean} and {std}")
+        raise OptionError("mean", mean, f"{'null' if std is None else 'a value'}, as std is: both or neither")
     sources, class_names, bad = {}, (), []
     for split, open_split in splits.items():
         where = f"the {split} split of {what}"

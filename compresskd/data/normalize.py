@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from compresskd.options import OptionError
+
 
 @dataclass(frozen=True)
 class Normalize:
@@ -28,20 +30,17 @@ class Normalize:
                 f"as of the other, one per channel"
             )
         if not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"data.std: expected finite positive numbers, got {list(self.std)}")
+            raise OptionError("std", self.std, "finite numbers > 0")
         if not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"data.mean: expected finite numbers, got {list(self.mean)}")
+            raise OptionError("mean", self.mean, "finite numbers")
         if not 0 < self.pixel_max < math.inf:
-            raise ValueError(
-                f"pixel_max: expected a positive number, the value of white, got {self.pixel_max}"
-            )
+            raise OptionError("pixel_max", self.pixel_max, "a finite number > 0, the value of white")
 
     def check(self, input_shape: tuple[int, ...]) -> None:
         """Raise ValueError if the number of values does not fit inputs of this shape."""
         if len(self.mean) not in (1, input_shape[0]):
-            raise ValueError(
-                f"data.mean and data.std: expected 1 or {input_shape[0]} values for inputs of shape "
-                f"{list(input_shape)}, got {len(self.mean)}"
+            raise OptionError(
+                "mean", self.mean, f"1 or {input_shape[0]} values (of std too) for inputs {list(input_shape)}"
             )
 
     def __call__(self, pixels: Tensor) -> Tensor:

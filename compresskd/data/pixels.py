@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from compresskd.options import OptionError
+
 Encoded = bytes | Path | None
 
 _16_BITS = (0, 65535)
@@ -97,10 +99,7 @@ def is_deep(image: Image.Image) -> bool:
 def check_levels(levels: Sequence[float] | None) -> None:
     """Raise ValueError unless they are black and white, in this order."""
     if levels is not None and not (len(levels) == 2 and -np.inf < levels[0] < levels[1] < np.inf):
-        raise ValueError(
-            f"data.levels: expected null or [BLACK,WHITE], two rising numbers, got {list(levels)}; write for example "
-            f"data.levels=[0,4095] for 12 bits"
-        )
+        raise OptionError("levels", levels, "null or [BLACK,WHITE], two rising numbers, [0,4095] for 12 bits")
 
 
 def _check_regular(file: Path) -> None:

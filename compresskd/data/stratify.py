@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from compresskd.data.randomness import generator
+from compresskd.options import OptionError
 
 
 def stratified_cut(targets: Tensor, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -33,47 +34,39 @@ def stratified_cut(targets: Tensor, count: int, *, seed: int) -> tuple[Tensor, T
 
 
 def check_cut(key: str, fraction: float | None, count: int | None, *, given: bool) -> None:
-    """What of `data.KEY_fraction` and `data.KEY_count` is set makes sense, before anything is loaded.
+    """What of the options KEY_fraction and KEY_count is set makes sense, before anything is loaded.
 
     `given` says that the set has this split, so that nothing is cut. Raises ValueError otherwise.
     """
-    options = [f"data.{key}_fraction"] + ([f"data.{key}_count"] if key == "validation" else [])
+    options = [f"{key}_fraction"] + ([f"{key}_count"] if key == "validation" else [])
+    one, got = ("count", count) if fraction is None and count is not None else ("fraction", fraction)
     if given and (fraction is not None or count is not None):
-        raise ValueError(
-            f"{options[0]}: the set has its own {key} split, so nothing is cut; write "
-            f"{' '.join(f'{option}=null' for option in options)}"
-        )
+        expected = f"null: the set has its own {key} split, so nothing is cut"
+        raise OptionError(f"{key}_{one}", got, expected)
     if given:
         return
     if (fraction is None) == (count is None):
-        raise ValueError(
-            f"{', '.join(options)}: expected {'one of them' if count else 'a value'}, since the {key} split is cut "
-            f"from train, got {'both' if count else 'null'}; write {_example(key)}"
-        )
+        expected = f"a value of one of {', '.join(options)}: the {key} split is cut from train; write {_example(key)}"
+        raise OptionError(options[0], fraction, expected)
     if fraction is not None and not 0 < fraction < 1:
-        raise ValueError(
-            f"data.{key}_fraction: expected a number between 0 and 1 (both excluded), got {fraction}; write for "
-            f"example {_example(key)}"
-        )
+        raise OptionError(options[0], fraction, f"> 0 and < 1, such as {_example(key)}")
     if count is not None and count < 1:
-        raise ValueError(
-            f"data.{key}_count: expected 1 sample or more, got {count}; write for example {_example(key)}"
-        )
+        raise OptionError(f"{key}_count", count, f">= 1; write for example {_example(key)}")
 
 
 def cut_size(key: str, fraction: float | None, count: int | None, total: int) -> int:
     """How many of `total` samples the fraction or the count means, whichever is not None.
 
-    Raises ValueError for what `check_cut` refuses, and if nothing would be on one side of the cut.
+    Raises OptionError for what `check_cut` refuses, and if nothing would be on one side of the cut.
     """
     check_cut(key, fraction, count, given=False)
     size = count if fraction is None else round(fraction * total)
     if not size or not 0 < size < total:
-        option = f"data.{key}_count" if fraction is None else f"data.{key}_fraction"
-        raise ValueError(
-            f"{option}: expected to cut 1 to {total - 1} of {total} samples, got "
-            f"{count if fraction is None else fraction}, which is {size}; write for example {_example(key)}"
+        expected = (
+            f"to cut 1 to {total - 1} of {total} samples, not {size}; write for example {_example(key)}"
         )
+        one, got = ("count", count) if fraction is None else ("fraction", fraction)
+        raise OptionError(f"{key}_{one}", got, expected)
     return size
 
 

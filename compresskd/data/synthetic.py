@@ -1,5 +1,6 @@
 """Gaussian blobs, one per class, as vectors or as images: a set of any size that a small network learns."""
 
+from math import prod
 from typing import Unpack
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from compresskd.data.assemble import Options, Source, assemble
 from compresskd.data.base import Data
 from compresskd.data.randomness import generator
+from compresskd.options import OptionError
+
+_MOST_VALUES = 2**30  # of all samples of a split: 4 GiB
 
 
 def synthetic(
@@ -26,12 +30,14 @@ def synthetic(
     """
     num_classes, shape = options.get("num_classes") or 0, tuple(options.get("input_shape") or ())
     if num_classes < 2:
-        raise ValueError(f"data.num_classes: expected 2 or more, got {num_classes}")
+        raise OptionError("num_classes", num_classes, ">= 2")
     if len(shape) not in (1, 3) or min(shape) < 1:
-        raise ValueError(f"data.input_shape: expected [F] or [C,H,W] of 1 or more each, got {list(shape)}")
+        raise OptionError("input_shape", shape, "[F] or [C,H,W] of 1 or more each")
     for key, count in (("num_train", num_train), ("num_test", num_test)):
         if count < num_classes:
-            raise ValueError(f"data.{key}: expected {num_classes} (one a class) or more, got {count}")
+            raise OptionError(key, count, f">= {num_classes}, one a class")
+        if count * prod(shape) > _MOST_VALUES:
+            raise OptionError(key, count, f"<= {_MOST_VALUES // prod(shape):,} samples of this shape")
     centres = separation * torch.randn(num_classes, *shape, generator=generator("centres", data_seed))
     is_image = len(shape) == 3
     return assemble(

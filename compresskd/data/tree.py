@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compresskd.data.notice import Notice, shown
+from compresskd.options import OptionError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 # What systems leave in folders unasked; hidden names begin with a dot.
@@ -46,9 +47,10 @@ def folders(parent: Path) -> list[Path]:
     for entry in _entries(parent):
         child = Path(entry)
         if entry.is_symlink() and not child.exists() and not _is_image(entry):
-            raise ValueError(
-                f"data.path: {shown(child)} is a link to {shown(os.readlink(child))}, which is not there; mend or "
-                f"remove it"
+            raise OptionError(
+                "path",
+                str(child),
+                f"no link to {shown(os.readlink(child))}, which is not there; mend or remove it",
             )
         if entry.is_dir():
             found.append(child)
@@ -65,10 +67,10 @@ def class_files(folder: Path, class_folders: Sequence[Path], findings: Findings)
     for child in class_folders:
         other = known.setdefault(_identity(child), child)
         if other is not child:
-            raise ValueError(
-                f"data.path: {shown(child)} and {shown(other)} are the same folder, so that its images would be of two "
-                f"classes; remove the link"
+            expected = (
+                f"another folder than {shown(other)}: its images would be of two classes; remove the link"
             )
+            raise OptionError("path", str(child), expected)
     findings.outside += [Path(file) for file in _entries(folder) if _is_image(file) and not file.is_dir()]
     return [
         sorted(_walk(child, {_identity(folder), _identity(child)}, {_identity(child)}, findings))
@@ -115,9 +117,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(
-            f"data.path: the folder {shown(folder)} cannot be read ({error.strerror})"
-        ) from error
+        raise OptionError("path", str(folder), f"a folder that can be read ({error.strerror})") from error
     return [child for child in found if not child.name.startswith(".") and child.name not in _CLUTTER]
 
 

@@ -19,6 +19,7 @@ from compresskd.data.draw import draw
 from compresskd.engine.events import Listener
 from compresskd.measure import macs
 from compresskd.measure.coverage import coverage
+from compresskd.options import OptionError, within
 from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
@@ -177,19 +178,31 @@ class Strategy:
 
     name: str
     stages: Mapping[str, Stage]
+    written: Mapping[str, str] = field(init=False, repr=False)  # each stage -> the name of what it comes from
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise ValueError("strategy.stages is empty; a strategy needs at least one stage")
+            raise OptionError("stages", {}, "at least one stage")
         flat: dict[str, Stage] = {}
+        written: dict[str, str] = {}
         for name, stage in self.stages.items():
-            flat |= stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
+            with within(f"stages.{name}"):
+                made = stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
+            flat |= made
+            written |= dict.fromkeys(made, name)
         object.__setattr__(self, "stages", flat)
+        object.__setattr__(self, "written", written)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any stage needs a teacher."""
         return any(stage.needs_teacher for stage in self.stages.values())
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of all stages together: of what a stage says that it trains, or of its own `epochs`."""
+        trained = (getattr(stage, "training", stage) for stage in self.stages.values())
+        return sum(getattr(each, "epochs", 0) for each in trained)
 
     def run(self, state: State, context: Context) -> State:
         """Run every stage that the record does not show as finished, and return the last state.

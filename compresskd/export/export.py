@@ -67,7 +67,7 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
         ExportFailed: the outputs are not those of the source; then nothing is left at `out`.
     """
     if form not in FORMS:
-        raise ExportError(f"--to: came {form}; write one of {', '.join(FORMS)}")
+        raise ExportError(f"--to: got {form}, expected one of {', '.join(FORMS)}")
     if form == "onnx":
         onnx.require_packages()
     for path in (out, report_of(out)):

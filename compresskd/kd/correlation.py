@@ -6,14 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compresskd.kd.checks import check_non_negative, check_temperature
-from compresskd.kd.logits import logit_pair
+from compresskd.kd.logits import Temperature, logit_pair
 from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.options import NonNegative, checked
 
 _EPSILON = 1e-8
 _NEARLY_UNIFORM = 0.5  # the widest range of logits
 
 
+@checked
 @dataclass(frozen=True)
 class DIST:
     """``T^2 (beta inter + gamma intra)``, Pearson distances between the softened predictions of both models.
@@ -26,20 +27,15 @@ class DIST:
     being quite at distance 0 there.
 
     Raises:
-        ValueError: if ``temperature`` is not above 0, or a factor is below 0.
+        OptionError: if ``temperature`` is out of its range, or a factor is below 0.
     """
 
     weight: float = 1.0
-    temperature: float = 4.0
-    beta: float = 2.0
-    gamma: float = 2.0
+    temperature: Temperature = 4.0
+    beta: NonNegative = 2.0
+    gamma: NonNegative = 2.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
-
-    def __post_init__(self) -> None:
-        check_temperature("kd.temperature", self.temperature)
-        check_non_negative("kd.beta", self.beta)
-        check_non_negative("kd.gamma", self.gamma)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

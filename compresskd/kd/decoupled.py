@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskd.kd.checks import check_non_negative, check_temperature
 from compresskd.kd.divergence import divergence
-from compresskd.kd.logits import class_indices, logit_pair
+from compresskd.kd.logits import Temperature, class_indices, logit_pair
 from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.options import NonNegative, checked
 
 
+@checked
 @dataclass(frozen=True)
 class DKD:
     """``T^2 (target_weight TCKD + non_target_weight NCKD)``, mean over the batch.
@@ -29,20 +30,15 @@ class DKD:
     code raises the term's weight are left out.
 
     Raises:
-        ValueError: if ``temperature`` is not above 0, or a weight is below 0.
+        OptionError: if ``temperature`` is out of its range, or a weight is below 0.
     """
 
     weight: float = 1.0
-    temperature: float = 4.0
-    target_weight: float = 1.0
-    non_target_weight: float = 8.0
+    temperature: Temperature = 4.0
+    target_weight: NonNegative = 1.0
+    non_target_weight: NonNegative = 8.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
-
-    def __post_init__(self) -> None:
-        check_temperature("kd.temperature", self.temperature)
-        check_non_negative("kd.target_weight", self.target_weight)
-        check_non_negative("kd.non_target_weight", self.non_target_weight)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -59,6 +55,7 @@ class DKD:
         return (self.target_weight * tckd + self.non_target_weight * nckd).mean() * self.temperature**2
 
 
+@checked
 @dataclass(frozen=True)
 class NKD:
     """``-t_c log s_c - gamma T^2 sum_i N(t_i) log N(s_i)`` over the classes i other than c.
@@ -69,18 +66,14 @@ class NKD:
     is a cross-entropy, so not 0 on equal logits.
 
     Raises:
-        ValueError: if ``temperature`` is not above 0, or ``gamma`` is below 0.
+        OptionError: if ``temperature`` is out of its range, or ``gamma`` is below 0.
     """
 
     weight: float = 1.0
-    temperature: float = 1.0
-    gamma: float = 1.5
+    temperature: Temperature = 1.0
+    gamma: NonNegative = 1.5
     standardize: bool = False
     kind: ClassVar[str] = "logits"
-
-    def __post_init__(self) -> None:
-        check_temperature("kd.temperature", self.temperature)
-        check_non_negative("kd.gamma", self.gamma)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

@@ -13,19 +13,20 @@ names, as :class:`compresskd.kd.objective.BoundObjective` gives them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskd.kd.checks import check_non_negative
 from compresskd.kd.extent import aligned, pooled
 from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.options import NonNegative, OptionError, checked, one_of
 
-RULES = ("same_name", "middle", "last")
+Rule = Annotated[str, one_of("same_name", "middle", "last")]
 
 
+@checked
 @dataclass(frozen=True)
 class Hint:
     """Mean squared difference of features, the student's through a projector where channels differ.
@@ -35,9 +36,9 @@ class Hint:
     2020, arXiv:1910.10699, supplement). Extents that differ are average-pooled to the smaller one.
     """
 
-    weight: float = 100.0
+    weight: NonNegative = 100.0
     pairs: Mapping[str, str] | None = None
-    match: str = "middle"
+    match: Rule = "middle"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
     projects: ClassVar[bool] = True
@@ -50,6 +51,7 @@ class Hint:
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(*aligned(s, t)))
 
 
+@checked
 @dataclass(frozen=True)
 class AttentionTransfer:
     """Mean squared difference of normalized attention maps: over positions, the mean square of the channels.
@@ -59,9 +61,9 @@ class AttentionTransfer:
     smaller one. Features without an extent ``[B, C]`` have no such map.
     """
 
-    weight: float = 1000.0
+    weight: NonNegative = 1000.0
     pairs: Mapping[str, str] | None = None
-    match: str = "same_name"
+    match: Rule = "same_name"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
 
@@ -82,6 +84,7 @@ class AttentionTransfer:
         )
 
 
+@checked
 @dataclass(frozen=True)
 class SimilarityPreserving:
     """``1 / B^2`` times the squared distance of the two batches' similarity matrices, rows normalized.
@@ -90,9 +93,9 @@ class SimilarityPreserving:
     where the weight is 3000. No projector is needed: the matrices are ``[B, B]``.
     """
 
-    weight: float = 3000.0
+    weight: NonNegative = 3000.0
     pairs: Mapping[str, str] | None = None
-    match: str = "last"
+    match: Rule = "last"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
 
@@ -104,6 +107,7 @@ class SimilarityPreserving:
         return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(_similarity(s), _similarity(t)))
 
 
+@checked
 @dataclass(frozen=True)
 class RKD:
     """Huber distances between relations of samples: their mutual distances, and the angles of all triplets.
@@ -113,21 +117,19 @@ class RKD:
     take ``B^2 C + B^3`` numbers for a batch of B: at B 512 half a gigabyte.
 
     Raises:
-        ValueError: if a weight is below 0.
+        OptionError: if a weight is below 0.
     """
 
-    weight: float = 1.0
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
+    weight: NonNegative = 1.0
+    distance_weight: NonNegative = 25.0
+    angle_weight: NonNegative = 50.0
     pairs: Mapping[str, str] | None = None
-    match: str = "last"
+    match: Rule = "last"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
 
     def __post_init__(self) -> None:
         _check(self)
-        check_non_negative("kd.distance_weight", self.distance_weight)
-        check_non_negative("kd.angle_weight", self.angle_weight)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -146,16 +148,8 @@ class RKD:
 
 
 def _check(term: Any) -> None:
-    check_non_negative("kd.feature_weight", term.weight)
-    if term.match not in RULES:
-        raise ValueError(f"kd.match: expected one of {', '.join(RULES)}, got {term.match!r}")
-    if isinstance(term.include, str):
-        raise ValueError(f"kd.include: expected a list of patterns, got {term.include!r}")
     if term.include and (term.pairs or term.match != "same_name"):
-        raise ValueError(
-            f"kd.include: narrows match: same_name; got pairs={term.pairs!r}, match={term.match!r}; "
-            "drop include, or write match: same_name and no pairs"
-        )
+        raise OptionError("include", term.include, "null, or match=same_name (which it narrows) and no pairs")
 
 
 def _over_pairs(

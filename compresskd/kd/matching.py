@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.probe import Probe, outermost, probe
 from compresskd.kd.projector import projector
+from compresskd.options import OptionError, within
 
 
 class FeatureMatch(nn.Module):
@@ -62,14 +63,15 @@ def match_features(
         )
     if ours.logits.shape[-1] < 2:
         raise ValueError(
-            f"student, teacher: came logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
+            f"student, teacher: got logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
             "write kd=none, or data with more classes"
         )
     return {name: _matched(name, term, ours, theirs) for name, term in terms.items()}
 
 
 def _matched(term_name: str, term: Any, ours: Probe, theirs: Probe) -> FeatureMatch:
-    pairs = (_explicit if term.pairs else _found)(term_name, term, ours, theirs)
+    with within(f"terms.{term_name}"):
+        pairs = (_explicit if term.pairs else _found)(term, ours, theirs)
     projectors = {}
     if getattr(term, "projects", False):
         for s, t in pairs.items():
@@ -79,18 +81,17 @@ def _matched(term_name: str, term: Any, ours: Probe, theirs: Probe) -> FeatureMa
     return FeatureMatch(pairs, projectors)
 
 
-def _explicit(term_name: str, term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
-    key = f"kd.pairs (term {term_name})"
+def _explicit(term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
     for s, t in term.pairs.items():
-        ours.check_name(key, "student", s)
-        theirs.check_name(key, "teacher", t)
+        ours.check_name("student", s)
+        theirs.check_name("teacher", t)
         fault = _fault(term, ours.outputs[s], theirs.outputs[t], len(ours.logits))
         if fault:
-            raise ValueError(f"{key}: {s}: {t}: {fault}")
+            raise OptionError("pairs", {s: t}, f"features that fit: {fault}")
     return dict(term.pairs)
 
 
-def _found(term_name: str, term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
+def _found(term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
     if term.match == "same_name":
         pairs = _same_name(term.include, ours, theirs)
     else:
@@ -100,10 +101,9 @@ def _found(term_name: str, term: Any, ours: Probe, theirs: Probe) -> dict[str, s
     if fitting:
         return fitting
     why = "; ".join(f"{s}: {fault}" for s, fault in faults.items()) or "no module fits"
-    raise ValueError(
-        f"kd.match (term {term_name}): {term.match!r} finds nothing to compare: {why}. Write "
-        f"kd.pairs={{student_module: teacher_module}}; the student has {_some(ours)}, "
-        f"the teacher {_some(theirs)}"
+    expected = f"a rule that finds something to compare ({why}), or pairs={{student_module: teacher_module}}"
+    raise OptionError(
+        "match", term.match, f"{expected}; the student has {_some(ours)}, the teacher {_some(theirs)}"
     )
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.kd.capture import ActivationCapture
-from compresskd.kd.checks import check_fraction, check_non_negative, check_positive, check_temperature
+from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
 from compresskd.kd.outputs import ModelOutputs
+from compresskd.options import Fraction, OptionError, Positive, checked
 
 __all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
@@ -34,6 +35,7 @@ class Term(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True)
 class Objective:
     """A weighted sum of named terms, times ``scale``.
@@ -46,29 +48,26 @@ class Objective:
             paper adds its terms: ``alpha`` 0.5 at scale 2 is the plain sum.
 
     Raises:
-        ValueError: naming the config key, if there is no term or no weight above 0, or a weight is negative.
+        OptionError: if there is no term or no weight above 0, or a weight is negative.
     """
 
     terms: Mapping[str, Term]
-    scale: float = 1.0
+    scale: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise ValueError("kd.objective.terms: expected at least one term, got none")
-        check_positive("kd.scale", self.scale)
+            raise OptionError("terms", {}, "at least one term")
         for name, term in self.terms.items():
             if _kind(term) not in ("targets", "logits", "features"):
-                raise ValueError(
-                    f"kd.objective.terms.{name}: kind of {type(term).__name__}: "
-                    f"expected 'targets', 'logits' or 'features', got {_kind(term)!r}"
-                )
+                raise OptionError(f"terms.{name}.kind", _kind(term), "targets, logits or features")
         _check_alpha(self.terms)
         for name, term in self.terms.items():
-            check_non_negative(f"kd.objective.terms.{name}.weight", term.weight)
+            if isinstance(term.weight, bool) or not (
+                isinstance(term.weight, int | float) and term.weight >= 0
+            ):
+                raise OptionError(f"terms.{name}.weight", term.weight, "a number >= 0")
         if not self.active:
-            raise ValueError(
-                f"kd.objective.terms: expected a weight above 0, got 0 for all of {', '.join(self.terms)}"
-            )
+            raise OptionError("terms", list(self.terms), "a weight > 0 of one of them")
 
     @property
     def active(self) -> dict[str, Term]:
@@ -106,7 +105,10 @@ class Objective:
         assert total is not None
         return total, parts
 
-    def reweighted(self, *, alpha: float | None = None, temperature: float | None = None) -> "Objective":
+    @checked
+    def reweighted(
+        self, *, alpha: Fraction | None = None, temperature: Temperature | None = None
+    ) -> "Objective":
         """The same terms, balanced anew; for stages that differ in ``alpha`` or ``temperature``.
 
         Args:
@@ -119,26 +121,22 @@ class Objective:
         """
         terms = dict(self.terms)
         if alpha is not None:
-            check_fraction("alpha", alpha)
             kinds = {_kind(term) for term in terms.values()}
             if not {"targets", "logits"} <= kinds:
-                raise ValueError(
-                    f"alpha={alpha}: expected terms to balance, one on targets and one on the teacher's "
-                    f"logits, got {', '.join(terms)}; write kd=soft_targets, or drop alpha"
+                expected = (
+                    "null, or terms on targets and on the teacher's logits to balance (kd=soft_targets)"
                 )
+                raise OptionError("alpha", alpha, f"{expected}, not {', '.join(terms)}")
             share = {"targets": 1 - alpha, "logits": alpha}
             terms = {
                 name: _replaced(term, weight=share[_kind(term)]) if _kind(term) in share else term
                 for name, term in terms.items()
             }
         if temperature is not None:
-            check_temperature("temperature", temperature)
             softened = [n for n, t in terms.items() if _kind(t) == "logits" and hasattr(t, "temperature")]
             if not softened:
-                raise ValueError(
-                    f"temperature={temperature}: expected a term with a temperature, got {', '.join(terms)}; "
-                    "write kd=soft_targets, or drop temperature"
-                )
+                expected = f"null, or a term with a temperature (kd=soft_targets), not {', '.join(terms)}"
+                raise OptionError("temperature", temperature, expected)
             terms |= {name: _replaced(terms[name], temperature=temperature) for name in softened}
         return replace(self, terms=terms)
 
@@ -160,7 +158,7 @@ class Objective:
             return BoundObjective(self, {})
         if teacher is None:
             needing = ", ".join(name for name, term in self.active.items() if _kind(term) != "targets")
-            raise ValueError(f"kd: {needing} compares with a teacher, got none; write kd=none to do without")
+            raise ValueError(f"{needing} compares with a teacher, got none; write kd=none to do without")
         terms = {name: term for name, term in self.active.items() if _kind(term) == "features"}
         return BoundObjective(self, match_features(terms, student, teacher, example))
 
@@ -256,6 +254,8 @@ def _check_alpha(terms: Mapping[str, Term]) -> None:
     if not all(isinstance(term.weight, int | float) for term in terms.values()):
         return
     hard = [term.weight for term in terms.values() if _kind(term) == "targets"]
-    soft = [term.weight for term in terms.values() if _kind(term) == "logits"]
-    if len(hard) == len(soft) == 1 and abs(hard[0] + soft[0] - 1) < 1e-9:
-        check_fraction("kd.alpha", soft[0])
+    soft = {name: term.weight for name, term in terms.items() if _kind(term) == "logits"}
+    if len(hard) == len(soft) == 1 and abs(hard[0] + sum(soft.values()) - 1) < 1e-9:
+        name, alpha = next(iter(soft.items()))
+        if not 0 <= alpha <= 1:
+            raise OptionError(f"terms.{name}.weight", alpha, ">= 0 and <= 1")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.kd.capture import ActivationCapture
+from compresskd.options import OptionError
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,15 @@ class Probe:
         candidates = set(outermost(self.candidates()))
         return [name for name in self.outputs if name in candidates]
 
-    def check_name(self, key: str, side: str, name: str) -> None:
-        """Raises: ValueError naming ``key`` and the nearest name, unless ``name`` is a module that ran."""
+    def check_name(self, side: str, name: str) -> None:
+        """Raises: OptionError of ``pairs`` with the nearest name, unless ``name`` is a module that ran."""
         if name in self.outputs:
             return
         if name in dict(self.model.named_modules()):
-            raise ValueError(
-                f"{key}: expected a module that runs in forward and returns a tensor, got {name!r}"
-            )
+            raise OptionError("pairs", name, "a module that runs in forward and returns a tensor")
         nearest = difflib.get_close_matches(name, self.outputs, n=1, cutoff=0.0)
         hint = f"; nearest is {nearest[0]!r}" if nearest else ""
-        raise ValueError(f"{key}: expected the name of a module of the {side}, got {name!r}{hint}")
+        raise OptionError("pairs", name, f"the name of a module of the {side}{hint}")
 
 
 def probe(model: nn.Module, example: Tensor) -> Probe:

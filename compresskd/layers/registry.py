@@ -73,7 +73,7 @@ def register(cls: type[nn.Module], as_plain: Callable[[Any], Plain] | None = Non
     """
     if as_plain is None and not issubclass(cls, PLAIN):
         raise ValueError(
-            f"register: came {cls.__name__}, no subclass of nn.Linear, nn.Conv2d or nn.Embedding; give as_plain too"
+            f"register: got {cls.__name__}, no subclass of nn.Linear, nn.Conv2d or nn.Embedding; give as_plain too"
         )
     _registered[cls] = as_plain or _with_same_attributes
 

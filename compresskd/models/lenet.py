@@ -1,15 +1,15 @@
 """LeNet-5 as the compression literature means it: Caffe's variant with 431,080 parameters on 28x28 images."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, image_shape, positive
+from compresskd.models.checks import Classes, Shape, image_shape
+from compresskd.options import Positive, Whole, checked
 
 KERNEL = 5
 
 
+@checked
 class LeNet5(nn.Module):
     """Two 5x5 convolutions (20 and 50 channels), each max-pooled by two, then 500 hidden units.
 
@@ -33,23 +33,20 @@ class LeNet5(nn.Module):
     def __init__(
         self,
         *,
-        width_multiplier: float = 1.0,
-        padding: int = 0,
+        width_multiplier: Positive = 1.0,
+        padding: Whole = 0,
         bias: bool = True,
-        num_classes: int,
-        input_shape: Sequence[int],
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
-        factor = positive("width_multiplier", width_multiplier, architecture="LeNet5")
-        at_least("padding", padding, 0, architecture="LeNet5")
         channels, height, width = image_shape(
             input_shape,
             architecture=f"LeNet5 with padding {padding}",
             minimum=_smallest_image(padding),
             instead="`padding: 2` or another model",
         )
-        at_least("num_classes", num_classes, 2, architecture="LeNet5")
-        first, second, hidden = (max(1, round(units * factor)) for units in (20, 50, 500))
+        first, second, hidden = (max(1, round(units * width_multiplier)) for units in (20, 50, 500))
         self.conv1 = nn.Conv2d(channels, first, KERNEL, padding=padding, bias=bias)
         self.conv2 = nn.Conv2d(first, second, KERNEL, padding=padding, bias=bias)
         num_inputs = second * _size_after(height, padding) * _size_after(width, padding)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import prod
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, flat_size
+from compresskd.models.checks import Classes, Shape
+from compresskd.options import Count, checked, one_of
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -15,8 +18,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": F.tanh,
     "leaky_relu": F.leaky_relu,
 }
+Activation = Annotated[str, one_of(*ACTIVATIONS)]
 
 
+@checked
 class MLP(nn.Module):
     """Linear layers `fc1 .. fcN` with an activation after each but the last.
 
@@ -31,28 +36,20 @@ class MLP(nn.Module):
         input_shape: shape of one sample, any number of dimensions: inputs are flattened here.
 
     Raises:
-        ValueError: a width, activation, class count or shape that cannot be.
+        OptionError: a width, activation, class count or shape that cannot be.
     """
 
     def __init__(
         self,
         *,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
+        hidden: Sequence[Count] = (256, 256),
+        activation: Activation = "relu",
         bias: bool = True,
-        num_classes: int,
-        input_shape: Sequence[int],
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
-            raise ValueError(f"MLP: hidden must be a list of widths such as [256, 256], got {hidden!r}")
-        widths = [
-            flat_size(input_shape, architecture="MLP"),
-            *(at_least(f"hidden[{i}]", width, 1, architecture="MLP") for i, width in enumerate(hidden)),
-            at_least("num_classes", num_classes, 2, architecture="MLP"),
-        ]
+        widths = [prod(input_shape), *hidden, num_classes]
         self.activation = ACTIVATIONS[activation]
         self.num_layers = len(widths) - 1
         for number, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):

@@ -1,13 +1,13 @@
 """Residual networks for small images, with parameter-free shortcuts: ResNet-20, 32, 44, 56, 110."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, blocks_per_group, image_shape, positive
+from compresskd.models.checks import Classes, Shape, blocks_per_group, image_shape
+from compresskd.options import Positive, checked
 
 
+@checked
 class ResNet(nn.Module):
     """CIFAR ResNet with option-A shortcuts (He et al., "Deep residual learning", 2016, section 4.2).
 
@@ -30,15 +30,14 @@ class ResNet(nn.Module):
         self,
         *,
         depth: int = 20,
-        width_multiplier: float = 1.0,
-        num_classes: int,
-        input_shape: Sequence[int],
+        width_multiplier: Positive = 1.0,
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape(input_shape, architecture="ResNet", minimum=4)
-        at_least("num_classes", num_classes, 2, architecture="ResNet")
-        num_blocks = blocks_per_group(depth, 2, architecture="ResNet")
-        width = max(1, round(16 * positive("width_multiplier", width_multiplier, architecture="ResNet")))
+        num_blocks = blocks_per_group(depth, 2)
+        width = max(1, round(16 * width_multiplier))
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _group(width, width, 1, num_blocks)

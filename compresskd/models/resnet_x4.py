@@ -1,14 +1,14 @@
 """The distillation literature's wider residual networks, with projecting shortcuts: ResNet-8x4 and 32x4."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, blocks_per_group, image_shape
+from compresskd.models.checks import Classes, Shape, blocks_per_group, image_shape
 from compresskd.models.resnet import BasicBlock
+from compresskd.options import checked
 
 
+@checked
 class ResNetX4(nn.Module):
     """CIFAR ResNet with a stem of 32 and groups of 64, 128, 256 channels; shortcuts are 1x1 convolutions.
 
@@ -25,11 +25,10 @@ class ResNetX4(nn.Module):
         ValueError: an argument that cannot be.
     """
 
-    def __init__(self, *, depth: int = 8, num_classes: int, input_shape: Sequence[int]) -> None:
+    def __init__(self, *, depth: int = 8, num_classes: Classes, input_shape: Shape) -> None:
         super().__init__()
         channels, _, _ = image_shape(input_shape, architecture="ResNetX4", minimum=4)
-        at_least("num_classes", num_classes, 2, architecture="ResNetX4")
-        num_blocks = blocks_per_group(depth, 2, architecture="ResNetX4")
+        num_blocks = blocks_per_group(depth, 2)
         self.conv1 = nn.Conv2d(channels, 32, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.layer1 = _group(32, 64, 1, num_blocks)

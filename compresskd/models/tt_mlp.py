@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, flat_size
-from compresskd.models.mlp import ACTIVATIONS
+from compresskd.models.checks import Classes, Shape
+from compresskd.models.mlp import ACTIVATIONS, Activation
+from compresskd.options import OptionError, checked
 from compresskd.tt import TTLinear
 
 _KEYS = ("input_dims", "output_dims", "tt_rank")
 
 
+@checked
 class TTMLP(nn.Module):
     """Layers `fc1 .. fcN` in tensor-train format with an activation after each but the last.
 
@@ -27,22 +29,19 @@ class TTMLP(nn.Module):
         input_shape: shape of one sample; inputs are flattened here.
 
     Raises:
-        ValueError: modes that do not fit, an unknown or missing key, an unknown activation.
+        OptionError: modes that do not fit, an unknown or missing key, an unknown activation.
     """
 
     def __init__(
         self,
         *,
         layers: Sequence[Mapping[str, Any]],
-        activation: str = "relu",
-        num_classes: int,
-        input_shape: Sequence[int],
+        activation: Activation = "relu",
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"TTMLP: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        at_least("num_classes", num_classes, 2, architecture="TTMLP")
-        widths = _widths(layers, flat_size(input_shape, architecture="TTMLP"), num_classes)
+        widths = _widths(layers, math.prod(input_shape), num_classes)
         self._dense = {"activation": activation, "num_classes": num_classes, "input_shape": list(input_shape)}
         self.activation = ACTIVATIONS[activation]
         self.num_layers = len(layers)
@@ -70,31 +69,23 @@ class TTMLP(nn.Module):
 
 
 def _widths(layers: Sequence[Mapping[str, Any]], num_inputs: int, num_classes: int) -> list[int]:
-    """Features before and after each layer; ValueError where modes do not fit each other."""
+    """Features before and after each layer; OptionError where modes do not fit each other."""
     if not layers:
-        raise ValueError("TTMLP: layers is empty; write at least one {input_dims, output_dims, tt_rank}")
+        raise OptionError("layers", [], "at least one {input_dims, output_dims, tt_rank}")
     for number, layer in enumerate(layers, start=1):
         if set(layer) != set(_KEYS):
-            raise ValueError(
-                f"TTMLP: layer {number} must have the keys {', '.join(_KEYS)}, got {', '.join(layer)}"
-            )
+            raise OptionError(f"layers[{number - 1}]", dict(layer), f"the keys {', '.join(_KEYS)}")
         if len(layer["input_dims"]) != len(layer["output_dims"]):
-            raise ValueError(
-                f"TTMLP: layer {number} needs as many input_dims as output_dims, "
-                f"got {list(layer['input_dims'])} and {list(layer['output_dims'])}"
-            )
-        at_least(f"layers[{number - 1}].tt_rank", layer["tt_rank"], 1, architecture="TTMLP")
+            raise OptionError(f"layers[{number - 1}]", dict(layer), "as many input_dims as output_dims")
+        if not isinstance(layer["tt_rank"], int) or layer["tt_rank"] < 1:
+            raise OptionError(f"layers[{number - 1}].tt_rank", layer["tt_rank"], ">= 1")
     widths = [num_inputs, *(math.prod(layer["output_dims"]) for layer in layers)]
     for number, (width, layer) in enumerate(zip(widths, layers, strict=False), start=1):
         offered = math.prod(layer["input_dims"])
         if offered < width or (number > 1 and offered != width):
-            raise ValueError(
-                f"TTMLP: the input_dims {list(layer['input_dims'])} of layer {number} multiply to {offered}, "
-                f"but {width} features come in"
-            )
+            expected = f"modes that multiply to {width}, as many features as come in, not to {offered}"
+            raise OptionError(f"layers[{number - 1}].input_dims", layer["input_dims"], expected)
     if widths[-1] < num_classes:
-        raise ValueError(
-            f"TTMLP: the output_dims {list(layers[-1]['output_dims'])} of the last layer multiply to {widths[-1]}, "
-            f"fewer than the {num_classes} classes"
-        )
+        expected = f"modes that multiply to {num_classes} or more, the number of classes, not to {widths[-1]}"
+        raise OptionError(f"layers[{len(layers) - 1}].output_dims", layers[-1]["output_dims"], expected)
     return [*widths[:-1], num_classes]

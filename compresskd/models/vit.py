@@ -3,15 +3,15 @@
 Shapes: B batch, N tokens (patches and the class token), D width, H heads, K classes.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, fraction, image_shape, positive
+from compresskd.models.checks import Classes, Dropout, Shape, image_shape
+from compresskd.options import Count, OptionError, Positive, checked
 
 
+@checked
 class VisionTransformer(nn.Module):
     """Pre-norm transformer on square patches, classified by a class token.
 
@@ -37,37 +37,24 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         *,
-        patch_size: int = 4,
-        width: int = 192,
-        depth: int = 12,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
-        num_classes: int,
-        input_shape: Sequence[int],
+        patch_size: Count = 4,
+        width: Count = 192,
+        depth: Count = 12,
+        num_heads: Count = 3,
+        mlp_ratio: Positive = 4.0,
+        dropout: Dropout = 0.0,
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
-        name = "VisionTransformer"
-        channels, height, width_pixels = image_shape(input_shape, architecture=name)
-        for option, value, least in (
-            ("patch_size", patch_size, 1),
-            ("width", width, 1),
-            ("depth", depth, 1),
-            ("num_heads", num_heads, 1),
-            ("num_classes", num_classes, 2),
-        ):
-            at_least(option, value, least, architecture=name)
+        channels, height, width_pixels = image_shape(input_shape, architecture="VisionTransformer")
         if height % patch_size or width_pixels % patch_size:
-            raise ValueError(
-                f"{name}: patch_size must divide the image, got patch_size {patch_size} for "
-                f"{height}x{width_pixels} pixels; {_patch_sizes(height, width_pixels)}"
-            )
+            expected = f"a divisor of the image's {height}x{width_pixels} pixels"
+            raise OptionError("patch_size", patch_size, f"{expected}; {_patch_sizes(height, width_pixels)}")
         if width % num_heads:
-            raise ValueError(
-                f"{name}: width must be a multiple of num_heads, got {width} for {num_heads} heads"
-            )
-        hidden = max(1, round(width * positive("mlp_ratio", mlp_ratio, architecture=name)))
-        self.dropout = fraction("dropout", dropout, architecture=name)
+            raise OptionError("width", width, f"a multiple of num_heads={num_heads}")
+        hidden = max(1, round(width * mlp_ratio))
+        self.dropout = dropout
         num_patches = (height // patch_size) * (width_pixels // patch_size)
         self.patch_embed = PatchEmbed(channels, width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))

@@ -1,14 +1,15 @@
 """Wide residual networks with pre-activation: WRN-16-1, 16-2, 40-1, 40-2."""
 
 import math
-from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.models.checks import at_least, blocks_per_group, fraction, image_shape
+from compresskd.models.checks import Classes, Dropout, Shape, blocks_per_group, image_shape
+from compresskd.options import Count, checked
 
 
+@checked
 class WideResNet(nn.Module):
     """WRN-depth-width (Zagoruyko & Komodakis, "Wide residual networks", 2016).
 
@@ -32,17 +33,14 @@ class WideResNet(nn.Module):
         self,
         *,
         depth: int = 16,
-        width: int = 2,
-        dropout: float = 0.0,
-        num_classes: int,
-        input_shape: Sequence[int],
+        width: Count = 2,
+        dropout: Dropout = 0.0,
+        num_classes: Classes,
+        input_shape: Shape,
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape(input_shape, architecture="WideResNet", minimum=4)
-        at_least("num_classes", num_classes, 2, architecture="WideResNet")
-        at_least("width", width, 1, architecture="WideResNet")
-        dropout = fraction("dropout", dropout, architecture="WideResNet")
-        num_blocks = blocks_per_group(depth, 4, architecture="WideResNet")
+        num_blocks = blocks_per_group(depth, 4)
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.block1 = Group(16, 16 * width, 1, num_blocks, dropout)
         self.block2 = Group(16 * width, 32 * width, 2, num_blocks, dropout)

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from compresskd.options import OptionError
 from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough
 from compresskd.quant.granularity import PerTensor
 from compresskd.quant.grid import Grid
@@ -36,7 +37,7 @@ class ActivationQuant(nn.Module):
     ) -> None:
         super().__init__()
         if estimator not in ("straight_through", "lsq"):
-            raise ValueError(f"quant.estimator: expected lsq or straight_through, got {estimator!r}")
+            raise OptionError("estimator", estimator, "lsq, straight_through")
         self.estimator, self.momentum, self.num_observed = estimator, momentum, num_observed
         self.enabled, self.frozen, self.num_passes = True, False, 0
         self.low: Tensor

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from compresskd.options import OptionError
 from compresskd.quant.als import refine
 from compresskd.quant.environments import Weights, relative_error, separable_covariance
 from compresskd.quant.gauge import Gauged, learn_gauge
@@ -102,7 +103,7 @@ def _error(cores: Sequence[Tensor], found: Gauged, weights: Weights) -> float:
 
 def _check(cores: Sequence[Tensor], method: str) -> None:
     if method not in CORE_METHODS:
-        raise ValueError(f"quant.method: expected one of {', '.join(CORE_METHODS)}, got {method!r}")
+        raise OptionError("method", method, ", ".join(CORE_METHODS))
     if not cores or any(core.dim() != 4 for core in cores):
         raise ValueError(
             f"expected cores [r, m, n, r'], got the shapes {[tuple(core.shape) for core in cores]}"

@@ -48,5 +48,5 @@ def entropy_penalty(module: nn.Module) -> Tensor:
         )
         count += weight.numel()
     if not count:
-        raise ValueError("quant.entropy: nothing in this model is quantized; call prepare first")
+        raise ValueError("entropy: nothing in this model is quantized; call prepare first")
     return total / count

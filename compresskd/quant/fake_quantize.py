@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from compresskd.options import OptionError
 from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough
 from compresskd.quant.granularity import Granularity, PerTensor
 from compresskd.quant.grid import Grid, quantize
@@ -54,7 +55,7 @@ class FakeQuant(nn.Module):
     ) -> None:
         super().__init__()
         if estimator not in ESTIMATORS:
-            raise ValueError(f"quant.estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+            raise OptionError("estimator", estimator, ", ".join(ESTIMATORS))
         self.grid, self.granularity = grid, granularity or PerTensor()
         self.estimator, self.initial_scale = estimator, initial_scale
         self.enabled, self.frozen = True, False

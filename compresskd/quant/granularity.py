@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compresskd.options import OptionError
+
 
 class Granularity(Protocol):
     """What the four values below have in common."""
@@ -95,14 +97,14 @@ class PerRankSlice:
     """One scale for every index of the `last` or the `first` TT-rank of a core [r_{k-1}, m_k, n_k, r_k].
 
     Raises:
-        ValueError: `side` is neither, or the tensor is no core (it has not four dimensions).
+        OptionError: `side` is neither, or the tensor is no core (it has not four dimensions).
     """
 
     side: str = "last"
 
     def __post_init__(self) -> None:
         if self.side not in ("first", "last"):
-            raise ValueError(f"quant.granularity: PerRankSlice takes 'first' or 'last', got {self.side!r}")
+            raise OptionError("side", self.side, "first, last")
 
     def num_scales(self, shape: Sequence[int]) -> int:
         """The TT-rank."""
@@ -127,7 +129,7 @@ class PerRankSlice:
     def _dim(self, shape: Sequence[int]) -> int:
         if len(shape) != 4:
             raise ValueError(
-                "quant.granularity: PerRankSlice needs a tensor-train core [r, m, n, r'], got the shape "
+                "granularity: PerRankSlice needs a tensor-train core [r, m, n, r'], got the shape "
                 f"{tuple(shape)}; write PerChannel(dim=0) for the weights of ordinary layers"
             )
         return 0 if self.side == "first" else 3
@@ -145,7 +147,7 @@ class PerGroup:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"quant.granularity: PerGroup takes a size of 1 or more, got {self.size}")
+            raise OptionError("size", self.size, ">= 1")
 
     def num_scales(self, shape: Sequence[int]) -> int:
         """The number of elements divided by `size`, rounded up."""
@@ -187,7 +189,7 @@ def granularity_from_plain(plain: Sequence[str | int]) -> Granularity:
         case ["per_group", int(size)]:
             return PerGroup(size)
     raise ValueError(
-        "quant.granularity: expected ['per_tensor'], ['per_channel', dim], "
+        "granularity: expected ['per_tensor'], ['per_channel', dim], "
         f"['per_rank_slice', 'first'|'last'] or ['per_group', size], got {plain!r}"
     )
 
@@ -195,7 +197,7 @@ def granularity_from_plain(plain: Sequence[str | int]) -> Granularity:
 def _dim_of(granularity: object, dim: int, shape: Sequence[int]) -> int:
     if not -len(shape) <= dim < len(shape):
         raise ValueError(
-            f"quant.granularity: {granularity} does not fit a tensor of shape {tuple(shape)}; "
+            f"granularity: {granularity} does not fit a tensor of shape {tuple(shape)}; "
             f"dim must be within {-len(shape)}..{len(shape) - 1}"
         )
     return dim % len(shape)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compresskd.options import OptionError
 from compresskd.quant.granularity import Granularity
 
 BITS = (2, 3, 4, 8)
@@ -27,7 +28,7 @@ class Grid:
     `ternary`: -1, 0, 1 (bits must be 2; five of them are packed into a byte).
 
     Raises:
-        ValueError: bits or kind that do not exist, or do not go together.
+        OptionError: bits or kind that do not exist, or do not go together.
     """
 
     bits: int
@@ -35,11 +36,13 @@ class Grid:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or self.bits not in BITS:
-            raise ValueError(f"bits: expected one of {', '.join(map(str, BITS))}, got {self.bits!r}")
+            raise OptionError("bits", self.bits, ", ".join(map(str, BITS)))
         if self.kind not in KINDS:
-            raise ValueError(f"quant.grid: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise OptionError("grid", self.kind, ", ".join(KINDS))
         if self.kind == "ternary" and self.bits != 2:
-            raise ValueError(f"quant.grid: ternary weights have bits=2, got bits={self.bits}; write bits=2")
+            raise OptionError(
+                "grid", self.kind, f"another grid with bits={self.bits}; ternary weights have bits=2"
+            )
 
     @property
     def low(self) -> int:
@@ -101,7 +104,7 @@ def spread(
     expected = granularity.num_scales(shape)
     if scale.shape != (expected,):
         raise ValueError(
-            f"quant.granularity: {granularity} of a tensor {tuple(shape)} has {expected} scales, "
+            f"granularity: {granularity} of a tensor {tuple(shape)} has {expected} scales, "
             f"got a scale tensor of shape {tuple(scale.shape)}"
         )
     if (zero_point is not None) != grid.has_zero_point or (
@@ -109,7 +112,7 @@ def spread(
     ):
         wanted = f"zero points of shape ({expected},)" if grid.has_zero_point else "no zero points"
         came = "none" if zero_point is None else f"shape {tuple(zero_point.shape)}"
-        raise ValueError(f"quant.grid: the {grid.kind} grid takes {wanted}, got {came}")
+        raise ValueError(f"the {grid.kind} grid takes {wanted}, got {came}")
     offset = None if zero_point is None else granularity.expand(zero_point.float(), shape)
     return granularity.expand(scale.float(), shape), offset
 

@@ -11,15 +11,16 @@ deep copy shares its class): build a fresh one and load `plain_state_dict` or th
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from compresskd.options import OptionError, checked, one_of
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.fake_quantize import ESTIMATORS, FakeQuant
 from compresskd.quant.granularity import Granularity, PerChannel, PerTensor
-from compresskd.quant.grid import Grid
+from compresskd.quant.grid import BITS, KINDS, Grid
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.scale import METHODS
 from compresskd.quant.targets import Target, find_targets, find_vectors, join
@@ -29,6 +30,7 @@ OTHER_BITS = (4, 8, 16, 32)
 Quant = TypeVar("Quant", bound=nn.Module)
 
 
+@checked
 @dataclass(frozen=True)
 class QuantSpec:
     """How the weights of a model are quantized.
@@ -52,28 +54,21 @@ class QuantSpec:
         ValueError: a value that is not allowed, with its configuration key.
     """
 
-    bits: int = 8
-    grid: str = "symmetric"
+    bits: Annotated[int, one_of(*BITS)] = 8
+    grid: Annotated[str, one_of(*KINDS)] = "symmetric"
     granularity: Granularity = field(default_factory=PerChannel)
-    core_grid: str = "half_integer"
+    core_grid: Annotated[str, one_of(*KINDS)] = "half_integer"
     core_granularity: Granularity = field(default_factory=PerTensor)
-    estimator: str = "lsq"
-    initial_scale: str = "mse"
-    activation_bits: int | None = None
-    layers: Mapping[str, int] = field(default_factory=dict)
-    other_bits: int = 32
+    estimator: Annotated[str, one_of(*ESTIMATORS)] = "lsq"
+    initial_scale: Annotated[str, one_of(*METHODS)] = "mse"
+    activation_bits: Annotated[int, one_of(8)] | None = None
+    layers: Mapping[str, Annotated[int, one_of(0, *BITS)]] = field(default_factory=dict)
+    other_bits: Annotated[int, one_of(*OTHER_BITS)] = 32
 
     def __post_init__(self) -> None:
         for bits in (self.bits, *(bits for bits in self.layers.values() if bits != 0)):
             Grid(bits, self.grid)
             Grid(bits, self.core_grid)
-        _check_choice("quant.estimator", self.estimator, ESTIMATORS)
-        _check_choice("quant.initial_scale", self.initial_scale, METHODS)
-        if self.activation_bits not in (None, 8):
-            raise ValueError(f"quant.activation_bits: expected 8 or null, got {self.activation_bits!r}")
-        if self.other_bits not in OTHER_BITS:
-            expected = ", ".join(map(str, OTHER_BITS))
-            raise ValueError(f"quant.other_bits: expected one of {expected}, got {self.other_bits!r}")
 
     def bits_of(self, owner: str) -> int:
         """Bits of the layer of this name; 0 where it stays in float."""
@@ -111,8 +106,8 @@ def prepare(
     _check_names(targets, spec, start)
     chosen = [target for target in targets if spec.bits_of(target.owner)]
     if not chosen:
-        raise ValueError(
-            "quant: nothing to quantize: no Linear, Conv2d, Embedding or cores, or all set to 0 bits"
+        raise OptionError(
+            "layers", dict(spec.layers), "a Linear, Conv2d, Embedding or cores with more than 0 bits"
         )
     trained = {owner: target.value.requires_grad for target in chosen for owner in target.owners}
     vectors = [] if spec.other_bits == 32 else list(find_vectors(module, targets))
@@ -260,22 +255,15 @@ def _check_names(targets: list[Target], spec: QuantSpec, start: Mapping[str, Qua
     owners = sorted({owner for target in targets for owner in target.owners})
     for pattern in spec.layers:
         if not any(fnmatchcase(owner, pattern) for owner in owners):
-            raise ValueError(f"quant.layers: '{pattern}' fits none of the layers {owners}")
+            raise OptionError("layers", pattern, f"a pattern that fits one of the layers {', '.join(owners)}")
     unknown = sorted(start.keys() - {target.name for target in targets})
     if unknown:
         raise ValueError(f"start: {unknown} are no weights that can be quantized")
     for target in targets:
-        asked = {owner: spec.bits_of(owner) for owner in target.owners}
-        if len(set(asked.values())) > 1:
-            raise ValueError(
-                f"quant.layers: came {asked} for layers that share one weight; give all the same bits"
-            )
+        wished = {owner: spec.bits_of(owner) for owner in target.owners}
+        if len(set(wished.values())) > 1:
+            raise OptionError("layers", wished, "the same bits for layers that share one weight")
         if parametrize.is_parametrized(target.holder, target.key):
             raise ValueError(
                 f"'{target.name}' is parametrized already: prepare a module once, from its float form"
             )
-
-
-def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}: expected one of {', '.join(allowed)}, got {value!r}")

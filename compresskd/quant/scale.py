@@ -6,6 +6,7 @@ All return (scale [S] float16, zero_point [S] int8 or None).
 import torch
 from torch import Tensor
 
+from compresskd.options import OptionError
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, fake_quantize, read_from_grid, round_to_grid, spread
 
@@ -25,7 +26,7 @@ def find_scale(
         ValueError: another name, or weights that are not finite.
     """
     if method not in METHODS:
-        raise ValueError(f"quant.initial_scale: expected one of {', '.join(METHODS)}, got {method!r}")
+        raise OptionError("initial_scale", method, ", ".join(METHODS))
     w = w.detach().float()
     if not torch.isfinite(w).all():
         raise ValueError(f"weights of shape {tuple(w.shape)} are not finite: there is no scale for them")

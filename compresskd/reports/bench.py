@@ -77,17 +77,17 @@ def _faults(arguments: argparse.Namespace) -> Iterator[str]:
     for name, least in (("rank", 1), ("cores", 1), ("plans", 0), ("threads", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
-            yield f"--{name}: came {value}; allowed: {least} or more"
+            yield f"--{name}: got {value}, expected {least} or more"
     if arguments.cores is not None and arguments.cores > max(PATTERNS):
-        yield f"--cores: came {arguments.cores}; allowed: up to {max(PATTERNS)}"
+        yield f"--cores: got {arguments.cores}, expected up to {max(PATTERNS)}"
     if not all(size.strip().isdecimal() and int(size) for size in arguments.batch.split(",")):
-        yield f"--batch: came {arguments.batch}; write sizes of 1 or more, such as --batch 1,32"
+        yield f"--batch: got {arguments.batch}; write sizes of 1 or more, such as --batch 1,32"
     if arguments.directory is None and not re.fullmatch(
         "[1-9][0-9]*x[1-9][0-9]*", (arguments.layer or "").lower()
     ):
-        yield f"--layer: came {arguments.layer}; write a run's folder, or --layer MxN such as --layer 4096x4096"
+        yield f"--layer: got {arguments.layer}; write a run's folder, or --layer MxN such as --layer 4096x4096"
     if arguments.directory is not None and arguments.layer is not None:
-        yield f"--layer: came {arguments.layer} beside {arguments.directory}; write one of them"
+        yield f"--layer: got {arguments.layer} beside {arguments.directory}; write one of them"
 
 
 def _of_layer(arguments: argparse.Namespace, batches: Sequence[int]) -> Iterator[Case]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -21,7 +22,8 @@ from compresskd.compression.compression import Compression
 from compresskd.compression.replacement import Make
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
-from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.options import Count, Whole, checked, within
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
 
 
@@ -76,9 +78,7 @@ class _Splitting(nn.Module):
         )
 
 
-_LARGEST_RHO = 1e6
-
-
+@checked
 @dataclass(frozen=True)
 class Admm:
     """Train the dense student while its weights are pulled towards tensor trains of a rank.
@@ -91,18 +91,11 @@ class Admm:
     """
 
     objective: Objective
-    epochs: int
+    epochs: Whole
     compression: Compression
-    rho: float = 1e-3
-    updates_per_epoch: int = 1
-    teacher: str = "original"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rho <= _LARGEST_RHO:
-            raise ValueError(f"rho: came {self.rho}; allowed: above 0, at most {_LARGEST_RHO:g}")
-        if self.updates_per_epoch < 1:
-            raise ValueError(f"updates_per_epoch: came {self.updates_per_epoch}; allowed: 1 or more")
-        check_teacher(self.teacher)
+    rho: Annotated[float, Gt(0), Le(1e6)] = 1e-3
+    updates_per_epoch: Count = 1
+    teacher: Which = "original"
 
     @property
     def needs_teacher(self) -> bool:
@@ -116,9 +109,9 @@ class Admm:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
-        self.compression.check(state.student, example)
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        with within("compression"):
+            self.compression.check(state.student, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:

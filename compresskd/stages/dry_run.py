@@ -16,18 +16,45 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.base import Batch, Data, Split
 from compresskd.engine.strategy import State
+from compresskd.kd.objective import Objective
+from compresskd.models.build import spec_of
+from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
-from compresskd.training.dry_run import rate_faults
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
 
 
-class _Misfit(ValueError):
-    """'key: what is wrong', found in the forward pass."""
+def check_answers(model: nn.Module, example: Tensor, num_classes: int) -> None:
+    """See that a model, as built, has ordinary parameters and answers two samples, and one, with logits.
+
+    Args:
+        example: [2, ...] inputs of the shape of the data.
+
+    Raises:
+        OptionError: of the number of classes where that is an option of the model, else of the whole model.
+    """
+    for name, parameter in model.named_parameters():
+        if (parameter.is_floating_point() or parameter.is_complex()) and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            expected = "float32 parameters; write precision=bf16 or fp16 for half precision"
+            raise OptionError("", f"{name} of {kind}", expected)
+    for inputs in (example, example[:1]):  # the last batch of a split, and what is timed, may be one sample
+        samples = f"{len(inputs)} samples of shape {list(inputs.shape[1:])}"
+        try:
+            with torch.inference_mode():
+                logits = model.eval()(inputs)
+        except Exception as error:  # a model may be the user's own code
+            raise _of_student(model, f"takes {samples}: {_first_line(error)}", "") from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise OptionError("", got, f"logits [{len(inputs)}, {num_classes}] for {samples}")
+        if logits.shape[1] != num_classes:
+            field = "num_classes" if "num_classes" in spec_of(model)["kwargs"] else ""
+            raise OptionError(field, logits.shape[1], f"{num_classes}, as many classes as the data has")
 
 
 def try_training(
@@ -39,7 +66,7 @@ def try_training(
     compilation. No model, no running statistic and no generator of random numbers is changed.
 
     Raises:
-        ValueError: 'key: what is wrong', with the key to change: of the recipe, of the student, or of the objective.
+        OptionError: of the recipe, of the training (its learning rate, its objective), or of the student.
     """
     recipe = _of_stage(stage, training, recipe)
     if not training.epochs:
@@ -65,7 +92,7 @@ def try_training(
     with torch.random.fork_rng(devices=generators), ExitStack() as stack:
         gradients = stack.enter_context(_gradients(student))
         comparisons = _comparisons(student, teachers, training, sample, trial, device, stack)
-        loss = functools.partial(_loss, stage=stage, comparisons=comparisons, batch_size=recipe.batch_size)
+        loss = functools.partial(_loss, comparisons=comparisons, batch_size=recipe.batch_size)
         try:
             fit(
                 student,
@@ -77,27 +104,22 @@ def try_training(
                 extra_modules=[c.bound for c in comparisons],
             )
         except NonFiniteLoss as error:
-            raise ValueError(_diverged(stage, error, gradients, training)) from error
-        except _Misfit as error:
-            raise ValueError(str(error)) from error.__cause__
+            raise _diverged(stage, error, gradients, training, recipe) from error
+        except OptionError:
+            raise
         except (
             Exception
         ) as error:  # of the backward pass, or the optimizer: code of the user's own may be at fault
-            raise ValueError(f"student: cannot be trained: {_first_line(error)}") from error
+            raise _of_student(student, f"can be trained: {_first_line(error)}") from error
     if not all(map(math.isfinite, gradients)):
-        raise ValueError(_no_number(stage, "its gradient is not finite", training))
+        raise _no_number("a finite gradient", training)
 
 
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
     try:
-        made = recipe_with(recipe, training.epochs, training.learning_rate)
-        faults = list(rate_faults(made))
-        if faults:
-            raise ValueError("\n".join(faults))
-        return made
-    except ValueError as error:  # a warm-up that is longer than this stage
-        lines = [f"{line} (stage {stage})" for line in str(error).splitlines()]
-        raise ValueError("\n".join(lines).replace("optimizer.lr", _rate_key(stage, training))) from error
+        return recipe_with(recipe, training.epochs, training.learning_rate)
+    except OptionError as error:  # a warm-up that is longer than this stage
+        raise OptionError(f"recipe.{error.field}", error.got, f"{error.expected} (stage {stage})") from error
 
 
 def _sample(data: Data, batch_size: int, device: torch.device) -> Data:
@@ -151,16 +173,14 @@ def _gradients(student: nn.Module) -> Iterator[list[float]]:
             handle.remove()
 
 
-def _loss(
-    model: nn.Module, batch: Batch, *, stage: str, comparisons: list[Comparison], batch_size: int
-) -> LossOutput:
+def _loss(model: nn.Module, batch: Batch, *, comparisons: list[Comparison], batch_size: int) -> LossOutput:
     with parametrize.cached():
         output = _output(model, batch.inputs, batch_size)
     try:
         return LossOutput(*compared(output, batch, comparisons))
     except Exception as error:  # a term may be the user's own code
-        text = f"does not compute on a batch of {len(batch.inputs)}: {_first_line(error)}"
-        raise _Misfit(f"strategy.stages.{stage}.objective: {text}") from error
+        expected = f"terms that compute on a batch of {len(batch.inputs)}: {_first_line(error)}"
+        raise _of_objective(expected, comparisons[0].bound.objective) from error
 
 
 def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
@@ -169,23 +189,20 @@ def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
         output = model(inputs)
     except Exception as error:  # a model may be the user's own code
         if _takes(model, torch.cat([inputs, inputs])):
-            left = "" if len(inputs) == batch_size else f", of which the last batch has {len(inputs)}"
-            raise _Misfit(
-                f"train.batch_size: came {batch_size}{left}; the student does not train on a batch of {len(inputs)} "
-                f"({_first_line(error)}); write another size"
+            left = "" if len(inputs) == batch_size else ", the last one,"
+            expected = f"another size: the student does not train on a batch{left} of {len(inputs)}"
+            raise OptionError(
+                "recipe.batch_size", batch_size, f"{expected} ({_first_line(error)})"
             ) from error
-        raise _Misfit(
-            f"student: fails in training mode on a batch of {len(inputs)}: {_first_line(error)}"
-        ) from error
+        raise _of_student(model, f"trains on a batch of {len(inputs)}: {_first_line(error)}") from error
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
-        raise _Misfit(
-            f"student: in training mode it returns a {type(logits).__name__}; expected logits [B, K], as in evaluation"
-        )
+        said = f"not a {type(logits).__name__}, as in evaluation"
+        raise _of_student(model, f"returns logits [B, K] in training mode, {said}")
     if len(logits) != len(inputs):
-        raise _Misfit(f"student: in training mode it returns {list(logits.shape)} for {len(inputs)} samples")
+        raise _of_student(model, f"returns {len(inputs)} logits in training mode, not {list(logits.shape)}")
     if not bool(logits.isfinite().all()):
-        raise _Misfit("student: returns values that are not finite on training samples, before any training")
+        raise _of_student(model, "returns finite values on training samples before any training")
     return output
 
 
@@ -198,27 +215,34 @@ def _takes(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def _diverged(stage: str, error: NonFiniteLoss, gradients: list[float], training: Training) -> str:
+def _of_student(model: nn.Module, what: str, field: str = "student") -> OptionError:
+    return OptionError(field, type(model).__name__, f"a model that {what}")
+
+
+def _diverged(
+    stage: str, error: NonFiniteLoss, gradients: list[float], training: Training, recipe: Recipe
+) -> OptionError:
     if error.step == 0 or not all(map(math.isfinite, gradients)):
         bad = ", ".join(f"{name} = {value:g}" for name, value in error.values.items())
-        return _no_number(stage, f"the loss is no number on training samples ({bad})", training)
-    key = _rate_key(stage, training)
-    return f"{key}: the loss is not finite any more after a few steps (stage {stage}); write a smaller one"
-
-
-def _rate_key(stage: str, training: Training) -> str:
+        return _no_number(f"a finite loss on training samples, not {bad}", training)
+    expected = f"a smaller one: the loss is not finite any more after a few steps (stage {stage})"
     if training.learning_rate is None:
-        return "optimizer.lr"
-    return training.learning_rate_key or f"strategy.stages.{stage}.learning_rate"
+        rate = getattr(recipe.optimizer, "keywords", {}).get("lr")
+        return OptionError("recipe.optimizer.lr", rate, expected)
+    return OptionError(f"training.{training.learning_rate_field}", training.learning_rate, expected)
 
 
-def _no_number(stage: str, text: str, training: Training) -> str:
+def _no_number(expected: str, training: Training) -> OptionError:
+    return _of_objective(f"{expected}; write numbers of usual size", training.objective)
+
+
+def _of_objective(expected: str, objective: Objective) -> OptionError:
     """What is said of an objective, with the numbers that its terms were given."""
-    options = "; ".join(
-        f"{name}: " + ", ".join(f"{k}={v:g}" for k, v in vars(term).items() if _is_number(v))
-        for name, term in training.objective.active.items()
-    )
-    return f"strategy.stages.{stage}.objective: {text}; its terms are {options}; write numbers of usual size"
+    options = {
+        name: {k: v for k, v in vars(term).items() if _is_number(v)}
+        for name, term in objective.active.items()
+    }
+    return OptionError("training.objective", options, expected)
 
 
 def _is_number(value: Any) -> bool:

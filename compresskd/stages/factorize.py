@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from compresskd import artifact
-from compresskd.compression.compression import INITS, Compression
+from compresskd.compression.compression import Compression, Init
 from compresskd.engine.strategy import Context, State
+from compresskd.options import checked, one_of, within
 
-SOURCES = ("student", "teacher")
 
-
+@checked
 @dataclass(frozen=True)
 class Factorize:
     """Factorize the layers of the student, or of a copy of the teacher that becomes the student.
@@ -25,18 +26,12 @@ class Factorize:
             keep the variance of activations (a student born in this format).
 
     Raises:
-        ValueError: for a value out of its range.
+        OptionError: for a value out of its range.
     """
 
     compression: Compression
-    source: str = "student"
-    init: str = "decomposed"
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(f"source: came {self.source!r}; allowed: {', '.join(SOURCES)}")
-        if self.init not in INITS:
-            raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
+    source: Annotated[str, one_of("student", "teacher")] = "student"
+    init: Init = "decomposed"
 
     @property
     def needs_teacher(self) -> bool:
@@ -44,9 +39,10 @@ class Factorize:
         return self.source == "teacher"
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
+        """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
-        self.compression.check(model, example)
+        with within("compression"):
+            self.compression.check(model, example)
         return State(model, state.teacher)
 
     def __call__(self, state: State, context: Context) -> State:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from compresskd.engine.strategy import Context, State
+from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
+from compresskd.options import Fraction, Whole, checked, one_of, within
 from compresskd.stages.train_student import Training, train_student
+from compresskd.training import LearningRate
 
-TEACHERS = ("original", "previous", "both")
+Which = Annotated[str, one_of("original", "previous", "both")]  # of the teachers that a stage may have
 
 
+@checked
 @dataclass(frozen=True)
 class Fit:
     """Train the student.
@@ -28,22 +33,17 @@ class Fit:
         temperature: replaces the temperature of `objective`; None keeps it.
 
     Raises:
-        ValueError: for a value out of its range.
+        OptionError: for a value out of its range.
     """
 
     objective: Objective
-    epochs: int
-    teacher: str = "original"
-    learning_rate: float | None = None
-    alpha: float | None = None
-    temperature: float | None = None
+    epochs: Whole
+    teacher: Which = "original"
+    learning_rate: LearningRate | None = None
+    alpha: Fraction | None = None
+    temperature: Temperature | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs: came {self.epochs}; allowed: 0 (no training) or more")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: came {self.learning_rate}; allowed: above 0, or null")
-        check_teacher(self.teacher)
         if self.alpha is not None or self.temperature is not None:
             balanced = self.objective.reweighted(alpha=self.alpha, temperature=self.temperature)
             object.__setattr__(self, "objective", balanced)
@@ -59,9 +59,8 @@ class Fit:
         return Training(self.objective, self.epochs, self.teacher, self.learning_rate)
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: the objective finds in both models what it compares."""
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        """See `engine.strategy.Checked`: the objective finds in both models what it compares."""
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:
@@ -77,10 +76,17 @@ class Fit:
         return state
 
 
-def check_teacher(teacher: str) -> None:
-    """Raise ValueError where `teacher` names none of the teachers that a stage may have."""
-    if teacher not in TEACHERS:
-        raise ValueError(f"teacher: came {teacher!r}; allowed: {', '.join(TEACHERS)}")
+def check_objective(
+    objective: Objective, which: str, state: State, student: nn.Module, example: Tensor
+) -> None:
+    """See that an objective finds in both models what it compares; `student` as the stage will train it.
+
+    Raises:
+        OptionError: of `objective`.
+    """
+    with within("objective"):
+        for teacher in teachers_of(which, state, state.student).values():
+            objective.bind(student, teacher, example)
 
 
 def teachers_of(which: str, state: State, previous: nn.Module) -> dict[str, nn.Module]:

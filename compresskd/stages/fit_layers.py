@@ -15,7 +15,8 @@ from compresskd import layers
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers import surgery
-from compresskd.training.dry_run import LARGEST_RATE
+from compresskd.options import Count, checked
+from compresskd.training import LearningRate
 from compresskd.training.evaluation import evaluation_mode
 
 _NO_NAMESAKE = (
@@ -24,6 +25,7 @@ _NO_NAMESAKE = (
 )
 
 
+@checked
 @dataclass(frozen=True)
 class FitLayers:
     """Slice-wise start: minimise |layer(x) - teacher layer(x)|^2 over cached inputs x of the teacher's layer.
@@ -35,19 +37,10 @@ class FitLayers:
         learning_rate: of Adam.
     """
 
-    steps: int = 100
-    num_samples: int = 1024
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: came {getattr(self, name)}; allowed: 1 or more")
-        if not 0 < self.learning_rate <= LARGEST_RATE:
-            raise ValueError(
-                f"learning_rate: came {self.learning_rate}; allowed: above 0, at most {LARGEST_RATE:g}"
-            )
+    steps: Count = 100
+    num_samples: Count = 1024
+    batch_size: Count = 64
+    learning_rate: LearningRate = 1e-3
 
     @property
     def needs_teacher(self) -> bool:
@@ -55,7 +48,7 @@ class FitLayers:
         return True
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
+        """See `engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
         names = [name for layer in layers.find(state.student) for name in layer.names]
         if state.teacher is None or not _namesakes(names, state.teacher):
             raise ValueError(f"fit_layers: no {_NO_NAMESAKE}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compresskd import layers, tt
 from compresskd.layers import surgery
 from compresskd.models.folded import FoldedBatchNorm
+from compresskd.options import OptionError
 from compresskd.training.evaluation import evaluation_mode
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -179,7 +180,7 @@ def _check_same(model: nn.Module, folded: nn.Module, example: Tensor) -> None:
         before, after = model(example).float(), folded(example).float()
     gap = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
     if not gap <= _TOLERANCE:
-        raise ValueError(
-            f"quant.batch_norm: came fold, but this architecture answers differently with its norms folded (by "
-            f"{gap:.2g} of its largest logit); write freeze"
+        expected = (
+            f"freeze, keep: this model answers differently with its norms folded (by {gap:.2g} of a logit)"
         )
+        raise OptionError("batch_norm", "fold", expected)

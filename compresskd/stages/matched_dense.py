@@ -13,12 +13,14 @@ from compresskd import artifact
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
 from compresskd.models.build import build, spec_of
+from compresskd.options import checked, within
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
 _WIDTHS = ("hidden", "width_multiplier")
 _STEPS = 40
 
 
+@checked
 @dataclass(frozen=True)
 class MatchedDense:
     """Replace the student by a narrower dense one of at most the stored bytes that factorizing would leave.
@@ -37,8 +39,9 @@ class MatchedDense:
         return False
 
     def check(self, state: State, example: Tensor) -> State:
-        """See `compresskd.engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
-        self.compression.check(state.student, example)
+        """See `engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
+        with within("compression"):
+            self.compression.check(state.student, example)
         _widths(spec_of(state.student))
         return state
 

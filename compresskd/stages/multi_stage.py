@@ -10,22 +10,45 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, Stage, State, score
+from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
-from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.options import (
+    Count,
+    Fraction,
+    NonNegative,
+    OptionError,
+    Whole,
+    checked,
+    faults,
+    hints_of,
+    one_of,
+    raise_all,
+    within,
+)
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
 
-INITS = ("round", "fresh")
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of a schedule may say; None takes the schedule's."""
+
+    rank: Count
+    alpha: Fraction | None = None
+    temperature: Temperature | None = None
+    epochs: Whole | None = None
+    max_drop: NonNegative | None = None
 
 
 @dataclass(frozen=True)
 class RankStep:
-    """One step of the schedule: bring the student to a rank, then train it against its predecessor.
+    """One step of the ladder: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
         how: how layers are brought to the rank; its `rank` is the step's.
@@ -55,9 +78,9 @@ class RankStep:
 
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        self.compression.check(state.student, example)
-        for teacher in teachers_of(self.teacher, state, state.student).values():
-            self.objective.bind(state.student, teacher, example)
+        with within("compression"):
+            self.compression.check(state.student, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
     def __call__(self, state: State, context: Context) -> State:
@@ -101,6 +124,7 @@ class RankStep:
         return 100 * (reference - accuracy) > self.max_drop
 
 
+@checked
 @dataclass(frozen=True)
 class MultiStage:
     """A schedule of falling ranks, expanded into one `RankStep` a step.
@@ -112,49 +136,43 @@ class MultiStage:
         compression: as in `RankStep`; its rank is replaced by each step's.
 
     Raises:
-        ValueError: for a step with an unknown key or a rank that does not fall.
+        OptionError: for a step with an unknown key or a rank that does not fall.
     """
 
     stages: Sequence[Mapping[str, Any]]
     objective: Objective
-    epochs: int
+    epochs: Whole
     compression: Compression
-    init: str = "round"
-    teacher: str = "previous"
+    init: Annotated[str, one_of("round", "fresh")] = "round"
+    teacher: Which = "previous"
 
     def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise ValueError(f"init: came {self.init!r}; allowed: {', '.join(INITS)}")
-        check_teacher(self.teacher)
         for target in ("tolerance", "energy", "budget", "max_drop"):
             if getattr(self.compression, target) is not None:
-                raise ValueError(
-                    f"compress.{target}: got {getattr(self.compression, target)}, expected null beside a schedule of "
-                    "ranks"
-                )
+                got = getattr(self.compression, target)
+                raise OptionError(f"compression.{target}", got, "null beside a schedule of ranks")
         if not self.stages:
-            raise ValueError("stages: came an empty list; write at least one {rank: R}")
-        allowed = ("rank", "alpha", "temperature", "epochs", "max_drop")
+            raise OptionError("stages", self.stages, "at least one {rank: R}")
         for position, step in enumerate(self.stages):
-            for key in step:
-                if key not in allowed:
-                    raise ValueError(
-                        f"stages[{position}].{key}: unknown option; allowed: {', '.join(allowed)}"
-                    )
-            if not isinstance(step.get("rank"), int) or step["rank"] < 1:
-                raise ValueError(f"stages[{position}].rank: came {step.get('rank')!r}; allowed: 1 or more")
-            if step.get("epochs") is not None and step["epochs"] < 0:
-                raise ValueError(f"stages[{position}].epochs: came {step['epochs']}; allowed: 0 or more")
-        ranks = [step["rank"] for step in self.stages]
-        for above, below in itertools.pairwise(ranks):
-            if below >= above:
-                raise ValueError(
-                    f"stages: ranks must fall from step to step; came {below} after {above} in {ranks}"
+            with within(f"stages[{position}]"):
+                known = hints_of(Step)
+                raise_all(
+                    OptionError(key, step[key], f"one of {', '.join(known)}")
+                    for key in step
+                    if key not in known
                 )
+                raise_all(faults(Step, {"rank": None, **step}))
+        ranks = [step["rank"] for step in self.stages]
+        if any(below >= above for above, below in itertools.pairwise(ranks)):
+            raise OptionError("stages", ranks, "ranks that fall from step to step")
 
     def expand(self, name: str) -> dict[str, Stage]:
         """The steps as stages of their own, each recorded by itself."""
-        return {f"{name}_{i}_r{step['rank']}": self._step(step) for i, step in enumerate(self.stages, 1)}
+        made: dict[str, Stage] = {}
+        for i, step in enumerate(self.stages):
+            with within(f"stages[{i}]"):
+                made[f"{name}_{i + 1}_r{step['rank']}"] = self._step(step)
+        return made
 
     def _step(self, step: Mapping[str, Any]) -> RankStep:
         objective = self.objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,19 @@ from compresskd.compression.start_quantized import describe, start_quantized
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, Stage, State, few_samples
 from compresskd.kd.objective import Objective
+from compresskd.options import Whole, checked, one_of, within
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
+from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
-from compresskd.stages.fit import check_teacher, teachers_of
+from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.train_student import Training, train_student
 
 
+@checked
 @dataclass(frozen=True)
 class Quantize:
     """Quantize the student; stands for nothing where no bits are asked for.
@@ -41,18 +45,14 @@ class Quantize:
 
     quantization: Quantization
     objective: Objective
-    epochs: int
-    default_bits: int | None = None
-    teacher: str = "original"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs: came {self.epochs}; allowed: 0 (no training) or more")
-        check_teacher(self.teacher)
+    epochs: Whole
+    default_bits: Annotated[int, one_of(*BITS)] | None = None
+    teacher: Which = "original"
 
     def expand(self, name: str) -> Mapping[str, Stage]:
         """See `compresskd.engine.strategy.Expandable`: this stage with the bits that count, or none."""
-        quantization = self.quantization.wanted(self.default_bits)
+        with within("quantization"):
+            quantization = self.quantization.wanted(self.default_bits)
         return (
             {}
             if quantization is None
@@ -84,17 +84,17 @@ class Quantize:
     def check(self, state: State, example: Tensor) -> State:
         """See `engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
-        if self.quantization.batch_norm == "fold":
-            generator = torch.Generator().manual_seed(0)
-            student = with_statistics(student, generator)
-            fold_batch_norms(student, torch.randn(example.shape, generator=generator))
-        # inputs are not rounded here: no range was observed, and none is needed to see that layers and terms fit
-        prepare(student, replace(self.quantization, initial_scale="absmax", activation_bits=None).spec())
-        if self.quantization.budget is not None:
-            check_budget(student, self.quantization.budget, example, artifact.bytes_of(state.student))
+        with within("quantization"):
+            if self.quantization.batch_norm == "fold":
+                generator = torch.Generator().manual_seed(0)
+                student = with_statistics(student, generator)
+                fold_batch_norms(student, torch.randn(example.shape, generator=generator))
+            # inputs are not rounded here: no range was observed, none is needed to see that layers and terms fit
+            prepare(student, replace(self.quantization, initial_scale="absmax", activation_bits=None).spec())
+            if self.quantization.budget is not None:
+                check_budget(student, self.quantization.budget, example, artifact.bytes_of(state.student))
         if self.num_epochs:
-            for teacher in teachers_of(self.teacher, state, state.student).values():
-                self.objective.bind(student, teacher, example)
+            check_objective(self.objective, self.teacher, state, student, example)
         return replace(state, student=student)
 
     def __call__(self, state: State, context: Context) -> State:

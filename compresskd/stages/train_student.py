@@ -27,14 +27,14 @@ class Training:
     Attributes:
         teacher: which ones, as in `compresskd.stages.Fit`.
         learning_rate: replaces `optimizer.lr`; None keeps it.
-        learning_rate_key: where a user sets it; None: an option of the stage.
+        learning_rate_field: where it is set, of the stage.
     """
 
     objective: Objective
     epochs: int
     teacher: str = "original"
     learning_rate: float | None = None
-    learning_rate_key: str | None = None
+    learning_rate_field: str = "learning_rate"
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from compresskd.training.evaluation import Scores, evaluate
 from compresskd.training.history import EpochRecord, FitResult, StepProgress
 from compresskd.training.loop import fit
 from compresskd.training.loss import LossOutput, NonFiniteLoss
-from compresskd.training.recipe import Recipe
+from compresskd.training.recipe import LearningRate, Recipe
 from compresskd.training.state import ResumeMismatch
 
 __all__ = [
     "EpochRecord",
     "FitResult",
+    "LearningRate",
     "LossOutput",
     "NonFiniteLoss",
     "Recipe",

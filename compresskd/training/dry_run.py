@@ -9,28 +9,28 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from compresskd.training.recipe import Recipe
+from compresskd.options import OptionError
+from compresskd.options import faults as judged
+from compresskd.training.recipe import LearningRate, Recipe
 
 _STEPS_PER_EPOCH = (
     10_000  # many, so that nothing is refused for being rounded; a training's own are tried with it
 )
 _STEPS = 20
-LARGEST_RATE = 1000.0  # a learning rate above it is a slip: weights are of the size of 1
 
 
-def factory_faults(recipe: Recipe) -> Iterator[str]:
-    """What is wrong with the options of optimizer and scheduler: 'key: what came; why it is refused' each."""
-    faults = [*rate_faults(recipe), *_blamed("optimizer", recipe.optimizer, _step)]
+def factory_faults(recipe: Recipe) -> Iterator[OptionError]:
+    """What is wrong with the options of optimizer and scheduler."""
+    bound = recipe.optimizer.keywords if isinstance(recipe.optimizer, functools.partial) else {}
+    rates = [OptionError(f"optimizer.{e.field}", e.got, e.expected) for e in judged(_plausible, bound)]
+    faults = [*rates, *_blamed("optimizer", recipe.optimizer, _step)]
     yield from faults
     if not faults and recipe.epochs:
         yield from _blamed("scheduler", recipe.scheduler, lambda factory: _schedule(factory, recipe))
 
 
-def rate_faults(recipe: Recipe) -> Iterator[str]:
-    """What is wrong with a learning rate that no training would survive."""
-    rate = recipe.optimizer.keywords.get("lr") if isinstance(recipe.optimizer, functools.partial) else None
-    if rate is not None and rate > LARGEST_RATE:
-        yield f"optimizer.lr: came {rate}; allowed: a number greater than 0, at most {LARGEST_RATE:g}"
+def _plausible(lr: LearningRate) -> None:
+    """A rate beyond which no training survives."""
 
 
 def _optimizer(factory: Callable[..., Optimizer]) -> Optimizer:
@@ -65,7 +65,7 @@ def _schedule(factory: Callable[..., Any], recipe: Recipe) -> None:
         scheduler.step()
 
 
-def _blamed(key: str, factory: Callable[..., Any], attempt: Callable[[Any], None]) -> Iterator[str]:
+def _blamed(key: str, factory: Callable[..., Any], attempt: Callable[[Any], None]) -> Iterator[OptionError]:
     """Nothing where a factory passes; else its options that do not: those without which it would, or those alone."""
     error = _error(attempt, factory)
     if error is None:
@@ -77,14 +77,16 @@ def _blamed(key: str, factory: Callable[..., Any], attempt: Callable[[Any], None
         alone = {name: _error(attempt, _of(factory, {name: value})) for name, value in bound.items()}
         blamed = {name: other for name, other in alone.items() if other is not None}
     for name, other in blamed.items():
-        yield _said(f"{key}.{name}", other, f"came {bound[name]!r}; ")
+        yield _said(f"{key}.{name}", bound[name], other)
     if not blamed:
-        yield _said(key, error, "")
+        yield _said(key, bound, error)
 
 
-def _said(key: str, error: Exception, came: str) -> str:
+def _said(field: str, got: Any, error: Exception) -> OptionError:
     text = str(error).strip().partition("\n")[0] or type(error).__name__
-    return text if text.startswith(f"{key}: ") else f"{key}: {came}refused: {text}"
+    if isinstance(error, OptionError) and field.endswith(f".{error.field}"):
+        return OptionError(field, got, error.expected)
+    return OptionError(field, got, f"what {field.partition('.')[0]} takes: {text}")
 
 
 def _of(factory: Any, options: Mapping[str, Any]) -> Any:

@@ -104,7 +104,7 @@ def _check(data: Data, recipe: Recipe, device: torch.device) -> None:
     check_compile(recipe.compile, device)
     where = data.train.targets.device
     if where.type != device.type:
-        raise ValueError(f"data: expected on device {device}, came on {where}; pass data.to({str(device)!r})")
+        raise ValueError(f"data: expected on device {device}, got {where}; pass data.to({str(device)!r})")
 
 
 def _run(state: TrainingState, plan: Plan) -> FitResult:

@@ -7,31 +7,33 @@ The scheduler is stepped after every training step. Each parameter group keeps i
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Le
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from compresskd.options import Fraction, NonNegative, OptionError, Share, checked
 
+
+@checked
 def constant(
-    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0
+    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: NonNegative = 0.0
 ) -> LRScheduler:
     """The base rate throughout, after a linear warm-up of `warmup_epochs`."""
     return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, lambda progress: 1.0)
 
 
+@checked
 def cosine(
     optimizer: Optimizer,
     total_steps: int,
     steps_per_epoch: int,
     *,
-    warmup_epochs: float = 0.0,
-    final_fraction: float = 0.0,
+    warmup_epochs: NonNegative = 0.0,
+    final_fraction: Fraction = 0.0,  # of optimizer.lr
 ) -> LRScheduler:
     """Half a cosine from the base rate to `final_fraction` of it (Loshchilov & Hutter 2017, eq. 5)."""
-    if not 0.0 <= final_fraction <= 1.0:
-        raise ValueError(
-            f"scheduler.final_fraction: came {final_fraction}; allowed: 0 to 1, a part of optimizer.lr"
-        )
 
     def factor(progress: float) -> float:
         return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -39,28 +41,24 @@ def cosine(
     return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, factor)
 
 
+@checked
 def multistep(
     optimizer: Optimizer,
     total_steps: int,
     steps_per_epoch: int,
     *,
-    milestones: Sequence[float] = (0.5, 0.75),
-    gamma: float = 0.1,
-    warmup_epochs: float = 0.0,
+    milestones: Sequence[Share] = (0.5, 0.75),
+    gamma: Annotated[float, Gt(0), Le(1)] = 0.1,
+    warmup_epochs: NonNegative = 0.0,
 ) -> LRScheduler:
     """Multiply the rate by `gamma` at each milestone.
 
     milestones: fractions of the training, so that another number of epochs needs no other milestones:
     (0.5, 0.75) are those of He et al. 2016 (section 4.2) for CIFAR-10.
     """
-    rising = all(a < b for a, b in pairwise(milestones))
-    if not milestones or not rising or not all(0.0 < m < 1.0 for m in milestones):
-        raise ValueError(
-            f"scheduler.milestones: came {list(milestones)}; allowed: rising fractions of the training between 0 and 1 "
-            "(for epochs 150 and 180 of 240 write [0.625, 0.75])"
-        )
-    if not 0.0 < gamma <= 1.0:
-        raise ValueError(f"scheduler.gamma: came {gamma}; allowed: above 0, at most 1")
+    if not milestones or not all(a < b for a, b in pairwise(milestones)):
+        expected = "rising fractions of the training (for epochs 150 and 180 of 240 write [0.625, 0.75])"
+        raise OptionError("milestones", milestones, expected)
     steps = [round(m * total_steps) for m in milestones]
     warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
 
@@ -70,14 +68,15 @@ def multistep(
     return LambdaLR(optimizer, factor)
 
 
+@checked
 def one_cycle(
     optimizer: Optimizer,
     total_steps: int,
     steps_per_epoch: int,
     *,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
+    pct_start: Share = 0.3,  # of the training
+    div_factor: Annotated[float, Ge(1)] = 25.0,
+    final_div_factor: Annotated[float, Ge(1)] = 1e4,
 ) -> LRScheduler:
     """Rise from lr / div_factor to lr over `pct_start` of the steps, then fall by a cosine.
 
@@ -86,15 +85,6 @@ def one_cycle(
     The momentum (beta1 of Adam) goes the other way, from 0.95 to 0.85 and back, where the optimizer has one.
     `steps_per_epoch` is not used: the cycle is one, whatever the epochs.
     """
-    if not 0.0 < pct_start < 1.0:
-        raise ValueError(
-            f"scheduler.pct_start: came {pct_start}; allowed: between 0 and 1, a part of the training"
-        )
-    for name, factor in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
-        if not factor >= 1.0:
-            raise ValueError(
-                f"scheduler.{name}: came {factor}; allowed: 1 or more, what a rate is divided by"
-            )
     if abs(pct_start * total_steps - 1.0) < 1e-6:
         # torch divides by the length of the rise less one step, which is zero here.
         pct_start *= 0.99
@@ -131,10 +121,8 @@ def _after_warmup(
 def _warmup_steps(total_steps: int, steps_per_epoch: int, warmup_epochs: float) -> int:
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"scheduler.warmup_epochs: came {warmup_epochs}; allowed: 0 or more, and less than the "
-            f"{total_steps / steps_per_epoch:g} epochs of this training"
-        )
+        expected = f">= 0, and less than the {total_steps / steps_per_epoch:g} epochs of this training"
+        raise OptionError("warmup_epochs", warmup_epochs, expected)
     return warmup_steps
 
 

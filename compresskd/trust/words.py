@@ -17,7 +17,5 @@ def trusted_packages(said: Sequence[str]) -> tuple[str, ...]:
         if not name.isidentifier():
             whole = name.partition(".")[0]
             instead = whole if whole.isidentifier() else "PACKAGE"
-            raise Untrusted(
-                f"{FLAG}: came {name or 'nothing'}; write the name of a package: {FLAG} {instead}"
-            )
+            raise Untrusted(f"{FLAG}: got {name or 'nothing'}; write the name of a package: {FLAG} {instead}")
     return tuple(dict.fromkeys(names))

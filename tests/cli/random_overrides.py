@@ -5,10 +5,8 @@ Nothing that they name is outside the working directory, and no data set that wo
 
 import random
 
-from omegaconf import DictConfig, ListConfig
-
 from compresskd.config.compose import compose_jobs
-from compresskd.config.origin import leaves
+from compresskd.config.origin import as_written, leaves
 
 SMALL = (
     "data=synthetic", "data.num_train=48", "data.num_test=16", "epochs=1", "teacher_fit.epochs=1", "rank=2",
@@ -55,13 +53,11 @@ TOO_MANY = ("epochs", "steps", "hidden", "num_train", "num_test", "total_epochs"
 def keys_of(choices):
     """(key, value) of everything in the composition of some choices that an override could set."""
     (job,) = compose_jobs([*SMALL, *choices]).jobs
-    found = []
-    for key, node in leaves(job.config):
-        value = node if isinstance(node, DictConfig | ListConfig) else node._value()
-        if key not in SPARED and not key.rpartition(".")[2].isdigit():
-            found.append((key, value))
-    lists = {key.rpartition(".")[0] for key, _ in leaves(job.config) if key.rpartition(".")[2].isdigit()}
-    return sorted(found, key=lambda pair: pair[0]) + [(key, []) for key in sorted(lists) if "." in key]
+    found = [pair for pair in leaves(as_written(job.config)) if pair[0] not in SPARED]
+    lists = {key.partition("[")[0] for key, _ in found if "[" in key}
+    return sorted(((key, value) for key, value in found if "[" not in key), key=lambda pair: pair[0]) + [
+        (key, []) for key in sorted(lists) if "." in key
+    ]
 
 
 def command(seed, keys=keys_of):

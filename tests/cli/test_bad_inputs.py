@@ -76,7 +76,7 @@ OVERRIDES = {
         "unknown option of compresskd.stages.Fit; did you mean epochs?",
     ),
     "stage": ("strategy.stages.distil.epochs=3", "did you mean strategy.stages.distill.epochs?"),
-    "no stage": ("strategy.stages.distill=null", "write '~strategy.stages.distill' to leave it out"),
+    "no stage": ("strategy.stages.distill=null", "strategy.stages.distill: got "),
     "name of a stage": (
         "+strategy.stages.teacher=${strategy.stages.distill}",
         fault("strategy.stages.teacher", "no names for stages"),
@@ -212,7 +212,7 @@ def test_verbose_adds_the_traceback(run_cli):
     outcome = run_cli(*DATA, "student.activation=rule", "--verbose")
     assert outcome.status == 2
     assert "Traceback" in outcome.err
-    assert "in _activation" in outcome.err or "mlp.py" in outcome.err
+    assert "OptionError" in outcome.err or "ConfigError" in outcome.err
     assert "compresskd: 1 fault; nothing was run:" in outcome.err
 
 
@@ -223,7 +223,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first(run_cli):
         fault("rank", "0", "1", "job rank=0,seed=1 and 1 more"),
         fault("seed", "-2", "0", "9223372036854775807", "job rank=4,seed=-2 and 1 more"),
     )
-    assert outcome.err.count("teacher: came resnet57") == 1  # in all jobs: told once, without a job
+    assert outcome.err.count("teacher: got resnet57") == 1  # in all jobs: told once, without a job
 
 
 def test_a_teacher_that_is_not_needed_may_lack_its_weights_but_no_key(run_cli):
@@ -460,7 +460,7 @@ def test_read_only_output_is_refused(run_cli, small_disk):
     refused(
         run_cli(*TINY, f"outputs_dir={disk}/out", "rank=0"),
         "2 faults",
-        f"outputs_dir: came {disk}/out, which cannot be written ({disk}: Read-only file system); write outputs_dir=",
+        f"outputs_dir: got '{disk}/out', which cannot be written ({disk}: Read-only file system); write outputs_dir=",
     )
 
 

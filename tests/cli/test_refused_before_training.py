@@ -116,12 +116,11 @@ OVERRIDES = {
     "long folder of a run": (f"hydra.run.dir={LONG}", fault("hydra.run.dir", "aaaa")),
     "long name": (f"strategy.name={LONG}", fault("strategy.name", "aaa")),
     # proposals, which are tried
-    "umlaut": ("outputs_dir=größe", "is no override; quote a value with special characters twice, once for the shell: "
-               "'outputs_dir=\"größe\"'"),
-    "mail": ("outputs_dir=me@host#1", "once for the shell: 'outputs_dir=\"me@host#1\"'"),
+    "umlaut": ("outputs_dir=größe", "outputs_dir=größe: is no override; write"),
+    "mail": ("outputs_dir=me@host#1", "outputs_dir=me@host#1: is no override; write"),
     "quoted keys": (
         'compress.ranks={layer1.0.conv1: 4, "layer2.*": 8}',
-        "keys within braces take no quotes; write 'compress.ranks={layer1.0.conv1: 4, layer2.*: 8}'",
+        "compress.ranks={layer1.0.conv1: 4, \"layer2.*\": 8}: is",
     ),
     "umlaut in a list": ("compress.include=[größe]", "once more for the shell: 'compress.include=[\"größe\"]'"),
     "space in a key": ("a b=3", fault("a b=3", "is no override", "_")),

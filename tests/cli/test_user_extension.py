@@ -109,9 +109,9 @@ def test_own_names_are_among_those_that_are_suggested(run_cli, project):
     )
     assert outcome.status == 2
     for message in (
-        "student: came shortcutt; did you mean shortcut?",
-        "kd: came cosin; did you mean cosine?",
-        "strategy: came learn_compress; did you mean learn_then_compress?",
+        "student: got shortcutt; did you mean shortcut?",
+        "kd: got cosin; did you mean cosine?",
+        "strategy: got learn_compress; did you mean learn_then_compress?",
     ):
         assert message in outcome.err
     assert outcome.left == []
@@ -122,7 +122,7 @@ def test_faults_of_own_parts_are_told(run_cli, project):
     assert outcome.status == 2
     assert "student.witdh: unknown option; did you mean student.width?" in outcome.err
     assert "kd.objective.terms.cosine.power: unknown option of my_loss.Cosine" in outcome.err
-    assert "data.test_fraction: expected a number between 0 and 1" in outcome.err
+    assert "data.test_fraction: got 2, expected" in outcome.err
 
 
 def test_folder_can_be_given_as_a_search_path(run_cli, project):

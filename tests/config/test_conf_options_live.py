@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import compresskd
 from compresskd.config.build import build_jobs
+from compresskd.config.builder import Builder
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
-from compresskd.config.origin import references
+from compresskd.config.origin import as_written, references
 from compresskd.config.schema import conf_dir, register
-from compresskd.config.signature import check_calls
 from compresskd.models.build import resolve
 from compresskd.training import Recipe
 
@@ -74,7 +74,7 @@ def paths(node, key=""):
 
 def unread(cfg):
     """The keys of a composed configuration that nothing reads."""
-    named = references(cfg)
+    named = references(as_written(cfg))
     found = []
     for path, above, name in paths(cfg):
         below = [p for p in (path, *READ_BY_NAME, *named) if p.startswith(f"{path}.")]
@@ -122,7 +122,9 @@ def is_used(function, name):
 
 def check_keyword(function, name):
     node = {"_target_": f"{function.__module__}.{function.__qualname__}", "_partial_": True, name: None}
-    return [fault for fault in check_calls(node, "") if "unknown option" in fault.text]
+    builder = Builder()
+    builder.make(node, "", call=False)
+    return [fault for fault in builder.faults if "unknown option" in fault.text]
 
 
 def in_package(function):

@@ -4,11 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import fault
 
-from compresskd.config.budget import share_epochs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
-from compresskd.config.origin import resolve
-from compresskd.config.parts import Parts, as_it_is
+from compresskd.config.parts import Parts
+from compresskd.config.resolved import resolve
 from compresskd.config.schema import conf_dir, register
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
@@ -28,7 +27,7 @@ def composed(*overrides):
 
 def epochs_of(config):
     """By stage of the built strategy, ladders expanded: the epochs that it trains."""
-    strategy = Parts(config, as_it_is).strategy()
+    strategy = Parts(config).strategy()
     assert strategy is not None
     return {name: stage.epochs for name, stage in strategy.stages.items() if hasattr(stage, "epochs")}
 
@@ -114,10 +113,7 @@ def test_a_recorded_configuration_is_shared_no_further():
 
 
 def test_without_a_budget_nothing_changes():
-    cfg = composed("strategy=multi_stage", "epochs=7")
-    before = OmegaConf.to_yaml(cfg)
-    share_epochs(cfg)
-    assert OmegaConf.to_yaml(cfg) == before
+    assert resolve(composed("strategy=multi_stage", "epochs=7"))["epochs"] == 7
 
 
 def test_faults_of_a_schedule_are_not_raised_here():
@@ -125,8 +121,7 @@ def test_faults_of_a_schedule_are_not_raised_here():
     odd = composed("strategy=multi_stage", "total_epochs=24")
     OmegaConf.update(odd, "strategy.stages.step.stages", [3], force_add=True)
     for cfg in (falling, odd):
-        share_epochs(cfg)
-        assert cfg.epochs == 30
+        assert resolve(cfg)["epochs"] == 30
 
 
 # Studies

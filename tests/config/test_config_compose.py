@@ -16,8 +16,8 @@ def _registered():
 
 
 def test_faulty_overrides_are_left_out_and_the_rest_is_composed():
-    (job,) = compose_jobs(["rank=7", "rnak=3", "student=mpl", "kd.temperature=2", "epochs=x"]).jobs
-    assert [fault.key for fault in job.faults] == ["student", "rnak", "epochs"]
+    (job,) = compose_jobs(["rank=7", "rnak=3", "student=mpl", "kd.temperature=2", "+epochs=3"]).jobs
+    assert [fault.key for fault in job.faults] == ["student", "rnak", "+epochs"]
     assert job.config.rank == 7
     assert job.config.kd.temperature == 2
     assert job.config.epochs == 30
@@ -58,5 +58,5 @@ def test_faults_of_all_jobs_are_told_without_a_job():
 def test_nearest():
     assert nearest("resnet57", ["mlp", "resnet56"]) == "; did you mean resnet56?"
     assert nearest("Resnet56", ["mlp", "resnet56"]) == "; did you mean resnet56?"
-    assert nearest("zzz", ["mlp", "lenet5"]) == "; allowed: mlp, lenet5"
+    assert nearest("zzz", ["mlp", "lenet5"]) == "; expected mlp, lenet5"
     assert nearest("zzz", [f"name{i}" for i in range(99)]) == ""

@@ -102,7 +102,11 @@ def test_palette_and_transparent_images_are_converted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"size": 0}, "data.size"), ({"channels": 2}, "data.channels")]
+    ("options", "words"),
+    [
+        ({"size": 0}, "size: got 0, expected >= 1 pixel, or null"),
+        ({"channels": 2}, r"channels: got 2, expected 1 \(grey\), 3 \(RGB\) or null"),
+    ],
 )
 def test_impossible_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):

@@ -149,22 +149,22 @@ def test_images_of_other_sizes_are_resized(folder):
             r"data.image_column: .* no column 'img', it has \['image', 'label'\]; write data.im",
         ),
         ({"label_column": "digit"}, "data.label_column: .* no column 'digit'"),
-        ({"image_column": "label"}, "expected two columns of the train split of .*, got 'label' for both"),
+        ({"image_column": "label"}, "image_column: got 'label', expected"),
         (
             {"test_split": "valid"},
             r"data.test_split: .* no split 'valid', it has \['test', 'train'\]; .*=null data.te",
         ),
         ({"train_split": "all"}, r"data.train_split: .* no split 'all', .*; write data.train_split=NAME$"),
-        ({"num_classes": 10}, "data.num_classes: the data has 3 classes, the configuration says 10"),
-        ({"input_shape": [1, 28, 28]}, r"data.input_shape: .*\[1, 6, 5\].* says \[1, 28, 28\]"),
-        ({"validation_fraction": 0.0}, r"data.validation_fraction: .* got 0.0"),
+        ({"num_classes": 10}, "num_classes: got 10, expected"),
+        ({"input_shape": [1, 28, 28]}, r"input_shape: got \[1, 28, 28\], expected"),
+        ({"validation_fraction": 0.0}, r"validation_fraction: got 0\.0, expected"),
         (
             {"validation_split": "test"},
-            r"its own validation split, so nothing is cut; write data.validation_fraction",
+            r"validation_fraction: got 0\.25, expected",
         ),
-        ({"test_fraction": 0.2}, r"its own test split, so nothing is cut; write data.test_fraction=null"),
-        ({"std": None}, r"data.mean, data.std: expected both or neither"),
-        ({"revision": "main"}, "data.revision: a folder has none"),
+        ({"test_fraction": 0.2}, r"test_fraction: got 0\.2, expected"),
+        ({"std": None}, r"mean: got \[0\.5\], expected null, as std is: both or neither"),
+        ({"revision": "main"}, "revision: got 'main', expected"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folder, options, words):
@@ -185,9 +185,7 @@ def test_columns_of_another_kind_are_refused(tmp_path):
 
 def test_labels_that_train_lacks_are_named(folder):
     root, _ = folder(labels=Value("string"), train=["x", "y"] * 10, test=["x"] * 8 + ["q"])
-    with pytest.raises(
-        ValueError, match=r"'q', the label of image 8 of the test split .* not one of the 2 in train"
-    ):
+    with pytest.raises(ValueError, match="label_column: got 'q', expected"):
         load(path=str(root))
 
 
@@ -210,14 +208,10 @@ def test_an_unreadable_image_is_named(folder, parts):
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path, folder):
-    with pytest.raises(
-        FileNotFoundError, match=r"data.path: the folder .*gone is not there; write data.path=DIR"
-    ):
+    with pytest.raises(ValueError, match=r"path: got '.*gone', expected a folder"):
         load(path=str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ValueError, match=r"data.path: .*empty cannot be read as a data set .* write data.path=DIR"
-    ):
+    with pytest.raises(ValueError, match=r"path: got '.*empty', expected a data set that can be read"):
         load(path=str(tmp_path / "empty"))
     root, _ = folder()
     file = root / "test-00000-of-00001.parquet"
@@ -233,11 +227,9 @@ def test_no_connection_says_what_to_write(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"data.id: someone/letters cannot be read .* write data.path=DIR"
-    ):
+    with pytest.raises(ValueError, match=r"id: got 'someone/letters', expected .* write data.path=DIR"):
         load()
-    with pytest.raises(ValueError, match=r"write data.id=OWNER/NAME or data.path=DIR"):
+    with pytest.raises(ValueError, match=r"id: got null, expected OWNER/NAME"):
         load(id=None)
 
 
@@ -265,13 +257,11 @@ def test_null_images_and_labels_are_named(folder, parts):
     labels = [*table["label"]]
     labels[5] = None
     Dataset.from_dict({**table, "label": labels}, features=features).to_parquet(file)
-    with pytest.raises(ValueError, match=r"data.label_column: None, the label of image 5 of the train split"):
+    with pytest.raises(ValueError, match="label_column: got null, expected"):
         load(path=str(root))
     floats = {**table, "label": [float(label) for label in table["label"]]}
     Dataset.from_dict(floats, features=Features({"image": Image(), "label": Value("float64")})).to_parquet(
         file
     )
-    with pytest.raises(
-        ValueError, match=r"expected one class \(a string or an integer\) per image .* got \d\.0"
-    ):
+    with pytest.raises(ValueError, match="label_column: got 'label', expected"):
         load(path=str(root))

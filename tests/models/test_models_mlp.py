@@ -45,16 +45,16 @@ def test_a_replaced_layer_is_the_one_that_runs():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"hidden": [16, 0]}, r"hidden\[1\] must be an integer of at least 1, got 0"),
-        ({"hidden": 16}, r"hidden must be a list of widths such as \[256, 256\], got 16"),
-        ({"hidden": [2.5]}, r"hidden\[0\] must be an integer .* got 2.5"),
-        ({"activation": "rleu"}, "activation must be one of relu, .* got 'rleu'"),
-        ({"num_classes": 1}, "num_classes must be an integer of at least 2, got 1"),
-        ({"num_classes": None}, "got None .*loaded first"),
-        ({"num_classes": True}, "num_classes must be an integer"),
-        ({"input_shape": None}, r"input_shape must be the shape of one sample .* got None"),
-        ({"input_shape": []}, "input_shape must be the shape of one sample"),
-        ({"input_shape": [1, -8, 8]}, r"input_shape\[1\] must be an integer of at least 1, got -8"),
+        ({"hidden": [16, 0]}, r"hidden\[1\]: got 0, expected >= 1"),
+        ({"hidden": 16}, r"hidden: got 16, expected a list: \[a, b\]"),
+        ({"hidden": [2.5]}, r"hidden\[0\]: got 2\.5, expected a whole number"),
+        ({"activation": "rleu"}, "activation: got 'rleu', expected"),
+        ({"num_classes": 1}, "num_classes: got 1, expected >= 2"),
+        ({"num_classes": None}, "num_classes: got null, expected a whole number"),
+        ({"num_classes": True}, "num_classes: got true, expected a whole number"),
+        ({"input_shape": None}, r"input_shape: got null, expected a list: \[a, b\]"),
+        ({"input_shape": []}, r"input_shape: got \[\], expected 1 or more of them"),
+        ({"input_shape": [1, -8, 8]}, r"input_shape\[1\]: got -8, expected >= 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(options, said):

@@ -70,7 +70,7 @@ def test_width_multiplier_scales_every_group(multiplier, widths):
 
 @pytest.mark.parametrize("multiplier", [0, -1, float("nan"), float("inf"), "2", True])
 def test_width_multiplier_that_cannot_be(multiplier):
-    with pytest.raises(ValueError, match="width_multiplier must be a finite number above 0"):
+    with pytest.raises(ValueError, match="width_multiplier: got true, expected a number"):
         ResNet(width_multiplier=multiplier, **CIFAR10)
 
 
@@ -90,7 +90,7 @@ def test_dropout_of_wide_networks_acts_in_training_only():
     assert not torch.equal(model(x_BCHW), model(x_BCHW))
     model.eval()
     torch.testing.assert_close(model(x_BCHW), model(x_BCHW), rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match="dropout: got 1, expected < 1"):
         WideResNet(dropout=1, **CIFAR10)
 
 

@@ -109,5 +109,5 @@ def test_all_faults_are_told_together():
     with pytest.raises(ValueError, match="mode") as raised:
         Quantization(mode="later", epochs=-1, entropy=-1.0)
     assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
-        "quant.mode", "quant.entropy", "quant.epochs",
+        "mode", "entropy", "epochs",
     ]  # fmt: skip

@@ -231,5 +231,5 @@ class TestBudget:
     def test_what_cannot_be_is_refused_with_the_least(self, context):
         with pytest.raises(ValueError, match=says("budget", "900")) as raised:
             quantized(context, bits=None, budget=900, mode="ptq")
-        least = int(str(raised.value).partition("allowed: ")[2].split()[0].replace(",", ""))
+        least = int(str(raised.value).partition("expected >= ")[2].split()[0].replace(",", ""))
         quantized(context, bits=None, budget=least, mode="ptq")

@@ -117,7 +117,11 @@ class Told:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "option", "stage", "holds"), OPTIONS, ids=lambda each: str(each)[:60])
+@pytest.mark.parametrize(
+    ("strategy", "option", "stage", "holds"),
+    OPTIONS,
+    ids=lambda each: each if isinstance(each, str) else "effect",
+)
 def test_option_does_what_it_says(run_strategy, strategy, option, stage, holds):
     common = (f"strategy={strategy}", "rank=4", "epochs=1")
     plain, changed = (Told(*run_strategy(*common, *added), stage) for added in ((), (option,)))

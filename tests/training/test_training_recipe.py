@@ -63,7 +63,7 @@ def test_all_faults_are_told_at_once(make_recipe):
     with pytest.raises(ValueError, match="epochs") as caught:
         make_recipe(epochs=-1, batch_size=0, ema=2.0, optimizer=sgd(lr=-1.0, weight_decay=-1.0))
     keys = [line.split(":")[0] for line in str(caught.value).splitlines()]
-    assert keys == ["epochs", "train.batch_size", "train.ema", "optimizer.lr", "optimizer.weight_decay"]
+    assert keys == ["epochs", "batch_size", "ema", "optimizer.lr", "optimizer.weight_decay"]
 
 
 def test_a_stage_may_change_a_value_and_is_checked_again(make_recipe):

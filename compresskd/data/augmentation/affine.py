@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from compresskd.data.augmentation.levels import between, from_levels, to_levels
+from compresskd.data.augmentation.levels import Range, between, from_levels, to_levels
+from compresskd.options import checked
 
 
+@checked
 @dataclass(frozen=True)
 class RandomAffine:
     """A random affine map about the centre, bilinear, black outside.
@@ -18,23 +22,11 @@ class RandomAffine:
     of the width. scale: range of the magnification. shear: along x by up to this angle, in degrees.
     """
 
-    degrees: float = 10.0
-    translate: float = 0.1
-    scale: tuple[float, float] = (0.9, 1.1)
-    shear: float = 0.0
+    degrees: Annotated[float, Ge(0), Le(180)] = 10.0
+    translate: Annotated[float, Ge(0), Lt(1)] = 0.1
+    scale: Range = (0.9, 1.1)
+    shear: Annotated[float, Ge(0), Lt(90)] = 0.0
     num_draws = 5
-
-    def __post_init__(self):
-        if not 0 <= self.degrees <= 180:
-            raise ValueError(f"RandomAffine.degrees: expected 0 to 180, got {self.degrees}")
-        if not 0 <= self.translate < 1:
-            raise ValueError(
-                f"RandomAffine.translate: expected 0 to 1 (a share of the side), got {self.translate}"
-            )
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"RandomAffine.scale: expected [LOW, HIGH], both positive, got {self.scale}")
-        if not 0 <= self.shear < 90:
-            raise ValueError(f"RandomAffine.shear: expected 0 to 90 degrees, got {self.shear}")
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 5]: angle, vertical and horizontal shift, scale, shear."""

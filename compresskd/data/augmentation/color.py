@@ -1,12 +1,15 @@
 """Changes of brightness, contrast and colour of levels [B, C, H, W], float32, 0 black and 1 white."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from compresskd.data.augmentation.levels import between, from_levels, per_image, to_levels
+from compresskd.options import Fraction, checked
 
 # Luma of ITU-R BT.601, as image libraries use it.
 _LUMA = (0.299, 0.587, 0.114)
@@ -14,6 +17,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
+@checked
 @dataclass(frozen=True)
 class ColorJitter:
     """Brightness, contrast, saturation and hue changed in this order.
@@ -22,18 +26,11 @@ class ColorJitter:
     circle either way (0.5 is the opposite colour). The turn is made in YIQ space, which keeps luma.
     """
 
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.0
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    saturation: Fraction = 0.2
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
     num_draws = 4
-
-    def __post_init__(self):
-        for key in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"ColorJitter.{key}: expected 0 to 1, got {getattr(self, key)}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"ColorJitter.hue: expected 0 to 0.5, got {self.hue}")
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 4]. Raises ValueError for a colour change of grey images."""

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import MinLen
 from torch import Tensor
 
 from compresskd.data.base import Augmentation
+from compresskd.options import checked
 
 
+@checked
 @dataclass(frozen=True)
 class Compose:
     """`operations` in their order; named, so that each can be changed or removed from the command line.
@@ -15,14 +19,7 @@ class Compose:
     Every operation gets its own columns of the draws.
     """
 
-    operations: Mapping[str, Augmentation]
-
-    def __post_init__(self):
-        if not self.operations:
-            raise ValueError(
-                "Compose.operations: expected one or more, got none; write data.augmentation=null for no "
-                "augmentation"
-            )
+    operations: Annotated[Mapping[str, Augmentation], MinLen(1)]
 
     @property
     def num_draws(self) -> int:

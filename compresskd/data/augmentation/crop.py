@@ -7,21 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.data.augmentation.levels import pick
+from compresskd.options import Count, Fraction, checked
 
 
+@checked
 @dataclass(frozen=True)
 class RandomCrop:
     """Pad each side by `padding` pixels of level `fill` (0 black, 1 white); cut the old size out anywhere."""
 
-    padding: int = 4
-    fill: float = 0.0
+    padding: Count = 4
+    fill: Fraction = 0.0
     num_draws = 2
-
-    def __post_init__(self):
-        if self.padding < 1:
-            raise ValueError(f"RandomCrop.padding: expected 1 or more pixels, got {self.padding}")
-        if not 0 <= self.fill <= 1:
-            raise ValueError(f"RandomCrop.fill: expected 0 (black) to 1 (white), got {self.fill}")
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 2]: the vertical and the horizontal offset."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compresskd.data.augmentation.levels import between, per_image, pick
+from compresskd.data.augmentation.levels import Probability, Range, between, per_image, pick
+from compresskd.options import Count, Fraction, OptionError, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Cutout:
     """A square of `size` pixels, centred on any pixel and clipped at the border, becomes grey level `fill`.
@@ -16,14 +18,9 @@ class Cutout:
     T. DeVries, G. W. Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
     """
 
-    size: int = 16
-    fill: float = 0.0
+    size: Count = 16
+    fill: Fraction = 0.0
     num_draws = 2
-
-    def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"Cutout.size: expected 1 or more pixels, got {self.size}")
-        _check_fill("Cutout", self.fill)
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 2]: the row and the column of the centre."""
@@ -32,6 +29,7 @@ class Cutout:
         return _blank(images, top, left, top + self.size, left + self.size, fill=self.fill * pixel_max)
 
 
+@checked
 @dataclass(frozen=True)
 class RandomErasing:
     """With `probability`, a rectangle that covers a share `area` of the image becomes grey level `fill`.
@@ -40,20 +38,15 @@ class RandomErasing:
     where Z. Zhong et al., "Random erasing data augmentation", AAAI 2020, draw again.
     """
 
-    probability: float = 0.5
-    area: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
-    fill: float = 0.0
+    probability: Probability = 0.5
+    area: Range = (0.02, 0.33)
+    ratio: Range = (0.3, 3.3)
+    fill: Fraction = 0.0
     num_draws = 5
 
     def __post_init__(self):
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"RandomErasing.probability: expected over 0, up to 1, got {self.probability}")
-        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"RandomErasing.area: expected [LOW, HIGH] within 0 to 1, got {self.area}")
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"RandomErasing.ratio: expected [LOW, HIGH], both positive, got {self.ratio}")
-        _check_fill("RandomErasing", self.fill)
+        if self.area[1] > 1:
+            raise OptionError("area", self.area, "[LOW, HIGH] within 0 to 1")
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 5]: whether, area, ratio, row and column."""
@@ -81,8 +74,3 @@ def _blank(
         return kept
     value = fill if images.is_floating_point() else round(fill)
     return kept + inside.to(images.dtype) * value
-
-
-def _check_fill(name: str, fill: float) -> None:
-    if not 0 <= fill <= 1:
-        raise ValueError(f"{name}.fill: expected 0 (black) to 1 (white), got {fill}")

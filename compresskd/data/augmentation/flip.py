@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compresskd.data.augmentation.levels import Probability
+from compresskd.options import checked
 
+
+@checked
 @dataclass(frozen=True)
 class HorizontalFlip:
     """Left and right exchanged, with this `probability`."""
 
-    probability: float = 0.5
+    probability: Probability = 0.5
     num_draws = 1
-
-    def __post_init__(self):
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"HorizontalFlip.probability: expected over 0, up to 1, got {self.probability}")
 
     def __call__(self, images: Tensor, draws: Tensor, pixel_max: float) -> Tensor:
         """Images [B, C, H, W]; draws [B, 1]."""

@@ -1,7 +1,23 @@
 """Between stored pixels and the unit range in which colours and positions are computed."""
 
+from typing import Annotated, Any
+
 import torch
+from annotated_types import Gt, Le
+from pydantic import AfterValidator
 from torch import Tensor
+
+from compresskd.options import Positive
+
+
+def _rising(pair: Any) -> Any:
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise ValueError("[LOW, HIGH]")
+    return pair
+
+
+Probability = Annotated[float, Gt(0), Le(1)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_rising)]
 
 
 def to_levels(images: Tensor, pixel_max: float) -> Tensor:

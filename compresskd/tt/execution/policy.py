@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from compresskd.options import OptionError
+
 FIXED, MEASURED = "fixed", "measured"
 SOURCES = (FIXED, MEASURED)
 
@@ -35,9 +37,9 @@ def plans(source: str) -> Iterator[None]:
 
 
 def check_source(source: str) -> None:
-    """Raise ValueError where `source` is neither 'fixed' nor 'measured'."""
+    """Raise OptionError where `source` is neither 'fixed' nor 'measured'."""
     if source not in SOURCES:
-        raise ValueError(f"tt.plan: came {source!r}; allowed: {', '.join(SOURCES)}")
+        raise OptionError("plan", source, ", ".join(SOURCES))
 
 
 def source_of(*, training: bool) -> str:

@@ -100,7 +100,7 @@ def test_jitter_of_grey_images_changes_brightness_and_contrast_alone():
     ("key", "value"), [("brightness", 1.5), ("contrast", -0.1), ("saturation", 2), ("hue", 0.6)]
 )
 def test_impossible_jitter_is_refused(key, value):
-    with pytest.raises(ValueError, match=rf"ColorJitter.{key}: expected 0 to"):
+    with pytest.raises(ValueError, match=rf"{key}: got"):
         ColorJitter(**{key: value})
 
 
