@@ -26,7 +26,7 @@ from compresskd.export.agreement import Agreement, check, compare, worst
 from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
 from compresskd.kd.correlation import DIST
-from compresskd.kd.logits import LogitMSE, SoftTargets
+from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
 from compresskd.kd.outputs import ModelOutputs
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
@@ -140,17 +140,16 @@ REFUSED = {
         "answers otherwise",
     ),
     "the worst of no way": (lambda: worst([]), ValueError, "empty"),
-    "kd above 0: NaN": (lambda: kd.check_positive("k", NAN), ValueError, says("k")),
-    "kd above 0: infinity": (lambda: kd.check_positive("k", INF), ValueError, says("k")),
-    "kd above 0: -0.0": (lambda: kd.check_positive("k", -0.0), ValueError, says("k")),
-    "kd above 0: true": (lambda: kd.check_positive("k", True), ValueError, says("k")),
-    "kd 0 and above: NaN": (lambda: kd.check_non_negative("k", NAN), ValueError, says("k")),
-    "kd fraction: NaN": (lambda: kd.check_fraction("k", NAN), ValueError, says("k")),
-    "kd fraction: 1 where below is asked": (
-        lambda: kd.check_fraction("k", 1.0, below_one=True),
+    "temperature: NaN": (lambda: SoftTargets(temperature=NAN), ValueError, says("temperature", "got nan")),
+    "temperature: infinity": (
+        lambda: SoftTargets(temperature=INF),
         ValueError,
-        "below 1",
+        says("temperature", "got inf"),
     ),
+    "temperature: -0.0": (lambda: SoftTargets(temperature=-0.0), ValueError, says("temperature", "got -0.0")),
+    "temperature: true": (lambda: SoftTargets(temperature=True), ValueError, says("temperature", "got true")),
+    "weight: NaN": (lambda: DIST(beta=NAN), ValueError, says("beta", "got nan")),
+    "label smoothing: 1": (lambda: CrossEntropy(label_smoothing=1.0), ValueError, says("label_smoothing")),
     "logits: a broadcast": (
         lambda: logits(LogitMSE(), torch.zeros(4, 3), torch.zeros(1, 3)),
         ValueError,

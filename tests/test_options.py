@@ -77,7 +77,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("options", GOOD, ids=str)
+@pytest.mark.parametrize("options", GOOD, ids="-".join)
 def test_good_values(options):
     assert Thing(**options)
 

@@ -16,6 +16,7 @@ from compresskd.data import Augmentation, Data
 from compresskd.engine.strategy import Stage, State
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.kd.objective import Objective
+from compresskd.options import Fraction, checked
 from compresskd.stages import Compression, Factorize, Fit, Quantization, Quantize
 from compresskd.training import Recipe
 from compresskd.training.schedules import cosine
@@ -23,7 +24,8 @@ from compresskd.training.schedules import cosine
 LABELS = Objective({"cross_entropy": CrossEntropy()})
 
 
-def soft_targets(temperature: float = 4.0, alpha: float = 0.7) -> Objective:
+@checked
+def soft_targets(temperature: float = 4.0, alpha: Fraction = 0.7) -> Objective:
     """(1 - alpha) cross-entropy + alpha T^2 KL(teacher / T || student / T): Hinton et al. 2015, arXiv:1503.02531."""
     return Objective(
         {
@@ -167,7 +169,7 @@ def compress(
     compression = Compression(rank=rank, method=method, **options)
     if compression.max_drop is not None and validation is None:
         raise ValueError(
-            "max_drop: came without validation samples, by whose accuracy it is judged; write validation="
+            "max_drop: got no validation samples, by whose accuracy it is judged; write validation="
         )
     return _run(Factorize(compression, init=init), _of_copy(model), data_of(example, validation), None, seed)
 

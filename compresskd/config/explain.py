@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -154,7 +155,8 @@ def said(error: BaseException) -> str:
 
 def _nearest_key(key: str, written: Plain) -> str:
     """'; did you mean KEY?' where one is close, or has the same last name."""
-    known = {".".join(k.split(".")[:n]) for k, _ in leaves(written) for n in range(1, k.count(".") + 2)}
+    names = [re.sub(r"\[\d+\]", "", k).split(".") for k, _ in leaves(written)]
+    known = {".".join(parts[:n]) for parts in names for n in range(1, len(parts) + 1)}
     own = [k for k in (*known, "experiment") if not k.startswith("hydra.") or key.startswith("hydra.")]
     near = close_match(key.replace("/", "."), own)
     alike = [k for k in own if k.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -91,12 +91,9 @@ def size_faults(parsed: Sequence[Override]) -> list[Fault]:
     """Faults of overrides that stand for no value at all, or that make a sweep of too many jobs together."""
     counts = {p.get_key_element(): _num_values(p) for p in parsed if p.is_discrete_sweep()}
     faults = [
-        Fault(
-            p.get_key_element(),
-            f"got {typed_value(p)}, which stands for no value; write {p.key_or_group}=A,B",
-        )
+        Fault(p.get_key_element(), _no_value(p))
         for p in parsed
-        if counts.get(p.get_key_element()) == 0
+        if p.is_discrete_sweep() and _num_values(p) == 0
     ]
     total = math.prod(counts.values())
     if total > MOST_JOBS:
@@ -104,6 +101,12 @@ def size_faults(parsed: Sequence[Override]) -> list[Fault]:
         largest = max(counts, key=lambda key: counts[key])
         faults.append(Fault(largest, f"got {total:,} jobs ({many}), expected <= {MOST_JOBS:,} in one sweep"))
     return faults
+
+
+def _no_value(p: Override) -> str:
+    is_glob = typed_value(p).startswith("glob")
+    hint = "glob chooses among the files of a group, as strategy=glob(distill*) does; " if is_glob else ""
+    return f"got {typed_value(p)}, which stands for no value; {hint}write {p.key_or_group}=A,B"
 
 
 def _num_values(p: Override) -> int:

@@ -38,7 +38,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     if left or epochs < 1:
         least = max(total - left, fixed + count)
         sets = f", beside the {fixed} epochs that are set" if fixed else ""
-        shared = f"an equal share for each of the {count} training stages of {one.name}{sets}"
+        stages = f"each of the {count} training stages" if count > 1 else "the 1 training stage"
+        shared = f"an equal share for {stages} of {one.name}{sets}"
         raise ConfigError(
             [Fault("total_epochs", f"got {total}, expected {least} or {least + count}: {shared}")]
         )

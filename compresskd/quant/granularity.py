@@ -188,10 +188,10 @@ def granularity_from_plain(plain: Sequence[str | int]) -> Granularity:
             return PerRankSlice(side)
         case ["per_group", int(size)]:
             return PerGroup(size)
-    raise ValueError(
-        "granularity: expected ['per_tensor'], ['per_channel', dim], "
-        f"['per_rank_slice', 'first'|'last'] or ['per_group', size], got {plain!r}"
+    expected = (
+        "['per_tensor'], ['per_channel', dim], ['per_rank_slice', 'first'|'last'] or ['per_group', size]"
     )
+    raise OptionError("granularity", plain, expected)
 
 
 def _dim_of(granularity: object, dim: int, shape: Sequence[int]) -> int:

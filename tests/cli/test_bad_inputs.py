@@ -146,8 +146,8 @@ def test_override_is_refused(run_cli, override, needle):
 
 
 IN_FULL = {
-    "rank=0": "rank: came 0; allowed: 1 or more",
-    "kd.alpha=1.2": "kd.alpha: expected a number within 0..1, got 1.2",
+    "rank=0": "rank: got 0, expected >= 1",
+    "kd.alpha=1.2": "kd.alpha: got 1.2, expected >= 0 and <= 1",
     "train.compile=perhaps": "train.compile: came 'perhaps'; allowed: true, false",
     "student.hidden=[8,b]": "student.hidden[1]: came 'b' (str); allowed: whole number",
     "kd.temprature=3": "kd.temprature: unknown option; did you mean kd.temperature?",
@@ -170,7 +170,7 @@ COMMANDS = {
     "config name": (["--config-name", "other", *DATA], "Cannot find primary config 'other'"),
     "config path": (["--config-path", "/no/such", *DATA], "Primary config directory not found"),
     "shown configuration": (["--cfg", "job", "rnak=1"], fault("rnak", "unknown option", "rank?")),
-    "empty sweep value": (["-m", *DATA, "rank=4,"], "a value is missing after the last comma; write rank=4"),
+    "empty sweep value": (["-m", *DATA, "rank=4,"], "rank=4,: is no override; write rank=4"),
     "resume without folder": (["resume"], ""),
     "model on data": (["student=lenet5"], fault("student", "LeNet5", "16x16")),
     "teacher on data": (["teacher=lenet5"], fault("teacher", "LeNet5", "16x16")),
@@ -221,7 +221,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first(run_cli):
     refused(
         outcome,
         fault("rank", "0", "1", "job rank=0,seed=1 and 1 more"),
-        fault("seed", "-2", "0", "9223372036854775807", "job rank=4,seed=-2 and 1 more"),
+        fault("seed", "-2", "0", "job rank=4,seed=-2 and 1 more"),
     )
     assert outcome.err.count("teacher: got resnet57") == 1  # in all jobs: told once, without a job
 

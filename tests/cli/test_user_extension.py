@@ -96,7 +96,7 @@ def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, pro
 def test_a_run_is_scored_on_data_of_ones_own(run_cli, project):
     assert run_cli(*TYPED, "epochs=1", "hydra.run.dir=run").status == 0
     words = ("evaluate", "run", "data=wine", "data.test_fraction=0.5")
-    assert "data: came wine" in run_cli(*words).err  # which is described in my_conf alone
+    assert "data: got wine" in run_cli(*words).err  # which is described in my_conf alone
     outcome = run_cli(*words, "--config-dir", "my_conf")
     assert outcome.status == 0, outcome.err
     assert "of 89 samples (other data than the run's" in outcome.out

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from refusals import says
 
 from compresskd.data import hub as module
 from compresskd.data.hub import hub
@@ -177,9 +176,9 @@ def test_columns_of_another_kind_are_refused(tmp_path):
     for split in ("train", "test"):
         columns = {"image": [1, 2, 3] * 4, "label": ["x", "y", "z"] * 4, "tags": [["x"]] * 12}
         Dataset.from_dict(columns).to_parquet(tmp_path / "numbers" / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=says("image_column", "image")):
+    with pytest.raises(ValueError, match="image_column: got 'image', expected"):
         load(path=str(tmp_path / "numbers"))
-    with pytest.raises(ValueError, match=says("label_column", "tags", "['x']", "class")):
+    with pytest.raises(ValueError, match="label_column: got 'tags', expected"):
         load(path=str(tmp_path / "numbers"), label_column="tags")
 
 

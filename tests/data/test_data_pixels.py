@@ -6,7 +6,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from refusals import says
 
 from compresskd.data.decode import BadImages, Decoder
 
@@ -218,10 +217,10 @@ def test_bad_images_are_left_out_counted_and_kept_where_asked():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"levels": [1]}, says("levels", "null")),
-        ({"levels": [5, 5]}, r"two rising numbers, got \[5, 5\]"),
-        ({"levels": [0, float("nan")]}, "data.levels"),
-        ({"max_pixels": 0}, says("max_pixels", "1", "0")),
+        ({"levels": [1]}, r"levels: got \[1\], expected"),
+        ({"levels": [5, 5]}, r"levels: got \[5, 5\], expected"),
+        ({"levels": [0, float("nan")]}, r"levels: got \[0, nan\], expected"),
+        ({"max_pixels": 0}, "max_pixels: got 0, expected >= 1"),
     ],
 )
 def test_impossible_options_are_refused(options, words):

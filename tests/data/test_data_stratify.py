@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import says
 
 from compresskd.data.stratify import check_cut, cut_size, stratified_cut
 
@@ -51,16 +50,16 @@ def test_cut_size(fraction, count, size):
         (
             0.0,
             None,
-            says("validation_fraction", "0", "1", "0.0"),
+            r"validation_fraction: got 0\.0, expected",
         ),
         (1.5, None, r"validation_fraction: got 1\.5, expected"),
         (-0.1, None, "got -0.1"),
         (float("nan"), None, "got nan"),
-        (0.001, None, "expected to cut 1 to 39 of 40 samples, got 0.001, which is 0"),
-        (None, 40, says("validation_count", "1", "39", "40")),
-        (None, 0, says("validation_count", "1", "0")),
-        (None, None, "expected a value, since the validation split is cut from train, got null"),
-        (0.1, 5, "expected one of them, since the validation split is cut from train, got both"),
+        (0.001, None, r"validation_fraction: got 0\.001, expected"),
+        (None, 40, "validation_count: got 40, expected"),
+        (None, 0, "validation_count: got 0, expected"),
+        (None, None, "validation_fraction: got null, expected"),
+        (0.1, 5, r"validation_fraction: got 0\.1, expected"),
     ],
 )
 def test_impossible_sizes_are_refused(fraction, count, words):

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from refusals import says
 
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD, NKD
@@ -222,7 +221,7 @@ def test_mixed_targets_count_as_their_most_probable_class(cls, logits, targets):
 @pytest.mark.parametrize("cls", [SoftTargets, DKD, NKD, DIST])
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf, "4"])
 def test_impossible_temperature(cls, temperature):
-    with pytest.raises(ValueError, match=says("temperature", "0")):
+    with pytest.raises(ValueError, match=r"^temperature: got "):
         cls(temperature=temperature)
 
 

@@ -70,12 +70,12 @@ def test_autocast_does_not_lower_the_precision_of_losses(inputs, targets):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Objective({}), says("terms", "none")),
-        (lambda: distilling(1.2), says("alpha", "0", "1", "1.2")),
-        (lambda: distilling(-0.1), says("alpha", "0", "1", "-0.1")),
+        (lambda: Objective({}), says("terms", "at least one")),
+        (lambda: distilling(1.2), says("weight", "0", "got")),
+        (lambda: distilling(-0.1), says("weight", "0", "1", "-0.1")),
         (
             lambda: distilling(math.nan),
-            says("terms.cross_entropy.weight", "0", "nan"),
+            says("weight", "nan"),
         ),
         (lambda: distilling(0.5, 0), says("temperature", "0")),
         (
@@ -84,7 +84,7 @@ def test_autocast_does_not_lower_the_precision_of_losses(inputs, targets):
         ),
         (
             lambda: Objective({"ce": CrossEntropy("0.5")}),  # type: ignore[arg-type]
-            says("weight", "0", "0.5"),
+            says("weight", "0.5"),
         ),
         (
             lambda: Objective({"ce": CrossEntropy(0.0), "mse": LogitMSE(0.0)}),
@@ -110,9 +110,7 @@ def test_an_unknown_kind_of_term_is_refused():
         def __call__(self, student, teacher, targets):
             return student.logits.sum()
 
-    with pytest.raises(
-        ValueError, match=r"terms\.odd: kind of Odd: expected 'targets', 'logits' or 'features'"
-    ):
+    with pytest.raises(ValueError, match=says("terms.odd.kind", "labels")):
         Objective({"odd": Odd()})
 
 
@@ -147,18 +145,18 @@ def test_reweighted_leaves_features_and_scale():
 @pytest.mark.parametrize(
     ("objective", "changes", "message"),
     [
-        (distilling(), {"alpha": 1.5}, says("alpha", "0", "1", "1.5")),
-        (distilling(), {"temperature": 0.0}, says("temperature", "0", "0.0")),
-        (Objective({"a": CrossEntropy()}), {"alpha": 0.5}, r"alpha=0\.5: .* got a; write kd=soft_targets"),
+        (distilling(), {"alpha": 1.5}, says("alpha", "1", "1.5")),
+        (distilling(), {"temperature": 0.0}, says("temperature", "0.0")),
+        (Objective({"a": CrossEntropy()}), {"alpha": 0.5}, says("alpha", "0.5")),
         (
             Objective({"b": SoftTargets()}),
             {"alpha": 0.5},
-            r"one on targets and one on the teacher's logits, got b",
+            says("alpha", "0.5"),
         ),
         (
             Objective({"a": CrossEntropy(), "b": LogitMSE()}),
             {"temperature": 2.0},
-            r"temperature=2\.0: expected a term with a temperature, got a, b; write kd=soft_targets",
+            says("temperature", "2.0"),
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_width_multiplier_scales_every_group(multiplier, widths):
 
 @pytest.mark.parametrize("multiplier", [0, -1, float("nan"), float("inf"), "2", True])
 def test_width_multiplier_that_cannot_be(multiplier):
-    with pytest.raises(ValueError, match="width_multiplier: got true, expected a number"):
+    with pytest.raises(ValueError, match="width_multiplier: got"):
         ResNet(width_multiplier=multiplier, **CIFAR10)
 
 

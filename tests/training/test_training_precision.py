@@ -4,19 +4,18 @@ import io
 
 import pytest
 import torch
-from refusals import says
 
 from compresskd.training.precision import check_compile, check_precision
 
 
 def test_fp16_without_a_gpu_is_refused_with_a_way_out(train, make_recipe):
-    words = says("precision", "fp16", "precision=bf16", "precision=fp32")
+    words = "precision: got 'fp16', expected"
     with pytest.raises(ValueError, match=words):
         train(recipe=make_recipe(precision="fp16"))
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match=says("precision", "half", "fp32", "bf16", "fp16")):
+    with pytest.raises(ValueError, match="precision: got 'half', expected fp32, bf16, fp16"):
         check_precision("half", torch.device("cpu"))
 
 
@@ -29,7 +28,7 @@ def test_bf16_on_an_older_gpu_is_refused(monkeypatch):
 
 def test_compile_without_a_compiler_is_refused(train, make_recipe, monkeypatch):
     monkeypatch.setattr("compresskd.training.precision.shutil.which", lambda name: None)
-    with pytest.raises(ValueError, match=says("compile", "true", "compiler", "none")):
+    with pytest.raises(ValueError, match="compile: got true, expected"):
         train(recipe=make_recipe(compile=True))
     check_compile(False, torch.device("cpu"))
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from refusals import says
 
 from compresskd.training.schedules import cosine
 
@@ -17,40 +16,40 @@ def sgd(**options):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": -1}, says("epochs", "-1", "0")),
-        ({"epochs": 2.5}, says("epochs", "2.5", "0")),
-        ({"epochs": True}, says("epochs", "True", "0")),
-        ({"batch_size": 0}, says("batch_size", "0", "1")),
+        ({"epochs": -1}, "epochs: got -1, expected >= 0"),
+        ({"epochs": 2.5}, r"epochs: got 2\.5, expected a whole number"),
+        ({"epochs": True}, "epochs: got true, expected a whole number"),
+        ({"batch_size": 0}, "batch_size: got 0, expected >= 1"),
         (
             {"evaluation_batch_size": -3},
-            says("evaluation_batch_size", "-3", "1"),
+            "evaluation_batch_size: got -3, expected >= 1",
         ),
-        ({"gradient_clip": 0.0}, says("gradient_clip", "0.0", "null", "1e-6")),
-        ({"gradient_clip": float("nan")}, says("gradient_clip", "nan", "null", "1e-6")),
-        ({"mixup": -0.1}, says("mixup", "-0.1", "null", "0")),
-        ({"ema": 1.0}, says("ema", "1.0", "null", "0", "1", "0.999 is usual")),
-        ({"patience": 0}, says("patience", "0", "null", "1")),
-        ({"precision": "fp8"}, says("precision", "fp8", "fp32", "bf16", "fp16")),
-        ({"precision": 16}, says("precision", "16", "fp32", "bf16", "fp16")),
-        ({"compile": "yes"}, says("compile", "yes", "true", "false")),
-        ({"channels_last": 1}, says("channels_last", "1", "true", "false")),
-        ({"checkpoint_seconds": 0}, says("checkpoint_seconds", "0", "seconds")),
-        ({"optimizer": "sgd"}, says("optimizer", "sgd", "factory")),
-        ({"optimizer": sgd(lr=0)}, says("lr", "0")),
-        ({"optimizer": sgd(lr="fast")}, says("lr", "fast", "0")),
-        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, says("momentum", "1.0", "0", "1")),
+        ({"gradient_clip": 0.0}, r"gradient_clip: got 0\.0, expected >= 1e-06"),
+        ({"gradient_clip": float("nan")}, "gradient_clip: got nan, expected a finite number"),
+        ({"mixup": -0.1}, r"mixup: got -0\.1, expected > 0"),
+        ({"ema": 1.0}, r"ema: got 1\.0, expected < 1"),
+        ({"patience": 0}, "patience: got 0, expected >= 1"),
+        ({"precision": "fp8"}, "precision: got 'fp8', expected fp32, bf16, fp16"),
+        ({"precision": 16}, "precision: got 16, expected a string"),
+        ({"compile": "yes"}, "compile: got 'yes', expected true or false"),
+        ({"channels_last": 1}, "channels_last: got 1, expected true or false"),
+        ({"checkpoint_seconds": 0}, "checkpoint_seconds: got 0, expected > 0"),
+        ({"optimizer": "sgd"}, "optimizer: got 'sgd', expected"),
+        ({"optimizer": sgd(lr=0)}, r"optimizer\.lr: got 0, expected > 0"),
+        ({"optimizer": sgd(lr="fast")}, r"optimizer\.lr: got 'fast', expected a number"),
+        ({"optimizer": sgd(lr=1.0, momentum=1.0)}, r"optimizer\.momentum: got 1\.0, expected < 1"),
         (
             {"optimizer": sgd(lr=1.0, weight_decay=-1.0)},
-            says("weight_decay", "-1.0", "0"),
+            r"optimizer\.weight_decay: got -1\.0, expected >= 0",
         ),
         (
             {"optimizer": sgd(lr=1.0, nesterov=True)},
-            says("nesterov", "true", "optimizer.momentum", "0"),
+            r"optimizer\.nesterov: got true, expected",
         ),
-        ({"scheduler": None}, says("scheduler", "None", "factory")),
+        ({"scheduler": None}, "scheduler: got null, expected"),
         (
             {"scheduler": functools.partial(cosine, warmup_epochs=3)},
-            says("warmup_epochs", "3", "0"),
+            r"scheduler\.warmup_epochs: got 3, expected",
         ),
     ],
 )
@@ -69,5 +68,5 @@ def test_all_faults_are_told_at_once(make_recipe):
 def test_a_stage_may_change_a_value_and_is_checked_again(make_recipe):
     recipe = make_recipe(epochs=0, scheduler=functools.partial(cosine, warmup_epochs=1))
     assert replace(recipe, epochs=2).epochs == 2
-    with pytest.raises(ValueError, match=says("warmup_epochs", "1")):
+    with pytest.raises(ValueError, match=r"scheduler\.warmup_epochs: got 1, expected"):
         replace(recipe, epochs=1)

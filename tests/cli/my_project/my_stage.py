@@ -2,20 +2,17 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Lt
 from torch import nn
 
 
 @dataclass(frozen=True)
 class Prune:
-    fraction: float = 0.5
+    fraction: Annotated[float, Ge(0), Lt(1)] = 0.5  # judged before anything is trained
     needs_teacher: ClassVar[bool] = False
-
-    def __post_init__(self):
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction: got {self.fraction}, expected >= 0 and < 1")
 
     def __call__(self, state, context):
         student = deepcopy(state.student)
