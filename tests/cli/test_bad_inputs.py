@@ -148,8 +148,8 @@ def test_override_is_refused(run_cli, override, needle):
 IN_FULL = {
     "rank=0": "rank: got 0, expected >= 1",
     "kd.alpha=1.2": "kd.alpha: got 1.2, expected >= 0 and <= 1",
-    "train.compile=perhaps": "train.compile: came 'perhaps'; allowed: true, false",
-    "student.hidden=[8,b]": "student.hidden[1]: came 'b' (str); allowed: whole number",
+    "train.compile=perhaps": "train.compile: got 'perhaps', expected true or false",
+    "student.hidden=[8,b]": "student.hidden[1]: got 'b', expected a whole number",
     "kd.temprature=3": "kd.temprature: unknown option; did you mean kd.temperature?",
 }
 

@@ -89,7 +89,14 @@ def test_quantization_aware_training_counts(options, expected):
         ),
         (
             ("strategy.stages.finetune.epochs=5", "total_epochs=5"),
-            fault("total_epochs", "5", "1 training stage", "distill_then_compress", "5 are set", "6 or 7"),
+            fault(
+                "total_epochs",
+                "5",
+                "1 training stage",
+                "distill_then_compress",
+                "5 epochs that are set",
+                "6 or 7",
+            ),
         ),
     ],
 )
