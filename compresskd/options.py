@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import difflib
 import functools
 import inspect
 import types
@@ -258,3 +259,22 @@ def _place(field: str, value: Any, loc: Sequence[str | int]) -> tuple[str, Any]:
         elif part == "[key]":  # of a mapping, which was followed to the value
             value = field.rpartition(".")[2]
     return field, value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return '; did you mean NAME?' where one is close, else the expected ones where they are few, else nothing."""
+    names = list(names)
+    return did_you_mean(name, names) or (f"; expected {', '.join(names)}" if 0 < len(names) <= 40 else "")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return '; did you mean NAME?' where one is close, else nothing."""
+    near = close_match(name, names)
+    return f"; did you mean {near}?" if near else ""
+
+
+def close_match(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that `name` is most likely a misspelling of, whatever the case, or None."""
+    by_lower = {str(n).lower(): str(n) for n in names}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None

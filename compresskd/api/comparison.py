@@ -18,7 +18,7 @@ from compresskd.api.tables import Row, table_of
 from compresskd.config.compose import Job, compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.parts import Parts
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 from compresskd.config.schema import register
 from compresskd.engine.strategy import Context, State, Strategy, score
 from compresskd.models.build import build, spec_of
@@ -84,7 +84,7 @@ def compare_compression_strategies(
     for job in _composed(train_loader, rank, epochs, strategies, seeds, overrides):
         row = {"strategy": str(job.config.strategy.name), "seed": int(job.config.seed)}
         try:
-            config = resolve(job.config)
+            config = resolved(job.config)
         except ConfigError as error:  # epochs that its stages cannot share
             rows.append(row | {"note": "; ".join(f"{fault.key}: {fault.text}" for fault in error.faults)})
             continue

@@ -148,9 +148,9 @@ def _frozen(scale: Tensor, zero_point: Tensor) -> ActivationQuant:
 
 def _construct(architecture: Mapping[str, Any], trust: Sequence[str]) -> nn.Module:
     own, *nested = targets(architecture)
-    surgery.resolve(own, trust=trust)
+    surgery.resolve_trusted(own, trust=trust)
     for path in nested:
-        surgery.resolve(path, trust=trust, kind=PART)
+        surgery.resolve_trusted(path, trust=trust, kind=PART)
     return construct(architecture["target"], architecture["kwargs"], seed=0)
 
 

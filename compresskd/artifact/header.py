@@ -235,7 +235,7 @@ def _defaults(path: str, trust: Sequence[str]) -> dict[str, Any]:
     """Plain keyword defaults of a shipped architecture; those of other packages may change under the file."""
     if not path.startswith(_OURS):
         return {}
-    parameters = inspect.signature(surgery.resolve(path, trust=trust)).parameters.values()
+    parameters = inspect.signature(surgery.resolve_trusted(path, trust=trust)).parameters.values()
     return {
         p.name: list(p.default) if isinstance(p.default, tuple) else p.default
         for p in parameters

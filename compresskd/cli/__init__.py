@@ -65,7 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _unknown_verb(word: str) -> int:
-    from compresskd.config.faults import nearest
+    from compresskd.options import nearest
 
     complain(
         f"'{word}' is no verb and no override{nearest(word, parser.VERBS)}; an override is written key=value, "

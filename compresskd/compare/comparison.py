@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from compresskd.compare import numbers
 from compresskd.compare.flags import Flag, flag, teacher_runs
 from compresskd.compare.grouping import About, Group, group_entries, mark_fronts, sort_groups
-from compresskd.compare.keys import ABSENT, Keys, analyse, resolve, values
+from compresskd.compare.keys import ABSENT, Keys, analyse, full_key, values
 from compresskd.compare.study import ALL, FINAL, Entry, Study, seed_text
 
 STAGE, METRIC = "stage", "test_accuracy"
@@ -100,12 +100,12 @@ def _checked(study: Study, options: Options, names: tuple[str, ...]) -> Options:
     """`options` with full key names."""
     known = {*study.base, *(key for entry in study.entries for key in entry.config), STAGE, "strategy"}
     if options.stage not in (FINAL, ALL) and options.stage not in study.stages:
-        resolve(options.stage, study.stages, "--stage")
+        full_key(options.stage, study.stages, "--stage")
     if options.metrics:
-        metrics = tuple(resolve(name, names, "--metric") for name in options.metrics)
+        metrics = tuple(full_key(name, names, "--metric") for name in options.metrics)
     else:
         metrics = (_usual_metric(names),)
-    by = None if options.by is None else tuple(resolve(key, known, "--by") for key in options.by)
+    by = None if options.by is None else tuple(full_key(key, known, "--by") for key in options.by)
     return replace(options, by=by, metrics=metrics)
 
 
@@ -118,7 +118,7 @@ def _usual_metric(names: Sequence[str]) -> str:
 def _sort_key(options: Options, by: Sequence[str], names: Sequence[str]) -> str:
     if options.sort is None:
         return options.metrics[0]
-    return resolve(options.sort, {*by, *names, "n"}, "--sort")
+    return full_key(options.sort, {*by, *names, "n"}, "--sort")
 
 
 def _column(study: Study, key: str) -> list[str]:

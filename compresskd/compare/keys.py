@@ -142,7 +142,7 @@ def _refine(partition: Sequence[int], column: Sequence[str]) -> list[int]:
     return [numbers.setdefault(pair, len(numbers)) for pair in zip(partition, column, strict=True)]
 
 
-def resolve(wanted: str, known: Iterable[str], option: str) -> str:
+def full_key(wanted: str, known: Iterable[str], option: str) -> str:
     """The full name of a key given in full or by its unique ending (`alpha` for `kd.alpha`).
 
     Raises:

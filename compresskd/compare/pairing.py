@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compresskd.compare.comparison import Comparison
 from compresskd.compare.grouping import Group
-from compresskd.compare.keys import UnknownKeyError, canonical, resolve
+from compresskd.compare.keys import UnknownKeyError, canonical, full_key
 from compresskd.compare.numbers import lower_is_better
 from compresskd.compare.predictions import PredictionsError, read_predictions
 from compresskd.compare.statistics import Bootstrap, Summary, holm, mcnemar, paired_bootstrap, summarize
@@ -113,7 +113,7 @@ def _named(comparison: Comparison, wanted: str, judged: Sequence[Group]) -> Grou
         key, equals, text = part.partition("=")
         if not equals:
             raise UnknownKeyError(f"--reference: expected best, baseline or KEY=VALUE,..., got {wanted!r}")
-        conditions[resolve(key.strip(), known, "--reference")] = text.strip()
+        conditions[full_key(key.strip(), known, "--reference")] = text.strip()
     fitting = [group for group in judged if _fits(comparison, group, conditions)]
     if len(fitting) == 1:
         return fitting[0]

@@ -16,7 +16,7 @@ from compresskd.config.origin import as_written, interpolation_faults, origin
 from compresskd.config.outputs import output_faults
 from compresskd.config.parts import Parts, model_of, with_shape
 from compresskd.config.recorded import check_recorded
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 from compresskd.config.schema import DEFAULTS, MODEL_ROLES
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
@@ -58,7 +58,7 @@ def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment
     if broken:
         raise ConfigError([*job.faults, *broken])
     try:
-        config = resolve(job.config)
+        config = resolved(job.config)
     except ConfigError as error:
         raise ConfigError([*job.faults, *error.faults]) from error
     faults = [*job.faults, *output_faults(job.overrides, config["outputs_dir"])]
@@ -82,7 +82,7 @@ def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Seque
         ConfigError: with every fault, such as data that is no longer there, or code that may not run.
     """
     check_recorded(config, trust)
-    return build(resolve(OmegaConf.create(completed(config))), overrides, trust=trust)
+    return build(resolved(OmegaConf.create(completed(config))), overrides, trust=trust)
 
 
 def completed(config: Plain) -> Plain:

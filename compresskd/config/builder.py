@@ -8,8 +8,8 @@ from typing import Any
 
 from compresskd import options as judge
 from compresskd.config.allowed import parameters, resolve_allowed
-from compresskd.config.faults import Fault, nearest
-from compresskd.options import OptionError, joined
+from compresskd.config.faults import Fault
+from compresskd.options import OptionError, joined, nearest
 
 Place = Callable[[str], str]
 # What stands for a node of which something is wrong, and for one that was judged and not made.

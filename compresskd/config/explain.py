@@ -9,10 +9,11 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from compresskd.config.allowed import options_of
-from compresskd.config.faults import Fault, close_match, nearest
+from compresskd.config.faults import Fault
 from compresskd.config.origin import leaves, origin, references, value_at
 from compresskd.config.overrides import typed_value
 from compresskd.config.schema import DEFAULTS, GROUPS, MODEL_ROLES
+from compresskd.options import close_match, nearest
 
 Plain = Mapping[str, Any]
 _NOTHING = object()

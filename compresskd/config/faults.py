@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -49,19 +48,3 @@ def of_jobs(faults: Sequence[Sequence[Fault]], names: Sequence[str]) -> list[Fau
         more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         named.append(fault if len(jobs) == len(names) else replace(fault, job=f"{jobs[0]}{more}"))
     return named
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """'; did you mean NAME?' where a name is close, else the expected ones where they are few, else nothing."""
-    names = list(names)
-    near = close_match(name, names)
-    if near:
-        return f"; did you mean {near}?"
-    return f"; expected {', '.join(names)}" if 0 < len(names) <= 40 else ""
-
-
-def close_match(name: str, names: Iterable[str]) -> str | None:
-    """The name that `name` is most likely a misspelling of, whatever the case, or None."""
-    by_lower = {str(n).lower(): str(n) for n in names}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[close[0]] if close else None

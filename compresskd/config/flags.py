@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compresskd.config.faults import ConfigError, Fault, close_match
+from compresskd.config.faults import ConfigError, Fault
+from compresskd.options import close_match
 
 OURS = ("--verbose", "--version")
 _SHOWN = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]

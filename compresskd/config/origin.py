@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compresskd.config.faults import Fault, close_match
+from compresskd.config.faults import Fault
+from compresskd.options import close_match
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _MOST_HOPS = 20  # a chain of references longer than this is a circle

@@ -13,7 +13,7 @@ from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.parts import Parts
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
 from compresskd.options import shown
@@ -86,8 +86,8 @@ def _other(config: Mapping[str, Any], overrides: list[str], config_dirs: Sequenc
     if not any(line.startswith("data=") for line in overrides):
         changed = OmegaConf.merge({"data": config["data"]}, OmegaConf.from_dotlist(overrides))
         assert isinstance(changed, DictConfig)
-        return resolve(changed)["data"]
+        return resolved(changed)["data"]
     (job,) = compose_jobs(overrides, config_dirs=config_dirs).jobs
     if job.faults:
         raise ConfigError(job.faults)
-    return resolve(job.config)["data"]
+    return resolved(job.config)["data"]

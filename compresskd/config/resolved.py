@@ -15,7 +15,7 @@ from compresskd.config.parts import Parts
 _PATHS = (("data", "path"), ("teacher", "weights"), ("student", "weights"))
 
 
-def resolve(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as nested plain values, paths made absolute so that it means the same anywhere.
 
     `epochs` becomes an equal share of `total_epochs`, where that is given: all training stages come to exactly that

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from compresskd.config.allowed import outside_targets
 from compresskd.config.parts import model_of
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
@@ -54,7 +54,7 @@ def _own_config(config: Plain) -> Plain:
     strategy.stages.pop("quantize")
     own |= {"student": config["teacher"], "strategy": strategy}
     own |= {k: fit[k] for k in ("epochs", "seed", "optimizer", "scheduler", "train")}
-    return {**resolve(OmegaConf.create(own)), "teacher_fit": fit}
+    return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
 
 
 def _key(config: Plain, data: Data) -> str:

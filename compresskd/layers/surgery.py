@@ -133,7 +133,7 @@ def apply_structure(
         ValueError: a class outside the trusted packages, or a name that the architecture does not have.
     """
     for name, values in recorded.items():
-        cls = resolve(values["class"], trust=trust)
+        cls = resolve_trusted(values["class"], trust=trust)
         make = getattr(cls, "from_structure", None)
         if make is None:
             raise ValueError(
@@ -151,7 +151,7 @@ def apply_structure(
         put(model, old, new)
 
 
-def resolve(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
+def resolve_trusted(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
     """The class or function at a dotted path that a file names and that is to be called.
 
     Of compresskd only subclasses of `nn.Module` are, of a package in `trust` what is of the `kind` and defined in

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from compresskd.options import did_you_mean
 from compresskd.targets.kinds import MODULE, PART, resolve_kind
-from compresskd.targets.paths import nearest, resolve
+from compresskd.targets.paths import resolve
 
 _NOT_PASSED = (
     "_target_",
@@ -112,7 +113,7 @@ def _check_options(
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):
         for name in options:
             if name not in names:
-                raise ValueError(f"{target} has no option {name!r}{nearest(name, names) or '.'} {takes}")
+                raise ValueError(f"{target} has no option {name!r}{did_you_mean(name, names) or '.'} {takes}")
     try:
         signature.bind(*args, **options)
     except TypeError as error:

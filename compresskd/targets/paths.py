@@ -4,7 +4,6 @@ A path that comes out of a directory names what its writer wishes. `check_truste
 package that the user has not named is imported.
 """
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from typing import Any
 
+from compresskd.options import did_you_mean
 from compresskd.targets.stored_names import current
 
 _added: set[str] = set()  # places that hold code of the user's own, which were nowhere on the path
@@ -122,19 +122,12 @@ def resolve(target: str) -> Callable[..., Any]:
         name = parts[position]
         if not hasattr(found, name):
             holder = ".".join(parts[:position])
-            raise ValueError(f"{target}: {holder} has no {name!r}{nearest(name, _names_in(found))}")
+            raise ValueError(f"{target}: {holder} has no {name!r}{did_you_mean(name, _names_in(found))}")
         found = getattr(found, name)
     if not callable(found):
-        hint = nearest(parts[-1], _names_in(found)) if inspect.ismodule(found) else ""
+        hint = did_you_mean(parts[-1], _names_in(found)) if inspect.ismodule(found) else ""
         raise ValueError(f"{target}: expected a class or function, found {type(found).__name__}{hint}")
     return found
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Return `; did you mean 'X'?` for the most similar of some names, whatever the case, or nothing."""
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def _longest_import(parts: Sequence[str]) -> tuple[Any, int]:
@@ -149,7 +142,7 @@ def _longest_import(parts: Sequence[str]) -> tuple[Any, int]:
             if error.name != name:  # the module is there, but something that it imports is not
                 raise ValueError(f"{target}: importing {name} failed: {error}") from error
             if found is None:
-                hint = nearest(name, [module.name for module in pkgutil.iter_modules()])
+                hint = did_you_mean(name, [module.name for module in pkgutil.iter_modules()])
                 raise ValueError(f"{target}: no module named {name!r} on the Python path{hint}") from None
             return found, count - 1
         except Exception as error:  # whatever the code of a user's module raises

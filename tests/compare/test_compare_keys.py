@@ -1,6 +1,6 @@
 import pytest
 
-from compresskd.compare.keys import ABSENT, UnknownKeyError, analyse, canonical, change, flatten, resolve
+from compresskd.compare.keys import ABSENT, UnknownKeyError, analyse, canonical, change, flatten, full_key
 
 
 def keys_of(configs, swept=()):
@@ -79,13 +79,13 @@ def test_a_missing_key_is_a_value():
 
 def test_resolve_by_unique_ending_and_nearest_name():
     known = {"rank", "kd.alpha", "kd.temperature", "a.lr", "b.lr"}
-    assert resolve("rank", known, "--by") == "rank"
-    assert resolve("alpha", known, "--by") == "kd.alpha"
+    assert full_key("rank", known, "--by") == "rank"
+    assert full_key("alpha", known, "--by") == "kd.alpha"
     with pytest.raises(UnknownKeyError, match=r"several keys, write one of a\.lr, b\.lr"):
-        resolve("lr", known, "--by")
+        full_key("lr", known, "--by")
     with pytest.raises(
         UnknownKeyError, match=r"--by: no record has 'temprature'; did you mean kd\.temperature\?"
     ):
-        resolve("temprature", known, "--by")
+        full_key("temprature", known, "--by")
     with pytest.raises(UnknownKeyError, match=r"there is rank, a\.lr"):
-        resolve("zzz", known, "--by")
+        full_key("zzz", known, "--by")

@@ -7,7 +7,7 @@ from refusals import fault
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.parts import Parts
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 from compresskd.config.schema import conf_dir, register
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
@@ -35,7 +35,7 @@ def epochs_of(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
-    epochs = epochs_of(resolve(composed(f"strategy={strategy}", "total_epochs=24")))
+    epochs = epochs_of(resolved(composed(f"strategy={strategy}", "total_epochs=24")))
     assert sum(epochs.values()) == (0 if strategy in TRAINS_NOTHING else 24)
     assert len(set(epochs.values())) <= 1
 
@@ -43,16 +43,16 @@ def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
 @pytest.mark.parametrize(("steps", "budget"), [(2, 24), (3, 24), (5, 24)])
 def test_a_ladder_counts_its_steps(steps, budget):
     typed = ("strategy=multi_stage", f"rank_schedule.num_stages={steps}", f"total_epochs={budget}", "rank=4")
-    epochs = epochs_of(resolve(composed(*typed)))
+    epochs = epochs_of(resolved(composed(*typed)))
     assert len(epochs) == steps + 1
     assert set(epochs.values()) == {budget // (steps + 1)}
 
 
 def test_what_a_stage_or_a_step_sets_itself_counts():
-    config = resolve(composed("strategy.stages.finetune.epochs=5", "total_epochs=24"))
+    config = resolved(composed("strategy.stages.finetune.epochs=5", "total_epochs=24"))
     assert epochs_of(config) == {"distill": 19, "finetune": 5}
     steps = "rank_schedule.stages=[{rank: 8, epochs: 4}, {rank: 4}]"
-    config = resolve(composed("strategy=multi_stage", "rank_schedule=explicit", steps, "total_epochs=24"))
+    config = resolved(composed("strategy=multi_stage", "rank_schedule=explicit", steps, "total_epochs=24"))
     assert epochs_of(config) == {"distill": 10, "step_1_r8": 4, "step_2_r4": 10}
 
 
@@ -68,7 +68,7 @@ def test_what_a_stage_or_a_step_sets_itself_counts():
     ],
 )
 def test_quantization_aware_training_counts(options, expected):
-    epochs = epochs_of(resolve(composed(*options, "total_epochs=24")))
+    epochs = epochs_of(resolved(composed(*options, "total_epochs=24")))
     assert epochs == {name: count for name, count in expected.items() if count is not None}
 
 
@@ -102,25 +102,25 @@ def test_quantization_aware_training_counts(options, expected):
 )
 def test_a_budget_that_cannot_be_shared_is_refused(overrides, text):
     with pytest.raises(ConfigError) as raised:
-        resolve(composed(*overrides))
+        resolved(composed(*overrides))
     (line,) = str(raised.value).splitlines()[1:]
     assert text.match(line)
 
 
 def test_the_teacher_keeps_its_epochs():
-    plain = resolve(composed("epochs=7", "strategy=multi_stage", "total_epochs=8"))
+    plain = resolved(composed("epochs=7", "strategy=multi_stage", "total_epochs=8"))
     assert (plain["epochs"], plain["teacher_fit"]["epochs"]) == (2, 7)
-    own = resolve(composed("strategy=multi_stage", "total_epochs=8", "teacher_fit.epochs=50"))
+    own = resolved(composed("strategy=multi_stage", "total_epochs=8", "teacher_fit.epochs=50"))
     assert own["teacher_fit"]["epochs"] == 50
 
 
 def test_a_recorded_configuration_is_shared_no_further():
-    config = resolve(composed("strategy=multi_stage", "total_epochs=24"))
-    assert resolve(OmegaConf.create(config)) == config
+    config = resolved(composed("strategy=multi_stage", "total_epochs=24"))
+    assert resolved(OmegaConf.create(config)) == config
 
 
 def test_without_a_budget_nothing_changes():
-    assert resolve(composed("strategy=multi_stage", "epochs=7"))["epochs"] == 7
+    assert resolved(composed("strategy=multi_stage", "epochs=7"))["epochs"] == 7
 
 
 def test_faults_of_a_schedule_are_not_raised_here():
@@ -128,7 +128,7 @@ def test_faults_of_a_schedule_are_not_raised_here():
     odd = composed("strategy=multi_stage", "total_epochs=24")
     OmegaConf.update(odd, "strategy.stages.step.stages", [3], force_add=True)
     for cfg in (falling, odd):
-        assert resolve(cfg)["epochs"] == 30
+        assert resolved(cfg)["epochs"] == 30
 
 
 # Studies
@@ -138,7 +138,7 @@ def test_faults_of_a_schedule_are_not_raised_here():
 def test_compare_strategies_is_every_strategy_at_one_budget():
     plan = compose_jobs(["experiment=compare_strategies"])
     assert plan.multirun
-    configs = [resolve(job.config) for job in plan.jobs]
+    configs = [resolved(job.config) for job in plan.jobs]
     names = {config["strategy"]["name"] for config in configs}
     assert names == set(STRATEGIES) - {"compress_then_distill_layerwise", "distill_qat"}
     assert len(configs) == 3 * len(names)
@@ -163,7 +163,7 @@ def test_values_on_the_command_line_take_the_place_of_the_study_s():
 def test_progressive_rank_is_a_ladder_against_one_jump():
     plan = compose_jobs(["experiment=progressive_rank"])
     assert plan.multirun
-    configs = [resolve(job.config) for job in plan.jobs]
+    configs = [resolved(job.config) for job in plan.jobs]
     assert [(c["strategy"]["name"], c["seed"]) for c in configs] == [
         (strategy, seed) for strategy in ("multi_stage", "distill_then_compress") for seed in (0, 1, 2)
     ]

@@ -6,7 +6,7 @@ from refusals import says
 
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import as_written, interpolation_faults, origin, references
-from compresskd.config.resolved import resolve
+from compresskd.config.resolved import resolved
 
 CFG = OmegaConf.create(
     {
@@ -58,4 +58,4 @@ def test_each_broken_reference_is_told_once_where_it_is_written():
     assert says("rank", "${rnk}", "no key rnk").match(first)
     assert says("a.b", "${kd.nope}", "no key kd.nope").match(second)
     with pytest.raises(ConfigError, match="2 faults"):
-        resolve(cfg)
+        resolved(cfg)
