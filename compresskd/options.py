@@ -56,7 +56,7 @@ _EXPECTED = {
     "too_short": "{min_length} or more of them",
     "made": "a node whose _target_ makes a {name}",
 }
-T = TypeVar("T", bound=Callable[..., Any])
+_T = TypeVar("_T", bound=Callable[..., Any])
 
 
 class OptionError(ValueError):
@@ -64,13 +64,17 @@ class OptionError(ValueError):
 
     Attributes:
         field: its path in what it is an option of, such as `ranks.fc1`.
-        text: what came, and what is expected.
+        got: the value. expected: what is allowed, in words.
     """
 
     def __init__(self, field: str, got: Any, expected: str):
         super().__init__(field, got, expected)
         self.field, self.got, self.expected = field, got, expected
-        self.text = f"got {shown(got)}, expected {expected}"
+
+    @property
+    def text(self) -> str:
+        """What was got, and what is expected."""
+        return f"got {shown(self.got)}, expected {self.expected}"
 
     @property
     def errors(self) -> Sequence[OptionError]:
@@ -138,7 +142,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:40]}... ({len(text)} characters)"
 
 
-def checked(make: T) -> T:
+def checked(make: _T) -> _T:
     """Let a dataclass, or a function, judge the values that it is called with by their annotations.
 
     Raises (when called):
@@ -153,9 +157,9 @@ def checked(make: T) -> T:
         return call(*args, **options)
 
     if not inspect.isclass(make):
-        return typing.cast(T, checking)
+        return typing.cast(_T, checking)
     make.__init__ = checking  # pyright: ignore[reportAttributeAccessIssue]
-    return typing.cast(T, make)
+    return typing.cast(_T, make)
 
 
 def faults(make: Callable[..., Any], values: Mapping[str, Any]) -> list[OptionError]:
@@ -168,7 +172,11 @@ def faults(make: Callable[..., Any], values: Mapping[str, Any]) -> list[OptionEr
             if adapter is not None:
                 adapter.validate_python(value)
         except ValidationError as error:
-            found += _told(name, value, error)
+            told = _told(name, value, error)
+            for each in told:
+                if each.field == name and type(None) in typing.get_args(hints[name]):
+                    each.expected += " or null"
+            found += told
     return found
 
 

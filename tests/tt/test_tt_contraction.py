@@ -1,3 +1,5 @@
+from functools import lru_cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from compresskd.tt.decompose.cores import core_shapes, merge, to_matrix
 from compresskd.tt.execution.chain import Chain, ChainProduct
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Plan, all_cuts, matrices
-from compresskd.tt.execution.machine import Machine, cache_directory, machine
+from compresskd.tt.execution.machine import Machine, _machine, cache_directory, machine
 from compresskd.tt.execution.planner import bucket, plans, rank_plans
 from compresskd.tt.execution.streamed import StreamedLinear, best_cut
 
@@ -122,7 +124,11 @@ def test_interpolation_is_exact_on_the_grid_and_monotone_between():
     assert mm[3][2][3] < between < mm[2][2][3]
 
 
-def test_calibration_is_written_once_and_read_back():
+def test_calibration_is_written_once_and_read_back(monkeypatch, tmp_path):
+    monkeypatch.setenv(
+        "COMPRESSKD_CACHE", str(tmp_path)
+    )  # none of this process, nor of this machine, is there
+    monkeypatch.setattr("compresskd.tt.execution.machine._machine", lru_cache(_machine.__wrapped__))
     first = machine("cpu", torch.float32, torch.get_num_threads())
     files = list(cache_directory().glob("*.json"))
     assert len(files) >= 1
