@@ -4,8 +4,9 @@ import pytest
 
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
-from compresskd.config.faults import ConfigError, Fault, nearest, of_jobs
+from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.schema import register
+from compresskd.options import nearest
 
 SMALL = ["data=synthetic", "data.num_train=64", "data.num_test=16"]
 
