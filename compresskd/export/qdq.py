@@ -15,7 +15,6 @@ from compresskd.export.integers import Integers, Transform, groups_of, integers_
 from compresskd.quant.granularity import PerGroup
 from compresskd.quant.pack import QuantizedTensor
 
-_INTEGERS = {ir.DataType.INT4, ir.DataType.INT8}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
 
 

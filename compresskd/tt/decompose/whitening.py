@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import merge, orthogonalize, to_matrix
-from compresskd.tt.decompose.svd import squared_norm
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 
 RIDGE = 1e-6
@@ -201,8 +200,3 @@ def _ridged(A: Tensor) -> Tensor:
     """A with its diagonal raised by a little of its mean, so that it can be solved with."""
     ridge = 1e-9 * float(A.diagonal().sum()) / A.shape[0]
     return A + ridge * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
-
-
-def whitened_norm(weight: Tensor, covariance: Tensor) -> float:
-    """The root of tr(W C W^T): what a relative output error is relative to."""
-    return math.sqrt(squared_norm(working(weight) @ root(covariance, ridge=0.0)[0].to(working(weight))))
