@@ -135,8 +135,10 @@ def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
 
 def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """[rows, N] float32: what the weight, seen as a matrix, is applied to."""
-    if not isinstance(layer, nn.Conv2d | tt.TTConv2d):
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | tt.TTConv2d):
         return x.reshape(-1, x.shape[-1]).float()
+    if isinstance(layer, nn.Conv1d | tt.TTConv1d):
+        layer, x = tt.two_dimensional(layer), x.unsqueeze(-2)
     pads = layer.geometry.pads if isinstance(layer, tt.TTConv2d) else layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(x.float(), tuple(pads), mode=mode)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd import tt
+from compresskd import layers, tt
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 
 _SHORT_FACTORS = 2.0**-11  # unit of rounding on devices that may shorten the factors of a product
@@ -27,7 +27,13 @@ def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.M
         twin: Any = tt.ordinary(new)
     else:
         twin = _plain_copy(original)
-        _carry(twin, "weight", new.to_dense() if hasattr(new, "to_dense") else new.weight)  # pyright: ignore
+        if hasattr(new, "to_dense"):
+            held = layers.held_by(original, new.to_dense())  # pyright: ignore[reportCallIssue]
+            twin = twin if held is not None else copy.deepcopy(layers.plain(original))
+            _carry(twin, "weight", new.to_dense() if held is None else held)  # pyright: ignore[reportCallIssue]
+        else:
+            for key in layers.matrices(original):
+                _carry(twin, key, getattr(new, key))
         if bias and getattr(new, "bias", None) is not None:
             _carry(twin, "bias", new.bias)  # pyright: ignore[reportArgumentType]
     activation = getattr(new, CHILD, None)
@@ -56,23 +62,24 @@ def _carry(layer: Any, key: str, value: Tensor) -> None:
 
 def moved(twin: Any, new: Any) -> nn.Module:
     """A copy of the twin with every entry of its weight moved as far as rounding in `new` may come to."""
-    weight = twin.weight.detach()
-    bound = _rounding_bound(new).to(weight)
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
-    other = copy.deepcopy(twin)
-    other.weight = nn.Parameter(weight + signs * bound)
+    other, generator = copy.deepcopy(twin), torch.Generator().manual_seed(0)
+    for key in layers.matrices(twin):
+        weight = getattr(twin, key).detach()
+        bound = _rounding_bound(new, key)
+        held = layers.held_by(twin, bound) if hasattr(new, "to_dense") else bound
+        signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
+        setattr(other, key, nn.Parameter(weight + signs * (bound if held is None else held).to(weight)))
     return other
 
 
-def _rounding_bound(layer: Any) -> Tensor:
-    """What rounding in the layer's product may come to, as a change of its weight, [M, N] or [O, I, kh, kw].
+def _rounding_bound(layer: Any, key: str) -> Tensor:
+    """What rounding in the layer's product may come to, as a change of its weight `key` (of factors: of `to_dense`).
 
     sqrt(n) u times the weight that the factors without their signs come to; n the length of all sums on the way. In
     half precision sums are kept in float32 and rounded once for each factor: there n is the number of factors.
     """
     if not hasattr(layer, "to_dense"):
-        weight = layer.weight.detach()
+        weight = getattr(layer, key).detach()
         return weight.abs() * _unit(weight)
     size: Any = parametrize.type_before_parametrizations(layer).from_structure(layer.structure())
     lengths = []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
 from compresskd.tt.decompose.whitening import check_covariance
 from compresskd.tt.layers.conv import TTConv2d
+from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
 from compresskd.tt.layers.embedding import TTEmbedding
 from compresskd.tt.layers.linear import TTLinear
@@ -54,7 +56,7 @@ def factorize(
     taken as they are in evaluation.
 
     Args:
-        module: nn.Linear, nn.Conv2d or nn.Embedding, or a layer that was registered.
+        module: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Embedding, or a layer that is known or was registered.
         rank: the largest TT-rank (the bond dimension between cores). Among modes, the one that does best against the
             low-rank SVD of as many parameters.
         ranks: one for each TT-rank, together with `modes`.
@@ -81,7 +83,8 @@ def factorize(
     reason = refusal(module, method)
     if reason is not None:
         return reason
-    module, training = layers.plain(module), module.training
+    has_one_dimension, training = isinstance(module, nn.Conv1d), module.training
+    module = _plain(module)
     if method in ("tucker", "cp"):
         if input_covariance is not None or num_cores is not None or target.ranks is not None:
             raise ValueError(
@@ -92,7 +95,14 @@ def factorize(
         found = _search(module, target, method, input_covariance, modes, num_cores, keep_larger)
         reason = _unreached(found[0], target, module.weight.numel())
         built = _build(module, found[0]) if reason is None else reason
-    return built.train(training) if isinstance(built, nn.Module) else built
+    if not isinstance(built, nn.Module):
+        return built
+    return (one_dimensional(built) if has_one_dimension else built).train(training)
+
+
+def _plain(module: nn.Module) -> Any:
+    """The plain layer of the same weight that is decomposed: a one-dimensional convolution as one of two."""
+    return two_dimensional(layers.plain(module))
 
 
 def candidates(
@@ -110,7 +120,7 @@ def candidates(
     reason = refusal(module)
     if reason is not None:
         raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
-    return _search(layers.plain(module), target, "tensor_train", input_covariance, None, num_cores)
+    return _search(_plain(module), target, "tensor_train", input_covariance, None, num_cores)
 
 
 def error_curve(
@@ -134,7 +144,7 @@ def error_curve(
         raise ValueError(f"expected method tensor_train or svd, got {method!r}")
     if refusal(module) is not None:
         return []
-    module = layers.plain(module)
+    module = _plain(module)
     weight, options = module.weight.detach().flatten(1), _modes(module, method, modes, num_cores)
     return curve(weight, options, covariance=_covariance(module, input_covariance), max_points=max_points)
 
@@ -158,7 +168,7 @@ def least_parameters(
     """
     if refusal(module) is not None:
         return None
-    module = layers.plain(module)
+    module = _plain(module)
     options = _modes(module, method, modes, num_cores)
     if ranks is not None and modes is None:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
@@ -176,11 +186,11 @@ def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
     """Why a layer has no form of this method; raises where nothing like it has one, or its weights are broken."""
     obstacle = layers.obstacle(module)
     if obstacle is not None and not isinstance(module, layers.PLAIN):
-        raise TypeError(f"expected nn.Linear, nn.Conv2d or nn.Embedding, got {type(module).__name__}")
+        raise TypeError(f"expected {layers.NAMES}, got {type(module).__name__}")
     if obstacle is not None:
         return Skipped(obstacle)
     plain = layers.plain(module)
-    if isinstance(plain, nn.Conv2d) and plain.groups != 1:
+    if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.groups != 1:
         return Skipped(f"groups={plain.groups}: no factorized form of a grouped convolution")
     if isinstance(plain, nn.Embedding) and (plain.max_norm is not None or plain.scale_grad_by_freq):
         return Skipped("max_norm and scale_grad_by_freq: rows computed from cores do not support them")
