@@ -155,18 +155,18 @@ def plain(module: nn.Module) -> Plain:
     return _with_same_attributes(module)
 
 
-def has_own_form(module: nn.Module) -> bool:
-    """Whether the layer holds its weight otherwise than the plain one that computes the same."""
-    form = form_of(module)
-    return form is not None and form.as_plain is not None
-
-
 def held_by(module: nn.Module, weight: Tensor) -> Tensor | None:
     """The parameter that the layer would hold to compute with this weight of its plain form; None if there is none."""
-    if not has_own_form(module):
-        return weight
     form = form_of(module)
-    return None if form is None or form.as_held is None else form.as_held(weight)
+    if form is None or form.as_plain is None:
+        return weight
+    return None if form.as_held is None else form.as_held(weight)
+
+
+def computes_weight(module: nn.Module) -> bool:
+    """Whether the layer holds no weight that could be set: it computes the one by which it multiplies."""
+    form = form_of(module)
+    return form is not None and form.as_plain is not None and form.as_held is None
 
 
 def is_matrix(module: nn.Module) -> bool:

@@ -25,15 +25,16 @@ def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.M
     """
     if hasattr(original, "to_dense"):
         twin: Any = tt.ordinary(new)
+    elif isinstance(
+        original, nn.MultiheadAttention
+    ):  # whose weights, biases and inner layer one operation reads
+        twin = _plain_copy(new)
     else:
         twin = _plain_copy(original)
-        if hasattr(new, "to_dense"):
-            held = layers.held_by(original, new.to_dense())  # pyright: ignore[reportCallIssue]
-            twin = twin if held is not None else copy.deepcopy(layers.plain(original))
-            _carry(twin, "weight", new.to_dense() if held is None else held)  # pyright: ignore[reportCallIssue]
-        else:
-            for key in layers.matrices(original):
-                _carry(twin, key, getattr(new, key))
+        held = layers.held_by(original, new.to_dense()) if hasattr(new, "to_dense") else new.weight  # pyright: ignore
+        if held is None:  # the original computes its weight
+            twin, held = copy.deepcopy(layers.plain(original)), new.to_dense()  # pyright: ignore[reportCallIssue]
+        _carry(twin, "weight", held)  # pyright: ignore[reportArgumentType]
         if bias and getattr(new, "bias", None) is not None:
             _carry(twin, "bias", new.bias)  # pyright: ignore[reportArgumentType]
     activation = getattr(new, CHILD, None)
@@ -48,11 +49,14 @@ def _plain_copy(layer: nn.Module) -> nn.Module:
     Not by `remove_parametrizations`: a copy shares the class that it would take apart.
     """
     twin = copy.deepcopy(layer)
-    if parametrize.is_parametrized(twin):
-        keys = list(twin._modules.pop("parametrizations")._modules)  # pyright: ignore[reportOptionalMemberAccess]
-        twin.__class__ = parametrize.type_before_parametrizations(layer)
-        for key in keys:
-            twin.register_parameter(key, nn.Parameter(getattr(layer, key).detach().clone()))
+    for part in filter(parametrize.is_parametrized, list(twin.modules())):
+        cls = parametrize.type_before_parametrizations(part)
+        keys: list[str] = list(part._modules["parametrizations"]._modules)  # pyright: ignore
+        values = {key: getattr(part, key).detach().clone() for key in keys}
+        del part._modules["parametrizations"]
+        part.__class__ = cls
+        for key, value in values.items():
+            part.register_parameter(key, nn.Parameter(value))
     return twin
 
 

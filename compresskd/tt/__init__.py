@@ -5,6 +5,7 @@ from compresskd.tt.decompose.search import Candidate, CurvePoint
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.execution.policy import FIXED, MEASURED, plans
 from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
+from compresskd.tt.layers.base import WeightDescription
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d, two_dimensional
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
@@ -30,6 +31,7 @@ __all__ = [
     "TTEmbedding",
     "TTLinear",
     "TuckerLinear",
+    "WeightDescription",
     "candidates",
     "error_curve",
     "factorize",
