@@ -74,8 +74,7 @@ def full_rank(case: Case) -> str:
     """Every layer that may be is factorized, and nothing changes."""
     model = case.compressed(rank=FULL, keep_larger=True)
     found = [layer for layer in layers.find(model) if layers.is_factorized(layer.module)]
-    weights = [layer for layer in layers.find(case.model)]
-    case.notes["factorized"] = f"{len(found)} of {len(weights)}"
+    case.notes["factorized"] = f"{len(found)} of {len(layers.find(case.model))}"
     case.notes["left"] = _left(model)
     before, after = case.answer(case.model), case.answer(model)
     error = float((after - before).norm() / before.norm())

@@ -2,8 +2,9 @@
 
 A weight is rounded as it is read, and what is stored are its rounded values. So whatever reads `layer.weight` computes
 with what is stored, a subclass with a forward of its own too, and this is exact for every layer of `layers.PLAIN`, what
-derives from them, the layers that are known or registered, and the projections inside nn.MultiheadAttention. It is not where a weight is made of other parameters, or where somebody holds the parameter
-itself: such weights are left, see `unquantized`.
+derives from them, the layers that are known or registered, and the projections inside nn.MultiheadAttention. It is not
+where a weight is made of other parameters, or where somebody holds the parameter itself: such weights are left, see
+`unquantized`.
 """
 
 from collections.abc import Collection, Iterator, Sequence

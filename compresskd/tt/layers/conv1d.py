@@ -10,7 +10,7 @@ from compresskd.tt.layers.cp import CPConv2d
 
 
 class _OneRow:
-    """Takes and gives [B, C, L] or [C, L] where the layer beneath takes images [B, C, 1, L]; sizes are those of these."""
+    """Takes and gives [B, C, L] or [C, L] where the layer beneath takes images; its sizes are those of images."""
 
     @property
     def dense_shape(self) -> tuple[int, ...]:
@@ -46,10 +46,10 @@ def two_dimensional(layer: nn.Module) -> Any:
     convolution = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
-        (1, *layer.kernel_size),
-        stride=(1, *layer.stride),
-        padding=layer.padding if isinstance(layer.padding, str) else (0, *layer.padding),
-        dilation=(1, *layer.dilation),
+        (1, layer.kernel_size[0]),
+        stride=(1, layer.stride[0]),
+        padding=layer.padding if isinstance(layer.padding, str) else (0, layer.padding[0]),
+        dilation=(1, layer.dilation[0]),
         groups=layer.groups,
         bias=False,
         padding_mode=layer.padding_mode,

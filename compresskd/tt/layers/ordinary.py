@@ -1,8 +1,20 @@
 """From a factorized layer to the ordinary one of its weight."""
 
+import functools
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class _Scaled(nn.Embedding):
+    """Multiplies its rows."""
+
+    def __init__(self, scale: float, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.scale
 
 
 def ordinary(layer: Any) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding:
@@ -10,7 +22,8 @@ def ordinary(layer: Any) -> nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding:
     weight, bias = layer.to_dense().detach(), getattr(layer, "bias", None)
     options: dict[str, Any] = {"device": "meta", "dtype": weight.dtype}
     if hasattr(layer, "num_embeddings"):
-        new: Any = nn.Embedding(*weight.shape, padding_idx=layer.padding_idx, sparse=layer.sparse, **options)
+        kind = nn.Embedding if layer.scale == 1.0 else functools.partial(_Scaled, layer.scale)
+        new: Any = kind(*weight.shape, padding_idx=layer.padding_idx, sparse=layer.sparse, **options)
     elif hasattr(layer, "geometry"):
         geometry, dims = layer.geometry, weight.dim() - 2
         new = (nn.Conv1d if dims == 1 else nn.Conv2d)(

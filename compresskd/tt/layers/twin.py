@@ -10,7 +10,7 @@ from torch import nn
 from compresskd import layers
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.layers.conv1d import two_dimensional
-from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.embedding import TTEmbedding, scale_of
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.structure import from_structure
 
@@ -53,6 +53,7 @@ def twin(layer: Any, like: Any) -> nn.Module | Skipped:
 def _of_embedding(structure: dict[str, Any], layer: Any, like: Any) -> dict[str, Any] | None:
     own = {"padding_idx": like.padding_idx, "sparse": like.sparse}
     own |= {} if like.padding_idx is None else {"padding": "cores"}
+    own |= {"scale": scale_of(like)}
     if isinstance(layer, TTEmbedding):
         return {**structure, **own}
     if not isinstance(layer, TTLinear):
