@@ -58,7 +58,7 @@ class Case:
     @cached_property
     def small(self) -> nn.Module:
         """The model at rank 4 and 4 bits."""
-        return compresskd.quantize(self.compressed(rank=4), self.inputs, bits=4).eval()
+        return compresskd.quantize(self.compressed(rank=4), self.inputs, bits=4, core_start="nearest").eval()
 
     def compressed(self, **options: object) -> nn.Module:
         """The model factorized."""

@@ -151,23 +151,25 @@ ARCHITECTURES: dict[str, HuggingFace | Timm] = {
         lambda model, pixels: model(pixel_values=pixels).pooler_output,
         (3, 32, 32),
     ),
-    "timm_resnet18": Timm("resnet18", 32),
-    "timm_resnetv2": Timm("resnetv2_50", 32, {"layers": (1, 1, 1, 1), "channels": (64, 128, 256, 512)}),
-    "timm_convnext": Timm("convnext_atto", 32),
-    "timm_efficientnet": Timm("efficientnet_b0", 32),
+    "timm_resnet18": Timm("resnet18", 32, {"channels": (16, 32, 64, 64), "layers": (1, 1, 1, 1)}),
+    "timm_resnetv2": Timm("resnetv2_50", 32, {"channels": (64, 64, 128, 128), "layers": (1, 1, 1, 1)}),
+    "timm_convnext": Timm("test_convnext", 32),
+    "timm_efficientnet": Timm("test_efficientnet", 32),
     "timm_mobilenetv3": Timm("mobilenetv3_small_050", 32),
     "timm_regnet": Timm("regnetx_002", 32),
-    "timm_densenet": Timm("densenet121", 32),
-    "timm_vit": Timm("vit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 8, "depth": 2}),
-    "timm_deit": Timm("deit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 8, "depth": 2}),
+    "timm_densenet": Timm("densenet121", 32, {"growth_rate": 8, "block_config": (2, 2, 2, 2)}),
+    "timm_vit": Timm("test_vit", 32, {"img_size": 32, "patch_size": 8}),
+    "timm_deit": Timm(
+        "deit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2}
+    ),
     "timm_swin": Timm(
         "swin_tiny_patch4_window7_224",
         64,
         {"img_size": 64, "window_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4)},
     ),
-    "timm_mixer": Timm("mixer_s32_224", 64, {"img_size": 64}),
-    "timm_nfnet": Timm("nfnet_l0", 64),
-    "timm_xcit": Timm("xcit_nano_12_p16_224", 64, {"img_size": 64, "depth": 2}),
+    "timm_mixer": Timm("mixer_s32_224", 64, {"img_size": 64, "mlp_ratio": (0.5, 0.5)}),
+    "timm_nfnet": Timm("test_nfnet", 64),
+    "timm_xcit": Timm("xcit_nano_12_p16_224", 64, {"img_size": 64, "embed_dim": 64, "depth": 2}),
 }  # fmt: skip
 
 

@@ -42,8 +42,7 @@ def build(content: Content, *, trust: Sequence[str] = (), take: bool = False) ->
         ValueError: a path outside compresskd and `trust`, or options that the constructor refuses.
     """
     check(content)
-    empty = skeleton(content.architecture, stored=num_values(content), trust=trust)
-    check_fit(furnish(empty, content.modules, stored=num_values(content), trust=trust), content.tensors)
+    _check_whole(content, trust)
     with _WithoutDrawing():
         described = {"architecture": content.architecture, "modules": content.modules}
         model = build_empty(described, trust=trust)
@@ -52,6 +51,12 @@ def build(content: Content, *, trust: Sequence[str] = (), take: bool = False) ->
     for name, (scale, zero_point) in content.activations.items():
         quantize_input(_layer(model, name), _frozen(scale, zero_point))
     return model.eval()
+
+
+def _check_whole(content: Content, trust: Sequence[str]) -> None:
+    """Raise where the tensors do not fit; of what is built for it, nothing stays."""
+    empty = skeleton(content.architecture, stored=num_values(content), trust=trust)
+    check_fit(furnish(empty, content.modules, stored=num_values(content), trust=trust), content.tensors)
 
 
 def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> nn.Module:
