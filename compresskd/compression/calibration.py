@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compresskd import layers, tt
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
+from compresskd.tasks import logits_of, tensors_of
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
@@ -54,13 +55,13 @@ def calibrate(
         for name in names:
             stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, roots))
         for batch in draw(split, num_samples, seed=seed).batches(batch_size):
-            inputs = batch.inputs
-            if inputs.is_floating_point():
-                inputs.requires_grad_(True)  # so that a graph exists even for frozen weights
-            logits = model(inputs)
+            inputs = [tensor for tensor in tensors_of(batch.inputs) if tensor.is_floating_point()]
+            for tensor in inputs:
+                tensor.requires_grad_(True)  # so that a graph exists even for frozen weights
+            logits = logits_of(batch.call(model))
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)
-            starts = [tensor for tensor in (inputs, *roots) if tensor.requires_grad]
+            starts = [tensor for tensor in (*inputs, *roots) if tensor.requires_grad]
             torch.autograd.grad((logits.float() * probe).sum(), starts, allow_unused=True)
             roots.clear()
     for found in statistics.values():

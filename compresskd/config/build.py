@@ -121,7 +121,10 @@ def build(
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
     strategy = parts.strategy()
     device = parts.device()
-    data = data or parts.data()
+    task = parts.task()
+    if task is not None and strategy is not None:
+        parts.check_objectives(task, strategy)
+    data = data or parts.data(task)
     parts.models(data, strategy, recipe, device)
     teacher = None
     if data is not None:

@@ -65,6 +65,7 @@ class Config:
     teacher: Options = field(default_factory=dict)
     student: Options = field(default_factory=dict)
     strategy: Options = field(default_factory=dict)
+    task: Options = field(default_factory=dict)
     kd: Options = field(default_factory=dict)
     compress: Options = field(default_factory=dict)
     rank_schedule: Options = field(default_factory=dict)

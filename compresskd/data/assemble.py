@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from compresskd.data.base import Augmentation, Data, Split
+from compresskd.data.base import Augmentation, Data, TensorSplit
 from compresskd.data.checks import (
     check_augmentation,
     check_class_names,
@@ -148,7 +148,7 @@ def _distinct(sources: Mapping[str, Source]) -> list[Source]:
     return list({id(source): source for source in sources.values()}.values())
 
 
-def _hashes(sources: Mapping[str, Source], splits: Mapping[str, Split]) -> dict[str, Tensor]:
+def _hashes(sources: Mapping[str, Source], splits: Mapping[str, TensorSplit]) -> dict[str, Tensor]:
     """Of the samples of each split, computed where no cache had them."""
     known = {id(s): sample_hashes(s.pixels) if s.hashes is None else s.hashes for s in _distinct(sources)}
     return {name: known[id(sources[name])][split.rows] for name, split in splits.items()}
@@ -177,8 +177,8 @@ def _cut(
     return rows[stay], (train, rows[cut])
 
 
-def _split(name: str, source: Source, rows: Tensor, normalize: Normalize) -> Split:
-    return Split(
+def _split(name: str, source: Source, rows: Tensor, normalize: Normalize) -> TensorSplit:
+    return TensorSplit(
         name=name,
         pixels=source.pixels,
         rows=rows,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from compresskd.data.base import Augmentation, Split
+from compresskd.data.base import Augmentation, TensorSplit
 from compresskd.options import OptionError
 
 _ROWS_AT_ONCE = 1024
@@ -55,7 +55,7 @@ def check_augmentation(
         raise OptionError("augmentation", repr(augmentation), expected)
 
 
-def check_splits(splits: Mapping[str, Split], class_names: tuple[str, ...]) -> None:
+def check_splits(splits: Mapping[str, TensorSplit], class_names: tuple[str, ...]) -> None:
     """Every split has labelled samples of the same shape, and train has some of every class."""
     if len(class_names) < 2:
         raise OptionError("num_classes", len(class_names), f">= 2, not only {list(class_names)}")
@@ -98,7 +98,7 @@ def check_class_names(class_names: tuple[str, ...]) -> None:
             raise ValueError(f"the class name {name!a} is not valid UTF-8; rename it") from None
 
 
-def check_finite(splits: Mapping[str, Split]) -> None:
+def check_finite(splits: Mapping[str, TensorSplit]) -> None:
     """Raise ValueError for samples that are not finite as a network gets them, with their split, number and place."""
     found: dict[int, Tensor] = {}
     for split in splits.values():
@@ -116,7 +116,7 @@ def check_finite(splits: Mapping[str, Split]) -> None:
             )
 
 
-def _non_finite(split: Split) -> Tensor:
+def _non_finite(split: TensorSplit) -> Tensor:
     """[M] bool, of all stored pixels [M, ...]: finite mean and deviation leave whole numbers finite."""
     pixels = split.pixels
     if pixels.is_floating_point() and len(pixels):

@@ -17,7 +17,7 @@ from torch import nn
 from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
-from compresskd.engine.events import Listener, log
+from compresskd.engine.events import Listener, log, shown
 from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.engine.teacher import Teacher
 from compresskd.measure import macs
@@ -104,6 +104,7 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
+        reporter.begin(self.data.task.monitor)
         for notice in self.data.notices:
             reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
@@ -138,7 +139,7 @@ class Experiment:
         metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
         if self.teacher is not None:
-            self.teacher.check_score(test.accuracy, context.data.test)
+            self.teacher.check_score(test, context.data.test)
         store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
@@ -157,9 +158,7 @@ class Experiment:
         context.run.save()
         if products.unknown:
             reporter.note(f"teacher: MACs unknown ({products.unknown})")
-        reporter.note(
-            f"teacher: validation {100 * metrics['validation_accuracy']:.2f}%  test {100 * test.accuracy:.2f}%"
-        )
+        reporter.note(f"teacher: {shown(context.record.monitor, metrics)}")
 
     def _record(self) -> Record:
         data = self.data
@@ -182,6 +181,7 @@ class Experiment:
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },
+            task=data.task.describe(),
         )
 
 

@@ -24,7 +24,8 @@ def drawn_from(split: Split, count: int, name: str) -> Samples:
     """A draw of `count` samples of a split, the same each time, or all where it has fewer."""
     drawn = draw(split, count, seed=0)
     batch = next(iter(drawn.batches(len(drawn))))
-    return Samples(batch.inputs.cpu(), f"{len(batch.inputs)} {split.name} samples of {name}")
+    assert isinstance(batch.inputs, Tensor)  # mappings of tensors are refused beforehand
+    return Samples(batch.inputs.cpu(), f"{len(batch)} {split.name} samples of {name}")
 
 
 def random(shape: Sequence[int], count: int) -> Samples:

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd.proof.passes import PASSES, places, undisturbed
+from compresskd.tasks import Inputs, call
 
 _KEPT = ("bias",)  # which every form of a layer has
 
 
-def read_by_others(model: nn.Module, names: Collection[str], inputs: Tensor) -> dict[str, str]:
+def read_by_others(model: nn.Module, names: Collection[str], inputs: Inputs) -> dict[str, str]:
     """Of the named layers those whose parameters somebody reads besides the layer itself; with the reason, by name.
 
     nn.TransformerEncoderLayer reads `linear1.weight` in evaluation, nn.MultiheadAttention `out_proj.weight` always.
@@ -32,7 +33,7 @@ def read_by_others(model: nn.Module, names: Collection[str], inputs: Tensor) -> 
         return found
 
 
-def _reads(model: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[dict[str, str], str | None]:
+def _reads(model: nn.Module, names: Collection[str], inputs: Inputs) -> tuple[dict[str, str], str | None]:
     guarded = copy.deepcopy(model)
     guards = {name: _Guard(guarded.get_submodule(name)) for name in names}
     where = {name: places(guarded, name) for name in names}
@@ -43,7 +44,7 @@ def _reads(model: nn.Module, names: Collection[str], inputs: Tensor) -> tuple[di
     try:
         for each in PASSES:
             with each.of(guarded):
-                guarded(inputs)
+                call(guarded, inputs)
     except Exception as raised:  # a model may be the user's own code, which raises what it likes
         error = f"{type(raised).__name__}: {str(raised).partition(chr(10))[0]}"
     reason = "another module reads its {}, which another form of the layer does not have"

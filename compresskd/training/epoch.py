@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
 from compresskd.training.mixup import mixing_weight, mixup
@@ -33,7 +33,7 @@ def train_epoch(state: TrainingState, plan: Plan) -> None:
             output = LossOutput(*plan.loss(plan.forward, batch))
         lr = state.optimizer.param_groups[0]["lr"]
         _update(output.total, state, plan)
-        meter.add(output, batch.targets, lr)
+        meter.add(output, batch, lr)
         state.step += 1
         if meter.first_bad:
             raise non_finite(state, plan)
@@ -83,7 +83,7 @@ def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Ite
     recipe = plan.recipe
     for batch in batches:
         prepared = batch
-        if recipe.channels_last and batch.inputs.ndim == 4:
+        if recipe.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
             inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
             prepared = replace(batch, inputs=inputs)
         if recipe.mixup is not None:
@@ -131,6 +131,6 @@ def _progress(state: TrainingState, plan: Plan, samples_per_second: float) -> St
         step=state.step,
         steps=plan.steps,
         loss=state.meter.loss,
-        accuracy=state.meter.accuracy,
+        metrics=state.meter.metrics,
         samples_per_second=samples_per_second,
     )

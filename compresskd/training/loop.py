@@ -47,7 +47,8 @@ def fit(
     Args:
         data: on `device` already (`Data.to`); the model is moved there.
         loss: `(model, batch) -> LossOutput(total, terms, logits)`, called within autocast at `recipe.precision`.
-            It must call the model that it is given, which may be a compiled form.
+            It must call the model that it is given, which may be a compiled form. Of a task whose rows are no
+            samples, a fourth value gives the rows' targets.
         extra_modules: trained along and kept in checkpoints (projectors), or there to have their buffers kept
             (the state of what `loss` and `after_step` do). Their parameters are not part of the result.
         after_step: called with the number of updates done, after each one, before the weight average takes it in.
@@ -93,7 +94,7 @@ def fit(
             on_epoch=on_epoch,
             on_step=on_step,
         )
-        state = initial_state(model, extra_modules, recipe, plan.steps, device)
+        state = initial_state(model, extra_modules, recipe, plan.steps, device, data.task)
         if resume is not None:
             load_state(state, resume, plan.identity)
         return _run(state, plan)
@@ -102,7 +103,7 @@ def fit(
 def _check(data: Data, recipe: Recipe, device: torch.device) -> None:
     check_precision(recipe.precision, device)
     check_compile(recipe.compile, device)
-    where = data.train.targets.device
+    where = data.train.device
     if where.type != device.type:
         raise ValueError(f"data: expected on device {device}, got {where}; pass data.to({str(device)!r})")
 
@@ -125,8 +126,7 @@ def _run(state: TrainingState, plan: Plan) -> FitResult:
     return FitResult(
         history=tuple(state.history),
         best_epoch=best.epoch,
-        best_validation_accuracy=best.accuracy,
-        best_validation_loss=best.loss,
+        validation=best.values,
         seconds=sum(record.seconds for record in state.history),
         stopped_early=state.epoch < recipe.epochs,
     )
@@ -139,30 +139,36 @@ def _close_epoch(state: TrainingState, plan: Plan) -> None:
         scores = evaluate(
             state.model,
             plan.data.validation,
+            plan.data.task,
             batch_size=plan.recipe.evaluation_batch_size,
         )
         if not math.isfinite(scores.loss):
             raise non_finite(state, plan, validation_loss=scores.loss)
-        best = state.best
-        if best is None or better(scores.accuracy, scores.loss, best.accuracy, best.loss):
+        if _is_best(scores, state.best):
             weights = snapshot(state.model.state_dict(), state.device)
-            state.best = Best(state.epoch, scores.accuracy, scores.loss, weights)
+            state.best = Best(state.epoch, scores.values, weights)
     record = _record(state, scores, time.perf_counter() - started)
     state.history.append(record)
-    state.epoch, state.step, state.train_seconds, state.meter = state.epoch + 1, 0, 0.0, Meter(state.device)
+    state.epoch, state.step, state.train_seconds = state.epoch + 1, 0, 0.0
+    state.meter = Meter(state.device, plan.data.task)
     if plan.on_epoch is not None:
         plan.on_epoch(record)
+
+
+def _is_best(scores: Scores, best: Best | None) -> bool:
+    if best is None:
+        return True
+    monitor = scores.task.monitor
+    return better(monitor, scores.monitored, scores.loss, best.values[monitor.name], best.values["loss"])
 
 
 def _record(state: TrainingState, scores: Scores, validation_seconds: float) -> EpochRecord:
     meter = state.meter
     return EpochRecord(
         epoch=state.epoch,
-        train_loss=meter.loss,
-        train_accuracy=meter.accuracy,
+        train={"loss": meter.loss, **meter.metrics},
         terms=meter.terms,
-        validation_loss=scores.loss,
-        validation_accuracy=scores.accuracy,
+        validation=scores.values,
         lr=meter.lr,
         seconds=state.train_seconds + validation_seconds,
         samples_per_second=meter.samples / max(state.train_seconds, 1e-9),
@@ -177,10 +183,8 @@ def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:
 
 def _untrained(model: nn.Module, data: Data, recipe: Recipe) -> FitResult:
     started = time.perf_counter()
-    scores = evaluate(model, data.validation, batch_size=recipe.evaluation_batch_size)
-    return FitResult(
-        (), None, scores.accuracy, scores.loss, time.perf_counter() - started, stopped_early=False
-    )
+    scores = evaluate(model, data.validation, data.task, batch_size=recipe.evaluation_batch_size)
+    return FitResult((), None, scores.values, time.perf_counter() - started, stopped_early=False)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.tasks import Task
 from compresskd.training.history import EpochRecord
 from compresskd.training.meter import Meter
 from compresskd.training.parameters import Average, parameter_groups
@@ -28,8 +29,7 @@ class Best:
     """The best epoch so far, with the model's state at its end (averaged where there is an average)."""
 
     epoch: int
-    accuracy: float
-    loss: float
+    values: Mapping[str, float]  # of validation: `loss` and every metric
     weights: dict[str, Any]
 
 
@@ -58,6 +58,7 @@ def initial_state(
     recipe: Recipe,
     steps_per_epoch: int,
     device: torch.device,
+    task: Task,
 ) -> TrainingState:
     """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
     extra = nn.ModuleList(extra_modules).to(device)
@@ -71,7 +72,7 @@ def initial_state(
         ),
         scaler=grad_scaler(recipe.precision, device),
         average=Average(model.parameters(), recipe.ema) if recipe.ema is not None else None,
-        meter=Meter(device),
+        meter=Meter(device, task),
         device=device,
     )
 
@@ -90,8 +91,8 @@ def save_state(state: TrainingState, identity: Mapping[str, Any]) -> dict[str, A
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "average": state.average.state_dict() if state.average else None,
-        "best": dict(vars(state.best)) if state.best else None,
-        "history": [asdict(record) for record in state.history],
+        "best": {**vars(state.best), "values": dict(state.best.values)} if state.best else None,
+        "history": [record.row() for record in state.history],
         "meter": state.meter.state_dict(),
         "random": {
             "cpu": torch.get_rng_state(),
@@ -121,13 +122,18 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     if state.scaler:
         state.scaler.load_state_dict(saved["scaler"])
     state.epoch, state.step, state.train_seconds = saved["epoch"], saved["step"], saved["train_seconds"]
-    state.history = [EpochRecord(**record) for record in saved["history"]]
-    best = saved["best"]
-    state.best = Best(**{**best, "weights": snapshot(best["weights"], state.device)}) if best else None
+    state.history = [EpochRecord.from_row(record) for record in saved["history"]]
+    state.best = _best(saved["best"], state.device) if saved["best"] else None
     state.meter.load_state_dict(saved["meter"])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
     if state.device.type == "cuda" and saved["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu(), state.device)
+
+
+def _best(saved: Mapping[str, Any], device: torch.device) -> Best:
+    # version 0.1 knew classification alone
+    values = saved["values"] if "values" in saved else {k: saved[k] for k in ("accuracy", "loss")}
+    return Best(saved["epoch"], values, snapshot(saved["weights"], device))
 
 
 def snapshot(weights: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

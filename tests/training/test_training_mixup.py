@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 from compresskd.training import LossOutput
 from compresskd.training.mixup import mixing_weight, mixup
 
