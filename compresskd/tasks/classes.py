@@ -24,6 +24,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     asks: ClassVar[str] = CLASSES
     targets_are: ClassVar[str] = "one class a sample"
+    score_is: ClassVar[str] = "correct predictions"
     monitor: ClassVar[Metric] = ACCURACY
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MATTHEWS)
     running: ClassVar[Metric | None] = ACCURACY
@@ -93,6 +94,7 @@ class TokenClassification(Classification):
 
     name: ClassVar[str] = "token_classification"
     targets_are: ClassVar[str] = "one class a token"
+    score_is: ClassVar[str] = "the share of tokens that are right"
 
     @property
     def rows_are_samples(self) -> bool:
