@@ -67,7 +67,8 @@ class Task(ABC):
 
     def rows(self, output: Any, batch: Batch) -> tuple[ModelOutputs, Tensor]:
         """The rows that count of what a model returned for `batch`, and their targets [N, ...]."""
-        return ModelOutputs(logits_of(output), weights=batch.weights, task=self), batch.targets
+        outputs = ModelOutputs(logits_of(output), mask=batch.mask, weights=batch.weights, task=self)
+        return outputs, batch.targets
 
     @property
     def rows_are_samples(self) -> bool:
