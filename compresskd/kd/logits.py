@@ -43,7 +43,7 @@ def logit_pair(
     s, t = student.logits.float(), teacher.logits.detach().float()
     if s.shape != t.shape or s.shape[-1] < least:
         raise ValueError(
-            f"expected logits of one shape{' and of two classes or more' if least > 1 else ''}, got "
+            f"expected logits of one shape and of {least} or more, got "
             f"{list(s.shape)} from the student, {list(t.shape)} from the teacher"
         )
     return (standardized(s), standardized(t)) if standardize else (s, t)

@@ -48,18 +48,24 @@ class FeatureMatch(nn.Module):
 
 
 def match_features(
-    terms: Mapping[str, Any], student: nn.Module, teacher: nn.Module, example: Inputs
+    terms: Mapping[str, Any], student: nn.Module, teacher: nn.Module, example: Inputs, *, least: int = 1
 ) -> dict[str, FeatureMatch]:
     """Resolves the pairs of each term on features against one forward pass of both models.
 
     Raises:
-        ValueError: if the two differ in classes, or naming the config key, if a module is unknown or does not fit.
+        ValueError: if the two differ in classes or have fewer than `least`, or naming the config key, if a module is
+        unknown or does not fit.
     """
     ours, theirs = probe(student, example), probe(teacher, example)
     if ours.logits.shape != theirs.logits.shape:
         raise ValueError(
             "student, teacher: expected logits of one shape, got "
             f"{list(ours.logits.shape)} from the student, {list(theirs.logits.shape)} from the teacher"
+        )
+    if ours.logits.shape[-1] < least:
+        raise ValueError(
+            f"student, teacher: got logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
+            "write kd=none, or data with more classes"
         )
     return {name: _matched(name, term, ours, theirs) for name, term in terms.items()}
 

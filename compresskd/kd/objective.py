@@ -13,7 +13,7 @@ from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
 from compresskd.kd.outputs import ModelOutputs
 from compresskd.options import Fraction, OptionError, Positive, checked
-from compresskd.tasks import VALUES, VECTORS, Inputs, Task
+from compresskd.tasks import CLASSES, VALUES, VECTORS, Inputs, Task
 
 __all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
@@ -173,7 +173,9 @@ class Objective:
             needing = ", ".join(name for name, term in self.active.items() if _kind(term) != "targets")
             raise ValueError(f"{needing} compares with a teacher, got none; write kd=none to do without")
         terms = {name: term for name, term in self.active.items() if _kind(term) == "features"}
-        return BoundObjective(self, match_features(terms, student, teacher, example))
+        # among the classes of a softmax, one alone leaves nothing to be told apart
+        least = 2 if any(getattr(term, "fits", None) == (CLASSES,) for term in self.active.values()) else 1
+        return BoundObjective(self, match_features(terms, student, teacher, example, least=least))
 
 
 @dataclass(frozen=True)

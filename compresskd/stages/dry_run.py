@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd.data.base import Data, Split
+from compresskd.data.base import Data, Split, TensorSplit
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
@@ -22,8 +22,9 @@ from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
-from compresskd.tasks import Batch, Inputs, Task, call, logits_of, map_inputs
+from compresskd.tasks import CLASSES, Batch, Inputs, Task, call, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
+from compresskd.training.loop import can_checkpoint
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
@@ -85,14 +86,17 @@ def try_training(
     recipe = _of_stage(stage, training, recipe)
     if not training.epochs:
         return
+    _check_recipe(recipe, state.student, data)
     steps = data.train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
         epochs=_EPOCHS,
         compile=False,
+        max_steps=None,
+        validate_every=None,
         # the schedule that it will have, not that of so short a training
         scheduler=lambda optimizer, **_: recipe.scheduler(
-            optimizer, total_steps=recipe.epochs * steps, steps_per_epoch=steps
+            optimizer, total_steps=recipe.num_updates(steps), steps_per_epoch=recipe.updates_per_epoch(steps)
         ),
     )
     sample = _sample(data, recipe.batch_size, device)
@@ -127,6 +131,18 @@ def try_training(
             raise _of_student(student, f"can be trained: {_first_line(error)}") from error
     if not all(map(math.isfinite, gradients)):
         raise _no_number("a finite gradient", training)
+
+
+def _check_recipe(recipe: Recipe, student: nn.Module, data: Data) -> None:
+    if recipe.mixup is not None and (data.task.asks != CLASSES or not isinstance(data.train, TensorSplit)):
+        raise OptionError(
+            "recipe.mixup",
+            recipe.mixup,
+            f"null for task {data.task.name} on {data.name}",
+        )
+    if recipe.gradient_checkpointing and not can_checkpoint(student):
+        expected = f"false: {type(student).__name__} has no gradient_checkpointing_enable()"
+        raise OptionError("recipe.gradient_checkpointing", True, expected)
 
 
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:

@@ -81,6 +81,8 @@ def train_student(
     seed = context.stage_seed
     torch.manual_seed(seed)
     named = dict(teachers) if objective.needs_teacher else {"": None}
+    recipe = recipe_with(context.recipe, epochs, learning_rate)
+    validations = recipe.num_validations(context.data.train.num_batches(recipe.batch_size))
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")
@@ -96,7 +98,7 @@ def train_student(
             student,
             context.data,
             functools.partial(_loss, task=context.data.task, comparisons=comparisons, penalty=penalty),
-            recipe_with(context.recipe, epochs, learning_rate),
+            recipe,
             seed=seed,
             device=context.device,
             extra_modules=[*(c.bound for c in comparisons), *extra_modules],
@@ -106,7 +108,7 @@ def train_student(
                 {**state, "teacher_outputs": {name: each.state_dict() for name, each in outputs.items()}}
             ),
             resume=resume,
-            on_epoch=lambda epoch: _record_epoch(context, epoch, epochs),
+            on_epoch=lambda epoch: _record_epoch(context, epoch, validations),
             on_step=context.reporter.step,
         )
     context.details.update(epochs=epochs, best_epoch=result.best_epoch, train_seconds=result.seconds)

@@ -22,6 +22,7 @@ class MaskedLM(TokenClassification):
 
     name: ClassVar[str] = "masked_lm"
     targets_are: ClassVar[str] = "the tokens that were hidden"
+    score_is: ClassVar[str] = "the negative loss in nats a token"
     monitor: ClassVar[Metric] = PERPLEXITY
     metrics: ClassVar[tuple[Metric, ...]] = (PERPLEXITY, ACCURACY)
     running: ClassVar[Metric | None] = None

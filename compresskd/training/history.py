@@ -22,9 +22,10 @@ class StepProgress:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch; `row` is its line of `metrics.jsonl`. Accuracies are fractions 0..1."""
+    """What lies between two validations, usually an epoch; `row` is its line of `metrics.jsonl`."""
 
-    epoch: int
+    epoch: int  # counts validations from 0, which are one an epoch unless `validate_every` says otherwise
+    updates: int  # of the optimizer, in all
     train: Mapping[
         str, float
     ]  # `loss`, mean over the rows of what was minimized, and the task's running metric
@@ -36,7 +37,7 @@ class EpochRecord:
 
     def row(self) -> dict[str, Any]:
         """Flat values: `train_loss`, `validation_accuracy`."""
-        flat: dict[str, Any] = {"epoch": self.epoch}
+        flat: dict[str, Any] = {"epoch": self.epoch, "updates": self.updates}
         for split in ("train", "validation"):
             flat |= {f"{split}_{name}": value for name, value in getattr(self, split).items()}
         return flat | {
@@ -54,7 +55,7 @@ class EpochRecord:
             return {key[len(split) + 1 :]: v for key, v in row.items() if key.startswith(f"{split}_")}
 
         rest = {key: row[key] for key in ("epoch", "terms", "lr", "seconds", "samples_per_second")}
-        return cls(train=of("train"), validation=of("validation"), **rest)
+        return cls(updates=row.get("updates", 0), train=of("train"), validation=of("validation"), **rest)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class FitResult:
     """What a training came to. The model holds the weights of `best_epoch` when this is returned."""
 
     history: tuple[EpochRecord, ...]
-    best_epoch: int | None  # None where no epoch was trained (epochs=0)
+    best_epoch: int | None  # of the history; None where no epoch was trained (epochs=0)
     validation: Mapping[str, float]  # of that epoch: `loss` and every metric
     seconds: float  # of all epochs, those before a resume included
     stopped_early: bool  # by `patience`

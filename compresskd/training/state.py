@@ -35,7 +35,7 @@ class Best:
 
 @dataclass
 class TrainingState:
-    """The moving parts and where they stand; `step` is the number of steps done of `epoch`."""
+    """The moving parts and where they stand; `step` is the number of batches done of `epoch`."""
 
     model: nn.Module
     extra: nn.ModuleList
@@ -47,7 +47,9 @@ class TrainingState:
     device: torch.device
     epoch: int = 0
     step: int = 0
-    train_seconds: float = 0.0  # of the epoch under way
+    updates: int = 0  # of the optimizer, in all
+    since: int = 0  # updates since the last validation
+    train_seconds: float = 0.0  # since the last validation
     history: list[EpochRecord] = field(default_factory=list)
     best: Best | None = None
 
@@ -68,7 +70,9 @@ def initial_state(
         extra=extra,
         optimizer=optimizer,
         scheduler=recipe.scheduler(
-            optimizer, total_steps=recipe.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
+            optimizer,
+            total_steps=recipe.num_updates(steps_per_epoch),
+            steps_per_epoch=recipe.updates_per_epoch(steps_per_epoch),
         ),
         scaler=grad_scaler(recipe.precision, device),
         average=Average(model.parameters(), recipe.ema) if recipe.ema is not None else None,
@@ -84,6 +88,8 @@ def save_state(state: TrainingState, identity: Mapping[str, Any]) -> dict[str, A
         "identity": dict(identity),
         "epoch": state.epoch,
         "step": state.step,
+        "updates": state.updates,
+        "since": state.since,
         "train_seconds": state.train_seconds,
         "model": state.model.state_dict(),
         "extra": state.extra.state_dict(),
@@ -121,6 +127,9 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     state.scheduler.load_state_dict(copy.deepcopy(saved["scheduler"]))
     if state.scaler:
         state.scaler.load_state_dict(saved["scaler"])
+    # version 0.1 made one update of each batch and validated after each epoch
+    done = saved["epoch"] * identity["steps_per_epoch"] + saved["step"]
+    state.updates, state.since = saved.get("updates", done), saved.get("since", saved["step"])
     state.epoch, state.step, state.train_seconds = saved["epoch"], saved["step"], saved["train_seconds"]
     state.history = [EpochRecord.from_row(record) for record in saved["history"]]
     state.best = _best(saved["best"], state.device) if saved["best"] else None
