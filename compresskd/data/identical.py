@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskd.data.base import TensorSplit
+from compresskd.data.base import Split
 from compresskd.data.notice import Notice
 
 _PAIRS = (("test", "train"), ("validation", "train"), ("validation", "test"))
@@ -22,7 +22,7 @@ def sample_hashes(pixels: Tensor | np.ndarray) -> Tensor:
 
 
 def identical_samples(
-    splits: Mapping[str, TensorSplit], hashes: Mapping[str, Tensor], *, allowed: bool
+    splits: Mapping[str, Split], hashes: Mapping[str, Tensor], *, allowed: bool
 ) -> Iterator[Notice]:
     """A notice for each two splits that share samples; labels do not count.
 
@@ -53,9 +53,11 @@ def identical_samples(
             yield Notice("identical", one, count, text, tuple(examples))
 
 
-def _labelled(splits: Mapping[str, TensorSplit], hashes: Mapping[str, Tensor], name: str) -> Tensor:
+def _labelled(splits: Mapping[str, Split], hashes: Mapping[str, Tensor], name: str) -> Tensor:
     """Hashes of samples with their labels: odd multiples keep different labels apart."""
-    return hashes[name] + splits[name].targets * 0x5851F42D4C957F2D
+    targets = splits[name].targets
+    labels = targets if targets.ndim == 1 else sample_hashes(targets)
+    return hashes[name] + labels * 0x5851F42D4C957F2D
 
 
 def _percent(count: int, total: int) -> str:
