@@ -143,6 +143,7 @@ def assemble(
 
 
 def short_hash(determines: Sequence[object]) -> str:
+    """16 hexadecimal digits that two lists of plain values share if they are the same."""
     return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypedDict
 
@@ -74,11 +73,6 @@ class Opened:
         for split in self.names:
             yield from texts_of(self.part(split), column, key, self.where(split))
 
-    @cached_property
-    def key(self) -> str:
-        """Names the content of its files."""
-        return self.location.digest
-
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
@@ -110,7 +104,13 @@ def sequences_of(
     cache = Cache.at(options.get("cache_dir"), options.get("max_in_memory_bytes", 2**28))
     found = {}
     for split, theirs in opened.names.items():
-        named = (opened.key, sorted(opened.names.items()), theirs, tokenizer.describe(), determines)
+        named = (
+            opened.location.digest,
+            sorted(opened.names.items()),
+            theirs,
+            tokenizer.describe(),
+            determines,
+        )
         key = sha256(repr(named).encode()).hexdigest()[:32]
         notices: list[Notice] = []
         found[split] = collected(blocks(split, notices), notices, cache, key, opened.where(split))

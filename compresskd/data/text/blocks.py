@@ -1,15 +1,15 @@
 """Text in blocks of one length, one after the other: what language models are trained on."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Unpack
 
 import numpy as np
 from annotated_types import Ge
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns
+from compresskd.data.location import Location
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import (
     Labels,
@@ -64,22 +64,10 @@ def python_docs(
     from pydoc_data.topics import topics
 
     texts = [topics[topic] for topic in sorted(topics)]
-    opened = _Embedded(f"the documentation in {name}", sha256("\0".join(texts).encode()).hexdigest())
+    digest = sha256("\0".join(texts).encode()).hexdigest()
+    location = Location("Python's documentation", lambda: digest, lambda: {"train": texts})
+    opened = Opened(location, {"train": "train"}, ())
     return _blocks(name, opened, lambda _: iter(texts), "\n\n", tokenizer, block_size, [], options)
-
-
-@dataclass(frozen=True)
-class _Embedded(Opened):
-    """A text that is in memory already."""
-
-    def __init__(self, what: str, key: str):
-        location: Any = None
-        super().__init__(location, {"train": "train"}, ())
-        self.__dict__.update(key=key, what=what)
-
-    def where(self, split: str) -> str:
-        """In messages."""
-        return self.__dict__["what"]
 
 
 def _blocks(
