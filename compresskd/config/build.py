@@ -146,6 +146,7 @@ def build(
         device,
         teacher,
         plan=config["tt"]["plan"],
+        measure_latency=config["measure"]["latency"],
         config=config,
         overrides=tuple(overrides),
         trust=tuple(named),
