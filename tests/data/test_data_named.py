@@ -45,7 +45,11 @@ def test_splits_that_are_not_read_are_told():
     ("present", "given", "message"),
     [
         (["train", "test"], {"test_split": "tset"}, says("test_split", "tset", "did you mean test")),
-        (["train", "test"], {"validation_split": "test", "test_split": "test"}, says("validation_split", "different")),
+        (
+            ["train", "test"],
+            {"validation_split": "test", "test_split": "test"},
+            says("validation_split", "different"),
+        ),
         (["validation", "test"], {}, says("train_split", "null", "data.train_split=NAME")),
     ],
 )

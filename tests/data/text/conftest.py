@@ -4,17 +4,8 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from text_sets import sentences
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-CUTS = {"test_fraction": 0.2, "validation_fraction": 0.2, "split_seed": 0}
-WORDS = "the a film was good bad dull bright never ever saw I it".split()
-
-
-def sentences(count, start=0):
-    """Sentences of one to seven words, no two alike, and their label: whether the number is odd."""
-    rows = range(start, start + count)
-    texts = [" ".join([WORDS[(row * 7 + i) % len(WORDS)] for i in range(row % 6)] + [f"x{row}"]) for row in rows]
-    return texts, [row % 2 for row in rows]
 
 
 @pytest.fixture
@@ -63,7 +54,9 @@ def tokenizer(tmp_path_factory):
     trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
     made.train_from_iterator(sentences(40)[0], trainer)
     made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     root = tmp_path_factory.mktemp("tokenizer")
     made.save(str(root / "tokenizer.json"))

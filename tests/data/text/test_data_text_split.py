@@ -14,7 +14,9 @@ def make(count=23, *, of_tokens=False, seed=0, **options):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     ids = torch.randint(5, 99, (int(offsets[-1]),), generator=rng, dtype=torch.int32)
     targets = padded(ids, offsets) if of_tokens else torch.arange(count) % 3
-    return TextSplit("train", {"input_ids": ids}, offsets, torch.arange(count), targets, "", {"input_ids": 1}, **options)
+    return TextSplit(
+        "train", {"input_ids": ids}, offsets, torch.arange(count), targets, "", {"input_ids": 1}, **options
+    )
 
 
 def sample(split, position):

@@ -57,7 +57,11 @@ def test_what_describes_a_tokenizer_makes_it_again(named, tokenizer, byte_pairs)
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
-    for named, words in ((None, ["null", "characters"]), (str(tmp_path), ["tokenizer.json"]), ("no/such", ["hub"])):
+    for named, words in (
+        (None, ["null", "characters"]),
+        (str(tmp_path), ["tokenizer.json"]),
+        ("no/such", ["hub"]),
+    ):
         with pytest.raises(OptionError, match=says("tokenizer", *words)):
             tokenizer_of(named, lambda: ())
     with pytest.raises(OptionError, match=says("tokenizer", "characters", "words")):
