@@ -1,5 +1,6 @@
 """Small sets of texts on disk, and a tokenizer that is made here."""
 
+import itertools
 import json
 
 import pytest
@@ -12,8 +13,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 def folder(tmp_path):
     """A function that writes parquet files of the splits {name: columns}; returns the folder."""
 
+    numbers = itertools.count()
+
     def write(features=None, **splits):
-        root = tmp_path / "set"
+        root = tmp_path / f"set{next(numbers)}"
         for split, columns in splits.items():
             made = Dataset.from_dict(columns, features=features)
             made.to_parquet(root / f"{split}-00000-of-00001.parquet")
