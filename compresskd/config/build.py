@@ -147,6 +147,7 @@ def build(
         device,
         teacher,
         plan=config["tt"]["plan"],
+        measure_latency=config["measure"]["latency"],
         config=config,
         overrides=tuple(overrides),
         trust=tuple(named),

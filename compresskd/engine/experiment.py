@@ -50,6 +50,7 @@ class Experiment:
         teacher: how to come by the teacher, or None where the strategy needs none.
         plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
             see `compresskd.tt.execution.policy`.
+        measure_latency: whether the models are timed.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -63,6 +64,7 @@ class Experiment:
     device: torch.device
     teacher: Teacher | None = None
     plan: str = tt.FIXED
+    measure_latency: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -110,7 +112,15 @@ class Experiment:
         data = self.data.to(self.device)
         student = self.student().to(self.device)
         context = Context(
-            data, run, self.recipe, self.seed, self.device, reporter, copy.deepcopy(student), trust
+            data,
+            run,
+            self.recipe,
+            self.seed,
+            self.device,
+            reporter,
+            copy.deepcopy(student),
+            trust,
+            measure_latency=self.measure_latency,
         )
         trust |= {*artifact.packages(student)}
         teacher = None
@@ -153,7 +163,7 @@ class Experiment:
                 "macs": products.number,
             },
             "macs_unknown": products.unknown,
-            "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
+            "latency_ms": context.latency({"teacher": teacher}).get("teacher"),
         }
         context.run.save()
         if products.unknown:
