@@ -166,7 +166,7 @@ class Parts(Builder):
 
     def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
-        node = self._config["data"]
+        node = for_task(self._config["data"], task)
         path = node.get("path")
         if isinstance(path, str) and not Path(path).exists():
             self.fault("data.path", f"got {path}, which is not there; write data.path=DIR")
@@ -183,7 +183,21 @@ class Parts(Builder):
             other = f"a task for the targets of data {data.name}, which are {fault}"
             self.fault("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
             return None
+        if not (isinstance(data.train, TensorSplit) and data.train.strata is not None):
+            self._refuse_mixup(data)
         return replace(data, task=task)
+
+    def _refuse_mixup(self, data: Data) -> None:
+        for key, recipe in (
+            ("train", self._config),
+            ("teacher_fit.train", self._config.get("teacher_fit", {})),
+        ):
+            alpha = recipe.get("train", {}).get("mixup")
+            if alpha is not None:
+                expected = (
+                    f"null: samples with one class each are mixed, and those of data {data.name} are not"
+                )
+                self.fault(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def models(
         self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
@@ -316,6 +330,11 @@ def _recipe_key(field: str, prefix: str = "") -> str:
     top = field.partition(".")[0]
     own = top in ("epochs", "optimizer", "scheduler")
     return field if top == "precision" else f"{prefix}{field if own else joined('train', field)}"
+
+
+def for_task(node: Plain, task: Task | None) -> Plain:
+    """A node of data with what the task asks of the samples, where it has such a key and the user says nothing."""
+    return {**node, "asks": task.asks} if task is not None and node.get("asks", "") is None else node
 
 
 def with_shape(node: Plain, num_classes: int, input_shape: Sequence[int]) -> dict[str, Any]:
