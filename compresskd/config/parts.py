@@ -258,6 +258,10 @@ class Parts(Builder):
         node = self._config[role]
         if self._is_faulty(role):
             return None
+        if not shape and not node.get("input_shape", True):
+            expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
+            self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
+            return None
         place = functools.partial(joined, role)
         options = {k: v for k, v in with_shape(node, num_classes, shape).items() if k != "weights"}
         model = self.attempt(place, lambda: model_of(options, 0))

@@ -12,7 +12,7 @@ from compresskd.data.randomness import generator
 from compresskd.tasks import IGNORED, Batch, Inputs
 
 _BATCHES_TOGETHER = 50  # whose texts are sorted by length
-_AT_ONCE = 2**22  # tokens that are hashed together
+_AT_ONCE = 2**20  # tokens that are hashed together
 
 
 @dataclass(frozen=True, eq=False)
