@@ -18,6 +18,7 @@ from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
 from compresskd.data.base import Data, TensorSplit
+from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
@@ -319,13 +320,18 @@ class Parts(Builder):
 
 
 def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
-    """Two samples, and one: zeros of the shape of the data, or the first of those that have none in common."""
+    """Two samples, and one: zeros of the shape of the data, or the first of those that have none in common.
+
+    Texts are followed by the longest of each split, and the one with the largest number of a token.
+    """
     if data is None or isinstance(data.train, TensorSplit):
         return [
             Batch(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.long), torch.arange(n), 0)
             for n in (2, 1)
         ]
-    few = (data.validation.take(torch.arange(n), "") for n in (2, 1))
+    few = [data.validation.take(torch.arange(n), "") for n in (2, 1)]
+    splits = (data.train, data.validation, data.test)
+    few += [split.take(split.extremes, "") for split in splits if isinstance(split, TextSplit)]
     return [next(iter(split.batches(len(split)))) for split in few]
 
 

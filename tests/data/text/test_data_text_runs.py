@@ -79,6 +79,21 @@ def test_data_of_another_kind_are_refused(run_cli, tmp_path):
     refused(run_cli("task=text_classification", "data.path=/no/such"), fault("data.path", "/no/such"))
 
 
+def test_models_that_know_fewer_tokens_or_shorter_texts_are_refused(run_cli, labelled):
+    text = [
+        "task=text_classification",
+        "data.tokenizer=bytes",
+        f"data.path={labelled}",
+        "data.text_column=sentence",
+    ]
+    few = [line.replace("300", "115") for line in models("TextClassifier")]  # "x" is 120
+    refused(
+        run_cli(*text, *few),
+        fault("teacher", "TextClassifier", "up to 120"),
+        fault("student", "index out of"),
+    )
+
+
 def test_models_of_one_shape_are_refused_for_texts(run_cli):
     ended = run_cli("task=causal_lm", "data.tokenizer=bytes")
     refused(ended, fault("teacher", "huggingface"), fault("student", "custom"))

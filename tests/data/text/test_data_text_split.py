@@ -91,6 +91,15 @@ def test_taken_samples_keep_all_that_is_theirs():
     assert draw(split, 6, seed=0).targets.unique().tolist() == [0, 1, 2]
 
 
+def test_the_longest_sample_and_the_largest_number_are_found():
+    split = make()
+    longest, largest = split.extremes.tolist()
+    assert len(sample(split, longest)) == int(split.lengths.max())
+    assert max(sample(split, largest)) == int(split.columns["input_ids"].max())
+    elsewhere = split.take(torch.tensor([p for p in range(23) if p != largest]), "")
+    assert len(elsewhere.extremes) == 1
+
+
 def test_texts_without_a_mask_have_ids_alone():
     (batch,) = make(masked=False).batches(23)
     assert list(batch.inputs) == ["input_ids"]
