@@ -148,8 +148,9 @@ def _run(strategy: Strategy, state: State, context: Context, row: Row) -> Row:
     try:
         for name, stage in strategy.stages.items():
             state = carry_out(name, stage, state, context)
-            reached = score(state.student, context.data.validation, context).accuracy
-            entry = {"name": name, "metrics": {"validation_accuracy": reached}, **context.details}
+            reached = score(state.student, context.data.validation, context).values
+            metrics = {f"validation_{metric}": value for metric, value in reached.items()}
+            entry = {"name": name, "metrics": metrics, **context.details}
             context.record.stages.append(entry)  # a schedule of ranks looks at what came before
     except (ValueError, RuntimeError, ArithmeticError) as error:
         return row | {"note": str(error)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from compresskd.data import Augmentation, Data, Normalize, Source, Split, assemble
+from compresskd.data import Augmentation, Data, Normalize, Source, TensorSplit, assemble
 
 Samples = DataLoader | Dataset | Sequence[Any]
 _NUM_TRIED = 8  # samples that are read twice: random augmentation shows
@@ -127,6 +127,6 @@ def _unlabelled(inputs: Tensor) -> Data:
     nothing = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     rows = torch.arange(len(inputs), device=inputs.device)
     normalize = _AsTheyAre((0.0,), (1.0,))
-    split = Split("train", inputs.detach(), rows, nothing, normalize, "", device=inputs.device)
+    split = TensorSplit("train", inputs.detach(), rows, nothing, normalize, "", device=inputs.device)
     validation, test = replace(split, name="validation"), replace(split, name="test")
     return Data("example", split, validation, test, 1, tuple(inputs.shape[1:]), ("",), (0.0,), (1.0,), "", "")

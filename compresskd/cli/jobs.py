@@ -263,7 +263,7 @@ def _end_sweep(directory: Path, jobs: list[list[str]]) -> int:
 
 
 def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
-    """One job: returns the final validation accuracy, which sweepers that optimise can use."""
+    """One job: returns the metric that selects, on validation, which sweepers that optimise can use."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_config = HydraConfig.get()
@@ -272,7 +272,7 @@ def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
     key = job_key(overrides)
     once = sweep.once.get(key)
     if once is not None and key != once.members[0] and _is_taken(directory, once):
-        return _accuracy(directory)
+        return _objective(directory)
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides, once)
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     in_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
@@ -288,7 +288,7 @@ def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
             raise
         check_same_config(directory, read_record(directory), experiment)
         print(f"skipped: {directory} is finished")
-    return _accuracy(directory)
+    return _objective(directory)
 
 
 def _is_taken(directory: Path, once: Once) -> bool:
@@ -300,13 +300,13 @@ def _is_taken(directory: Path, once: Once) -> bool:
     return (directory / RECORD).exists()
 
 
-def _accuracy(directory: Path) -> float:
+def _objective(directory: Path) -> float:
     try:
         record = read_record(directory)
     except RunDirectoryError:
         return math.nan
     final = record.stage(record.final) if record.status == FINISHED else None
-    return final["metrics"]["validation_accuracy"] if final else math.nan
+    return final["metrics"][f"validation_{record.monitor.name}"] if final else math.nan
 
 
 def _build(cfg: Any, overrides: list[str], once: Once | None) -> Any:

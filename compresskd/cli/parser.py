@@ -172,6 +172,23 @@ def _of_export(parser: argparse.ArgumentParser) -> None:
     _trust(parser)
 
 
+def _of_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _directory(parser, "run directory, folder of a model, or .ckd file")
+    add("file", type=Path, metavar="FILE", help="an image or a folder of them; a text file, one text a line; or a "
+        "csv, parquet or json lines file with the columns of the training data")  # fmt: skip
+    add("--out", type=Path, help="file to write, .csv or .jsonl (default: print csv)")
+    add("--batch-size", type=_count, default=32, metavar="N", help="samples at once (default 32)")
+    _trust(parser)
+
+
+def _of_plan(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd plan [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]"
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as of a run")
+    parser.add_argument("--config-dir", action="append", type=Path, default=[], metavar="DIR", help="your own groups "
+                        "and options")  # fmt: skip
+
+
 def _of_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -216,6 +233,14 @@ is not reproduced.
     "export": Verb("write a finished model for other programs", """\
 Write a finished model in a form that other programs run, and compare its
 outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),
+    "plan": Verb("what a command would do, before it does", """\
+Check a configuration, and show the layers and parameters of what it compresses,
+and the estimated bytes, memory and time of each stage. Nothing is trained or
+written.""", _of_plan, verbs.plan),
+    "predict": Verb("what a finished model says of new samples", f"""\
+Make inputs of the samples in FILE as the model's own data were made, and print
+what it predicts of each.
+{_OWN}""", _of_predict, verbs.predict),
     "bench": Verb("latency of factorized layers, by plan", """\
 Time factorized layers by plan, against dense ones and, where it is installed,
 against tensorly-torch: medians of runs in turn, in one process.""", _of_bench, verbs.bench),

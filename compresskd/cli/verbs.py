@@ -71,6 +71,44 @@ def compare(arguments: Namespace) -> int:
     return command.run(arguments)
 
 
+def plan(arguments: Namespace) -> int:
+    """What a command would do."""
+    from compresskd.config.build import build_jobs
+    from compresskd.config.compose import compose_jobs
+    from compresskd.config.schema import register
+    from compresskd.reports.plan import plan, show
+
+    register(*arguments.config_dir)
+    jobs = compose_jobs(arguments.words, config_dirs=arguments.config_dir).jobs
+    for job, experiment in zip(jobs, build_jobs(jobs), strict=True):
+        print(f"{job.name}\n{show(plan(experiment))}" if len(jobs) > 1 else show(plan(experiment)))
+    return 0
+
+
+def predict(arguments: Namespace) -> int:
+    """What a model says of the samples in a file."""
+    import sys
+
+    from compresskd.artifact import load, read
+    from compresskd.reports.predict import predict, write_rows
+    from compresskd.run.files import atomic
+
+    out = arguments.out
+    if out is not None and out.exists():
+        raise RunDirectoryError(f"{out} is there already; write another --out")
+    trust = trusted_packages(arguments.trust)
+    about = read(arguments.directory, trust=trust).about
+    model = load(arguments.directory, trust=trust)
+    rows = predict(model, about, arguments.file, batch_size=arguments.batch_size)
+    if out is None:
+        write_rows(rows, sys.stdout)
+        return 0
+    with atomic(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        count = write_rows(rows, file, as_json=out.suffix in (".jsonl", ".json"))
+    print(f"{count:,} predictions are in {out}")
+    return 0
+
+
 def export(arguments: Namespace) -> int:
     """A model in another form."""
     from compresskd.cli import export

@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 from compresskd import layers, tt
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
+from compresskd.tasks import logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
@@ -70,7 +71,7 @@ def calibrate(
         for name in names:
             stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, outputs))
         for batch in draw(split, num_samples, seed=seed).batches(batch_size):
-            logits = model(batch.inputs)
+            logits = logits_of(batch.call(model))
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)
             if logits.requires_grad:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import layers, measure, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate, combined, of_table
@@ -20,6 +20,8 @@ from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
 from compresskd.options import Count, OptionError, checked, one_of, raise_all
 from compresskd.proof import carrying, differing, read_by_others, sharing
+from compresskd.tasks import Inputs
+from compresskd.training import Scores
 
 Init = Annotated[str, one_of("decomposed", "random")]
 _TOO_LARGE_TO_TRY = (
@@ -104,15 +106,15 @@ class Compression(Size):
         taken, kept = _without_read(model, self._taken(model), few_samples(context))
         statistics = {} if init == "random" else self._statistics(model, taken, context)
 
-        def accuracy(plan: dict[str, Make]) -> float:
-            return score(applied(model, plan), context.data.validation, context).accuracy
+        def scores(plan: dict[str, Make]) -> Scores:
+            return score(applied(model, plan), context.data.validation, context)
 
         plan = plan_layers(
             {layer.name: layer.module for layer in taken},
             self,
             Method(self.method, self.num_cores, statistics, self.modes or {}, self.keep_larger),
             model,
-            accuracy,
+            scores,
         )
         if init == "random":
             plan = {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
@@ -155,7 +157,7 @@ class Compression(Size):
         }
         return {name: combined(statistics) for name, statistics in seen.items() if statistics}
 
-    def check(self, model: nn.Module, example: Tensor) -> None:
+    def check(self, model: nn.Module, example: Inputs) -> None:
         """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller.
 
         Args:
@@ -197,7 +199,7 @@ class Compression(Size):
         """Try the small layers first; the first that gets smaller is enough, as is one too large to be tried."""
         modules = {layer.name: layer.module for layer in taken}
         method = Method(self.method, self.num_cores, {}, self.modes or {}, self.keep_larger)
-        plan = plan_layers(modules, self, method, nn.Module(), lambda _: 0.0)
+        plan = plan_layers(modules, self, method, nn.Module(), None)
         skipped: dict[str, str] = {}
         # a deep network has thousands of layers of a few shapes, and sizes follow from shapes
         alike: set[Any] = set()
@@ -236,7 +238,7 @@ def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
 
 
 def factorize_model(
-    model: nn.Module, plan: Mapping[str, Make], inputs: Tensor, *, fresh: bool = False
+    model: nn.Module, plan: Mapping[str, Make], inputs: Inputs, *, fresh: bool = False
 ) -> Replaced:
     """Carry out a plan on the layers of `model`, in place.
 
@@ -267,7 +269,7 @@ def factorize_model(
 
 
 def _without_read(
-    model: nn.Module, taken: Sequence[layers.Layer], inputs: Tensor
+    model: nn.Module, taken: Sequence[layers.Layer], inputs: Inputs
 ) -> tuple[list[layers.Layer], dict[str, Make]]:
     """The layers whose weight no other module reads, and for each of the others what leaves it as it is."""
     reasons = read_by_others(model, [name for layer in taken for name in layer.members], inputs)

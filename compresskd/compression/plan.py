@@ -17,6 +17,7 @@ from compresskd.compression.size import Size
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.proof import sharing
+from compresskd.training import Scores
 
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over
@@ -64,22 +65,22 @@ def plan_layers(
     size: Size,
     method: Method,
     model: nn.Module,
-    accuracy: Callable[[dict[str, Make]], float],
+    score: Callable[[dict[str, Make]], Scores] | None,
 ) -> dict[str, Make]:
     """For each layer by name, the function that makes its new form.
 
     Args:
         chosen: the layers that may be changed, of tied ones the first.
         model: that they belong to, unchanged.
-        accuracy: of a copy of the model that a plan was applied to, a fraction of the validation split.
+        score: of a copy of the model that a plan was applied to, on validation; None where `size` has no max_drop.
     """
     if not size.is_shared:
         return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
     table = _SensitivityTable(chosen, method, model)
     if size.budget is not None:
         return table.within(size.budget, size.budget_of)
-    assert size.max_drop is not None
-    return _smallest(table, size.max_drop, accuracy)
+    assert score is not None and size.max_drop is not None  # noqa: PT018 - the other ways have returned
+    return _smallest(table, size.max_drop, score)
 
 
 def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
@@ -188,16 +189,16 @@ def _dense(layer: nn.Module) -> tt.Skipped:
 
 
 def _smallest(
-    table: _SensitivityTable, max_drop: float, accuracy: Callable[[dict[str, Make]], float]
+    table: _SensitivityTable, max_drop: float, score: Callable[[dict[str, Make]], Scores]
 ) -> dict[str, Make]:
-    """Bisect for the smallest budget that loses at most `max_drop` points of accuracy."""
-    least_accuracy = accuracy({}) - max_drop / 100
+    """Bisect for the smallest budget that loses at most `max_drop` of the metric by which the task selects."""
+    before = score({})
     low, high = table.least, 1.0
     best: dict[str, Make] | None = None
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
         plan = table.of_parameters(middle, fill=False)
-        if accuracy(plan) >= least_accuracy:
+        if before.task.monitor.drop(before.monitored, score(plan).monitored) <= max_drop:
             best, high = plan, middle
         else:
             low = middle

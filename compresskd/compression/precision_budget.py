@@ -24,6 +24,7 @@ from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
 from compresskd.quant.targets import find_targets
+from compresskd.tasks import Inputs
 
 _SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the present ranks that are tried
 _ROUNDS = 8  # of bringing what the table says of the size, and what the file takes, together
@@ -73,7 +74,7 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
     return _with_bits(quantization, chosen)
 
 
-def check_budget(prepared: nn.Module, budget: int | float, example: Tensor, dense_bytes: int) -> None:
+def check_budget(prepared: nn.Module, budget: int | float, example: Inputs, dense_bytes: int) -> None:
     """Raise ValueError where a file of this network takes more than a budget even without any weight.
 
     Args:

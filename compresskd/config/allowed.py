@@ -19,6 +19,7 @@ from compresskd.options import hints_of
 from compresskd.stages import Compression, Quantization
 from compresskd.targets.kinds import MODULE, PART, Kind, is_class_of, resolve_kind
 from compresskd.targets.paths import check_trusted, is_shipped
+from compresskd.tasks import Task
 
 
 def _is_function(found: Any, home: str, made: Any) -> bool:
@@ -80,6 +81,11 @@ RANK_SCHEDULE = Kind(
 )
 _PLAN = Kind("compresskd.stages.Compression or compresskd.stages.Quantization", None, _is_plan)
 _STAGE = Kind("a stage: a class of compresskd.stages or of your own", None, _is_stage)
+_TASK = Kind(
+    "a task: a class of compresskd.tasks, or a subclass of compresskd.tasks.Task",
+    Task,
+    is_class_of(Task, "compresskd.tasks"),
+)
 _INSIDE = Kind(
     "part of a stage: a loss term, an objective, a plan, a stage, or a class or function of your own",
     None,
@@ -90,6 +96,7 @@ _OWN = Kind("a class or function of your own", None, lambda found: False)
 # The first that fits a key counts.
 _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"data", _DATA),
+    (r"task", _TASK),
     (r"data\.augmentation(\..*)?", _AUGMENTATION),
     (r"(teacher|student)", MODULE),
     (r"(teacher|student)\..*", PART),

@@ -14,7 +14,7 @@ from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults, origin
 from compresskd.config.outputs import output_faults
-from compresskd.config.parts import Parts, model_of, with_shape
+from compresskd.config.parts import Parts, for_task, model_of, with_shape
 from compresskd.config.recorded import check_recorded
 from compresskd.config.resolved import resolved
 from compresskd.config.schema import DEFAULTS, MODEL_ROLES
@@ -121,12 +121,16 @@ def build(
     parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
     strategy = parts.strategy()
     device = parts.device()
-    data = data or parts.data()
+    task = parts.task()
+    if task is not None and strategy is not None:
+        parts.check_objectives(task, strategy)
+    data = data or parts.data(task)
     parts.models(data, strategy, recipe, device)
     teacher = None
     if data is not None:
         shape = data.num_classes, data.input_shape
-        config = config | {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
+        config = config | {"data": for_task(config["data"], task)}
+        config |= {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
         if strategy is not None and strategy.needs_teacher:
             own = functools.partial(build, overrides=overrides, data=data, tried=tried, trust=trust)
             teacher = parts.teacher(functools.partial(teacher_of, config, data, own))
@@ -143,6 +147,7 @@ def build(
         device,
         teacher,
         plan=config["tt"]["plan"],
+        measure_latency=config["measure"]["latency"],
         config=config,
         overrides=tuple(overrides),
         trust=tuple(named),

@@ -17,15 +17,18 @@ from compresskd.config.builder import FAILED, OPEN, Builder
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
-from compresskd.data.base import Data
+from compresskd.data.base import Data, TensorSplit
+from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.engine.teacher import Teacher
+from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
 from compresskd.stages import Quantization
 from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
+from compresskd.tasks import Batch, Classification, Inputs, Task
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 from compresskd.training.precision import device_of
@@ -145,9 +148,26 @@ class Parts(Builder):
         device = self.attempt(str, lambda: device_of(self._config["device"], self._config["precision"]))
         return None if device is FAILED else device
 
-    def data(self) -> Data | None:
+    def task(self) -> Task | None:
+        """What models are asked; records of version 0.1 know classification alone."""
+        node = self._config["task"]
+        task = self.make(node, "task") if node else Classification()
+        return None if task is FAILED else task
+
+    def check_objectives(self, task: Task, strategy: Strategy) -> None:
+        """Note the terms that do not fit the task, of every objective that a stage trains by."""
+        chosen = self.make(self._config["kd"].get("objective"), "kd.objective")
+        for name, stage in strategy.stages.items():
+            objective = getattr(stage, "objective", None)
+            if isinstance(objective, Objective):
+                own = f"strategy.stages.{strategy.written[name]}.objective"
+                key = "kd.objective" if objective == chosen else own
+                for error in objective.faults(task):
+                    self.fault(f"{key}.{error.field}", error.text)
+
+    def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
-        node = self._config["data"]
+        node = for_task(self._config["data"], task)
         path = node.get("path")
         if isinstance(path, str) and not Path(path).exists():
             self.fault("data.path", f"got {path}, which is not there; write data.path=DIR")
@@ -157,7 +177,28 @@ class Parts(Builder):
         if data is not FAILED and not isinstance(data, Data):
             text = f"made a {type(data).__name__}, expected a function that returns compresskd.data.base.Data"
             self.fault("data._target_", text)
-        return data if isinstance(data, Data) else None
+        if not isinstance(data, Data) or task is None:
+            return data if isinstance(data, Data) else None
+        fault = task.faults(data.train.targets, data.num_classes)
+        if fault is not None:
+            other = f"a task for the targets of data {data.name}, which are {fault}"
+            self.fault("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
+            return None
+        if not (isinstance(data.train, TensorSplit) and data.train.strata is not None):
+            self._refuse_mixup(data)
+        return replace(data, task=task)
+
+    def _refuse_mixup(self, data: Data) -> None:
+        for key, recipe in (
+            ("train", self._config),
+            ("teacher_fit.train", self._config.get("teacher_fit", {})),
+        ):
+            alpha = recipe.get("train", {}).get("mixup")
+            if alpha is not None:
+                expected = (
+                    f"null: samples with one class each are mixed, and those of data {data.name} are not"
+                )
+                self.fault(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def models(
         self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
@@ -166,15 +207,16 @@ class Parts(Builder):
         node = self._config["data"]
         shape = data.input_shape if data else node.get("input_shape")
         num_classes = data.num_classes if data else node.get("num_classes")
-        if self._is_faulty("data") or not shape or not num_classes:
+        if self._is_faulty("data") or self._is_faulty("task") or not num_classes or not (shape or data):
             return
-        example = torch.zeros(2, *shape)
+        batches = _trial_batches(data, shape)
         roles = [r for r in MODEL_ROLES if r == "student" or strategy is None or strategy.needs_teacher]
-        made = {role: self._model(role, example, num_classes) for role in roles}
+        task = data.task if data else Classification()
+        made = {role: self._model(role, batches, task, shape, num_classes) for role in roles}
         if strategy is not None and None not in made.values():
             trained_on = (data, recipe, device) if data and recipe and device else None
             state = State(made["student"], made.get("teacher"))  # pyright: ignore[reportArgumentType]
-            self._check_stages(strategy, state, example, trained_on)
+            self._check_stages(strategy, state, batches[0].inputs, trained_on)
 
     def teacher(self, make: Callable[[], Teacher]) -> Teacher | None:
         """How the run comes by its teacher; faults of the teacher's own training have the keys that they have here."""
@@ -211,18 +253,22 @@ class Parts(Builder):
         elif isinstance(value, int) and abs(value) >= 2**63:
             self.fault(key, f"got a number of {value.bit_length()} bits, expected at most 63")
 
-    def _model(self, role: str, example: torch.Tensor, num_classes: int) -> nn.Module | None:
+    def _model(
+        self, role: str, batches: Sequence[Batch], task: Task, shape: Sequence[int], num_classes: int
+    ) -> nn.Module | None:
         node = self._config[role]
         if self._is_faulty(role):
             return None
+        if not shape and not node.get("input_shape", True):
+            expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
+            self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
+            return None
         place = functools.partial(joined, role)
-        options = {
-            k: v for k, v in with_shape(node, num_classes, example.shape[1:]).items() if k != "weights"
-        }
+        options = {k: v for k, v in with_shape(node, num_classes, shape).items() if k != "weights"}
         model = self.attempt(place, lambda: model_of(options, 0))
         if model is FAILED:
             return None
-        fits = self.attempt(place, lambda: check_answers(model, example, num_classes))
+        fits = self.attempt(place, lambda: check_answers(model, batches, task, num_classes))
         if node.get("weights"):
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
         return None if fits is FAILED else model
@@ -231,7 +277,7 @@ class Parts(Builder):
         self,
         strategy: Strategy,
         state: State,
-        example: torch.Tensor,
+        example: Inputs,
         trained_on: tuple[Data, Recipe, torch.device] | None,
     ) -> None:
         for name, stage in strategy.stages.items():
@@ -273,11 +319,32 @@ class Parts(Builder):
         return any(f.key == key or f.key.startswith((f"{key}.", f"{key}[")) for f in self.faults)
 
 
+def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
+    """Two samples, and one: zeros of the shape of the data, or the first of those that have none in common.
+
+    Texts are followed by the longest of each split, and the one with the largest number of a token.
+    """
+    if data is None or isinstance(data.train, TensorSplit):
+        return [
+            Batch(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.long), torch.arange(n), 0)
+            for n in (2, 1)
+        ]
+    few = [data.validation.take(torch.arange(n), "") for n in (2, 1)]
+    splits = (data.train, data.validation, data.test)
+    few += [split.take(split.extremes, "") for split in splits if isinstance(split, TextSplit)]
+    return [next(iter(split.batches(len(split)))) for split in few]
+
+
 def _recipe_key(field: str, prefix: str = "") -> str:
     """The key of an option of a `Recipe`."""
     top = field.partition(".")[0]
     own = top in ("epochs", "optimizer", "scheduler")
     return field if top == "precision" else f"{prefix}{field if own else joined('train', field)}"
+
+
+def for_task(node: Plain, task: Task | None) -> Plain:
+    """A node of data with what the task asks of the samples, where it has such a key and the user says nothing."""
+    return {**node, "asks": task.asks} if task is not None and node.get("asks", "") is None else node
 
 
 def with_shape(node: Plain, num_classes: int, input_shape: Sequence[int]) -> dict[str, Any]:

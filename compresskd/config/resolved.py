@@ -58,6 +58,11 @@ def _values(cfg: DictConfig, epochs: int | None = None) -> dict[str, Any]:
     for group, key in _PATHS:
         if isinstance(values.get(group), dict) and values[group].get(key):
             values[group][key] = _absolute(values[group][key])
+    tokenizer = (values.get("data") or {}).get("tokenizer")
+    if (
+        isinstance(tokenizer, str) and Path(tokenizer).expanduser().exists()
+    ):  # else a word, or the name of a hub's
+        values["data"]["tokenizer"] = _absolute(tokenizer)
     return values
 
 

@@ -64,6 +64,8 @@ def _key(config: Plain, data: Data) -> str:
         "train": train,
         "data": data.batches_fingerprint,
     }
+    if data.task.name != "classification":  # all that version 0.1 knew
+        determined |= {"task": config["task"]}
     outside = sorted({path.partition(".")[0] for _, path in outside_targets(determined)})
     code = source_digests(outside)
     if code:  # the user's own: where it changes, it is another teacher's

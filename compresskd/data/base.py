@@ -1,13 +1,14 @@
-"""Data sets as tensors: `Data` holds three `Split`s, a `Split` yields `Batch`es.
+"""Data sets: `Data` holds three `Split`s, a `Split` yields `Batch`es.
 
 Nothing here has state: the batches of an epoch are a pure function of (seed, epoch, step), which is what
 makes an exact resume in the middle of an epoch possible.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,22 +16,7 @@ from torch import Tensor
 from compresskd.data.normalize import Normalize
 from compresskd.data.notice import Notice
 from compresskd.data.randomness import generator
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What the training loop sees, on the device of its split.
-
-    inputs: [B, C, H, W] or [B, F], float32, normalised, augmented if the split does so.
-    targets: [B], int64. index: [B], int64, the position of each sample in its split.
-    view: which augmented copy of the samples this is: 0 for a split with a single one, k for a bank of them, -1 if
-    the augmentation is random, so that results must not be cached.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    index: Tensor
-    view: int
+from compresskd.tasks import Batch, Classification, Task
 
 
 class Augmentation(Protocol):
@@ -50,13 +36,97 @@ class Augmentation(Protocol):
         ...
 
 
+class Split(ABC):
+    """Samples of one purpose: `name` is 'train', 'validation' or 'test'. A frozen value.
+
+    Attributes:
+        targets: [N, ...] of all samples, in the order of the split; -100 where a sample has fewer than others.
+        fingerprint: two splits share it if and only if they hold the same samples in the same order.
+        device: where batches are.
+        num_bytes: of the text whose tokens are predicted, for bits per byte; None where it is of no text.
+    """
+
+    name: str
+    targets: Tensor
+    fingerprint: str
+    device: torch.device
+    num_bytes: int | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many samples."""
+
+    @property
+    def strata(self) -> Tensor | None:
+        """[N] int64, classes that a draw of a few samples takes in their shares; None draws uniformly."""
+        targets = self.targets
+        return targets if targets.ndim == 1 and not targets.is_floating_point() else None
+
+    @property
+    def num_views(self) -> int | None:
+        """How many different views a sample has over all epochs; None when every epoch draws new ones."""
+        return 1
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split with its batches on `device`."""
+
+    @abstractmethod
+    def take(self, positions: Tensor, fingerprint: str) -> "Split":
+        """The samples at these positions [M] int64, in this order, unaugmented."""
+
+    def num_batches(self, batch_size: int, *, training: bool | None = None) -> int:
+        """How many batches `batches` yields: in training (the default for 'train'), or in order."""
+        training = self.name == "train" if training is None else training
+        full, rest = divmod(len(self), _positive("batch_size", batch_size))
+        # Batch statistics of a single sample do not exist: training leaves a last batch of one out.
+        return full + (rest > (1 if training and full else 0))
+
+    @abstractmethod
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        seed: int = 0,
+        start: int = 0,
+        view: int | None = None,
+    ) -> Iterator[Batch]:
+        """Batches of one pass.
+
+        Without `epoch`: every sample in order, no augmentation (evaluation). With it: an order and an
+        augmentation that are a pure function of (seed, epoch), the last batch left out if it has one sample.
+        With `view` in place of `epoch`: every sample in order, as the epochs of that view and seed show it.
+        `start` skips that many batches at no cost and yields exactly what would have come after them.
+
+        Raises ValueError for batch_size < 1, epoch < 0, a view that is none of `num_views`, and a start outside
+        0..num_batches.
+        """
+
+    def checked_pass(self, batch_size: int, epoch: int | None, start: int, view: int | None) -> int:
+        """The number of batches of a pass. Raises ValueError as `batches` says."""
+        num_batches = self.num_batches(batch_size, training=epoch is not None)
+        if not 0 <= start <= num_batches:
+            raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
+        if epoch is not None and epoch < 0:
+            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
+        if epoch is not None and view is not None:
+            raise ValueError(f"view: expected none beside epoch {epoch}, which has its own, got {view}")
+        if view is not None and (self.num_views is None or not 0 <= view < self.num_views):
+            raise ValueError(
+                f"view: expected one of the {self.num_views or 0} fixed views of {self.name}, got {view}"
+            )
+        return num_batches
+
+
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Samples of one purpose: `name` is 'train', 'validation' or 'test'.
+class TensorSplit(Split):
+    """Samples of one shape: images, or rows of a table.
 
     pixels: [M, C, H, W] or [M, F], uint8 or float32, as stored. rows: [N], int64, which of them are this
-    split's, in its order. targets: [N], int64. `fingerprint` is that of stored pixels and targets: two splits
-    share it if and only if they hold the same samples in the same order, however these are then normalised.
+    split's, in its order. targets: [N], int64, or [N, D] float32. weights: [N], float32, of the samples in the label
+    loss, where they do not count alike. `fingerprint` is that of stored pixels and
+    targets, however these are then normalised.
     With `streamed`, pixels stay where they are (a memory-mapped file) and only batches go to `device`.
     """
 
@@ -70,6 +140,7 @@ class Split:
     augmentation_bank: int | None = None
     streamed: bool = False
     device: torch.device = field(default=torch.device("cpu"))
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -84,23 +155,29 @@ class Split:
         """How many different views a sample has over all epochs; None when every epoch draws new ones."""
         return 1 if self.augmentation is None else self.augmentation_bank
 
-    def to(self, device: torch.device | str) -> "Split":
+    def take(self, positions: Tensor, fingerprint: str) -> "TensorSplit":
+        """The samples at these positions, in this order, unaugmented."""
+        return replace(
+            self,
+            rows=self.rows[positions.to(self.rows.device)],
+            targets=self.targets[positions.to(self.targets.device)],
+            weights=None if self.weights is None else self.weights[positions.to(self.weights.device)],
+            fingerprint=fingerprint,
+            augmentation=None,
+            augmentation_bank=None,
+        )
+
+    def to(self, device: torch.device | str) -> "TensorSplit":
         """The same split with its batches, and its pixels unless they are streamed, on `device`."""
         device = torch.device(device)
         if device == self.device:
             return self
-        moved = replace(self, device=device, targets=self.targets.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        moved = replace(self, device=device, targets=self.targets.to(device), weights=weights)
         if self.streamed:
             return moved
         pixels = self.pixels.index_select(0, self.rows).to(device)
         return replace(moved, pixels=pixels, rows=torch.arange(len(self), device=device))
-
-    def num_batches(self, batch_size: int, *, training: bool | None = None) -> int:
-        """How many batches `batches` yields: in training (the default for 'train'), or in order."""
-        training = self.name == "train" if training is None else training
-        full, rest = divmod(len(self), _positive("batch_size", batch_size))
-        # Batch statistics of a single sample do not exist: training leaves a last batch of one out.
-        return full + (rest > (1 if training and full else 0))
 
     def batches(
         self,
@@ -111,19 +188,8 @@ class Split:
         start: int = 0,
         view: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches of one pass.
-
-        Without `epoch`: every sample in order, no augmentation (evaluation). With it: a permutation and an
-        augmentation that are a pure function of (seed, epoch), the last batch left out if it has one sample.
-        With `view` in place of `epoch`: every sample in order, as the epochs of that view and seed show it.
-        `start` skips that many batches at no cost and yields exactly what would have come after them.
-
-        Raises ValueError for batch_size < 1, epoch < 0, a view that is none of `num_views`, and a start outside
-        0..num_batches.
-        """
-        num_batches = self.num_batches(batch_size, training=epoch is not None)
-        if not 0 <= start <= num_batches:
-            raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
+        """Batches of one pass, as `Split.batches` says; the order is a permutation of all samples."""
+        num_batches = self.checked_pass(batch_size, epoch, start, view)
         steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
         return self._iterate(steps, *self._plan(epoch, seed, view))
 
@@ -134,15 +200,7 @@ class Split:
             if view is None:
                 # Plain pixels are no member of a bank of augmented views.
                 return order, 0 if self.augmentation is None else -1, None
-            if self.num_views is None or not 0 <= view < self.num_views:
-                raise ValueError(
-                    f"view: expected one of the {self.num_views or 0} fixed views of {self.name}, got {view}"
-                )
         else:
-            if epoch < 0:
-                raise ValueError(f"epoch: expected 0 or more, got {epoch}")
-            if view is not None:
-                raise ValueError(f"view: expected none beside epoch {epoch}, which has its own, got {view}")
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))
             view = -1 if self.num_views is None else epoch % self.num_views
         if self.augmentation is None:
@@ -163,7 +221,8 @@ class Split:
             images = pixels
             if self.augmentation is not None and draws is not None:
                 images = self.augmentation(pixels, draws[index], self.normalize.pixel_max)
-            yield Batch(self.normalize(images), self.targets[index], index, view)
+            weights = None if self.weights is None else self.weights[index]
+            yield Batch(self.normalize(images), self.targets[index], index, view, weights)
 
     def _gather(self, parts: list[Tensor]) -> Iterator[Tensor]:
         """Stored pixels of each part, on the device; streamed ones are read one batch ahead."""
@@ -190,10 +249,17 @@ class Split:
 class Data:
     """A data set ready for training.
 
-    `mean` and `std` are those of `Normalize`: inputs = (pixels / pixel_max - mean) / std. `fingerprint`
-    covers everything that determines the batches (the splits, normalisation, augmentation and its bank) and the
-    names of the classes; `batches_fingerprint` is without the names (what version 0.1 recorded as `fingerprint`).
-    `notices` are what a user should know of the data.
+    Attributes:
+        num_classes: how many outputs a model must have: classes, labels, values of a target, tokens of a vocabulary.
+        input_shape: of one sample; empty where samples differ in length.
+        class_names: of classes, labels or values; empty for language models.
+        mean, std: those of `Normalize`, inputs = (pixels / pixel_max - mean) / std; empty where inputs are no floats.
+        fingerprint: of everything that determines the batches (the splits, normalisation, augmentation and its bank)
+            and of the names of the classes.
+        batches_fingerprint: the same without the names (what version 0.1 recorded as `fingerprint`).
+        notices: what a user should know of the data.
+        task: what a model is asked of these samples.
+        preprocessing: plain values by which raw inputs become those of the model, besides the above: the tokenizer.
     """
 
     name: str
@@ -208,6 +274,8 @@ class Data:
     fingerprint: str
     batches_fingerprint: str
     notices: tuple[Notice, ...] = ()
+    task: Task = field(default_factory=Classification)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits on `device`."""

@@ -1,7 +1,5 @@
 """A few samples of a split that stand for all of it: what calibration, starts and checks look at."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -17,15 +15,10 @@ def draw(split: Split, count: int, *, seed: int) -> Split:
     """
     if count < 1:
         raise ValueError(f"a draw of {split.name}: got {count} samples, expected >= 1")
-    chosen = drawn_order(split.targets.cpu(), seed=seed)[:count]
-    return replace(
-        split,
-        rows=split.rows[chosen.to(split.rows.device)],
-        targets=split.targets[chosen.to(split.targets.device)],
-        fingerprint=f"{split.fingerprint}/{count}/{seed}",
-        augmentation=None,
-        augmentation_bank=None,
-    )
+    strata = split.strata
+    labels = torch.arange(len(split)) if strata is None else strata.cpu()
+    chosen = drawn_order(labels, seed=seed)[:count]
+    return split.take(chosen, f"{split.fingerprint}/{count}/{seed}")
 
 
 def drawn_order(targets: Tensor, *, seed: int) -> Tensor:

@@ -6,13 +6,27 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from compresskd.metric import Metric
 from compresskd.training import EpochRecord, StepProgress
 
 log = logging.getLogger("compresskd")  # every line of it goes to the run's log.txt too
 
 
+def shown(monitor: Metric, metrics: Mapping[str, float]) -> str:
+    """The metric that selects, on validation and test, as people read it; accuracy by itself needs no name."""
+    name = "" if monitor.name == "accuracy" else f"{monitor.name} "
+    parts = (
+        f"{split} {name}{monitor.shown(metrics[f'{split}_{monitor.name}'])}"
+        for split in ("validation", "test")
+    )
+    return "  ".join(parts)
+
+
 class Listener(Protocol):
     """Follows one run, and changes nothing in it."""
+
+    def begin(self, monitor: Metric) -> None:
+        """Take the beginning of a run, and the metric that selects its epochs."""
 
     def note(self, text: str) -> None:
         """Take one thing that the user should know."""

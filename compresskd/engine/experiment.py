@@ -17,7 +17,7 @@ from torch import nn
 from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
-from compresskd.engine.events import Listener, log
+from compresskd.engine.events import Listener, log, shown
 from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.engine.teacher import Teacher
 from compresskd.measure import macs
@@ -50,6 +50,7 @@ class Experiment:
         teacher: how to come by the teacher, or None where the strategy needs none.
         plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
             see `compresskd.tt.execution.policy`.
+        measure_latency: whether the models are timed.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -63,6 +64,7 @@ class Experiment:
     device: torch.device
     teacher: Teacher | None = None
     plan: str = tt.FIXED
+    measure_latency: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -104,12 +106,21 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
+        reporter.begin(self.data.task.monitor)
         for notice in self.data.notices:
             reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
         student = self.student().to(self.device)
         context = Context(
-            data, run, self.recipe, self.seed, self.device, reporter, copy.deepcopy(student), trust
+            data,
+            run,
+            self.recipe,
+            self.seed,
+            self.device,
+            reporter,
+            copy.deepcopy(student),
+            trust,
+            measure_latency=self.measure_latency,
         )
         trust |= {*artifact.packages(student)}
         teacher = None
@@ -138,7 +149,7 @@ class Experiment:
         metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data))
         if self.teacher is not None:
-            self.teacher.check_score(test.accuracy, context.data.test)
+            self.teacher.check_score(test, context.data.test)
         store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
@@ -152,14 +163,12 @@ class Experiment:
                 "macs": products.number,
             },
             "macs_unknown": products.unknown,
-            "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
+            "latency_ms": context.latency({"teacher": teacher}).get("teacher"),
         }
         context.run.save()
         if products.unknown:
             reporter.note(f"teacher: MACs unknown ({products.unknown})")
-        reporter.note(
-            f"teacher: validation {100 * metrics['validation_accuracy']:.2f}%  test {100 * test.accuracy:.2f}%"
-        )
+        reporter.note(f"teacher: {shown(context.record.monitor, metrics)}")
 
     def _record(self) -> Record:
         data = self.data
@@ -182,6 +191,7 @@ class Experiment:
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },
+            task=data.task.describe(),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import artifact, measure
 from compresskd.data.base import Data, Split
@@ -23,7 +23,8 @@ from compresskd.options import OptionError, within
 from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
-from compresskd.run.predictions import read_predictions, write_predictions
+from compresskd.run.predictions import SCORES, read_predictions, write_predictions
+from compresskd.tasks import CLASSES, Inputs
 from compresskd.training import Recipe, Scores, evaluate
 from compresskd.training.saved import read_training, write_training
 from compresskd.training.tt_plans import plans_used
@@ -60,6 +61,7 @@ class Context:
         reference: the student's architecture as it was before any stage (for latency).
         trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
             is added.
+        measure_latency: whether models are timed.
         stage: name of the running stage.
         started: clock reading at which that stage would have begun had it never been interrupted.
     """
@@ -72,6 +74,7 @@ class Context:
     reporter: Listener
     reference: nn.Module
     trust: set[str] = field(default_factory=set)
+    measure_latency: bool = True
     stage: str = ""
     started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -84,14 +87,18 @@ class Context:
         return self.run.record
 
     @property
-    def example(self) -> Tensor:
-        """[1, ...] one normalised sample of the validation split, the same throughout a run."""
+    def example(self) -> Inputs:
+        """One sample of the validation split as the model takes it, the same throughout a run."""
         return next(iter(draw(self.data.validation, 1, seed=self.seed).batches(1))).inputs
 
     @property
     def stage_seed(self) -> int:
         """The seed of the running stage: it differs between stages and does not depend on which others run."""
         return zlib.crc32(f"{self.seed}/{self.stage}".encode())
+
+    def latency(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        """Forward times by model and batch, in milliseconds; nothing where the run does not measure them."""
+        return measure.latency(models, self.example) if self.measure_latency else {}
 
     def begin(self, stage: str) -> int:
         """Begin or resume a stage, and return the number of its epochs that are done.
@@ -150,7 +157,7 @@ class Stage(Protocol):
 class Checked(Protocol):
     """A stage that can tell, before anything is trained, that it would fail."""
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """Raise ValueError where the stage cannot work on models of this structure.
 
         Args:
@@ -292,7 +299,7 @@ def _assess(
     models = {"student": student, "dense_student": context.reference}
     if state.teacher is not None:
         models["teacher"] = state.teacher
-    times = measure.latency(models, context.example)
+    times = context.latency(models)
     teacher = context.record.teacher
     entry = {
         "name": name,
@@ -302,7 +309,7 @@ def _assess(
         "metrics": metrics,
         "size": size,
         "macs_unknown": products.unknown,
-        "latency_ms": times.pop("student"),
+        "latency_ms": times.pop("student", None),
         "latency_ms_beside": times,
         "layers": {},
         "skipped": {},
@@ -325,18 +332,20 @@ def _assess(
             if of_teacher.get(k) is not None and size[k] is not None
         }
         if "teacher" in predictions:
-            agree = predictions["teacher"] == predictions[name]
-            metrics["teacher_agreement"] = float(agree.mean())
+            both = (torch.from_numpy(predictions[key].astype(np.int64)) for key in (name, "teacher"))
+            agreement = context.data.task.agreement(*both)
+            if agreement is not None:
+                metrics["teacher_agreement"] = agreement
     return entry
 
 
 def score(student: nn.Module, split: Split, context: Context) -> Scores:
     """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
-    return evaluate(student, split, batch_size=context.recipe.evaluation_batch_size)
+    return evaluate(student, split, context.data.task, batch_size=context.recipe.evaluation_batch_size)
 
 
 def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores]:
-    """Accuracies and losses on validation and test for the record, and all scores on test.
+    """Every metric and the loss on validation and test for the record, and all scores on test.
 
     Raises:
         NotFiniteError: the model answers NaN or inf: its predictions mean nothing, and no figure is written.
@@ -346,27 +355,36 @@ def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str,
         scores = score(model, split, context)
         if not math.isfinite(scores.loss):
             raise NotFiniteError(f"{name}: the model's loss on the {split.name} split is {scores.loss}")
-        metrics |= {f"{split.name}_accuracy": scores.accuracy, f"{split.name}_loss": scores.loss}
+        metrics |= {f"{split.name}_{metric}": value for metric, value in scores.values.items()}
     return metrics, scores
 
 
-def few_samples(context: Context) -> Tensor:
-    """[3, ...] training samples, unaugmented, to try new layers on."""
+def few_samples(context: Context) -> Inputs:
+    """3 training samples, unaugmented, to try new layers on."""
     return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:
-    """Add the predicted classes of the test set to predictions.npz; returns all arrays in it."""
+    """Add what was predicted of the test set to predictions.npz; returns all arrays in it.
+
+    Of a task of which no class is predicted, `scores/NAME` holds a score of each sample, higher is better.
+    """
     path = context.run.place(PREDICTIONS)
     arrays: dict[str, np.ndarray] = read_predictions(path) if path.exists() else {}
-    arrays["targets"] = _narrow(context.data.test.targets.cpu().numpy())
-    arrays[name] = _narrow(scores.predictions.cpu().numpy())
+    task = context.data.task
+    if task.keeps_targets:
+        arrays["targets"] = _narrow(scores.targets.numpy())
+        arrays[name] = _narrow(scores.predictions.numpy())
+    if not (task.rows_are_samples and task.asks == CLASSES):
+        arrays[f"{SCORES}{name}"] = scores.of_samples.numpy()
     write_predictions(path, arrays)
     return arrays
 
 
 def _narrow(classes: np.ndarray) -> np.ndarray:
-    """The same numbers in the narrowest unsigned type that holds them all."""
+    """Whole numbers in the narrowest unsigned type that holds them all; others as they are."""
+    if classes.dtype.kind == "f":
+        return classes
     narrow = classes.astype(np.min_scalar_type(int(classes.max(initial=0))))
     if not np.array_equal(narrow, classes):
         raise ValueError(f"classes: expected numbers of 0 or more, got {int(classes.min())}")

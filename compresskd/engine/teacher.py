@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from compresskd.run import (
     open_run,
     read_record,
 )
+from compresskd.training import Scores
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Teacher:
             origin = {"key": self.key, "source": source, "directory": str(self.directory)}
         return teacher.eval().requires_grad_(False), origin
 
-    def check_score(self, accuracy: float, test: Split) -> None:
+    def check_score(self, scores: Scores, test: Split) -> None:
         """See that a teacher that has a run of its own answers as that run recorded.
 
         Raises:
@@ -77,12 +79,13 @@ class Teacher:
         entry = record.stage(record.final) or {}
         if "fingerprint" not in entry and record.config.get("precision", "fp32") != "fp32":
             return  # version 0.1 scored as it trained
-        recorded = entry["metrics"]["test_accuracy"]
+        monitor = record.monitor
+        recorded, now = entry["metrics"][f"test_{monitor.name}"], scores.values.get(monitor.name, math.nan)
         same = record.data.get("test_fingerprint") == test.fingerprint
-        if same and not is_reproduced(accuracy, recorded, len(test)):
+        if same and not is_reproduced(monitor, now, recorded, len(test)):
             raise RunDirectoryError(
-                f"teacher: the model in {self.directory} scores {100 * accuracy:.2f}% on the test split, its record "
-                f"says {100 * recorded:.2f}%: the model, the record or its code was changed since; "
+                f"teacher: the model in {self.directory} scores {monitor.shown(now)} on the test split, its record "
+                f"says {monitor.shown(recorded)}: the model, the record or its code was changed since; "
                 f"remove {self.directory} to train the teacher again"
             )
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.kd.outputs import ModelOutputs
+from compresskd.tasks import ModelOutputs, logits_of
 
 
 class ActivationCapture:
@@ -50,15 +51,15 @@ class ActivationCapture:
             self._captured = {}
 
     def view(self, output: Any) -> ModelOutputs:
-        """What the model said in its last forward pass.
+        """What the model said in its last forward pass, with the features that were captured.
 
         Args:
-            output: what the model returned: logits ``[B, K]``, or an object with ``.logits``.
+            output: its rows, or what it returned where rows are samples: logits ``[B, K]``, or what holds them.
 
         Raises:
             RuntimeError: if a captured module did not run in that pass.
         """
-        logits = getattr(output, "logits", output)
+        said = output if isinstance(output, ModelOutputs) else ModelOutputs(logits_of(output))
         features, self._captured = self._captured, {}
         missing = [name for name in self.names if name not in features]
         if missing:
@@ -67,8 +68,9 @@ class ActivationCapture:
                 "compiled before it was attached runs no hooks: compile it within the context"
             )
         if self.detach:
-            logits, features = logits.detach(), {name: x.detach() for name, x in features.items()}
-        return ModelOutputs(logits, features)
+            said = replace(said, logits=said.logits.detach())
+            features = {name: x.detach() for name, x in features.items()}
+        return replace(said, features=features)
 
     def partial(self) -> dict[str, Tensor]:
         """Outputs captured so far, in the order in which the modules finished; forgets them."""

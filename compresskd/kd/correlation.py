@@ -9,6 +9,7 @@ from torch import Tensor
 from compresskd.kd.logits import Temperature, logit_pair
 from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import NonNegative, checked
+from compresskd.tasks import CLASSES
 
 _EPSILON = 1e-8
 _NEARLY_UNIFORM = 0.5  # the widest range of logits
@@ -36,6 +37,7 @@ class DIST:
     gamma: NonNegative = 2.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

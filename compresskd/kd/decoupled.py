@@ -15,6 +15,7 @@ from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import Temperature, class_indices, logit_pair
 from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import NonNegative, checked
+from compresskd.tasks import CLASSES
 
 
 @checked
@@ -39,6 +40,7 @@ class DKD:
     non_target_weight: NonNegative = 8.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -74,6 +76,7 @@ class NKD:
     gamma: NonNegative = 1.5
     standardize: bool = False
     kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

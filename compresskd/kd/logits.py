@@ -1,11 +1,13 @@
 """Terms on logits. Every one computes in float32, whatever the dtype of the logits it is given.
 
-Shapes: B samples, K classes; logits ``[B, K]``; targets int64 ``[B]``, or (mixup) probabilities ``[B, K]``.
+Shapes: N rows (samples, or tokens of them), K classes; logits ``[N, K]``; targets int64 ``[N]``, or (mixup)
+probabilities ``[N, K]``.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from compresskd.kd.divergence import divergence
 from compresskd.kd.outputs import ModelOutputs, teacher_of
 from compresskd.options import checked
+from compresskd.tasks import CLASSES, LABELS, Classification
 
 # Above 1e6 the softened classes differ by less than float32 resolves, below 1e-3 logits of usual size overflow.
 Temperature = Annotated[float, Ge(1e-3), Le(1e6)]
@@ -28,17 +31,20 @@ def standardized(logits: Tensor) -> Tensor:
     return centred / (logits.std(dim=-1, keepdim=True) + 1e-7)
 
 
-def logit_pair(student: ModelOutputs, teacher: ModelOutputs, standardize: bool) -> tuple[Tensor, Tensor]:
+def logit_pair(
+    student: ModelOutputs, teacher: ModelOutputs, standardize: bool, *, least: int = 2
+) -> tuple[Tensor, Tensor]:
     """Logits of both in float32, standardized if asked; no gradient flows into the teacher's.
 
     Raises:
-        ValueError: the two differ in shape, or have fewer than two classes, among which nothing is to be told apart.
+        ValueError: the two differ in shape, or have fewer than `least` outputs: among the classes of a softmax, one
+            alone leaves nothing to be told apart.
     """
     s, t = student.logits.float(), teacher.logits.detach().float()
-    if s.shape != t.shape or s.shape[-1] < 2:
+    if s.shape != t.shape or s.shape[-1] < least:
         raise ValueError(
-            f"expected logits of one shape and of two classes or more, got {list(s.shape)} from the student, "
-            f"{list(t.shape)} from the teacher"
+            f"expected logits of one shape and of {least} or more, got "
+            f"{list(s.shape)} from the student, {list(t.shape)} from the teacher"
         )
     return (standardized(s), standardized(t)) if standardize else (s, t)
 
@@ -51,10 +57,11 @@ def class_indices(targets: Tensor) -> Tensor:
 @checked
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy with the ground truth, the only term here that needs no teacher.
+    """Cross-entropy with the ground truth, the only term here that needs no teacher: the label loss of the task.
 
-    Takes both kinds of targets. ``label_smoothing`` is that of Szegedy et al. 2016, arXiv:1512.00567,
-    section 7.
+    Of one class of several it is that of the softmax, of independent labels that of each label's Bernoulli, and of
+    values that of a Gaussian of fixed width, which is the squared error. Of classes, targets may be probabilities.
+    ``label_smoothing`` is that of Szegedy et al. 2016, arXiv:1512.00567, section 7; values have none.
 
     Raises:
         OptionError: if ``label_smoothing`` is not in [0, 1).
@@ -66,7 +73,10 @@ class CrossEntropy:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return F.cross_entropy(student.logits.float(), targets, label_smoothing=self.label_smoothing)
+        task = student.task or Classification()
+        return task.label_loss(
+            student.logits.float(), targets, smoothing=self.label_smoothing, weights=student.weights
+        )
 
 
 @checked
@@ -87,6 +97,7 @@ class SoftTargets:
     temperature: Temperature = 4.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -111,5 +122,35 @@ class LogitMSE:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        least = 2 if self.standardize else 1
+        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize, least=least)
         return F.mse_loss(s, t)
+
+
+@checked
+@dataclass(frozen=True)
+class BernoulliTargets:
+    """``T^2`` times the mean over labels of ``KL(Bernoulli(sigmoid(t / T)) || Bernoulli(sigmoid(s / T)))``.
+
+    Soft targets (Hinton et al. 2015, arXiv:1503.02531) for labels that are independent of each other, each a
+    distribution of its own: the binary form of Yang et al. 2023, arXiv:2308.06453, equation 4, at a temperature.
+
+    Raises:
+        OptionError: if ``temperature`` is not within 0.001 to 1e6.
+    """
+
+    weight: float = 1.0
+    temperature: Temperature = 4.0
+    kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (LABELS,)
+
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        s, t = logit_pair(student, teacher_of(teacher, self), standardize=False, least=1)
+        zero = torch.zeros_like(t)
+        # a Bernoulli is a softmax of two logits, 0 and its own
+        kl, _ = divergence(
+            torch.stack([t / self.temperature, zero], dim=-1),
+            torch.stack([(s - t) / self.temperature, zero], dim=-1),
+        )
+        return kl.mean() * self.temperature**2

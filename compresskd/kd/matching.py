@@ -10,15 +10,16 @@ A term on features offers, besides its call:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.probe import Probe, outermost, probe
 from compresskd.kd.projector import projector
 from compresskd.options import OptionError, within
+from compresskd.tasks import Inputs, ModelOutputs
 
 
 class FeatureMatch(nn.Module):
@@ -43,16 +44,16 @@ class FeatureMatch(nn.Module):
                 feature = self.projectors[_key(name)](feature.float())
             ours[name] = feature
         theirs = {s: teacher.features[t] for s, t in self.pairs.items()}
-        return ModelOutputs(student.logits, ours), ModelOutputs(teacher.logits, theirs)
+        return replace(student, features=ours), replace(teacher, features=theirs)
 
 
 def match_features(
-    terms: Mapping[str, Any], student: nn.Module, teacher: nn.Module, example: Tensor
+    terms: Mapping[str, Any], student: nn.Module, teacher: nn.Module, example: Inputs, *, least: int = 1
 ) -> dict[str, FeatureMatch]:
     """Resolves the pairs of each term on features against one forward pass of both models.
 
     Raises:
-        ValueError: if the two differ in classes or have fewer than two, or naming the config key, if a module is
+        ValueError: if the two differ in classes or have fewer than `least`, or naming the config key, if a module is
         unknown or does not fit.
     """
     ours, theirs = probe(student, example), probe(teacher, example)
@@ -61,7 +62,7 @@ def match_features(
             "student, teacher: expected logits of one shape, got "
             f"{list(ours.logits.shape)} from the student, {list(theirs.logits.shape)} from the teacher"
         )
-    if ours.logits.shape[-1] < 2:
+    if ours.logits.shape[-1] < least:
         raise ValueError(
             f"student, teacher: got logits {list(ours.logits.shape)}; to compare the two takes two classes or more; "
             "write kd=none, or data with more classes"

@@ -13,6 +13,7 @@ from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
 from compresskd.kd.outputs import ModelOutputs
 from compresskd.options import Fraction, OptionError, Positive, checked
+from compresskd.tasks import CLASSES, VALUES, VECTORS, Inputs, Task
 
 __all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
@@ -73,6 +74,18 @@ class Objective:
     def active(self) -> dict[str, Term]:
         """The terms of weight above 0."""
         return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+    def faults(self, task: Task) -> Iterator[OptionError]:
+        """A fault for each active term that does not fit what the task asks of a row."""
+        for name, term in self.active.items():
+            fits = getattr(term, "fits", None)
+            if fits is not None and task.asks not in fits:
+                expected = f"one for {task.asks}, as task {task.name} asks; this one is for {', '.join(fits)}"
+                yield OptionError(f"terms.{name}", type(term).__name__, expected)
+            smoothing = getattr(term, "label_smoothing", 0)
+            if task.asks in (VALUES, VECTORS) and smoothing:
+                expected = f"0 for task {task.name}: its targets are no classes"
+                yield OptionError(f"terms.{name}.label_smoothing", smoothing, expected)
 
     @property
     def needs_teacher(self) -> bool:
@@ -140,7 +153,7 @@ class Objective:
             terms |= {name: _replaced(terms[name], temperature=temperature) for name in softened}
         return replace(self, terms=terms)
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None, example: Tensor) -> "BoundObjective":
+    def bind(self, student: nn.Module, teacher: nn.Module | None, example: Inputs) -> "BoundObjective":
         """Fits the objective to two models: finds the modules to tap, makes projectors where channels differ.
 
         Both models run once on ``example``, in eval mode without gradient; nothing of them changes.
@@ -160,7 +173,9 @@ class Objective:
             needing = ", ".join(name for name, term in self.active.items() if _kind(term) != "targets")
             raise ValueError(f"{needing} compares with a teacher, got none; write kd=none to do without")
         terms = {name: term for name, term in self.active.items() if _kind(term) == "features"}
-        return BoundObjective(self, match_features(terms, student, teacher, example))
+        # among the classes of a softmax, one alone leaves nothing to be told apart
+        least = 2 if any(getattr(term, "fits", None) == (CLASSES,) for term in self.active.values()) else 1
+        return BoundObjective(self, match_features(terms, student, teacher, example, least=least))
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,8 @@
-"""What a model said of a batch: the only thing that a distillation term sees of a model."""
+"""What a distillation term sees of a model: `compresskd.tasks.ModelOutputs`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from compresskd.tasks import ModelOutputs
 
-from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ModelOutputs:
-    """Outputs of one model for one batch.
-
-    Args:
-        logits: ``[B, K]``, any floating dtype.
-        features: outputs of captured modules by fully qualified name, ``[B, C]``, ``[B, N, C]`` or
-            ``[B, C, H, W]``; empty where no term asks for features.
-    """
-
-    logits: Tensor
-    features: Mapping[str, Tensor] = field(default_factory=dict)
+__all__ = ["ModelOutputs", "teacher_of"]
 
 
 def teacher_of(teacher: ModelOutputs | None, term: object) -> ModelOutputs:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compresskd.kd.capture import ActivationCapture
 from compresskd.options import OptionError
+from compresskd.tasks import Inputs, call, logits_of
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Probe:
 
     Args:
         model: the model.
-        logits: what it returned, ``[B, K]``.
+        logits: what it returned, ``[B, K]`` or ``[B, L, K]``.
         outputs: of every module that ran, by name, in the order in which they finished.
     """
 
@@ -54,7 +55,7 @@ class Probe:
         raise OptionError("pairs", name, f"the name of a module of the {side}{hint}")
 
 
-def probe(model: nn.Module, example: Tensor) -> Probe:
+def probe(model: nn.Module, example: Inputs) -> Probe:
     """Runs ``model`` on ``example`` in eval mode without gradient; leaves no hook, and modes as they were."""
     modules = dict(model.named_modules())
     modes = {module: module.training for module in modules.values()}
@@ -65,8 +66,7 @@ def probe(model: nn.Module, example: Tensor) -> Probe:
     try:
         model.eval()
         with torch.no_grad(), capture.attached(model):
-            output = model(example)
-            return Probe(model, getattr(output, "logits", output), capture.partial())
+            return Probe(model, logits_of(call(model, example)), capture.partial())
     finally:
         for module, mode in modes.items():
             module.training = mode

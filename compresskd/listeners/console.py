@@ -12,9 +12,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from compresskd.engine.events import log
+from compresskd.engine.events import log, shown
 from compresskd.measure.coverage import uncovered
+from compresskd.metric import ACCURACY, Metric
 from compresskd.run import Record, factors
+from compresskd.run.record import metrics_of
 from compresskd.training import EpochRecord, StepProgress
 
 
@@ -29,6 +31,7 @@ class Reporter:
     def __init__(self, console: Console | None = None, prefix: str = ""):
         self.console = console
         self._prefix = prefix
+        self._monitor = ACCURACY
         self._progress: Progress | None = None
         self._stages: TaskID | None = None
         self._epochs: TaskID | None = None
@@ -43,6 +46,10 @@ class Reporter:
                 console=console,
                 transient=True,
             )
+
+    def begin(self, monitor: Metric) -> None:
+        """A run begins: the metric that is shown is the one that selects its epochs."""
+        self._monitor = monitor
 
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
@@ -65,7 +72,8 @@ class Reporter:
         self._progress.start()  # only now: one live display at a time, and the teacher's comes first
         if self._epochs is None:
             self._epochs = self._progress.add_task("epochs", total=step.epochs, live="")
-        live = f"loss {step.loss:.4f}  acc {100 * step.accuracy:.2f}%  {step.samples_per_second:,.0f}/s"
+        running = "".join(f"  {name} {self._shown(name, value)}" for name, value in step.metrics.items())
+        live = f"loss {step.loss:.4f}{running}  {step.samples_per_second:,.0f}/s"
         done = step.epoch + step.step / step.steps
         self._progress.update(
             self._epochs,
@@ -78,8 +86,8 @@ class Reporter:
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:
         """After each epoch."""
         self.note(
-            f"epoch {epoch.epoch + 1:>3}/{epochs}  loss {epoch.train_loss:.4f}  "
-            f"train {100 * epoch.train_accuracy:.2f}%  validation {100 * epoch.validation_accuracy:.2f}%  "
+            f"epoch {epoch.epoch + 1:>3}/{epochs}  loss {epoch.train['loss']:.4f}  "
+            f"{self._metrics_of(epoch)}  "
             f"lr {epoch.lr:.2g}  {epoch.samples_per_second:,.0f} samples/s  {epoch.seconds:.1f} s"
         )
 
@@ -90,8 +98,7 @@ class Reporter:
             self._epochs = None
         metrics = entry["metrics"]
         self.note(
-            f"{entry['name']}: validation {100 * metrics['validation_accuracy']:.2f}%  "
-            f"test {100 * metrics['test_accuracy']:.2f}%  {entry['size']['num_parameters']:,} parameters  "
+            f"{entry['name']}: {shown(self._monitor, metrics)}  {entry['size']['num_parameters']:,} parameters  "
             f"{entry['size'].get('file_bytes', entry['size']['folder_bytes']):,} bytes"
         )
         if entry.get("macs_unknown"):
@@ -101,6 +108,20 @@ class Reporter:
         if entry["layers"] and (large := uncovered(entry.get("coverage", {}))):
             shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in large.items())
             self.note(f"{entry['name']}: warning: bytes in modules that are never compressed: {shares}")
+
+    def _metrics_of(self, epoch: EpochRecord) -> str:
+        """The metric that selects, on the training batches where it is followed there, and on validation."""
+        name = self._monitor.name
+        label = "" if self._monitor == ACCURACY else f"{name} "
+        values = {"train": epoch.train.get(name), "validation": epoch.validation[name]}
+        return "  ".join(
+            f"{split} {label}{self._monitor.shown(value)}"
+            for split, value in values.items()
+            if value is not None
+        )
+
+    def _shown(self, name: str, value: float) -> str:
+        return f"{100 * value:.2f}%" if name == ACCURACY.name else f"{value:.4g}"
 
     def of_teacher(self) -> Reporter:
         """Return another one for the same console, every line of which says that it is about the teacher."""
@@ -136,8 +157,6 @@ def configure_logging(console: Console) -> None:
 
 
 _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
-    ("validation accuracy %", lambda e: _percent(e["metrics"].get("validation_accuracy"))),
-    ("test accuracy %", lambda e: _percent(e["metrics"].get("test_accuracy"))),
     ("agreement with teacher %", lambda e: _percent(e["metrics"].get("teacher_agreement"))),
     ("parameters", lambda e: f"{e['size']['num_parameters']:,}"),
     ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
@@ -145,8 +164,8 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("bytes of model.ckd", lambda e: _count(e["size"].get("file_bytes"))),
     ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
     ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
-    ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
-    ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
+    ("latency, batch 1, ms", lambda e: _milliseconds(e, "batch_1")),
+    ("latency, batch 32, ms", lambda e: _milliseconds(e, "batch_32")),
     ("  times faster than dense student", lambda e: _speed_up(e, "dense_student")),
     ("  times faster than teacher", lambda e: _speed_up(e, "teacher")),
     ("wall time, s", lambda e: f"{e['seconds']:.1f}" if "seconds" in e else ""),
@@ -164,12 +183,30 @@ def stages_table(record: Record) -> Table:
     for entry in entries:
         style = "bold" if entry["name"] == record.final else None
         table.add_column(entry["name"], justify="right", style=style, no_wrap=True)
-    for heading, cell in _ROWS:
+    for heading, cell in (*_metric_rows(record), *_ROWS):
         cells = [cell(entry) for entry in entries]
         if any(cells):
             table.add_row(heading, *cells)
     table.caption = _factors(record)
     return table
+
+
+def _metric_rows(record: Record) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
+    """The metric that selects on validation and test, then what else the task is judged by on test."""
+    monitor = record.monitor
+    others = [m for m in metrics_of(record.task).values() if m.name != monitor.name]
+    wanted = [("validation", monitor), ("test", monitor), *(("test", metric) for metric in others)]
+    return [_metric_row(split, metric) for split, metric in wanted]
+
+
+def _metric_row(split: str, metric: Metric) -> tuple[str, Callable[[Mapping[str, Any]], str]]:
+    heading = f"{split} {metric.name.replace('_', ' ')}{' %' if metric.percent else ''}"
+
+    def cell(entry: Mapping[str, Any]) -> str:
+        value = entry["metrics"].get(f"{split}_{metric.name}")
+        return "" if value is None else metric.shown(value).removesuffix("%")
+
+    return heading, cell
 
 
 def _factors(record: Record) -> str | None:
@@ -199,6 +236,12 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
+def _milliseconds(entry: Mapping[str, Any], batch: str) -> str:
+    """Nothing where the run did not measure latency."""
+    times = entry.get("latency_ms")
+    return "" if times is None else f"{times[batch]:.3f}"
+
+
 def _speed_up(entry: Mapping[str, Any], name: str) -> str:
-    other = entry.get("latency_ms_beside", {}).get(name)
-    return "" if other is None else f"{other['batch_32'] / entry['latency_ms']['batch_32']:.2f}"
+    own, other = entry.get("latency_ms"), entry.get("latency_ms_beside", {}).get(name)
+    return "" if own is None or other is None else f"{other['batch_32'] / own['batch_32']:.2f}"

@@ -8,11 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import tt
 from compresskd.quant.activation import ActivationQuant
 from compresskd.quant.fake_quantize import FakeQuant
+from compresskd.tasks import Inputs, call, map_inputs, tensors_of
 from compresskd.training.evaluation import evaluation_mode
 
 
@@ -28,7 +29,7 @@ def num_parameters(model: nn.Module) -> int:
 
 def latency(
     models: Mapping[str, nn.Module],
-    example: Tensor,
+    example: Inputs,
     *,
     batch_sizes: Sequence[int] = (1, 32),
     seconds: float = 0.2,
@@ -53,20 +54,24 @@ def latency(
         for model in models.values():
             stack.enter_context(evaluation_mode(model))
         for batch_size in batch_sizes:
-            batch = example.expand(batch_size, *example.shape[1:]).contiguous()
+            batch = _repeated(example, batch_size)
             for name, times in _interleaved(models, batch, seconds, min_rounds).items():
                 result[name][f"batch_{batch_size}"] = 1e3 * statistics.median(times)
     return result
 
 
+def _repeated(example: Inputs, times: int) -> Inputs:
+    return map_inputs(lambda tensor: tensor.expand(times, *tensor.shape[1:]).contiguous(), example)
+
+
 def _interleaved(
-    models: Mapping[str, nn.Module], batch: Tensor, seconds: float, min_rounds: int
+    models: Mapping[str, nn.Module], batch: Inputs, seconds: float, min_rounds: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for model in models.values():
             for _ in range(2):  # warm caches, plans and allocators
-                model(batch)
+                call(model, batch)
         start = time.perf_counter()
         rounds = 0
         while rounds < min_rounds or time.perf_counter() - start < seconds:
@@ -76,9 +81,10 @@ def _interleaved(
     return times
 
 
-def _timed(model: nn.Module, batch: Tensor) -> float:
+def _timed(model: nn.Module, batch: Inputs) -> float:
     start = time.perf_counter()
-    model(batch)
-    if batch.device.type == "cuda":
-        torch.cuda.synchronize(batch.device)
+    call(model, batch)
+    device = next(tensors_of(batch)).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start

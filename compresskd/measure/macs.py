@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compresskd.layers import surgery
 from compresskd.measure.operators import formula_of, is_free
+from compresskd.tasks import Inputs, call
 from compresskd.training.evaluation import evaluation_mode
 
 
@@ -32,7 +33,7 @@ class Macs:
     unknown: str | None = None
 
 
-def count(model: nn.Module, example: Any) -> Macs:
+def count(model: nn.Module, example: Inputs) -> Macs:
     """Multiply-accumulates of one forward pass over one sample, in evaluation mode.
 
     Args:
@@ -49,10 +50,10 @@ def count(model: nn.Module, example: Any) -> Macs:
     """
     counter = _Counter()
     with evaluation_mode(model), torch.no_grad():
-        model(example)  # a first call may fold and cache; what counts is the steady state
+        call(model, example)  # a first call may fold and cache; what counts is the steady state
         try:
             with _one_operator_a_product(), _own_numbers(model, counter), counter:
-                model(example)
+                call(model, example)
         except Exception as error:  # it ran a moment ago: the counting is to blame
             return Macs(None, f"the forward pass cannot be watched ({type(error).__name__}: {error})")
     if counter.unknown:

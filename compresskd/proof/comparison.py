@@ -29,13 +29,14 @@ from compresskd.proof.passes import PASSES, RECORDING, Pass, places, sharing, un
 from compresskd.proof.twins import moved
 from compresskd.proof.watch import Seen, Watch
 from compresskd.quant.prepare import freeze
+from compresskd.tasks import Inputs, call
 
 CONFIDENCE = 8.0
 _NOTHING = ("nothing", None)  # where one model calls fewer modules
 Layers = Mapping[str, nn.Module]
 
 
-def differing(model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Tensor) -> dict[str, str]:
+def differing(model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Inputs) -> dict[str, str]:
     """Those of the layers `new` that do not do, in place, what their `twins` do; with the reason, by name.
 
     Args:
@@ -60,7 +61,7 @@ class _Broken(Exception):
 class _Bench:
     """A copy of the model in which each layer is the old one, the new one or its twin."""
 
-    def __init__(self, model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Tensor) -> None:
+    def __init__(self, model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Inputs) -> None:
         self._model, old, self._new = sharing((model, dict(old), dict(new)))
         self._twins, self._inputs = twins, inputs
         self._places = {name: places(self._model, name) for name in new}
@@ -119,7 +120,7 @@ class _Bench:
         watch = watch or Watch(self._parents, self._given)
         try:
             with each.of(self._model), watch.over(self._model):
-                self._model(self._inputs)
+                call(self._model, self._inputs)
         except Exception as error:  # a model may be the user's own code, which raises what it likes
             text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise _Broken(watch.where, text) from error

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd.proof.passes import PASSES, places, sharing, undisturbed
+from compresskd.tasks import Inputs, call
 from compresskd.tt import WeightDescription
 
 _KEPT = ("bias",)  # which every form of a layer has
 
 
-def read_by_others(model: nn.Module, names: Collection[str], inputs: Tensor) -> dict[str, str]:
+def read_by_others(model: nn.Module, names: Collection[str], inputs: Inputs) -> dict[str, str]:
     """Of the named layers those of whose parameters somebody reads the values besides the layer; the reason, by name.
 
     nn.TransformerEncoderLayer reads `linear1.weight` in evaluation, nn.MultiheadAttention `out_proj.weight` always.
@@ -34,7 +35,7 @@ def read_by_others(model: nn.Module, names: Collection[str], inputs: Tensor) -> 
         return {name: reason for name, reason in found.items() if name not in read or name in needed}
 
 
-def _of_values(model: nn.Module, names: Sequence[str], inputs: Tensor) -> set[str]:
+def _of_values(model: nn.Module, names: Sequence[str], inputs: Inputs) -> set[str]:
     """Of layers whose weight is read those of which a description will not do: looked for together, then in halves."""
     if not names or _run_behind(_Describing, model, names, inputs)[1] is None:
         return set()
@@ -45,7 +46,7 @@ def _of_values(model: nn.Module, names: Sequence[str], inputs: Tensor) -> set[st
 
 
 def _run_behind(
-    kind: type[_Guard], model: nn.Module, names: Collection[str], inputs: Tensor
+    kind: type[_Guard], model: nn.Module, names: Collection[str], inputs: Inputs
 ) -> tuple[dict[str, _Guard], str | None]:
     """Run a copy of the model with guards of this kind; the guards, and the error with which it ended if it did."""
     guarded = sharing(model)
@@ -57,7 +58,7 @@ def _run_behind(
     try:
         for each in PASSES:
             with each.of(guarded):
-                guarded(inputs)
+                call(guarded, inputs)
     except Exception as raised:  # a model may be the user's own code, which raises what it likes
         return guards, f"{type(raised).__name__}: {str(raised).partition(chr(10))[0]}"
     return guards, None

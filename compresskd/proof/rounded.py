@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd.proof.comparison import differing
 from compresskd.proof.passes import sharing
 from compresskd.proof.twins import carrying
 from compresskd.quant.prepare import freeze
+from compresskd.tasks import Inputs
 
 
 def differing_when_rounded(
-    original: nn.Module, prepared: nn.Module, names: Collection[str], inputs: Tensor
+    original: nn.Module, prepared: nn.Module, names: Collection[str], inputs: Inputs
 ) -> dict[str, str]:
     """The named layers that do not do, in place, what they would do dense with the rounded values; with the reason.
 

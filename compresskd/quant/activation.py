@@ -11,6 +11,7 @@ from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough
 from compresskd.quant.granularity import PerTensor
 from compresskd.quant.grid import Grid
 from compresskd.quant.scale import to_float16
+from compresskd.tasks import Inputs, call
 
 _GRID = Grid(8, "affine")
 CHILD = "input_quant"  # the name under which a module holds the ActivationQuant of its input
@@ -118,7 +119,7 @@ def quantize_input(module: nn.Module, activation: ActivationQuant) -> None:
     module.register_forward_pre_hook(_round_input)
 
 
-def calibrate(module: nn.Module, inputs: Iterable[Tensor]) -> list[str]:
+def calibrate(module: nn.Module, inputs: Iterable[Inputs]) -> list[str]:
     """Observe the ranges of all activations on batches of inputs; parameters and batch-norm statistics stay.
 
     Returns:
@@ -132,7 +133,7 @@ def calibrate(module: nn.Module, inputs: Iterable[Tensor]) -> list[str]:
         observer.train()
     with torch.no_grad():
         for batch in inputs:
-            module(batch)
+            call(module, batch)
     for m, mode in modes.items():
         m.training = mode
     return [name for name, layer in module.named_modules() if _taken_off(layer)]

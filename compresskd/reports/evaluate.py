@@ -12,8 +12,10 @@ import torch
 
 from compresskd import artifact, tt
 from compresskd.data.base import Data
+from compresskd.metric import Metric
 from compresskd.run import FINISHED, Record, RunDirectoryError, changes, is_reproduced
 from compresskd.run.ownership import MODEL
+from compresskd.tasks import logits_of
 from compresskd.training import evaluate
 
 
@@ -31,32 +33,35 @@ class Verdict:
 
     Attributes:
         stage: whose model it is.
-        accuracy: fraction of the test split that is right.
-        recorded: the fraction in the record, or None where the data is other than the run's.
+        metric: by which the run's task selects.
+        value: of it, on the test split.
+        recorded: the value in the record, or None where the data is other than the run's.
         num_samples: in the test split.
         verified: whether the model's files are those whose fingerprints the record has; False where it has none.
     """
 
     stage: str
-    accuracy: float
+    metric: Metric
+    value: float
     recorded: float | None
     num_samples: int
     verified: bool = True
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether the accuracy is the recorded one (see `is_reproduced`); None on other data."""
+        """Whether the value is the recorded one (see `is_reproduced`); None on other data."""
         if self.recorded is None:
             return None
-        return is_reproduced(self.accuracy, self.recorded, self.num_samples)
+        return is_reproduced(self.metric, self.value, self.recorded, self.num_samples)
 
     def __str__(self) -> str:
-        scored = f"{self.stage}: test accuracy {100 * self.accuracy:.2f}% of {self.num_samples:,} samples"
+        name = self.metric.name.replace("_", " ")
+        scored = f"{self.stage}: test {name} {self.metric.shown(self.value)} of {self.num_samples:,} samples"
         if self.recorded is None:
             return f"{scored} (other data than the run's: nothing to reproduce)"
         verdict = "reproduced" if self.reproduced else "NOT reproduced"
         unverified = "" if self.verified else " (no fingerprint in the record: it may be another model)"
-        return f"{scored}; recorded {100 * self.recorded:.2f}%: {verdict}{unverified}"
+        return f"{scored}; recorded {self.metric.shown(self.recorded)}: {verdict}{unverified}"
 
 
 def evaluate_run(
@@ -86,17 +91,19 @@ def evaluate_run(
     shape, batch_size = _settings(directory, config)
     _check_fits(model, data, shape)
     with tt.plans(config.get("tt", {}).get("plan", tt.FIXED)):
-        scores = evaluate(model, data.test, batch_size=batch_size)
+        scores = evaluate(model, data.test, data.task, batch_size=batch_size)
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "
-            f"{scores.loss}): its accuracy means nothing"
+            f"{scores.loss}): its scores mean nothing"
         )
     same = data.test.fingerprint == record.data.get("test_fingerprint")
     names = record.data.get("class_names")
     same = same and names in (None, [str(name) for name in data.class_names])  # version 0.1 kept no names
-    recorded = entry["metrics"]["test_accuracy"] if same else None
-    return Verdict(entry["name"], scores.accuracy, recorded, len(data.test), verified=bool(files))
+    monitor = record.monitor
+    recorded = entry["metrics"][f"test_{monitor.name}"] if same else None
+    value = scores.values[monitor.name]
+    return Verdict(entry["name"], monitor, value, recorded, len(data.test), verified=bool(files))
 
 
 def _model(
@@ -153,7 +160,7 @@ def _check_fits(model: torch.nn.Module, data: Data, shape: list[int] | None) -> 
             f"the model takes inputs of shape {list(shape)}, the data has {list(data.input_shape)}; write another data="
         )
     with torch.inference_mode():
-        num_classes = model(next(iter(data.test.batches(1))).inputs).shape[-1]
+        num_classes = logits_of(next(iter(data.test.batches(1))).call(model)).shape[-1]
     if num_classes != data.num_classes:
         raise CannotEvaluate(
             f"the model knows {num_classes} classes, the data has {data.num_classes}; write another data="

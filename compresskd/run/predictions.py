@@ -1,4 +1,7 @@
-"""predictions.npz: the predicted class of every test sample, one array a stage, and the targets.
+"""predictions.npz: what each stage predicted of the test set, one array a stage, and the targets.
+
+Classes are integers [N], values and labels [N, D]; `scores/NAME` holds one score of each sample, higher is better, of a
+task that predicts no class of a sample.
 
 Read by hand rather than by numpy, which believes what a file says of its own size.
 """
@@ -6,6 +9,7 @@ Read by hand rather than by numpy, which believes what a file says of its own si
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -23,14 +27,15 @@ from compresskd.run.files import atomic, read_bytes
 _AT_MOST = 2**25  # bytes of the file
 _MOST_VALUES = 2**28  # bytes of all arrays
 _SUFFIX = ".npy"
+SCORES = "scores/"  # before the name of a stage
 _OF_CONTENT = (
     ValueError, OSError, EOFError, KeyError, RuntimeError, RecursionError, MemoryError, SyntaxError, zipfile.BadZipFile,
     zlib.error, struct.error,
 )  # fmt: skip
 
 
-def read_predictions(path: Path) -> dict[str, NDArray[np.integer[Any]]]:
-    """Every array by name, each of integers [N].
+def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array by name, each of numbers [N] or [N, D].
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -52,18 +57,18 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.integer[Any]]]:
         ) from error
 
 
-def write_predictions(path: Path, arrays: Mapping[str, NDArray[np.integer[Any]]]) -> None:
+def write_predictions(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write all arrays, replacing the file atomically."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _array(data: bytes, name: str) -> NDArray[np.integer[Any]]:
+def _array(data: bytes, name: str) -> NDArray[Any]:
     file = io.BytesIO(data)
     if npy.read_magic(file) != (1, 0):
         raise ValueError(f"{name} is no array of this format")
     shape, _, dtype = npy.read_array_header_1_0(file)
     size = len(data) - file.tell()
-    if dtype.kind not in "iu" or len(shape) != 1 or shape[0] * dtype.itemsize != size:
-        raise ValueError(f"{name} holds {dtype} {shape} in {size} bytes, expected integers [N]")
-    return np.frombuffer(data, dtype, offset=file.tell()).copy()
+    if dtype.kind not in "iuf" or len(shape) not in (1, 2) or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{name} holds {dtype} {shape} in {size} bytes, expected numbers [N] or [N, D]")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape).copy()

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compresskd.metric import ACCURACY, Metric, metric_named
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_bytes
 from compresskd.run.ownership import RECORD
 from compresskd.run.renamed import modern_record
-from compresskd.run.validity import check_record
+from compresskd.run.validity import check_record, monitor_of
 
 SCHEMA = 1
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
@@ -25,6 +26,9 @@ _SURROUNDINGS = ("git", "versions", "hardware")
 @dataclass
 class Record:
     """What `record.json` holds. Accuracies are fractions, times are seconds, sizes are bytes.
+
+    `task` says what was asked of the models: its name, its metrics with their directions, and the one that selects;
+    it is empty in records of version 0.1, which knew classification alone.
 
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was resumed: when, and whatever of git,
@@ -48,12 +52,18 @@ class Record:
     hardware: dict[str, Any] = field(default_factory=dict)
     resumed: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     final: str | None = None
     model: dict[str, Any] | None = None
     error: dict[str, str] | None = None
     signature: dict[str, Any] | None = None
+
+    @property
+    def monitor(self) -> Metric:
+        """The metric that selects the best epoch."""
+        return metrics_of(self.task)[monitor_of(self.task)]
 
     def stage(self, name: str | None) -> dict[str, Any] | None:
         """The entry of the stage called `name`, or None where that stage has not finished."""
@@ -127,13 +137,22 @@ def read_record(directory: Path) -> Record:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
 
 
-def is_reproduced(accuracy: float, recorded: float, num_samples: int) -> bool:
+def metrics_of(task: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics of a record's task by name, the one that selects among them."""
+    named = task.get("metrics") or {ACCURACY.name: {"percent": True}}
+    return {name: metric_named(name, values) for name, values in {monitor_of(task): {}, **named}.items()}
+
+
+def is_reproduced(metric: Metric, value: float, recorded: float, num_samples: int) -> bool:
     """Whether predictions differ from the recorded ones on at most 0.1% of the samples (or one of ten and more).
 
-    Other hardware and other thread numbers add in another order, which can tip a sample at the border.
+    Other hardware and other thread numbers add in another order, which can tip a sample at the border. A metric that
+    is no fraction of samples may differ by 0.1% of itself.
     """
+    if not metric.percent:
+        return num_samples > 0 and abs(value - recorded) <= 1e-3 * max(abs(recorded), 1e-3)
     allowed = max(1.0 if num_samples >= _FEW else 0.0, num_samples / 1000)
-    return num_samples > 0 and abs(accuracy - recorded) * num_samples <= allowed + 1e-6
+    return num_samples > 0 and abs(value - recorded) * num_samples <= allowed + 1e-6
 
 
 def plain(value: Any) -> Any:

@@ -17,25 +17,29 @@ _TEXT, _NUMBER, _MAPPING, _LIST = "a text", "a finite number", "an object", "a l
 _RECORD = {
     "strategy": _TEXT, "config": _MAPPING, "overrides": _LIST, "seed": _NUMBER, "schema": _NUMBER, "status": _TEXT,
     "created": _TEXT, "updated": _TEXT, "wall_seconds": _NUMBER, "versions": _MAPPING, "git": (_MAPPING, None),
-    "hardware": _MAPPING, "resumed": _LIST, "data": _MAPPING, "teacher": (_MAPPING, None), "stages": _LIST,
-    "final": (_TEXT, None), "model": (_MAPPING, None), "error": (_MAPPING, None),
+    "hardware": _MAPPING, "resumed": _LIST, "data": _MAPPING, "task": _MAPPING, "teacher": (_MAPPING, None),
+    "stages": _LIST, "final": (_TEXT, None), "model": (_MAPPING, None), "error": (_MAPPING, None),
 }  # fmt: skip
 _STAGE = {
-    "name": _TEXT, "status": _TEXT, "metrics": _MAPPING, "size": _MAPPING, "latency_ms": _MAPPING,
+    "name": _TEXT, "status": _TEXT, "metrics": _MAPPING, "size": _MAPPING, "latency_ms": (_MAPPING, None),
     "latency_ms_beside": _MAPPING, "compression": _MAPPING, "layers": _MAPPING, "skipped": _MAPPING, "packages": _LIST,
     "checkpoint": _TEXT, "teacher_checkpoint": _TEXT, "files": _MAPPING, "fingerprint": _TEXT, "seconds": _NUMBER,
 }  # fmt: skip
 _TEACHER = {
     "key": (_TEXT, None), "source": _TEXT, "directory": _TEXT, "weights": _TEXT, "fingerprint": _TEXT,
-    "metrics": _MAPPING, "size": _MAPPING, "latency_ms": _MAPPING,
+    "metrics": _MAPPING, "size": _MAPPING, "latency_ms": (_MAPPING, None),
 }  # fmt: skip
-# Numbers without which a model was not measured: the table and the next stage read them.
+# Numbers without which a model was not measured: the table and the next stage read them. A run may leave times out.
 _MEASURED = {
-    "metrics": ("validation_accuracy", "test_accuracy"),
     "size": ("num_parameters", "folder_bytes"),
     "latency_ms": ("batch_1", "batch_32"),
 }
 _CHECKPOINT = re.compile(r"checkpoints/\w[\w.-]*")
+
+
+def monitor_of(task: Mapping[str, Any]) -> str:
+    """The name of the metric that selects, by what a record says of its task."""
+    return str(task.get("monitor", "accuracy"))
 
 
 def check_record(values: Any) -> None:
@@ -52,14 +56,18 @@ def check_record(values: Any) -> None:
     for key in ("type", "message"):
         if values.get("error") is not None and not isinstance(values["error"].get(key), str):
             raise ValueError(f"error.{key}: expected {_TEXT}")
+    monitor = monitor_of(values.get("task", {}))
+    metrics = values.get("task", {}).get("metrics", {})
+    if not isinstance(metrics, dict) or not all(isinstance(each, dict) for each in metrics.values()):
+        raise ValueError("task.metrics: expected an object of objects")
     if values.get("teacher") is not None:
         _check(values["teacher"], _TEACHER, "teacher.")
-        _check_measured(values["teacher"], "teacher.")
-    _check_stages(values.get("stages", []))
+        _check_measured(values["teacher"], "teacher.", monitor)
+    _check_stages(values.get("stages", []), monitor)
     _check_files(values.get("model") or {}, "model.", re.compile(r"model/[\w.-]+"))
 
 
-def _check_stages(stages: list[Any]) -> None:
+def _check_stages(stages: list[Any], monitor: str) -> None:
     names = set()
     for number, stage in enumerate(stages):
         where = f"stages[{number}]."
@@ -75,14 +83,17 @@ def _check_stages(stages: list[Any]) -> None:
         if not all(isinstance(package, str) for package in stage.get("packages", [])):
             raise ValueError(f"{where}packages: expected a list of texts")
         _check_files(stage, where, re.compile(r"checkpoints/\w[\w.-]*/[\w.-]+"))
-        _check_measured(stage, where)
+        _check_measured(stage, where, monitor)
         missing = [key for key in ("checkpoint", "packages") if key not in stage]
         if missing:
             raise ValueError(f"{where}{missing[0]}: missing")
 
 
-def _check_measured(values: Mapping[str, Any], where: str) -> None:
-    for key, names in _MEASURED.items():
+def _check_measured(values: Mapping[str, Any], where: str, monitor: str) -> None:
+    judged = {"metrics": (f"validation_{monitor}", f"test_{monitor}")}
+    for key, names in {**judged, **_MEASURED}.items():
+        if key == "latency_ms" and values.get(key) is None:
+            continue
         for name in names:
             value = values.get(key, {}).get(name)
             if not _is_number(value):

@@ -25,6 +25,7 @@ from compresskd.kd.objective import Objective
 from compresskd.options import Count, Whole, checked, within
 from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
+from compresskd.tasks import Inputs
 
 
 class _Splitting(nn.Module):
@@ -107,7 +108,7 @@ class Admm:
         """What is going to be trained, for a trial beforehand."""
         return Training(self.objective, self.epochs, self.teacher)
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
         with within("compression"):
             self.compression.check(state.student, example)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd.data.base import Batch, Data, Split
+from compresskd.data.base import Data, Split, TensorSplit
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
@@ -22,17 +22,20 @@ from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
+from compresskd.tasks import CLASSES, Batch, Inputs, Task, call, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
+from compresskd.training.loop import can_checkpoint
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
 
 
-def check_answers(model: nn.Module, example: Tensor, num_classes: int) -> None:
-    """See that a model, as built, has ordinary parameters and answers two samples, and one, with logits.
+def check_answers(model: nn.Module, batches: Sequence[Batch], task: Task, num_classes: int) -> None:
+    """See that a model, as built, has ordinary parameters and answers as the task needs.
 
     Args:
-        example: [2, ...] inputs of the shape of the data.
+        batches: of two samples, and of one: the last batch of a split, and what is timed, may be one sample.
+        num_classes: how many outputs the data ask for.
 
     Raises:
         OptionError: of the number of classes where that is an option of the model, else of the whole model.
@@ -42,19 +45,35 @@ def check_answers(model: nn.Module, example: Tensor, num_classes: int) -> None:
             kind = str(parameter.dtype).removeprefix("torch.")
             expected = "float32 parameters; write precision=bf16 or fp16 for half precision"
             raise OptionError("", f"{name} of {kind}", expected)
-    for inputs in (example, example[:1]):  # the last batch of a split, and what is timed, may be one sample
-        samples = f"{len(inputs)} samples of shape {list(inputs.shape[1:])}"
+    for batch in batches:
+        samples = f"{len(batch)} samples of {_shapes(batch.inputs)}"
         try:
             with torch.inference_mode():
-                logits = model.eval()(inputs)
+                output = batch.call(model.eval())
         except Exception as error:  # a model may be the user's own code
             raise _of_student(model, f"takes {samples}: {_first_line(error)}", "") from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise OptionError("", got, f"logits [{len(inputs)}, {num_classes}] for {samples}")
-        if logits.shape[1] != num_classes:
+        try:
+            logits = logits_of(output)
+        except TypeError as error:
+            raise OptionError("", type(output).__name__, f"logits for {samples}") from error
+        fault = task.output_fault(logits, batch, num_classes)
+        if fault is None:
+            continue
+        others = logits.shape[-1:] != (num_classes,)
+        if others and task.output_fault(logits, batch, logits.shape[-1] if logits.ndim else 0) is None:
             field = "num_classes" if "num_classes" in spec_of(model)["kwargs"] else ""
-            raise OptionError(field, logits.shape[1], f"{num_classes}, as many classes as the data has")
+            raise OptionError(field, logits.shape[-1], f"{num_classes}, as many classes as the data has")
+        raise OptionError("", list(logits.shape), f"{fault} (of {samples})")
+
+
+def _shapes(inputs: Inputs) -> str:
+    if isinstance(inputs, Tensor):
+        return f"shape {list(inputs.shape[1:])}"
+    return ", ".join(
+        f"{name} {list(tensor.shape[1:])}"
+        + ("" if tensor.is_floating_point() else f" up to {int(tensor.max())}")
+        for name, tensor in inputs.items()
+    )
 
 
 def try_training(
@@ -71,14 +90,17 @@ def try_training(
     recipe = _of_stage(stage, training, recipe)
     if not training.epochs:
         return
+    _check_recipe(recipe, state.student, data)
     steps = data.train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
         epochs=_EPOCHS,
         compile=False,
+        max_steps=None,
+        validate_every=None,
         # the schedule that it will have, not that of so short a training
         scheduler=lambda optimizer, **_: recipe.scheduler(
-            optimizer, total_steps=recipe.epochs * steps, steps_per_epoch=steps
+            optimizer, total_steps=recipe.num_updates(steps), steps_per_epoch=recipe.updates_per_epoch(steps)
         ),
     )
     sample = _sample(data, recipe.batch_size, device)
@@ -92,7 +114,7 @@ def try_training(
     with torch.random.fork_rng(devices=generators), ExitStack() as stack:
         gradients = stack.enter_context(_gradients(student))
         comparisons = _comparisons(student, teachers, training, sample, trial, device, stack)
-        loss = functools.partial(_loss, comparisons=comparisons, batch_size=recipe.batch_size)
+        loss = functools.partial(_loss, task=data.task, comparisons=comparisons, batch_size=recipe.batch_size)
         try:
             fit(
                 student,
@@ -115,6 +137,18 @@ def try_training(
         raise _no_number("a finite gradient", training)
 
 
+def _check_recipe(recipe: Recipe, student: nn.Module, data: Data) -> None:
+    if recipe.mixup is not None and (data.task.asks != CLASSES or not isinstance(data.train, TensorSplit)):
+        raise OptionError(
+            "recipe.mixup",
+            recipe.mixup,
+            f"null for task {data.task.name} on {data.name}",
+        )
+    if recipe.gradient_checkpointing and not can_checkpoint(student):
+        expected = f"false: {type(student).__name__} has no gradient_checkpointing_enable()"
+        raise OptionError("recipe.gradient_checkpointing", True, expected)
+
+
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
     try:
         return recipe_with(recipe, training.epochs, training.learning_rate)
@@ -134,7 +168,7 @@ def _sample(data: Data, batch_size: int, device: torch.device) -> Data:
 
 
 def _first(split: Split, count: int) -> Split:
-    return dataclasses.replace(split, rows=split.rows[:count], targets=split.targets[:count])
+    return split.take(torch.arange(min(count, len(split))), split.fingerprint)
 
 
 def _comparisons(
@@ -151,7 +185,7 @@ def _comparisons(
     for name, teacher in (teachers or {"": None}).items():
         bound = training.objective.bind(student, teacher, example).to(device)
         outputs = teacher and TeacherOutputs(
-            teacher, sample.train, 1, seed=0, cacheable=False, recipe=recipe, device=device
+            teacher, sample.train, sample.task, 1, seed=0, cacheable=False, recipe=recipe, device=device
         )
         found.append(Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs))
     return found
@@ -173,43 +207,46 @@ def _gradients(student: nn.Module) -> Iterator[list[float]]:
             handle.remove()
 
 
-def _loss(model: nn.Module, batch: Batch, *, comparisons: list[Comparison], batch_size: int) -> LossOutput:
+def _loss(
+    model: nn.Module, batch: Batch, *, task: Task, comparisons: list[Comparison], batch_size: int
+) -> LossOutput:
     with parametrize.cached():
-        output = _output(model, batch.inputs, batch_size)
+        output = _output(model, batch, batch_size)
     try:
-        return LossOutput(*compared(output, batch, comparisons))
+        return compared(output, batch, task, comparisons)
     except Exception as error:  # a term may be the user's own code
-        expected = f"terms that compute on a batch of {len(batch.inputs)}: {_first_line(error)}"
+        expected = f"terms that compute on a batch of {len(batch)}: {_first_line(error)}"
         raise _of_objective(expected, comparisons[0].bound.objective) from error
 
 
-def _output(model: nn.Module, inputs: Tensor, batch_size: int) -> Any:
+def _output(model: nn.Module, batch: Batch, batch_size: int) -> Any:
     """What the model says in training mode of a batch; ValueError where that is no finite logits."""
     try:
-        output = model(inputs)
+        output = batch.call(model)
     except Exception as error:  # a model may be the user's own code
-        if _takes(model, torch.cat([inputs, inputs])):
-            left = "" if len(inputs) == batch_size else ", the last one,"
-            expected = f"another size: the student does not train on a batch{left} of {len(inputs)}"
+        if _takes(model, map_inputs(lambda tensor: torch.cat([tensor, tensor]), batch.inputs)):
+            left = "" if len(batch) == batch_size else ", the last one,"
+            expected = f"another size: the student does not train on a batch{left} of {len(batch)}"
             raise OptionError(
                 "recipe.batch_size", batch_size, f"{expected} ({_first_line(error)})"
             ) from error
-        raise _of_student(model, f"trains on a batch of {len(inputs)}: {_first_line(error)}") from error
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        said = f"not a {type(logits).__name__}, as in evaluation"
-        raise _of_student(model, f"returns logits [B, K] in training mode, {said}")
-    if len(logits) != len(inputs):
-        raise _of_student(model, f"returns {len(inputs)} logits in training mode, not {list(logits.shape)}")
+        raise _of_student(model, f"trains on a batch of {len(batch)}: {_first_line(error)}") from error
+    try:
+        logits = logits_of(output)
+    except TypeError as error:
+        said = f"not a {type(output).__name__}, as in evaluation"
+        raise _of_student(model, f"returns logits in training mode, {said}") from error
+    if len(logits) != len(batch):
+        raise _of_student(model, f"returns {len(batch)} logits in training mode, not {list(logits.shape)}")
     if not bool(logits.isfinite().all()):
         raise _of_student(model, "returns finite values on training samples before any training")
     return output
 
 
 @torch.no_grad()
-def _takes(model: nn.Module, inputs: Tensor) -> bool:
+def _takes(model: nn.Module, inputs: Inputs) -> bool:
     try:
-        model(inputs)
+        call(model, inputs)
     except Exception:
         return False
     return True

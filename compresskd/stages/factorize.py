@@ -6,12 +6,13 @@ import copy
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import artifact
 from compresskd.compression.compression import Compression, Init
 from compresskd.engine.strategy import Context, State
 from compresskd.options import checked, one_of, within
+from compresskd.tasks import Inputs
 
 
 @checked
@@ -38,7 +39,7 @@ class Factorize:
         """Whether the teacher is what is compressed."""
         return self.source == "teacher"
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
         with within("compression"):

@@ -6,13 +6,14 @@ import copy
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
 from compresskd.options import Fraction, Whole, checked, one_of, within
 from compresskd.stages.train_student import Training, train_student
+from compresskd.tasks import Inputs
 from compresskd.training import LearningRate
 
 Which = Annotated[str, one_of("original", "previous", "both")]  # of the teachers that a stage may have
@@ -58,7 +59,7 @@ class Fit:
         """What is going to be trained, for a trial beforehand."""
         return Training(self.objective, self.epochs, self.teacher, self.learning_rate)
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: the objective finds in both models what it compares."""
         check_objective(self.objective, self.teacher, state, state.student, example)
         return state
@@ -77,7 +78,7 @@ class Fit:
 
 
 def check_objective(
-    objective: Objective, which: str, state: State, student: nn.Module, example: Tensor
+    objective: Objective, which: str, state: State, student: nn.Module, example: Inputs
 ) -> None:
     """See that an objective finds in both models what it compares; `student` as the stage will train it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers import surgery
 from compresskd.options import Count, checked
+from compresskd.tasks import Inputs, call
 from compresskd.training import LearningRate
 from compresskd.training.evaluation import evaluation_mode
 
@@ -47,7 +48,7 @@ class FitLayers:
         """Always: its layers are what is fitted to."""
         return True
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: layers of the student may have namesakes in the teacher."""
         names = [name for layer in layers.find(state.student) for name in layer.names]
         if state.teacher is None or not _namesakes(names, state.teacher):
@@ -67,7 +68,7 @@ class FitLayers:
         if not names:
             raise ValueError(f"fit_layers: no factorized {_NO_NAMESAKE}")
         drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
-        inputs = torch.cat([batch.inputs for batch in drawn.batches(self.batch_size)])
+        inputs = [batch.inputs for batch in drawn.batches(self.batch_size)]
         errors = {}
         for name in names:
             errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
@@ -75,9 +76,9 @@ class FitLayers:
         return state
 
     def _fit(
-        self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Tensor, context: Context
+        self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Sequence[Inputs], context: Context
     ) -> dict[str, float]:
-        x, y = _features(teacher, name, inputs, self.batch_size)
+        x, y = _features(teacher, name, inputs)
         generator = torch.Generator().manual_seed(context.seed)
         optimizer = torch.optim.Adam(
             [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
@@ -108,12 +109,16 @@ def _is_trainable(model: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _features(teacher: nn.Module, name: str, inputs: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """What goes into and comes out of the teacher's layer, for all inputs."""
+def _features(teacher: nn.Module, name: str, inputs: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
+    """What goes into and comes out of the teacher's layer, for all inputs; of sequences, position by position."""
     seen: list[tuple[Tensor, Tensor]] = []
     with evaluation_mode(teacher), _recording(teacher.get_submodule(name), seen):
-        for batch in inputs.split(batch_size):
-            teacher(batch)
+        for batch in inputs:
+            call(teacher, batch)
+    if any(
+        y.dim() == 3 for _, y in seen
+    ):  # sequences of several lengths: a layer maps each position by itself
+        seen = [(x.flatten(0, 1), y.flatten(0, 1)) for x, y in seen]
     return torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen])
 
 

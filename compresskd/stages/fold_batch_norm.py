@@ -15,6 +15,7 @@ from compresskd import layers, tt
 from compresskd.layers import surgery
 from compresskd.models.folded import FoldedBatchNorm
 from compresskd.options import OptionError
+from compresskd.tasks import Inputs, call, logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -30,7 +31,7 @@ class _Output:
     version: int
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
+def fold_batch_norms(model: nn.Module, example: Inputs) -> int:
     """Replace every batch norm of `model` by a `FoldedBatchNorm`, in place; the number of those replaced.
 
     The scale goes into the weights of the convolution or linear layer whose output the norm alone takes, as it is
@@ -73,7 +74,7 @@ def with_statistics(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return model
 
 
-def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Tensor) -> dict[str, str]:
+def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Inputs) -> dict[str, str]:
     """By norm, the layer whose output it takes as it is, where each runs once in a pass."""
     outputs: dict[int, _Output] = {}
     found: dict[str, list[str | None]] = {name: [] for name in norms}
@@ -103,7 +104,7 @@ def _feeding(model: nn.Module, norms: Mapping[str, nn.Module], example: Tensor) 
             else:
                 continue
             stack.callback(handle.remove)
-        model(example)
+        call(model, example)
     once = {name: layers[0] for name, layers in found.items() if len(layers) == 1}
     feeding = {name: layer for name, layer in once.items() if layer is not None and runs[layer] == 1}
     if _read_by_norms_only(model, feeding, example):
@@ -124,7 +125,7 @@ def _scalable(model: nn.Module) -> set[str]:
     }
 
 
-def _read_by_norms_only(model: nn.Module, feeding: Mapping[str, str], example: Tensor) -> bool:
+def _read_by_norms_only(model: nn.Module, feeding: Mapping[str, str], example: Inputs) -> bool:
     """Whether nothing but the norm reads each layer's output: doubled behind the layer and halved before the norm,
     which is exact in floating point, it leaves every logit as it was. An output of zeros alone would show nothing."""
     shown: list[bool] = []
@@ -134,13 +135,13 @@ def _read_by_norms_only(model: nn.Module, feeding: Mapping[str, str], example: T
         return 2 * output
 
     with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
-        before = model(example)
+        before = logits_of(call(model, example))
         for norm, layer in feeding.items():
             doubled = model.get_submodule(layer).register_forward_hook(double)
             halved = model.get_submodule(norm).register_forward_pre_hook(_halve)
             stack.callback(doubled.remove)
             stack.callback(halved.remove)
-        return torch.equal(model(example), before) and all(shown)
+        return torch.equal(logits_of(call(model, example)), before) and all(shown)
 
 
 def _halve(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -175,9 +176,9 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _check_same(model: nn.Module, folded: nn.Module, example: Tensor) -> None:
+def _check_same(model: nn.Module, folded: nn.Module, example: Inputs) -> None:
     with evaluation_mode(model), evaluation_mode(folded), torch.no_grad():
-        before, after = model(example).float(), folded(example).float()
+        before, after = (logits_of(call(each, example)).float() for each in (model, folded))
     gap = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
     if not gap <= _TOLERANCE:
         expected = (

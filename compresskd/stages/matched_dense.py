@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import artifact
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
 from compresskd.models.build import build, spec_of
 from compresskd.options import checked, within
+from compresskd.tasks import Inputs
 
 # Constructor options that set the width of an architecture in compresskd; a user's own may use the same names.
 _WIDTHS = ("hidden", "width_multiplier")
@@ -38,7 +39,7 @@ class MatchedDense:
         """Never: the student is what is matched."""
         return False
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
         with within("compression"):
             self.compression.check(state.student, example)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, Stage, State, score
@@ -33,6 +33,7 @@ from compresskd.options import (
 )
 from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.train_student import Training, train_student
+from compresskd.tasks import Inputs
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class RankStep:
         """What is going to be trained, for a trial beforehand."""
         return Training(self.objective, self.epochs, self.teacher)
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
         with within("compression"):
             self.compression.check(state.student, example)
@@ -100,7 +101,7 @@ class RankStep:
         )
         if self.max_drop is not None and self._dropped(student, context):
             context.reporter.note(
-                f"{context.stage}: validation accuracy fell too far; the schedule ends here"
+                f"{context.stage}: {context.data.task.monitor.name} fell too far; the schedule ends here"
             )
             context.details["stopped_early"] = True
             return state
@@ -118,10 +119,11 @@ class RankStep:
         context.details["scheduled_rank"] = self.compression.rank
         if not before or self.max_drop is None:
             return False
-        reference = before[-1]["metrics"]["validation_accuracy"]
-        accuracy = score(student, context.data.validation, context).accuracy
-        context.details["validation_accuracy_reached"] = accuracy
-        return 100 * (reference - accuracy) > self.max_drop
+        monitor = context.data.task.monitor
+        reference = before[-1]["metrics"][f"validation_{monitor.name}"]
+        reached = score(student, context.data.validation, context).monitored
+        context.details[f"validation_{monitor.name}_reached"] = reached
+        return monitor.drop(reference, reached) > self.max_drop
 
 
 @checked

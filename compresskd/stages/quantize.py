@@ -28,6 +28,7 @@ from compresskd.quant.targets import find_targets
 from compresskd.stages.fit import Which, check_objective, teachers_of
 from compresskd.stages.fold_batch_norm import fold_batch_norms, with_statistics
 from compresskd.stages.train_student import Training, train_student
+from compresskd.tasks import Inputs, map_inputs
 
 
 @checked
@@ -81,14 +82,14 @@ class Quantize:
             "quant.learning_rate",
         )
 
-    def check(self, state: State, example: Tensor) -> State:
+    def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: patterns fit, granularities too, and the objective finds its features."""
         student = copy.deepcopy(state.student)
         with within("quantization"):
             if self.quantization.batch_norm == "fold":
                 generator = torch.Generator().manual_seed(0)
                 student = with_statistics(student, generator)
-                fold_batch_norms(student, torch.randn(example.shape, generator=generator))
+                fold_batch_norms(student, map_inputs(lambda x: _random_like(x, generator), example))
             # inputs are not rounded here: no range was observed, none is needed to see that layers and terms fit
             prepare(student, replace(self.quantization, initial_scale="absmax", activation_bits=None).spec())
             if self.quantization.budget is not None:
@@ -190,7 +191,12 @@ def _stop_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def _samples(context: Context, num_samples: int) -> list[Tensor]:
+def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random floats of the same shape; token ids and masks as they are."""
+    return torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+
+
+def _samples(context: Context, num_samples: int) -> list[Inputs]:
     """Batches of inputs of the training split, a seeded draw of `num_samples` together."""
     drawn = draw(context.data.train, num_samples, seed=context.stage_seed)
     return [batch.inputs for batch in drawn.batches(context.recipe.evaluation_batch_size)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compresskd.data.base import Batch, Split
+from compresskd.data.base import Split
+from compresskd.tasks import Batch, ModelOutputs, Task
 from compresskd.training import Recipe
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.precision import autocast
@@ -25,6 +27,7 @@ class TeacherOutputs:
     Args:
         teacher: evaluated without gradient; its mode is put back after each pass.
         split: the training split.
+        task: what the models are asked.
         epochs: that will be asked for. A view that is seen but once is not worth storing.
         seed: of the training, which the augmented views follow from.
         cacheable: False where features are compared, which takes a real pass each time.
@@ -35,6 +38,7 @@ class TeacherOutputs:
         self,
         teacher: nn.Module,
         split: Split,
+        task: Task,
         epochs: int,
         *,
         seed: int,
@@ -42,21 +46,23 @@ class TeacherOutputs:
         recipe: Recipe,
         device: torch.device,
     ):
-        self._teacher, self._split, self._seed = teacher, split, seed
+        self._teacher, self._split, self._task, self._seed = teacher, split, task, seed
         self._recipe, self._device = recipe, device
-        self._caching = cacheable and split.num_views is not None and epochs > split.num_views
+        self._caching = (
+            cacheable and task.rows_are_samples and split.num_views is not None and epochs > split.num_views
+        )
         self._views: dict[int, Tensor] = {}
         self._counted: set[int] = set()  # views that are in the counts, before an interruption or since
         self._num_computed = self._num_served = 0
         self._seconds = 0.0
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """[B, K] logits for the samples of `batch`, detached."""
+    def __call__(self, batch: Batch) -> ModelOutputs:
+        """The rows of `batch`, logits [N, K] detached."""
         self._num_served += len(batch.index)
         if self._caching and batch.view >= 0:
             if batch.view not in self._views:
                 self._views[batch.view] = self._whole_view(batch.view)
-            return self._views[batch.view][batch.index]
+            return ModelOutputs(self._views[batch.view][batch.index], task=self._task)
         return self._compute(batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,16 +92,16 @@ class TeacherOutputs:
     def _whole_view(self, view: int) -> Tensor:
         batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
         counted = self._num_computed, self._seconds
-        logits = torch.cat([self._compute(batch) for batch in batches])
+        logits = torch.cat([self._compute(batch).logits for batch in batches])
         if view in self._counted:
             self._num_computed, self._seconds = counted
         self._counted.add(view)
         return logits
 
-    def _compute(self, batch: Batch) -> Tensor:
+    def _compute(self, batch: Batch) -> ModelOutputs:
         start = time.perf_counter()
         with evaluation_mode(self._teacher), torch.no_grad(), autocast(self._recipe.precision, self._device):
-            logits = self._teacher(batch.inputs).float()
+            rows, _ = self._task.rows(batch.call(self._teacher), batch)
         self._num_computed += len(batch.index)
         self._seconds += time.perf_counter() - start
-        return logits
+        return replace(rows, logits=rows.logits.float())

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd.data.base import Batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.tasks import Batch, ModelOutputs, Task
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
 
 
@@ -44,14 +44,12 @@ class Comparison:
     name: str
     bound: BoundObjective
     captured: CapturedPair
-    outputs: Callable[[Batch], Any] | None
+    outputs: Callable[[Batch], ModelOutputs] | None
 
-    def __call__(self, output: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The loss, its terms, and the student's logits, from what the student said of a batch."""
+    def __call__(self, rows: ModelOutputs, targets: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms, from the rows of what the student said of a batch, and their targets."""
         teacher = None if self.outputs is None else self.captured.teacher(self.outputs(batch))
-        student = self.captured.student(output)
-        total, terms = self.bound(student, teacher, batch.targets)
-        return total, terms, student.logits
+        return self.bound(self.captured.student(rows), teacher, targets)
 
 
 def train_student(
@@ -83,6 +81,8 @@ def train_student(
     seed = context.stage_seed
     torch.manual_seed(seed)
     named = dict(teachers) if objective.needs_teacher else {"": None}
+    recipe = recipe_with(context.recipe, epochs, learning_rate)
+    validations = recipe.num_validations(context.data.train.num_batches(recipe.batch_size))
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")
@@ -97,8 +97,8 @@ def train_student(
         result = fit(
             student,
             context.data,
-            functools.partial(_loss, comparisons=comparisons, penalty=penalty),
-            recipe_with(context.recipe, epochs, learning_rate),
+            functools.partial(_loss, task=context.data.task, comparisons=comparisons, penalty=penalty),
+            recipe,
             seed=seed,
             device=context.device,
             extra_modules=[*(c.bound for c in comparisons), *extra_modules],
@@ -108,7 +108,7 @@ def train_student(
                 {**state, "teacher_outputs": {name: each.state_dict() for name, each in outputs.items()}}
             ),
             resume=resume,
-            on_epoch=lambda epoch: _record_epoch(context, epoch, epochs),
+            on_epoch=lambda epoch: _record_epoch(context, epoch, validations),
             on_step=context.reporter.step,
         )
     context.details.update(epochs=epochs, best_epoch=result.best_epoch, train_seconds=result.seconds)
@@ -132,6 +132,7 @@ def _compare(
         outputs = TeacherOutputs(
             teacher,
             context.data.train,
+            context.data.task,
             epochs,
             seed=seed,
             cacheable=not bound.needs_features,
@@ -145,29 +146,35 @@ def _loss(
     model: nn.Module,
     batch: Batch,
     *,
+    task: Task,
     comparisons: Sequence[Comparison],
     penalty: Callable[[], Tensor] | None,
 ) -> LossOutput:
     with parametrize.cached():  # a weight that is rounded as it is read is rounded once a step
-        output = model(batch.inputs)
-    return compared(output, batch, comparisons, penalty)
+        output = batch.call(model)
+    return compared(output, batch, task, comparisons, penalty)
 
 
 def compared(
-    output: Any, batch: Batch, comparisons: Sequence[Comparison], penalty: Callable[[], Tensor] | None = None
+    output: Any,
+    batch: Batch,
+    task: Task,
+    comparisons: Sequence[Comparison],
+    penalty: Callable[[], Tensor] | None = None,
 ) -> LossOutput:
     """The loss of what the student said of a batch: the mean over comparisons, and a penalty."""
-    parts = [comparison(output, batch) for comparison in comparisons]
+    rows, targets = task.rows(output, batch)
+    parts = [comparison(rows, targets, batch) for comparison in comparisons]
     total = parts[0][0] if len(parts) == 1 else torch.stack([part[0] for part in parts]).mean()
     terms: dict[str, Tensor] = {}
-    for comparison, (_, own, _) in zip(comparisons, parts, strict=True):
+    for comparison, (_, own) in zip(comparisons, parts, strict=True):
         prefix = f"{comparison.name}." if len(parts) > 1 else ""
         terms |= {f"{prefix}{name}": term for name, term in own.items()}
     if penalty is not None:
         pulled = penalty()
         total = total + pulled
         terms["penalty"] = pulled.detach()
-    return LossOutput(total, terms, parts[0][2])
+    return LossOutput(total, terms, rows.logits, targets)
 
 
 def recipe_with(recipe: Recipe, epochs: int, learning_rate: float | None) -> Recipe:
@@ -179,5 +186,5 @@ def recipe_with(recipe: Recipe, epochs: int, learning_rate: float | None) -> Rec
 
 
 def _record_epoch(context: Context, epoch: EpochRecord, epochs: int) -> None:
-    context.run.append_metrics({"stage": context.stage, **dataclasses.asdict(epoch)})
+    context.run.append_metrics({"stage": context.stage, **epoch.row()})
     context.reporter.epoch(epoch, epochs)

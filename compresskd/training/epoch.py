@@ -3,13 +3,13 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
 from compresskd.training.mixup import mixing_weight, mixup
@@ -19,22 +19,28 @@ from compresskd.training.state import TrainingState, save_state
 SECONDS_PER_REPORT = 0.1
 
 
+def validation_due(state: TrainingState, plan: Plan) -> bool:
+    """Whether training has come to where it validates."""
+    every = plan.recipe.validate_every
+    at_its_place = state.step == plan.steps if every is None else state.since >= every
+    return at_its_place or state.updates >= plan.updates
+
+
 def train_epoch(state: TrainingState, plan: Plan) -> None:
-    """Go from `state.step` to the end of the epoch; between two steps the state is whole and may be saved.
+    """Go from `state.step` to the end of the epoch, or to where validation is due; between two updates the state is
+    whole and may be saved.
 
     Raises NonFiniteLoss, and KeyboardInterrupt after a checkpoint.
     """
     meter, recipe = state.meter, plan.recipe
+    if validation_due(state, plan):  # a checkpoint was written just before it
+        return
     batches = plan.data.train.batches(recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
     samples_before = meter.samples
     started = last = reported = saved = time.perf_counter()
-    for batch in _prepared(batches, state, plan):
-        with plan.cast:
-            output = LossOutput(*plan.loss(plan.forward, batch))
-        lr = state.optimizer.param_groups[0]["lr"]
-        _update(output.total, state, plan)
-        meter.add(output, batch.targets, lr)
-        state.step += 1
+    for group in _groups(_prepared(batches, state, plan), recipe.gradient_accumulation):
+        _learn(group, state, plan)
+        state.step += len(group)
         if meter.first_bad:
             raise non_finite(state, plan)
 
@@ -49,6 +55,8 @@ def train_epoch(state: TrainingState, plan: Plan) -> None:
             saved = last = time.perf_counter()
         if plan.interrupt.pending:
             raise KeyboardInterrupt
+        if validation_due(state, plan):
+            break
     fetch(state, plan)
     state.train_seconds += time.perf_counter() - last
 
@@ -83,7 +91,7 @@ def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Ite
     recipe = plan.recipe
     for batch in batches:
         prepared = batch
-        if recipe.channels_last and batch.inputs.ndim == 4:
+        if recipe.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
             inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
             prepared = replace(batch, inputs=inputs)
         if recipe.mixup is not None:
@@ -92,10 +100,36 @@ def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Ite
         yield prepared
 
 
-def _update(total: Tensor, state: TrainingState, plan: Plan) -> None:
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Consecutive batches, `size` to an update; at the end of an epoch there may be fewer."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _learn(group: Sequence[Batch], state: TrainingState, plan: Plan) -> None:
+    """One update by the gradients of all batches of a group: of the mean over their rows."""
+    rows = [plan.data.task.num_rows(batch) for batch in group] if len(group) > 1 else [1]
+    lr = state.optimizer.param_groups[0]["lr"]
+    for batch, count in zip(group, rows, strict=True):
+        with plan.cast:
+            output = LossOutput(*plan.loss(plan.forward, batch))
+        total = output.total if len(group) == 1 else output.total * (count / max(1, sum(rows)))
+        (total if state.scaler is None else state.scaler.scale(total)).backward()
+        if len(group) > 1:  # nothing keeps the graph of one batch while the next is computed
+            output = output._replace(total=output.total.detach(), logits=output.logits.detach())
+        state.meter.add(output, batch, lr)
+    _update(state, plan)
+
+
+def _update(state: TrainingState, plan: Plan) -> None:
     """One optimizer step, and what follows it."""
     optimizer, scaler, clip = state.optimizer, state.scaler, plan.recipe.gradient_clip
-    (total if scaler is None else scaler.scale(total)).backward()
     if clip is not None:
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -106,8 +140,10 @@ def _update(total: Tensor, state: TrainingState, plan: Plan) -> None:
         scaler.step(optimizer)
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
+    state.updates += 1
+    state.since += 1
     if plan.after_step is not None:
-        plan.after_step(state.epoch * plan.steps + state.step + 1)
+        plan.after_step(state.updates)
     if state.average is not None:
         state.average.update()
     _advance_schedule(state)
@@ -127,10 +163,10 @@ def _progress(state: TrainingState, plan: Plan, samples_per_second: float) -> St
     fetch(state, plan)
     return StepProgress(
         epoch=state.epoch,
-        epochs=plan.recipe.epochs,
+        epochs=-(-plan.updates // plan.recipe.updates_per_epoch(plan.steps)),
         step=state.step,
         steps=plan.steps,
         loss=state.meter.loss,
-        accuracy=state.meter.accuracy,
+        metrics=state.meter.metrics,
         samples_per_second=samples_per_second,
     )

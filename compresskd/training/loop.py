@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compresskd.data.base import Data
-from compresskd.training.epoch import non_finite, save, train_epoch
+from compresskd.training.epoch import non_finite, save, train_epoch, validation_due
 from compresskd.training.evaluation import Scores, evaluate
 from compresskd.training.history import EpochRecord, FitResult, StepProgress, better
 from compresskd.training.interrupt import deferred_interrupt
@@ -47,7 +47,8 @@ def fit(
     Args:
         data: on `device` already (`Data.to`); the model is moved there.
         loss: `(model, batch) -> LossOutput(total, terms, logits)`, called within autocast at `recipe.precision`.
-            It must call the model that it is given, which may be a compiled form.
+            It must call the model that it is given, which may be a compiled form. Of a task whose rows are no
+            samples, a fourth value gives the rows' targets.
         extra_modules: trained along and kept in checkpoints (projectors), or there to have their buffers kept
             (the state of what `loss` and `after_step` do). Their parameters are not part of the result.
         after_step: called with the number of updates done, after each one, before the weight average takes it in.
@@ -76,7 +77,11 @@ def fit(
     if recipe.epochs == 0:
         return _untrained(model, data, recipe)
     generators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=generators), deferred_interrupt() as interrupt, _layout(model, recipe):
+    with (
+        torch.random.fork_rng(devices=generators),
+        deferred_interrupt() as interrupt,
+        _prepared(model, recipe),
+    ):
         torch.manual_seed(seed)
         plan = Plan(
             data=data,
@@ -93,7 +98,7 @@ def fit(
             on_epoch=on_epoch,
             on_step=on_step,
         )
-        state = initial_state(model, extra_modules, recipe, plan.steps, device)
+        state = initial_state(model, extra_modules, recipe, plan.steps, device, data.task)
         if resume is not None:
             load_state(state, resume, plan.identity)
         return _run(state, plan)
@@ -102,20 +107,23 @@ def fit(
 def _check(data: Data, recipe: Recipe, device: torch.device) -> None:
     check_precision(recipe.precision, device)
     check_compile(recipe.compile, device)
-    where = data.train.targets.device
+    where = data.train.device
     if where.type != device.type:
         raise ValueError(f"data: expected on device {device}, got {where}; pass data.to({str(device)!r})")
 
 
 def _run(state: TrainingState, plan: Plan) -> FitResult:
     recipe = plan.recipe
-    while state.epoch < recipe.epochs and not _out_of_patience(state, recipe):
+    while (state.updates < plan.updates or state.since) and not _out_of_patience(state, recipe):
         state.model.train()
         state.extra.train()
         if plan.before_epoch is not None:
             plan.before_epoch(state.epoch)
         train_epoch(state, plan)
-        _close_epoch(state, plan)
+        if validation_due(state, plan):
+            _validate(state, plan)
+        if state.step == plan.steps:
+            state.epoch, state.step = state.epoch + 1, 0
         save(state, plan)
         if plan.interrupt.pending:
             raise KeyboardInterrupt
@@ -125,44 +133,50 @@ def _run(state: TrainingState, plan: Plan) -> FitResult:
     return FitResult(
         history=tuple(state.history),
         best_epoch=best.epoch,
-        best_validation_accuracy=best.accuracy,
-        best_validation_loss=best.loss,
+        validation=best.values,
         seconds=sum(record.seconds for record in state.history),
-        stopped_early=state.epoch < recipe.epochs,
+        stopped_early=state.updates < plan.updates,
     )
 
 
-def _close_epoch(state: TrainingState, plan: Plan) -> None:
+def _validate(state: TrainingState, plan: Plan) -> None:
     """Validate, record, keep the weights if they are the best so far, and stand at the next beginning."""
     started = time.perf_counter()
     with state.average.applied() if state.average else nullcontext():
         scores = evaluate(
             state.model,
             plan.data.validation,
+            plan.data.task,
             batch_size=plan.recipe.evaluation_batch_size,
         )
         if not math.isfinite(scores.loss):
             raise non_finite(state, plan, validation_loss=scores.loss)
-        best = state.best
-        if best is None or better(scores.accuracy, scores.loss, best.accuracy, best.loss):
+        if _is_best(scores, state.best):
             weights = snapshot(state.model.state_dict(), state.device)
-            state.best = Best(state.epoch, scores.accuracy, scores.loss, weights)
+            state.best = Best(len(state.history), scores.values, weights)
     record = _record(state, scores, time.perf_counter() - started)
     state.history.append(record)
-    state.epoch, state.step, state.train_seconds, state.meter = state.epoch + 1, 0, 0.0, Meter(state.device)
+    state.since, state.train_seconds = 0, 0.0
+    state.meter = Meter(state.device, plan.data.task)
     if plan.on_epoch is not None:
         plan.on_epoch(record)
+
+
+def _is_best(scores: Scores, best: Best | None) -> bool:
+    if best is None:
+        return True
+    monitor = scores.task.monitor
+    return better(monitor, scores.monitored, scores.loss, best.values[monitor.name], best.values["loss"])
 
 
 def _record(state: TrainingState, scores: Scores, validation_seconds: float) -> EpochRecord:
     meter = state.meter
     return EpochRecord(
-        epoch=state.epoch,
-        train_loss=meter.loss,
-        train_accuracy=meter.accuracy,
+        epoch=len(state.history),
+        updates=state.updates,
+        train={"loss": meter.loss, **meter.metrics},
         terms=meter.terms,
-        validation_loss=scores.loss,
-        validation_accuracy=scores.accuracy,
+        validation=scores.values,
         lr=meter.lr,
         seconds=state.train_seconds + validation_seconds,
         samples_per_second=meter.samples / max(state.train_seconds, 1e-9),
@@ -172,25 +186,42 @@ def _record(state: TrainingState, scores: Scores, validation_seconds: float) -> 
 def _out_of_patience(state: TrainingState, recipe: Recipe) -> bool:
     if recipe.patience is None or state.best is None:
         return False
-    return state.epoch - 1 - state.best.epoch >= recipe.patience
+    return len(state.history) - 1 - state.best.epoch >= recipe.patience
 
 
 def _untrained(model: nn.Module, data: Data, recipe: Recipe) -> FitResult:
     started = time.perf_counter()
-    scores = evaluate(model, data.validation, batch_size=recipe.evaluation_batch_size)
-    return FitResult(
-        (), None, scores.accuracy, scores.loss, time.perf_counter() - started, stopped_early=False
-    )
+    scores = evaluate(model, data.validation, data.task, batch_size=recipe.evaluation_batch_size)
+    return FitResult((), None, scores.values, time.perf_counter() - started, stopped_early=False)
 
 
 @contextmanager
-def _layout(model: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Weights of convolutions in channels-last order while training; contiguous afterwards, as files want."""
-    if not recipe.channels_last:
-        yield
-        return
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _prepared(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Weights of convolutions in channels-last order, and activations computed again in the backward pass, as the
+    recipe says, while training; afterwards weights are contiguous, as files want."""
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.gradient_checkpointing:
+        _checkpointing(model, True)
     try:
         yield
     finally:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if recipe.channels_last:
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if recipe.gradient_checkpointing:
+            _checkpointing(model, False)
+
+
+def _checkpointing(model: Any, on: bool) -> None:
+    if not can_checkpoint(model):
+        raise ValueError(
+            f"gradient_checkpointing: {type(model).__name__} has no gradient_checkpointing_enable"
+        )
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": False}
+    ) if on else model.gradient_checkpointing_disable()
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether the model can compute activations again in the backward pass, by the convention of transformers."""
+    return callable(getattr(model, "gradient_checkpointing_enable", None))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 
 
 class LossOutput(NamedTuple):
@@ -14,12 +14,14 @@ class LossOutput(NamedTuple):
 
     total: scalar, the graph attached; the loop calls `backward` on it.
     terms: scalars without graph, by name, for the history (empty where there is nothing to tell apart).
-    logits: [B, K] of the model being trained, for the training accuracy.
+    logits: [N, K] rows of the model being trained, for the training accuracy.
+    targets: of these rows; None where they are those of the batch.
     """
 
     total: Tensor
     terms: Mapping[str, Tensor]
     logits: Tensor
+    targets: Tensor | None = None
 
 
 LossFunction = Callable[[nn.Module, Batch], LossOutput]

@@ -4,8 +4,9 @@ import dataclasses
 import random
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 
 
 def mixing_weight(alpha: float, *, seed: int, epoch: int, step: int) -> float:
@@ -20,6 +21,7 @@ def mixup(batch: Batch, weight: float, num_classes: int) -> Batch:
     targets [B, K] and `view` -1, for such a sample never comes again (cached teacher outputs would be wrong).
     Zhang, Cisse, Dauphin & Lopez-Paz 2018, 'mixup: Beyond Empirical Risk Minimization', eq. 1.
     """
+    assert isinstance(batch.inputs, Tensor)  # others are refused beforehand
     inputs = batch.inputs.flip(0).lerp_(batch.inputs, weight)
     labels_BK = F.one_hot(batch.targets, num_classes).to(inputs.dtype)
     targets_BK = labels_BK.flip(0).lerp_(labels_BK, weight)

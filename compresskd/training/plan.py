@@ -22,7 +22,7 @@ class Plan:
     loss: LossFunction
     recipe: Recipe
     seed: int
-    steps: int  # per epoch
+    steps: int  # batches of an epoch
     forward: nn.Module  # the model, or its compiled form
     cast: AbstractContextManager
     interrupt: Interrupt
@@ -33,9 +33,20 @@ class Plan:
     on_step: Callable[[StepProgress], None] | None
 
     @property
+    def updates(self) -> int:
+        """Of the whole training."""
+        return self.recipe.num_updates(self.steps)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on to resume this training."""
+        loop = {
+            name: getattr(self.recipe, name)
+            for name in ("gradient_accumulation", "max_steps", "validate_every")
+        }
+        defaults = {"gradient_accumulation": 1, "max_steps": None, "validate_every": None}
         return {
+            **{name: value for name, value in loop.items() if value != defaults[name]},
             "seed": self.seed,
             "epochs": self.recipe.epochs,
             "batch_size": self.recipe.batch_size,

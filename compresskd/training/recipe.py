@@ -42,6 +42,14 @@ class Recipe:
     evaluation_batch_size: Count = 256
     # torch adds 1e-6 to the norm that it divides by: a smaller limit would leave nothing of any gradient
     gradient_clip: Annotated[float, Ge(1e-6)] | None = None  # largest 2-norm of all gradients together
+    gradient_accumulation: Count = (
+        1  # batches whose gradients make one update, as the mean over all their rows
+    )
+    gradient_checkpointing: bool = (
+        False  # activations are computed again in the backward pass, for less memory
+    )
+    max_steps: Count | None = None  # updates in all; wins over `epochs`
+    validate_every: Count | None = None  # updates between two validations; None validates after each epoch
     mixup: Positive | None = None  # alpha of Zhang et al. 2018; 0.2 to 1 is usual
     ema: Share | None = None  # decay of the weight average per step; the average is evaluated and kept
     patience: Count | None = None  # epochs without a better validation score before training stops
@@ -54,6 +62,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         raise_all([*faults(Recipe, vars(self)), *_faults(self)])
+
+    def updates_per_epoch(self, batches: int) -> int:
+        """How many updates an epoch of so many batches has."""
+        return -(-batches // self.gradient_accumulation)
+
+    def num_updates(self, batches: int) -> int:
+        """How many updates a training has whose epochs have so many batches."""
+        return self.epochs * self.updates_per_epoch(batches) if self.max_steps is None else self.max_steps
+
+    def num_validations(self, batches: int) -> int:
+        """How often it validates, if it does not stop early."""
+        every = self.validate_every or self.updates_per_epoch(batches)
+        return -(-self.num_updates(batches) // max(1, every))
 
 
 def _faults(recipe: Recipe) -> Iterator[OptionError]:

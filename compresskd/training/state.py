@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.tasks import Task
 from compresskd.training.history import EpochRecord
 from compresskd.training.meter import Meter
 from compresskd.training.parameters import Average, parameter_groups
@@ -28,14 +29,13 @@ class Best:
     """The best epoch so far, with the model's state at its end (averaged where there is an average)."""
 
     epoch: int
-    accuracy: float
-    loss: float
+    values: Mapping[str, float]  # of validation: `loss` and every metric
     weights: dict[str, Any]
 
 
 @dataclass
 class TrainingState:
-    """The moving parts and where they stand; `step` is the number of steps done of `epoch`."""
+    """The moving parts and where they stand; `step` is the number of batches done of `epoch`."""
 
     model: nn.Module
     extra: nn.ModuleList
@@ -47,7 +47,9 @@ class TrainingState:
     device: torch.device
     epoch: int = 0
     step: int = 0
-    train_seconds: float = 0.0  # of the epoch under way
+    updates: int = 0  # of the optimizer, in all
+    since: int = 0  # updates since the last validation
+    train_seconds: float = 0.0  # since the last validation
     history: list[EpochRecord] = field(default_factory=list)
     best: Best | None = None
 
@@ -58,6 +60,7 @@ def initial_state(
     recipe: Recipe,
     steps_per_epoch: int,
     device: torch.device,
+    task: Task,
 ) -> TrainingState:
     """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
     extra = nn.ModuleList(extra_modules).to(device)
@@ -67,11 +70,13 @@ def initial_state(
         extra=extra,
         optimizer=optimizer,
         scheduler=recipe.scheduler(
-            optimizer, total_steps=recipe.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
+            optimizer,
+            total_steps=recipe.num_updates(steps_per_epoch),
+            steps_per_epoch=recipe.updates_per_epoch(steps_per_epoch),
         ),
         scaler=grad_scaler(recipe.precision, device),
         average=Average(model.parameters(), recipe.ema) if recipe.ema is not None else None,
-        meter=Meter(device),
+        meter=Meter(device, task),
         device=device,
     )
 
@@ -83,6 +88,8 @@ def save_state(state: TrainingState, identity: Mapping[str, Any]) -> dict[str, A
         "identity": dict(identity),
         "epoch": state.epoch,
         "step": state.step,
+        "updates": state.updates,
+        "since": state.since,
         "train_seconds": state.train_seconds,
         "model": state.model.state_dict(),
         "extra": state.extra.state_dict(),
@@ -90,8 +97,8 @@ def save_state(state: TrainingState, identity: Mapping[str, Any]) -> dict[str, A
         "scheduler": state.scheduler.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "average": state.average.state_dict() if state.average else None,
-        "best": dict(vars(state.best)) if state.best else None,
-        "history": [asdict(record) for record in state.history],
+        "best": {**vars(state.best), "values": dict(state.best.values)} if state.best else None,
+        "history": [record.row() for record in state.history],
         "meter": state.meter.state_dict(),
         "random": {
             "cpu": torch.get_rng_state(),
@@ -120,14 +127,22 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     state.scheduler.load_state_dict(copy.deepcopy(saved["scheduler"]))
     if state.scaler:
         state.scaler.load_state_dict(saved["scaler"])
+    # version 0.1 made one update of each batch and validated after each epoch
+    done = saved["epoch"] * identity["steps_per_epoch"] + saved["step"]
+    state.updates, state.since = saved.get("updates", done), saved.get("since", saved["step"])
     state.epoch, state.step, state.train_seconds = saved["epoch"], saved["step"], saved["train_seconds"]
-    state.history = [EpochRecord(**record) for record in saved["history"]]
-    best = saved["best"]
-    state.best = Best(**{**best, "weights": snapshot(best["weights"], state.device)}) if best else None
+    state.history = [EpochRecord.from_row(record) for record in saved["history"]]
+    state.best = _best(saved["best"], state.device) if saved["best"] else None
     state.meter.load_state_dict(saved["meter"])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
     if state.device.type == "cuda" and saved["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu(), state.device)
+
+
+def _best(saved: Mapping[str, Any], device: torch.device) -> Best:
+    # version 0.1 knew classification alone
+    values = saved["values"] if "values" in saved else {k: saved[k] for k in ("accuracy", "loss")}
+    return Best(saved["epoch"], values, snapshot(saved["weights"], device))
 
 
 def snapshot(weights: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def plans_used(model: nn.Module, data: Data, recipe: Recipe, *, trained: bool) -
     found: dict[str, dict[str, str]] = {name: {} for name in layers}
     if not layers:
         return found
-    example = next(iter(data.validation.batches(1))).inputs
+    example = next(iter(data.validation.batches(1)))
     passes = {"inference": _sizes(recipe.evaluation_batch_size, len(data.validation), len(data.test))}
     if trained:
         # the last batch of an epoch is left out where it has one sample
@@ -49,9 +49,9 @@ def plans_used(model: nn.Module, data: Data, recipe: Recipe, *, trained: bool) -
                 found[name][f"{'training' if training else 'inference'} {'x'.join(map(str, shape))}"] = plan
 
         # training is at the recipe's precision, scores are always taken in float32
-        cast = autocast(recipe.precision if training else "fp32", example.device)
+        cast = autocast(recipe.precision if training else "fp32", data.validation.device)
         with cast, _told(layers, note), evaluation_mode(model), torch.inference_mode():
-            model(example)
+            example.call(model)
     return found
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import says
 
-from compresskd.data import Normalize, Split
+from compresskd.data import Normalize, TensorSplit
 from compresskd.data.augmentation import Compose, HorizontalFlip, RandomCrop
 
 NORMALIZE = Normalize((0.1, 0.5, 0.3), (0.2, 0.5, 0.25), 255.0)
@@ -18,7 +18,7 @@ def make_split(count=11, *, name="train", augmentation=None, bank=None, **option
     rng = torch.Generator().manual_seed(count)
     pixels = torch.randint(0, 256, (count + 5, 3, 6, 5), dtype=torch.uint8, generator=rng)
     rows = torch.randperm(count + 5, generator=rng)[:count]
-    return Split(
+    return TensorSplit(
         name=name,
         pixels=pixels,
         rows=rows,
@@ -63,7 +63,7 @@ def test_in_order_batches_are_the_normalised_pixels():
 
 def test_batches_do_not_change_stored_float_samples():
     vectors = torch.randn(6, 4)
-    split = Split(
+    split = TensorSplit(
         "test", vectors.clone(), torch.arange(6), torch.zeros(6).long(), Normalize((1.0,), (2.0,)), ""
     )
     (batch,) = split.batches(6)

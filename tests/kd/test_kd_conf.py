@@ -85,6 +85,7 @@ def path_term(objective):
 def test_there_is_a_config_for_every_loss():
     assert [path.stem for path in KD_CONFIGS] == [
         "attention_transfer",
+        "bernoulli",
         "dist",
         "dkd",
         "fitnets",
@@ -94,6 +95,7 @@ def test_there_is_a_config_for_every_loss():
         "rkd",
         "similarity_preserving",
         "soft_targets",
+        "squared_error",
     ]
 
 

@@ -13,9 +13,11 @@ from compresskd.data import Source, assemble
 from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.run import Record, RunDirectoryError, read_record
 from compresskd.run.record import changed_data
+from compresskd.tasks import Classification
 from compresskd.training import Scores
 
 SMALL = (
+    "measure.latency=false",
     "teacher.hidden=[8]",
     "student.hidden=[8]",
     "rank=2",
@@ -74,6 +76,7 @@ def test_what_was_noticed_is_said_and_recorded(run_cli, insects, work):
     assert "train: 1 not read, since of another kind (1 .heic)" in outcome.out
 
 
+@pytest.mark.slow
 def test_renamed_classes_are_other_data(run_cli, insects, work):
     options = ("data=image_folder", "data.path=insects", *SMALL, "hydra.run.dir=run")
     assert run_cli(*options).status == 0
@@ -114,7 +117,7 @@ def test_reordered_classes_are_other_data(make_data):
     assert data.class_names == ("0", "1", "2", "3")
 
 
-def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path, untimed):
+def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path):
     data = make_data()
     execute(make_experiment(tmp_path, data=data), tmp_path)
     renamed = dataclasses.replace(data, class_names=tuple("abcd"), fingerprint="0" * 16)
@@ -135,17 +138,21 @@ def test_classes_beyond_two_bytes_are_kept(tmp_path):
         data = None
 
     targets = torch.tensor([0, 65_535, 65_536, 69_999])
-    Holder.data = type("D", (), {"test": type("S", (), {"targets": targets})})
+    Holder.data = type("D", (), {"task": Classification()})
+
+    def scores(*classes):
+        return Scores({}, torch.tensor(classes), targets, torch.zeros(4), Classification())
+
     predictions = torch.tensor([0, 65_536, 65_536, 3])
-    store_predictions(Holder, "train", Scores(0.0, 0.0, predictions))
-    store_predictions(Holder, "second", Scores(0.0, 0.0, torch.tensor([0, 1, 2, 3])))
+    store_predictions(Holder, "train", scores(*predictions.tolist()))
+    store_predictions(Holder, "second", scores(0, 1, 2, 3))
     with np.load(tmp_path / "predictions.npz") as arrays:
         assert arrays["targets"].tolist() == targets.tolist()
         assert arrays["train"].tolist() == predictions.tolist()
         assert arrays["train"].dtype == np.uint32
         assert arrays["second"].dtype == np.uint8
     with pytest.raises(ValueError, match=says("classes", "0", "-1")):
-        store_predictions(Holder, "third", Scores(0.0, 0.0, torch.tensor([-1, 0, 0, 0])))
+        store_predictions(Holder, "third", scores(-1, 0, 0, 0))
 
 
 class Broken(torch.nn.Module):
@@ -162,7 +169,7 @@ class Broken(torch.nn.Module):
 
 
 def test_a_model_that_answers_nan_ends_the_run_and_not_the_json(
-    make_data, make_experiment, execute, tmp_path, untimed
+    make_data, make_experiment, execute, tmp_path
 ):
     experiment = make_experiment(tmp_path)
     broken = dataclasses.replace(experiment.teacher, weights=None)
@@ -199,7 +206,7 @@ def load(name, **options):
     assert not (work / "outputs").exists()
 
 
-def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path, untimed):
+def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path):
     rng = torch.Generator().manual_seed(0)
     train = Source(torch.randn(64, 1, 8, 8, generator=rng), torch.arange(64) % 4)
     test = Source(train.pixels[:16], train.targets[:16])

@@ -24,7 +24,7 @@ def test_every_optimizer_trains_with_every_schedule(path, schedule, train, make_
     optimizer = instantiate(OmegaConf.load(path), _convert_="all")
     scheduler = instantiate(OmegaConf.load(schedule), _convert_="all")
     _, result = train(recipe=make_recipe(optimizer=optimizer, scheduler=scheduler))
-    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert result.history[-1].train["loss"] < result.history[0].train["loss"]
 
 
 @pytest.mark.parametrize("path", files("optimizer") + files("scheduler"), ids=lambda path: path.stem)

@@ -49,7 +49,7 @@ def test_equals_a_loop_written_by_hand_bit_for_bit(train, make_model, make_recip
     last_loss = by_hand(reference, blobs, epochs=3, seed=3, clip=0.5)
     for name, value in reference.state_dict().items():
         assert torch.equal(last[name], value), name
-    assert result.history[-1].train_loss == last_loss
+    assert result.history[-1].train["loss"] == last_loss
 
 
 def test_history_holds_what_was_measured(train, blobs):
@@ -57,9 +57,9 @@ def test_history_holds_what_was_measured(train, blobs):
     assert [record.epoch for record in result.history] == [0, 1, 2]
     best = result.history[result.best_epoch]
     scores = evaluate(model, blobs.validation, batch_size=7)
-    assert best.validation_accuracy == scores.accuracy == result.best_validation_accuracy
-    assert best.validation_loss == pytest.approx(scores.loss, rel=1e-6)
-    assert best.terms == {"cross_entropy": pytest.approx(best.train_loss, rel=1e-12)}
+    assert best.validation["accuracy"] == scores.accuracy == result.validation["accuracy"]
+    assert best.validation["loss"] == pytest.approx(scores.loss, rel=1e-6)
+    assert best.terms == {"cross_entropy": pytest.approx(best.train["loss"], rel=1e-12)}
     assert result.seconds == sum(record.seconds for record in result.history) > 0
     assert all(record.lr == 0.05 and record.samples_per_second > 0 for record in result.history)
 
@@ -84,7 +84,7 @@ def test_the_best_epoch_is_restored_and_ties_go_to_the_lower_loss(train, make_re
 
     def scripted_scores(*args, **kwargs):
         accuracy, loss = next(scripted)
-        return replace(evaluate(*args, **kwargs), accuracy=accuracy, loss=loss)
+        return replace(evaluate(*args, **kwargs), values={"accuracy": accuracy, "loss": loss})
 
     monkeypatch.setattr("compresskd.training.loop.evaluate", scripted_scores)
     weights = []
@@ -92,7 +92,7 @@ def test_the_best_epoch_is_restored_and_ties_go_to_the_lower_loss(train, make_re
         recipe=make_recipe(epochs=5),
         checkpoint=lambda s: weights.append({k: v.clone() for k, v in s["model"].items()}),
     )
-    assert (result.best_epoch, result.best_validation_accuracy, result.best_validation_loss) == (2, 0.8, 0.7)
+    assert (result.best_epoch, result.validation["accuracy"], result.validation["loss"]) == (2, 0.8, 0.7)
     assert all(torch.equal(value, weights[2][name]) for name, value in model.state_dict().items())
 
 
@@ -100,7 +100,7 @@ def test_patience_counts_epochs_without_a_better_one(train, make_recipe, monkeyp
     scripted = iter([0.5, 0.8, 0.7, 0.9, 0.9, 0.8, 1.0])
 
     def scripted_scores(*args, **kwargs):
-        return replace(evaluate(*args, **kwargs), accuracy=next(scripted), loss=1.0)
+        return replace(evaluate(*args, **kwargs), values={"accuracy": next(scripted), "loss": 1.0})
 
     monkeypatch.setattr("compresskd.training.loop.evaluate", scripted_scores)
     _, result = train(recipe=make_recipe(epochs=7, patience=2))
@@ -115,7 +115,7 @@ def test_no_epochs_returns_the_model_as_it_is_evaluated(train, make_model, make_
     assert all(torch.equal(value, untouched[name]) for name, value in model.state_dict().items())
     assert result.history == ()
     assert result.best_epoch is None
-    assert result.best_validation_accuracy == evaluate(model, blobs.validation, batch_size=512).accuracy
+    assert result.validation["accuracy"] == evaluate(model, blobs.validation, batch_size=512).accuracy
 
 
 def test_gradients_are_clipped_to_the_norm(train, make_model, make_recipe):
@@ -159,7 +159,7 @@ def test_progress_is_told_at_most_ten_times_a_second(train, make_recipe, monkeyp
     assert told[0].step == 4
     assert told[0].steps == 40
     assert 8 <= len(told) <= 12
-    assert all(0 <= p.accuracy <= 1 and p.loss > 0 and p.samples_per_second > 0 for p in told)
+    assert all(0 <= p.metrics["accuracy"] <= 1 and p.loss > 0 and p.samples_per_second > 0 for p in told)
 
 
 def test_extra_modules_are_trained_along(train, blobs, cross_entropy):
@@ -167,7 +167,7 @@ def test_extra_modules_are_trained_along(train, blobs, cross_entropy):
     before = projector.weight.detach().clone()
 
     def loss(model, batch):
-        total, terms, logits = cross_entropy(model, batch)
+        total, terms, logits, _ = cross_entropy(model, batch)
         return LossOutput(total + projector(logits).square().mean(), terms, logits)
 
     train(loss=loss, extra_modules=[projector])
@@ -191,7 +191,7 @@ def test_channels_last_trains_and_leaves_contiguous_weights(train, make_recipe):
     assert seen == {True}
     assert all(value.is_contiguous() for value in model.state_dict().values())
     plain = train()[1]
-    assert result.history[0].train_loss == pytest.approx(plain.history[0].train_loss, rel=1e-4)
+    assert result.history[0].train["loss"] == pytest.approx(plain.history[0].train["loss"], rel=1e-4)
 
 
 def test_batches_on_another_device_are_refused_by_name(train):
@@ -206,5 +206,5 @@ def test_compiled_training_agrees_with_eager(train, make_recipe, make_model, mon
     plain = make_recipe(batch_size=40)
     eager = train(model=make_model(dropout=0.0), recipe=plain)[1]
     model, compiled = train(model=make_model(dropout=0.0), recipe=replace(plain, compile=True))
-    assert compiled.history[-1].train_loss == pytest.approx(eager.history[-1].train_loss, rel=1e-3)
+    assert compiled.history[-1].train["loss"] == pytest.approx(eager.history[-1].train["loss"], rel=1e-3)
     assert next(iter(model.state_dict())) == "0.weight"  # not that of the compiled wrapper

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from compresskd.tasks import Batch, Classification
 from compresskd.training import LossOutput
 from compresskd.training.meter import Meter
 
@@ -20,11 +21,15 @@ def steps(count):
         yield LossOutput(total, {"b": total.detach() * 2, "a": total.detach() * 3}, logits), targets
 
 
+def batch_of(targets):
+    return Batch(torch.zeros(len(targets), 1), targets, torch.arange(len(targets)), view=0)
+
+
 def filled(rows_per_fetch, count=11):
-    meter = Meter(torch.device("cpu"))
+    meter = Meter(torch.device("cpu"), Classification())
     meter.rows_per_fetch = rows_per_fetch
     for output, targets in steps(count):
-        meter.add(output, targets, 0.1)
+        meter.add(output, batch_of(targets), 0.1)
     meter.fetch()
     return meter
 
@@ -36,7 +41,7 @@ def test_means_are_over_samples():
     correct = sum((output.logits.argmax(1) == targets).sum().item() for output, targets in steps(11))
     assert meter.samples == 53
     assert meter.loss == sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / 53
-    assert meter.accuracy == correct / 53
+    assert meter.metrics["accuracy"] == correct / 53
     assert meter.terms == {"b": pytest.approx(2 * meter.loss), "a": pytest.approx(3 * meter.loss)}
 
 
@@ -47,22 +52,22 @@ def test_sums_do_not_depend_on_when_they_are_fetched(rows_per_fetch):
 
 def test_state_goes_through_json_and_on():
     saved = json.loads(json.dumps(filled(1).state_dict(), allow_nan=False))
-    meter = Meter(torch.device("cpu"))
+    meter = Meter(torch.device("cpu"), Classification())
     meter.load_state_dict(saved)
     assert meter.state_dict() == filled(1).state_dict()
-    json.dumps(Meter(torch.device("cpu")).state_dict(), allow_nan=False)
+    json.dumps(Meter(torch.device("cpu"), Classification()).state_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("rows_per_fetch", [1, 4, 50])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_first_bad_step_is_found_however_late(rows_per_fetch, value):
-    meter = Meter(torch.device("cpu"))
+    meter = Meter(torch.device("cpu"), Classification())
     meter.rows_per_fetch = rows_per_fetch
     for step, (output, targets) in enumerate(steps(9)):
         terms = dict(output.terms)
         if step >= 5:
             terms["a"] = torch.tensor(value)
-        meter.add(LossOutput(output.total, terms, output.logits), targets, 0.1 * step)
+        meter.add(LossOutput(output.total, terms, output.logits), batch_of(targets), 0.1 * step)
     meter.fetch()
     step, lr, values = meter.first_bad
     assert (step, lr) == (5, 0.5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compresskd.data.base import Batch
+from compresskd.tasks import Batch
 from compresskd.training import LossOutput
 from compresskd.training.mixup import mixing_weight, mixup
 
@@ -47,4 +47,4 @@ def test_the_loss_gets_float_targets_and_accuracy_is_of_the_heavier_class(train,
     _, result = train(recipe=make_recipe(mixup=0.2, epochs=1), loss=perfect)
     assert {batch.view for batch in seen} == {-1}
     assert {batch.targets.dtype for batch in seen} == {torch.float32}
-    assert result.history[0].train_accuracy == 1.0
+    assert result.history[0].train["accuracy"] == 1.0

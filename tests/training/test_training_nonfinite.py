@@ -17,7 +17,7 @@ def bad_after(cross_entropy):
         calls = iter(range(10_000))
 
         def loss(model, batch):
-            total, terms, logits = cross_entropy(model, batch)
+            total, terms, logits, _ = cross_entropy(model, batch)
             extra = torch.tensor(float("nan") if next(calls) >= step else 0.5)
             return LossOutput(total + extra, {**terms, "extra": extra}, logits)
 
@@ -49,7 +49,7 @@ def test_a_rate_too_high_is_named_as_the_cause(train, make_recipe):
 
 def test_validation_is_looked_at_too(train, monkeypatch):
     def broken(*args, **kwargs):
-        return replace(evaluate(*args, **kwargs), loss=float("inf"))
+        return replace(evaluate(*args, **kwargs), values={"accuracy": 0.5, "loss": float("inf")})
 
     monkeypatch.setattr("compresskd.training.loop.evaluate", broken)
     with pytest.raises(NonFiniteLoss, match=r"epoch 0, on validation .* validation_loss = inf") as caught:

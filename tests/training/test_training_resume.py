@@ -97,7 +97,7 @@ def test_state_of_extra_modules_is_resumed(train, make_recipe, cross_entropy, ke
         projector = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 
         def loss(model, batch):
-            total, terms, logits = cross_entropy(model, batch)
+            total, terms, logits, _ = cross_entropy(model, batch)
             return LossOutput(total + projector(logits).square().mean(), terms, logits)
 
         return projector, loss

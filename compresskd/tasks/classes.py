@@ -1,0 +1,159 @@
+"""One class of several: of samples (images, texts), or of the tokens of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compresskd.metric import ACCURACY, MACRO_F1, MATTHEWS, Metric
+from compresskd.tasks.base import CLASSES, Judged, Task, by_sample
+from compresskd.tasks.batch import Batch, logits_of
+from compresskd.tasks.outputs import ModelOutputs
+
+IGNORED = -100  # the class of a position that is no row, as everywhere in PyTorch
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class a sample: cross-entropy, accuracy, macro-F1 and Matthews' correlation."""
+
+    name: ClassVar[str] = "classification"
+    asks: ClassVar[str] = CLASSES
+    targets_are: ClassVar[str] = "one class a sample"
+    score_is: ClassVar[str] = "correct predictions"
+    monitor: ClassVar[Metric] = ACCURACY
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MATTHEWS)
+    running: ClassVar[Metric | None] = ACCURACY
+
+    def label_losses(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy in nats, [N]; targets [N] int64, or probabilities [N, K]."""
+        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
+
+    def label_loss(
+        self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor:
+        """The mean over rows; without weights by PyTorch's own reduction, whose order of sums it is."""
+        if weights is None:
+            return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return super().label_loss(logits, targets, smoothing=smoothing, weights=weights)
+
+    def label_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum over rows, in PyTorch's own order."""
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[N] int64, the most probable class."""
+        return logits.argmax(dim=1)
+
+    def running_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """How many rows are right; of targets [N, K] the heaviest class counts."""
+        classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return (logits.argmax(dim=1) == classes).sum()
+
+    def metrics_of(self, judged: Judged) -> dict[str, float]:
+        """Accuracy; the mean of the classes' F1; Matthews' correlation for K classes (Gorodkin 2004, eq. 8)."""
+        right = (judged.predictions == judged.targets).sum().item()
+        confusion = confusion_matrix(judged.predictions, judged.targets)
+        return {
+            ACCURACY.name: right / max(1, len(judged.targets)),
+            MACRO_F1.name: macro_f1(confusion),
+            MATTHEWS.name: matthews(confusion),
+        }
+
+    def scores(self, judged: Judged) -> Tensor:
+        """[S] the share of a sample's rows that are right."""
+        right = judged.predictions == judged.targets
+        return by_sample(right, judged.sample, judged.num_samples)
+
+    def agreement(self, student: Tensor, teacher: Tensor) -> float | None:
+        """The share of rows of which both predict one class."""
+        return float((student == teacher).double().mean())
+
+    def faults(self, targets: Tensor, num_outputs: int) -> str | None:
+        """Targets are whole numbers [S], classes from 0."""
+        if targets.is_floating_point() or targets.ndim != 1:
+            kind = "numbers" if targets.is_floating_point() else "classes"
+            return f"{kind} of shape [{', '.join(['S', *map(str, targets.shape[1:])])}]"
+        return None
+
+
+@dataclass(frozen=True)
+class TextClassification(Classification):
+    """One class a text."""
+
+    name: ClassVar[str] = "text_classification"
+
+
+@dataclass(frozen=True)
+class TokenClassification(Classification):
+    """One class a token that has a label; -100 marks those that have none: padding, and later pieces of a word."""
+
+    name: ClassVar[str] = "token_classification"
+    targets_are: ClassVar[str] = "one class a token"
+    score_is: ClassVar[str] = "the share of tokens that are right"
+
+    @property
+    def rows_are_samples(self) -> bool:
+        """A sample has as many rows as labelled tokens."""
+        return False
+
+    def num_rows(self, batch: Batch) -> int:
+        """Tokens that have a label."""
+        return int((batch.targets != IGNORED).sum())
+
+    def rows(self, output: Any, batch: Batch) -> tuple[ModelOutputs, Tensor]:
+        """The labelled tokens of logits [B, L, K], in the order of the batch."""
+        return token_rows(self, logits_of(output), batch.targets, batch)
+
+    def faults(self, targets: Tensor, num_outputs: int) -> str | None:
+        """Targets are whole numbers, several to a sample."""
+        return "numbers" if targets.is_floating_point() else None
+
+    def output_fault(self, output: Any, batch: Batch, num_outputs: int) -> str | None:
+        """Logits are [B, L, K]."""
+        return sequence_fault(output, batch, num_outputs)
+
+
+def token_rows(task: Task, logits: Tensor, targets: Tensor, batch: Batch) -> tuple[ModelOutputs, Tensor]:
+    """Rows of logits [B, L, K] where targets [B, L] are not IGNORED."""
+    counted = targets != IGNORED
+    sample = counted.nonzero()[:, 0]
+    weights = None if batch.weights is None else batch.weights[sample]
+    outputs = ModelOutputs(logits[counted], mask=batch.mask, sample=sample, weights=weights, task=task)
+    return outputs, targets[counted]
+
+
+def sequence_fault(output: Any, batch: Batch, num_outputs: int) -> str | None:
+    """What is wrong with logits that are to be [B, L, K]."""
+    shape, wanted = list(logits_of(output).shape), [*batch.targets.shape, num_outputs]
+    return None if shape == wanted else f"logits {wanted}, one row a token"
+
+
+def confusion_matrix(predictions: Tensor, targets: Tensor) -> Tensor:
+    """[K, K] float64 counts, targets by predictions."""
+    if not len(targets):
+        return torch.zeros(1, 1, dtype=torch.float64)
+    size = int(torch.maximum(predictions.max(), targets.max())) + 1
+    counts = torch.bincount(targets * size + predictions, minlength=size * size)
+    return counts.double().reshape(size, size)
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur among targets or predictions."""
+    right = confusion.diagonal()
+    present = confusion.sum(dim=0) + confusion.sum(dim=1)
+    occurring = present > 0
+    return float((2 * right[occurring] / present[occurring]).mean()) if bool(occurring.any()) else 0.0
+
+
+def matthews(confusion: Tensor) -> float:
+    """Correlation of predictions and targets, 0 where either is constant."""
+    total, right = confusion.sum(), confusion.diagonal().sum()
+    predicted, true = confusion.sum(dim=0), confusion.sum(dim=1)
+    covariance = right * total - predicted @ true
+    spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
+    return float(covariance / spread.sqrt()) if spread > 0 else 0.0
