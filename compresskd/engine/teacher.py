@@ -13,7 +13,6 @@ from torch import nn
 from compresskd import artifact
 from compresskd.data.base import Split
 from compresskd.engine.events import Listener
-from compresskd.models.weights import load_weights
 from compresskd.run import (
     AlreadyFinished,
     InUse,
@@ -33,11 +32,11 @@ class Teacher:
     """The teacher of a run.
 
     Attributes:
-        build: makes the untrained architecture.
-        weights: checkpoint to load into it; None to train it once.
+        build: makes the untrained architecture, or the trained teacher where `weights` is given.
+        weights: the file or folder whose weights `build` gives it; None to train it once.
         train: runs the ordinary run that trains it, in a directory (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
-        key: that hash.
+        key: that hash; of a folder of weights its fingerprint.
         trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
             takes parts from need not be named.
     """
@@ -60,8 +59,7 @@ class Teacher:
         """
         if self.weights is not None:
             teacher = self.build()
-            load_weights(teacher, self.weights)
-            origin = {"key": None, "source": "weights", "weights": str(self.weights)}
+            origin = {"key": self.key, "source": "weights", "weights": str(self.weights)}
         else:
             teacher, source = self._trained(reporter)
             origin = {"key": self.key, "source": source, "directory": str(self.directory)}

@@ -58,7 +58,9 @@ def test_labels_are_judged_as_scikit_learn_does(rng):
     assert values["macro_f1"] == pytest.approx(oracle.f1_score(true, said, average="macro"))
     assert values["micro_f1"] == pytest.approx(oracle.f1_score(true, said, average="micro"))
     assert values["accuracy"] == pytest.approx(oracle.accuracy_score(true, said))
-    assert MultiLabel().scores(judged(said, true)).mean() == pytest.approx((said == true).double().mean().item())
+    assert MultiLabel().scores(judged(said, true)).mean() == pytest.approx(
+        (said == true).double().mean().item()
+    )
 
 
 def test_values_are_judged_as_scikit_learn_does(rng):

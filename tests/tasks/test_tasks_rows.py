@@ -75,7 +75,9 @@ def test_weights_go_to_the_rows_of_their_sample(logits, targets):
     assert torch.equal(rows.weights, weights[rows.sample])
     each = task.label_losses(rows.logits, of_rows)
     expected = (each * rows.weights).sum() / rows.weights.sum()
-    assert task.label_loss(rows.logits, of_rows, weights=rows.weights).item() == pytest.approx(expected.item())
+    assert task.label_loss(rows.logits, of_rows, weights=rows.weights).item() == pytest.approx(
+        expected.item()
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ def linear():
 
 
 def equal(a, b, tolerance=0.0):
-    return all(torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in zip(a.values(), b.values(), strict=True))
+    return all(
+        torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in zip(a.values(), b.values(), strict=True)
+    )
 
 
 def test_accumulated_batches_make_the_update_of_one_large_batch(train, make_recipe):
