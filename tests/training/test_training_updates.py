@@ -57,7 +57,7 @@ def test_validation_comes_between_updates(train, make_recipe):
         {"gradient_accumulation": 3},
         {"gradient_accumulation": 2, "max_steps": 5, "validate_every": 2},
     ],
-    ids=lambda options: "+".join(options),
+    ids="+".join,
 )
 def test_resumed_anywhere_equals_uninterrupted(options, train, make_recipe, keep, untimed):
     model, result = train(recipe=make_recipe(**options))
