@@ -27,9 +27,9 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from compresskd.data.base import Data, Split
-from compresskd.tasks import Batch
 from compresskd.models.lenet import LeNet5
 from compresskd.models.resnet import ResNet
+from compresskd.tasks import Batch
 from compresskd.training import LossOutput, Recipe, fit
 from compresskd.training.schedules import cosine
 

@@ -22,11 +22,11 @@ from torch.nn.utils import parametrize
 from compresskd import tt
 from compresskd.compression.compression import factorizable, factorize_model
 from compresskd.data.base import Data
-from compresskd.tasks import Batch
 from compresskd.engine.environment import keep_freed_memory
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
 from compresskd.quant.prepare import QuantSpec, prepare
+from compresskd.tasks import Batch
 from compresskd.training import LossOutput, Recipe, fit
 from compresskd.training.schedules import cosine
 

@@ -1,6 +1,8 @@
 """What a metric is: its name, which direction is better, and how it is shown."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Metric:
         return 100 * lost / abs(reference) if reference else 0.0 if lost <= 0 else float("inf")
 
 
+def metric_named(name: str, declared: Mapping[str, Any]) -> Metric:
+    """The metric that a record's task declares under this name, by what it says of its direction."""
+    return Metric(name, declared.get("higher_is_better", True) is True, declared.get("percent") is True)
+
+
 LOSS = Metric("loss", higher_is_better=False)
 ACCURACY = Metric("accuracy", percent=True)
 MACRO_F1 = Metric("macro_f1", percent=True)
@@ -44,3 +51,10 @@ PEARSON = Metric("pearson")
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
 BITS_PER_BYTE = Metric("bits_per_byte", higher_is_better=False)
 COSINE = Metric("cosine")
+MICRO_F1 = Metric("micro_f1", percent=True)
+METRICS = {
+    m.name: m
+    for m in (
+        LOSS, ACCURACY, MACRO_F1, MICRO_F1, MATTHEWS, MSE, MAE, R2, PEARSON, PERPLEXITY, BITS_PER_BYTE, COSINE,
+    )
+}  # fmt: skip

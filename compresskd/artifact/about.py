@@ -15,7 +15,11 @@ _DECIMALS = 10_000  # normalisation is given with four digits
 
 def about_of(data: Data) -> dict[str, Any]:
     """What whoever runs the model must know of the data that it was trained on."""
+    more = {} if data.task.name == "classification" else {"task": data.task.name}
+    if data.preprocessing:
+        more["preprocessing"] = dict(data.preprocessing)
     return {
+        **more,
         "class_names": [str(name) for name in data.class_names],
         "input_shape": list(data.input_shape),
         "mean": list(data.mean),

@@ -172,6 +172,16 @@ def _of_export(parser: argparse.ArgumentParser) -> None:
     _trust(parser)
 
 
+def _of_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _directory(parser, "run directory, folder of a model, or .ckd file")
+    add("file", type=Path, metavar="FILE", help="an image or a folder of them; a text file, one text a line; or a "
+        "csv, parquet or json lines file with the columns of the training data")  # fmt: skip
+    add("--out", type=Path, help="file to write, .csv or .jsonl (default: print csv)")
+    add("--batch-size", type=_count, default=32, metavar="N", help="samples at once (default 32)")
+    _trust(parser)
+
+
 def _of_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -216,6 +226,10 @@ is not reproduced.
     "export": Verb("write a finished model for other programs", """\
 Write a finished model in a form that other programs run, and compare its
 outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),
+    "predict": Verb("what a finished model says of new samples", f"""\
+Make inputs of the samples in FILE as the model's own data were made, and print
+what it predicts of each.
+{_OWN}""", _of_predict, verbs.predict),
     "bench": Verb("latency of factorized layers, by plan", """\
 Time factorized layers by plan, against dense ones and, where it is installed,
 against tensorly-torch: medians of runs in turn, in one process.""", _of_bench, verbs.bench),

@@ -71,6 +71,30 @@ def compare(arguments: Namespace) -> int:
     return command.run(arguments)
 
 
+def predict(arguments: Namespace) -> int:
+    """What a model says of the samples in a file."""
+    import sys
+
+    from compresskd.artifact import load, read
+    from compresskd.reports.predict import predict, write_rows
+    from compresskd.run.files import atomic
+
+    out = arguments.out
+    if out is not None and out.exists():
+        raise RunDirectoryError(f"{out} is there already; write another --out")
+    trust = trusted_packages(arguments.trust)
+    about = read(arguments.directory, trust=trust).about
+    model = load(arguments.directory, trust=trust)
+    rows = predict(model, about, arguments.file, batch_size=arguments.batch_size)
+    if out is None:
+        write_rows(rows, sys.stdout)
+        return 0
+    with atomic(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        count = write_rows(rows, file, as_json=out.suffix in (".jsonl", ".json"))
+    print(f"{count:,} predictions are in {out}")
+    return 0
+
+
 def export(arguments: Namespace) -> int:
     """A model in another form."""
     from compresskd.cli import export

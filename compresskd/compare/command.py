@@ -227,7 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_list,
         default=(),
         metavar="NAME,...",
-        help="numbers to show; the first one decides (default: test_accuracy, where there is none another accuracy)",
+        help="numbers to show; the first one decides (default: the metric that selects, on test)",
     )
     add("--sort", metavar="KEY", help="a shown key, any number, or n (default: the metric, best first)")
     add("--reverse", action="store_true", help="turn the order round")

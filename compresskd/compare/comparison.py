@@ -10,7 +10,7 @@ from compresskd.compare.grouping import About, Group, group_entries, mark_fronts
 from compresskd.compare.keys import ABSENT, Keys, analyse, full_key, values
 from compresskd.compare.study import ALL, FINAL, Entry, Study, seed_text
 
-STAGE, METRIC = "stage", "test_accuracy"
+STAGE = "stage"
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,20 @@ def _checked(study: Study, options: Options, names: tuple[str, ...]) -> Options:
     if options.metrics:
         metrics = tuple(full_key(name, names, "--metric") for name in options.metrics)
     else:
-        metrics = (_usual_metric(names),)
+        metrics = (_usual_metric(study, names),)
     by = None if options.by is None else tuple(full_key(key, known, "--by") for key in options.by)
     return replace(options, by=by, metrics=metrics)
 
 
-def _usual_metric(names: Sequence[str]) -> str:
-    """Test accuracy, or another accuracy where no record has that; a set of failures still gets its table."""
-    own = [name for name in names if name.endswith("accuracy") and not name.startswith("teacher")]
-    return METRIC if METRIC in names or not own else own[0]
+def _usual_metric(study: Study, names: Sequence[str]) -> str:
+    """On test, the metric by which most records select, or the like of it where no record has that; a set of failures
+    still gets its table."""
+    monitor = Counter(entry.monitor for entry in study.entries).most_common(1)
+    usual = f"test_{monitor[0][0] if monitor else 'accuracy'}"
+    own = [
+        name for name in names if name.endswith(usual.removeprefix("test")) and not name.startswith("teacher")
+    ]
+    return usual if usual in names or not own else own[0]
 
 
 def _sort_key(options: Options, by: Sequence[str], names: Sequence[str]) -> str:

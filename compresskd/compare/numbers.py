@@ -1,11 +1,16 @@
 """What the measured numbers are called, which direction is better, and how they are shown."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compresskd.metric import METRICS, Metric, metric_named
 
 LATENCY = "latency_"
 COSTS = ("file_bytes", "macs", "latency")  # of the Pareto fronts
 _LOWER = re.compile(r"loss|error|bytes|parameters|macs|seconds|latency|perplexity")
+_SPLIT = re.compile(r"^(?:teacher_)?(?:validation|test|train)_")
+_declared: dict[str, Metric] = {}  # metrics of the users' own tasks, as their records say
 _LABELS = {
     "num_parameters": "parameters",
     "file_bytes": "bytes",
@@ -16,14 +21,31 @@ _LABELS = {
 }
 
 
+def declare(metrics: Mapping[str, Any]) -> None:
+    """Take what a record says of the metrics of its task; those that compresskd knows stay as they are."""
+    for name, values in metrics.items():
+        if isinstance(name, str) and isinstance(values, Mapping) and name not in METRICS:
+            _declared[name] = metric_named(name, values)
+
+
+def metric_of(name: str) -> Metric | None:
+    """The metric that a number such as `test_accuracy` is of, or None."""
+    bare = _SPLIT.sub("", name)
+    return METRICS.get(bare) or _declared.get(bare) if bare != name else None
+
+
 def lower_is_better(name: str) -> bool:
-    """Direction of a number by its name: losses, sizes and times are better low; a compression ratio high."""
+    """Direction of a number: metrics know theirs; losses, sizes and times are better low; a compression ratio high."""
+    metric = metric_of(name)
+    if metric is not None:
+        return not metric.higher_is_better
     return not name.startswith("compression_") and _LOWER.search(name) is not None
 
 
 def is_fraction(name: str) -> bool:
     """Numbers between 0 and 1 that tables show in percent."""
-    return name.endswith(("accuracy", "agreement"))
+    metric = metric_of(name)
+    return metric.percent if metric is not None else name.endswith(("accuracy", "agreement"))
 
 
 def limits(name: str) -> dict[str, float]:

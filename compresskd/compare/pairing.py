@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from compresskd.compare.comparison import Comparison
 from compresskd.compare.grouping import Group
 from compresskd.compare.keys import UnknownKeyError, canonical, full_key
 from compresskd.compare.numbers import lower_is_better
-from compresskd.compare.predictions import PredictionsError, read_predictions
+from compresskd.compare.predictions import PredictionsError, Scored, read_scores
 from compresskd.compare.statistics import Bootstrap, Summary, holm, mcnemar, paired_bootstrap, summarize
 from compresskd.compare.study import Entry
 
@@ -35,7 +36,7 @@ class McNemar:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Test accuracy of a group minus the reference's, or why it is `impossible` to say.
+    """The mean score of a test sample in a group minus the reference's, or why it is `impossible` to say.
 
     bootstrap: over test samples and seeds. over_seeds: the differences per seed (Student interval).
     p_holm: the bootstrap's p-value after Holm's correction. notes: pairs that had to be left out.
@@ -71,8 +72,8 @@ def against_reference(comparison: Comparison, max_tests: int = MAX_TESTS) -> Pai
     if reference is None:
         return PairedTests(None, why, (), 0)
     others = [group for group in comparison.groups if group is not reference]
-    right = _Correctness(comparison, reference)
-    tests = [_test(comparison, group, reference, right) for group in others[:max_tests]]
+    scores = _Scores(comparison, reference)
+    tests = [_test(comparison, group, reference, scores) for group in others[:max_tests]]
     return PairedTests(reference, why, _corrected(tests, len(others)), max(0, len(others) - max_tests))
 
 
@@ -141,38 +142,38 @@ def _number(text: str) -> str | float:
         return text
 
 
-class _Correctness:
-    """Correct test samples of entries; the reference's are read once."""
+class _Scores:
+    """Scores of test samples by entry, higher is better; the reference's are read once."""
 
     def __init__(self, comparison: Comparison, reference: Group):
         self._kept = {entry.directory for entry in comparison.entries(reference.counted)}
-        self._cache: dict[tuple[Path, str], tuple[NDArray[np.bool_], NDArray[np.integer]]] = {}
+        self._cache: dict[tuple[Path, str], Scored] = {}
 
-    def of(self, entry: Entry) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    def of(self, entry: Entry) -> Scored:
         key = (entry.directory, entry.stage)
         if key in self._cache:
             return self._cache[key]
-        predicted, targets = read_predictions(entry.directory, entry.stage)
-        right = predicted == targets
+        scored = read_scores(entry.directory, entry.stage)
         recorded = entry.numbers.get("test_accuracy")
-        if recorded is not None and abs(recorded - right.mean()) > _ROUNDING:
-            raise PredictionsError(
-                f"its predictions are right in {right.mean():.2%}, recorded are {recorded:.2%}"
-            )
+        right = scored.scores.mean()
+        if scored.targets is not None and recorded is not None and abs(recorded - right) > _ROUNDING:
+            raise PredictionsError(f"its predictions are right in {right:.2%}, recorded are {recorded:.2%}")
         if entry.directory in self._kept:
-            self._cache[key] = (right, targets)
-        return right, targets
+            self._cache[key] = scored
+        return scored
 
 
-def _test(comparison: Comparison, group: Group, reference: Group, right: _Correctness) -> PairedTest:
+def _test(comparison: Comparison, group: Group, reference: Group, scores: _Scores) -> PairedTest:
     pairs, reason, notes = _pairs(comparison, group, reference)
-    differences: list[NDArray[np.int8]] = []
+    differences: list[NDArray[Any]] = []
     single: list[McNemar] = []
     for unit, entry, other in pairs:
         try:
-            differences.append(_difference(right, entry, other))
+            differences.append(_difference(scores, entry, other))
         except PredictionsError as error:
             notes.append(str(error))
+            continue
+        if differences[-1].dtype != np.int8:  # no counts of right and wrong
             continue
         wins, losses = int((differences[-1] > 0).sum()), int((differences[-1] < 0).sum())
         single.append(McNemar(unit, wins, losses, mcnemar(wins, losses), 1.0))
@@ -180,12 +181,13 @@ def _test(comparison: Comparison, group: Group, reference: Group, right: _Correc
         reason = reason or "; ".join(dict.fromkeys(notes))
         return PairedTest(group, 0, reason, None, None, None, (), ())
     difference_SN = np.stack(differences)
+    limits = {"low": -1.0, "high": 1.0} if difference_SN.dtype == np.int8 else {}
     return PairedTest(
         group,
         len(differences),
         None,
         paired_bootstrap(difference_SN),
-        summarize([float(difference) for difference in difference_SN.mean(axis=1)], low=-1.0, high=1.0),
+        summarize([float(difference) for difference in difference_SN.mean(axis=1)], **limits),
         None,
         tuple(single),
         tuple(dict.fromkeys(notes)),
@@ -220,21 +222,25 @@ def _pairs(
     return [(" ".join(unit), sides[0][unit], sides[1][unit]) for unit in common], None, notes
 
 
-def _difference(right: _Correctness, entry: Entry, other: Entry) -> NDArray[np.int8]:
-    """[N] of -1, 0, 1: correct by `entry` minus correct by `other`."""
+def _difference(scores: _Scores, entry: Entry, other: Entry) -> NDArray[Any]:
+    """[N] score by `entry` minus score by `other`; -1, 0, 1 in int8 where a score is right or wrong."""
     if entry.test is None or other.test is None:
         raise PredictionsError("a record has no test_fingerprint")
     if entry.test != other.test:
         raise PredictionsError(f"other test set ({entry.test}, the reference {other.test})")
-    (own, targets), (theirs, other_targets) = _read(right, entry), _read(right, other)
-    if not np.array_equal(targets, other_targets):
+    own, theirs = _read(scores, entry), _read(scores, other)
+    if own.targets is None or theirs.targets is None:
+        if own.scores.shape != theirs.scores.shape:
+            raise PredictionsError(f"{own.scores.size} scores, the reference has {theirs.scores.size}")
+        return own.scores.astype(np.float64) - theirs.scores
+    if not np.array_equal(own.targets, theirs.targets):
         raise PredictionsError(f"targets differ between {entry.run} and {other.run}")
-    return own.astype(np.int8) - theirs.astype(np.int8)
+    return own.scores.astype(np.int8) - theirs.scores.astype(np.int8)
 
 
-def _read(right: _Correctness, entry: Entry) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+def _read(scores: _Scores, entry: Entry) -> Scored:
     try:
-        return right.of(entry)
+        return scores.of(entry)
     except PredictionsError as error:
         raise PredictionsError(f"{entry.run}: {error}") from None
 

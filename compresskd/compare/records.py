@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskd.compare.numbers import is_fraction
+from compresskd.compare.numbers import declare, is_fraction
 from compresskd.run import RunDirectoryError
 from compresskd.run.record import read_values
 from compresskd.run.validity import STATES
@@ -72,6 +72,15 @@ class DataRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """What the models were asked; records of version 0.1 say nothing, and mean classification."""
+
+    name: str
+    monitor: str  # the metric that selects
+    score: str  # in words, what the score of a sample is
+
+
+@dataclass(frozen=True, slots=True)
 class TeacherRecord:
     """Which teacher a run had; `key` identifies it."""
 
@@ -111,6 +120,7 @@ class Record:
     revision: str | None
     hardware: HardwareRecord
     data: DataRecord
+    task: TaskRecord
     teacher: TeacherRecord | None
     stages: tuple[StageRecord, ...]
     final: str | None
@@ -148,6 +158,9 @@ def read_record(path: Path, *, details: bool = True) -> Record:
         raise RecordError(
             path, f"not a record of compresskd: none or one of {', '.join(_MARKS)}; keys: {found}"
         )
+    task = raw.get("task")
+    if isinstance(task, dict) and isinstance(task.get("metrics"), dict):
+        declare(task["metrics"])
     return _record(path, _Fields(raw, "", []), details)
 
 
@@ -164,7 +177,7 @@ def _load(path: Path) -> Any:
 
 def _record(path: Path, fields: "_Fields", details: bool) -> Record:
     hardware = fields.child("hardware")
-    data = fields.child("data", required=True)
+    data, task = fields.child("data", required=True), fields.child("task")
     seed, schema = fields.number("seed", required=True), fields.number("schema", required=True)
     status = fields.text("status", required=True)
     if status is not None and status not in STATES:
@@ -194,6 +207,11 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
             data.text("batches_fingerprint") or data.text("fingerprint", required=True),
             data.text("test_fingerprint", required=True),
             data.amount("num_test"),
+        ),
+        task=TaskRecord(
+            task.text("name") or "classification",
+            task.text("monitor") or "accuracy",
+            task.text("score") or "correct predictions",
         ),
         teacher=_teacher(fields),
         stages=_stages(fields, details),

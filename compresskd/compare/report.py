@@ -170,10 +170,11 @@ def _curves(comparison: Comparison, groups: Sequence[Group]) -> str:
         for entry in _some_runs(comparison, group)
     ]
     figures, thinned = [], False
-    for name, text in (("validation_accuracy", "validation accuracy (%)"), ("train_loss", "training loss")):
+    monitors = dict.fromkeys(f"validation_{e.monitor}" for g in groups for e in _some_runs(comparison, g))
+    for name, text in (*((name, numbers.label(name)) for name in monitors), ("train_loss", "training loss")):
         found: list[tuple[int, str, Curve]] = [(n, run, curve(lines, name)) for n, run, lines in epochs]
         if any(one.points for _, _, one in found):
-            factor = 100 if name.endswith("accuracy") else 1
+            factor = 100 if numbers.is_fraction(name) else 1
             figures.append(f"<figure>{plots.lines(found, text, lambda y, k=factor: k * y)}</figure>")
             thinned = thinned or any(one.total > len(one.points) for _, _, one in found)
     if not figures:

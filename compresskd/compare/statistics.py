@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
+_MOST_DRAWS = 50_000_000  # of single samples, some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """A paired difference of accuracies: its value, 95% percentile interval and two-sided p-value."""
+    """A paired difference of mean scores: its value, 95% percentile interval and two-sided p-value."""
 
     difference: float
     low: float
@@ -127,7 +129,7 @@ class Bootstrap:
 
 
 def paired_bootstrap(
-    difference_SN: NDArray[np.int8], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    difference_SN: NDArray[Any], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Bootstrap:
     """Bootstrap of the mean of `difference_SN`, resampling test samples and seeds independently.
 
@@ -138,24 +140,46 @@ def paired_bootstrap(
     over at most 2 S + 1 totals in place of N indices.
 
     Args:
-        difference_SN: [S, N] of -1, 0, 1: correctness of the one minus correctness of the other.
-        num_resamples: B.
+        difference_SN: [S, N] score of the one minus score of the other; of -1, 0, 1 in int8 where these are right and
+            wrong, else floating-point numbers, for which samples are drawn one by one.
+        num_resamples: B; fewer, but 1,000 at least, where that many drawn samples would take minutes.
         seed: of the generator; the same input gives the same answer.
     """
     num_seeds, num_samples = difference_SN.shape
     if num_seeds == 0 or num_samples == 0:
         raise ValueError(f"expected at least one seed and one sample, got shape {difference_SN.shape}")
     generator = np.random.default_rng(seed)
+    if difference_SN.dtype.kind == "f":
+        means_B = _drawn_means(difference_SN, generator, num_resamples)
+        return _interval(float(difference_SN.mean()), means_B)
     first_K, _, counts_K = _distinct_rows(difference_SN.T.astype(np.int64) + 1, 3)
     weights_BS = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples)
     first_W, row_B, _ = _distinct_rows(weights_BS, num_seeds + 1)
     shares_WT = _shares_of_totals(weights_BS[first_W], difference_SN[:, first_K], counts_K)
     drawn_BT = generator.multinomial(num_samples, shares_WT[row_B])
     means_B = drawn_BT @ np.arange(-num_seeds, num_seeds + 1) / (num_samples * num_seeds)
+    return _interval(float(difference_SN.mean()), means_B)
+
+
+def _interval(difference: float, means_B: NDArray[np.float64]) -> Bootstrap:
     low, high = np.quantile(means_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     one_side = min(int((means_B <= 0).sum()), int((means_B >= 0).sum()))
-    p_value = min(1.0, 2 * (one_side + 1) / (num_resamples + 1))
-    return Bootstrap(float(difference_SN.mean()), float(low), float(high), p_value)
+    p_value = min(1.0, 2 * (one_side + 1) / (len(means_B) + 1))
+    return Bootstrap(difference, float(low), float(high), p_value)
+
+
+def _drawn_means(
+    difference_SN: NDArray[Any], generator: np.random.Generator, num_resamples: int
+) -> NDArray[np.float64]:
+    """[B] means over drawn seeds and drawn samples."""
+    num_seeds, num_samples = difference_SN.shape
+    count = min(num_resamples, max(1_000, _MOST_DRAWS // num_samples))
+    weights_BS = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count)
+    means_B = np.empty(count)
+    for index, weights_S in enumerate(weights_BS):
+        drawn_N = generator.integers(num_samples, size=num_samples)
+        means_B[index] = (weights_S @ difference_SN[:, drawn_N]).sum() / (num_samples * num_seeds)
+    return means_B
 
 
 def _distinct_rows(

@@ -32,6 +32,8 @@ class Entry:
     schema: int | None
     data: str | None
     test: str | None
+    monitor: str
+    score: str
     teacher: str | None
     teacher_directory: str | None
     hardware: tuple[str, ...]
@@ -133,6 +135,8 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
         schema=record.schema,
         data=record.data.fingerprint and intern(record.data.fingerprint),
         test=record.data.test_fingerprint and intern(record.data.test_fingerprint),
+        monitor=intern(record.task.monitor),
+        score=intern(record.task.score),
         teacher=teacher.key if teacher else None,
         teacher_directory=teacher.directory if teacher else None,
         hardware=tuple(intern(part) for part in parts if part),
@@ -157,8 +161,8 @@ def _numbers(record: Record, stage: StageRecord | None) -> dict[str, float]:
         numbers |= {f"factor_{key}": value for key, value in factors(teacher, stage.size).items()}
         numbers |= {intern(f"latency_{key}"): value for key, value in stage.latency_ms.items()}
         numbers |= {"seconds": stage.seconds, "epochs": stage.epochs, "best_epoch": stage.best_epoch}
-    teacher_accuracy = record.teacher.metrics.get("test_accuracy") if record.teacher else None
-    numbers["teacher_test_accuracy"] = teacher_accuracy
+    judged = f"test_{record.task.monitor}"
+    numbers[f"teacher_{judged}"] = record.teacher.metrics.get(judged) if record.teacher else None
     return {intern(key): value for key, value in numbers.items() if value is not None}
 
 

@@ -173,10 +173,11 @@ def _flags_cell(comparison: Comparison, group: Group) -> Cell:
 
 def paired_table(comparison: Comparison, tests: PairedTests) -> Table:
     """One row a paired test against the reference."""
+    unit = _unit(comparison)
     columns = (
         Column("group"),
         Column("pairs", True),
-        Column("difference (points)", True),
+        Column("difference (points)" if unit.factor == 100 else "difference", True),
         Column("95% interval", True),
         Column("p", True, False),
         Column("p (Holm)", True),
@@ -185,17 +186,37 @@ def paired_table(comparison: Comparison, tests: PairedTests) -> Table:
         Column("McNemar per seed", False, False, "only group right : only reference right, p after Holm"),
         Column("notes", False, False),
     )
-    rows = tuple(_test_row(comparison, test) for test in tests.tests)
+    rows = tuple(_test_row(comparison, test, unit) for test in tests.tests)
     notes = []
     if tests.reference is not None:
         notes.append(f"Reference: {comparison.label(tests.reference)} — {tests.why}.")
-        notes.append("Always about test accuracy, in percentage points; positive: the group is better.")
+        notes.append(f"Always about {unit.words}; positive: the group is better.")
     if tests.untested:
         notes.append(f"{tests.untested} groups further down were not tested; Holm counts them.")
     return Table("Paired tests", columns, rows, tuple(notes))
 
 
-def _test_row(comparison: Comparison, test: PairedTest) -> tuple[Cell, ...]:
+@dataclass(frozen=True)
+class _Unit:
+    """In what a difference is shown: times `factor`."""
+
+    words: str
+    factor: int
+
+    def show(self, difference: float) -> str:
+        return f"{100 * difference:+.2f}" if self.factor == 100 else f"{difference:+.4g}"
+
+
+def _unit(comparison: Comparison) -> _Unit:
+    scores = dict.fromkeys(comparison.study.entries[i].score for g in comparison.groups for i in g.counted)
+    if scores.keys() <= {"correct predictions"}:
+        return _Unit("test accuracy, in percentage points", 100)
+    shares = all(score.startswith(("correct predictions", "the share of")) for score in scores)
+    words = f"{' or '.join(scores)} of a test sample{', in percentage points' if shares else ''}"
+    return _Unit(words, 100 if shares else 1)
+
+
+def _test_row(comparison: Comparison, test: PairedTest, unit: _Unit) -> tuple[Cell, ...]:
     label = Cell(comparison.label(test.group), comparison.label(test.group))
     if test.bootstrap is None or test.over_seeds is None:
         return (
@@ -213,24 +234,20 @@ def _test_row(comparison: Comparison, test: PairedTest) -> tuple[Cell, ...]:
     return (
         label,
         Cell(str(test.pairs), float(test.pairs)),
-        Cell(_points(boot.difference), boot.difference),
-        Cell(f"{_points(boot.low)} … {_points(boot.high)}", boot.low),
+        Cell(unit.show(boot.difference), boot.difference),
+        Cell(f"{unit.show(boot.low)} … {unit.show(boot.high)}", boot.low),
         p_value_cell(boot.p_value),
         p_value_cell(test.p_holm if test.p_holm is not None else 1.0),
         Cell(
-            _points(seeds.mean)
+            unit.show(seeds.mean)
             if seeds.low is None or seeds.high is None
-            else f"{_points(seeds.mean)} [{_points(seeds.low)}, {_points(seeds.high)}]",
+            else f"{unit.show(seeds.mean)} [{unit.show(seeds.low)}, {unit.show(seeds.high)}]",
             seeds.mean,
         ),
         Cell(f"{clear} of {len(test.mcnemar)}", float(clear)),
         Cell(singles),
         Cell("; ".join(test.notes)),
     )
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
 
 
 def without(table: Table, name: str) -> Table:

@@ -14,14 +14,15 @@ from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults, origin
 from compresskd.config.outputs import output_faults
-from compresskd.config.parts import Parts, model_of, told_by, with_told
+from compresskd.config.parts import Parts, for_task, model_of, told_by, with_shape, with_told
 from compresskd.config.recorded import check_recorded
 from compresskd.config.resolved import resolved
 from compresskd.config.schema import DEFAULTS, MODEL_ROLES
-from compresskd.config.teacher_run import comes_trained, teacher_of
+from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.models.build import build as build_model
+from compresskd.models.huggingface import is_trained_for
 
 Plain = dict[str, Any]
 
@@ -129,12 +130,12 @@ def build(
     parts.models(data, strategy, recipe, device)
     teacher, kept = None, parts.from_teacher()
     if data is not None:
-        config = config | {role: with_told(config[role], told_by(data)) for role in ("data", *MODEL_ROLES)}
+        told = told_by(data)
+        config = config | {"data": with_shape(for_task(config["data"], task), told)}
+        config |= {role: with_told(config[role], told) for role in MODEL_ROLES}
         if strategy is not None and (strategy.needs_teacher or kept is not None):
-            # none where its weights answer the task as they are
-            config = _with_epochs(
-                config, 0 if not parts.faults and comes_trained(config["teacher"]) else config["epochs"]
-            )
+            comes_trained = not parts.faults and is_trained_for(config["teacher"])
+            config = _with_epochs(config, 0 if comes_trained else config["epochs"])
             own = functools.partial(build, overrides=overrides, data=data, tried=tried, trust=trust)
             teacher = parts.teacher(functools.partial(teacher_of, config, data, own))
     parts.stop_at_faults(origin_of)

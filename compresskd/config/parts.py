@@ -23,7 +23,8 @@ from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
-from compresskd.models.vocabulary import check_same_vocabulary, check_vocabulary
+from compresskd.models.huggingface import weights_folder
+from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
 from compresskd.stages import Quantization
@@ -171,7 +172,7 @@ class Parts(Builder):
 
     def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
-        node = self._config["data"]
+        node = for_task(self._config["data"], task)
         path = node.get("path")
         if isinstance(path, str) and not Path(path).exists():
             self.fault("data.path", f"got {path}, which is not there; write data.path=DIR")
@@ -188,7 +189,21 @@ class Parts(Builder):
             other = f"a task for the targets of data {data.name}, which are {fault}"
             self.fault("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
             return None
+        if not (isinstance(data.train, TensorSplit) and data.train.strata is not None):
+            self._refuse_mixup(data)
         return replace(data, task=task)
+
+    def _refuse_mixup(self, data: Data) -> None:
+        for key, recipe in (
+            ("train", self._config),
+            ("teacher_fit.train", self._config.get("teacher_fit", {})),
+        ):
+            alpha = recipe.get("train", {}).get("mixup")
+            if alpha is not None:
+                expected = (
+                    f"null: samples with one class each are mixed, and those of data {data.name} are not"
+                )
+                self.fault(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def models(
         self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
@@ -274,9 +289,11 @@ class Parts(Builder):
         )
         if model is FAILED:
             return None
-        rows = told.get("vocabulary_size")
-        if rows is not None:
-            self.attempt(place, lambda: check_vocabulary(model, rows))
+        if told.get("vocabulary_size") is not None:
+            self.attempt(place, lambda: check_vocabulary(model, told["vocabulary_size"]))
+        folder = weights_folder(options) if told.get("tokenizer") else None
+        if folder is not None:
+            self.attempt(place, lambda: check_tokenizer(folder.path, told["tokenizer"]))
         fits = self.attempt(place, lambda: check_answers(model, batches, task, told["num_classes"]))
         if node.get("weights"):
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
@@ -346,6 +363,11 @@ def _recipe_key(field: str, prefix: str = "") -> str:
     return field if top == "precision" else f"{prefix}{field if own else joined('train', field)}"
 
 
+def for_task(node: Plain, task: Task | None) -> Plain:
+    """A node of data with what the task asks of the samples, where it has such a key and the user says nothing."""
+    return {**node, "asks": task.asks} if task is not None and node.get("asks", "") is None else node
+
+
 def told_by(data: Data) -> dict[str, Any]:
     """What loaded data tell of themselves, by the names that nodes of models and of data have for it."""
     return {
@@ -353,13 +375,19 @@ def told_by(data: Data) -> dict[str, Any]:
         "input_shape": list(data.input_shape),
         "task": data.task.name,
         "class_names": list(data.class_names),
+        "tokenizer": data.preprocessing.get("tokenizer"),
         "vocabulary_size": data.preprocessing.get("vocabulary_size"),
-        "pad_token_id": data.preprocessing.get("pad_token_id"),
+        "pad_token_id": data.preprocessing.get("padding_id"),
     }
 
 
+def with_shape(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of data with what only the loaded data could tell."""
+    return with_told(node, {name: told[name] for name in ("num_classes", "input_shape")})
+
+
 def with_told(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of a model or of data with what only the loaded data could tell."""
+    """A node of a model with what only the loaded data could tell."""
     return {**node, **{k: v for k, v in told.items() if k in node and node[k] is None}}
 
 

@@ -71,12 +71,12 @@ def data_of(
                 [Fault(line, "is not about the data; evaluate takes data=NAME and data.KEY=VALUE only")]
             )
     if not any(line.startswith("data=") for line in overrides):
-        check_recorded({"data": config.get("data")}, trust)
+        check_recorded({"data": config.get("data"), "task": config.get("task") or {}}, trust)
     named = _other(config, list(overrides), config_dirs) if overrides else config["data"]
     said = [path.partition(".")[0] for _, path in outside_targets(named)] if overrides else []
-    parts = Parts({"data": named}, trust=(*trust, *said))
+    parts = Parts({"data": named, "task": config.get("task")}, trust=(*trust, *said))
     parts.check_group("data")
-    data = parts.data()
+    data = parts.data(parts.task())
     parts.stop_at_faults()
     assert data is not None
     return data

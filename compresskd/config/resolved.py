@@ -13,7 +13,7 @@ from compresskd.config.origin import interpolation_faults
 from compresskd.config.parts import Parts
 
 _PATHS = (("data", "path"), ("teacher", "weights"), ("student", "weights"))
-_MAYBE_PATHS = (("teacher", "id"), ("student", "id"))  # or names on the hub
+_MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

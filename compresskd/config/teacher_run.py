@@ -18,14 +18,12 @@ from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.teacher import Teacher
-from compresskd.models.hub_folder import hub_folder
-from compresskd.models.huggingface import is_trained_for
+from compresskd.models.huggingface import is_trained_for, weights_folder
 from compresskd.targets.stored_names import with_stored_targets
 from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
-_HUGGING_FACE = "compresskd.models.huggingface.huggingface"
 # What determines a trained teacher, beside the data.
 _DETERMINING = ("student", "strategy", "optimizer", "scheduler", "train", "epochs", "seed", "precision")
 
@@ -36,8 +34,8 @@ def teacher_of(config: Plain, data: Data, build: Callable[[Plain], Experiment]) 
     make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
     if node.get("weights"):
         return Teacher(make, weights=Path(node["weights"]))
-    if config["teacher_fit"]["epochs"] == 0 and comes_trained(node):
-        folder = hub_folder(node["id"])
+    folder = weights_folder(node)
+    if folder is not None and config["teacher_fit"]["epochs"] == 0 and is_trained_for(node):
         return Teacher(make, weights=folder.path, key=folder.fingerprint)
     own = _own_config(config)
     key = _key(own, data)
@@ -49,11 +47,6 @@ def teacher_of(config: Plain, data: Data, build: Callable[[Plain], Experiment]) 
         key=key,
         trust=(node["_target_"].partition(".")[0],),
     )
-
-
-def comes_trained(node: Plain) -> bool:
-    """Whether a model is one of a folder whose weights answer the task as they are."""
-    return node.get("_target_") == _HUGGING_FACE and is_trained_for(node)
 
 
 def _own_config(config: Plain) -> Plain:
@@ -71,11 +64,10 @@ def _own_config(config: Plain) -> Plain:
 def _key(config: Plain, data: Data) -> str:
     # how often a checkpoint is written changes no weight, nor do the names of classes
     train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
-    student = config["student"]
-    if (
-        student["_target_"] == _HUGGING_FACE and student["id"]
-    ):  # what is in the folder counts, wherever that is
-        student = {**student, "id": hub_folder(student["id"]).fingerprint}
+    student = {k: v for k, v in config["student"].items() if k != "class_names"}
+    folder = weights_folder(student)
+    if folder is not None:  # what is in it counts, wherever it is
+        student |= {"id": folder.fingerprint}
     determined: Plain = {k: config[k] for k in _DETERMINING} | {
         "student": student,
         "train": train,

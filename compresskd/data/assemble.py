@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -21,17 +21,16 @@ from compresskd.data.digest import content_digest
 from compresskd.data.identical import identical_samples, sample_hashes
 from compresskd.data.normalize import Normalize
 from compresskd.data.notice import Notice
-from compresskd.data.stratify import check_cut, cut_size, stratified_cut
-from compresskd.options import OptionError
+from compresskd.data.stratify import check_cut, cut_rows
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Decoded samples: pixels [N, C, H, W] or [N, F], uint8 or float32; targets [N], int64.
+    """Decoded samples: pixels [N, C, H, W] or [N, F], uint8 or float32; targets [N], int64, or [N, D], float32.
 
     `digest` is their `content_digest` and `hashes` [N] int64 their `sample_hashes` where these are already known
     (from a cache file). `streamed` says that the pixels are a memory-mapped file to be read batch by batch.
-    `notices` are what was seen when they were read.
+    `notices` are what was seen when they were read. `weights` [N] float32 are of the samples in the label loss.
     """
 
     pixels: Tensor
@@ -40,9 +39,11 @@ class Source:
     streamed: bool = False
     hashes: Tensor | None = None
     notices: tuple[Notice, ...] = ()
+    weights: Tensor | None = None
 
     def __post_init__(self):
-        if self.pixels.dtype not in (torch.uint8, torch.float32) or self.targets.dtype != torch.int64:
+        kind = torch.int64 if self.targets.ndim == 1 else torch.float32
+        if self.pixels.dtype not in (torch.uint8, torch.float32) or self.targets.dtype != kind:
             raise ValueError(
                 f"expected pixels in uint8 or float32 and targets in int64, got {self.pixels.dtype} and "
                 f"{self.targets.dtype}; write pixels.float(), targets.long()"
@@ -79,6 +80,7 @@ def assemble(
     test: Source | None = None,
     test_fraction: float | None = None,
     notices: Sequence[Notice] = (),
+    preprocessing: Mapping[str, Any] | None = None,
     **options: Unpack[Options],
 ) -> Data:
     """Check, cut and fingerprint.
@@ -87,7 +89,7 @@ def assemble(
     `validation` is cut from what remains by `validation_fraction` or `validation_count`. `num_classes` and
     `input_shape` are compared with what was loaded where they are not None. Samples that are in two splits are
     counted; a split that lies wholly in train is refused unless `allow_overlap`. `notices` are what the caller has
-    seen already.
+    seen already. Of targets [N, D], `class_names` are the names of the D values or labels.
 
     Raises ValueError, naming the option, for anything that does not fit, and TypeError for an unknown option.
     """
@@ -133,13 +135,15 @@ def assemble(
         class_names=class_names,
         mean=normalize.mean,
         std=normalize.std,
-        fingerprint=_short_hash([*determines, [str(name) for name in class_names]]),
-        batches_fingerprint=_short_hash(determines),
+        fingerprint=short_hash([*determines, [str(name) for name in class_names]]),
+        batches_fingerprint=short_hash(determines),
         notices=tuple(seen),
+        preprocessing=preprocessing or {},
     )
 
 
-def _short_hash(determines: Sequence[object]) -> str:
+def short_hash(determines: Sequence[object]) -> str:
+    """16 hexadecimal digits that two lists of plain values share if they are the same."""
     return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:16]
 
 
@@ -168,13 +172,8 @@ def _cut(
     if given is not None:
         check_cut(key, fraction, count, given=True)
         return rows, (given, torch.arange(len(given.targets)))
-    size = cut_size(key, fraction, count, len(rows))
-    try:
-        stay, cut = stratified_cut(train.targets[rows], size, seed=seed)
-    except ValueError as error:
-        option = "fraction" if count is None else "count"
-        raise OptionError(f"{key}_{option}", count or fraction, f"less: {error}") from error
-    return rows[stay], (train, rows[cut])
+    stay, cut = cut_rows(key, train.targets[rows], rows, fraction=fraction, count=count, seed=seed)
+    return stay, (train, cut)
 
 
 def _split(name: str, source: Source, rows: Tensor, normalize: Normalize) -> TensorSplit:
@@ -186,10 +185,13 @@ def _split(name: str, source: Source, rows: Tensor, normalize: Normalize) -> Ten
         normalize=normalize,
         fingerprint=_split_fingerprint(source, rows),
         streamed=source.streamed,
+        weights=source.weights[rows] if source.weights is not None and name == "train" else None,
     )
 
 
 def _split_fingerprint(source: Source, rows: Tensor) -> str:
     digest = hashlib.sha256((source.digest or content_digest(source.pixels, source.targets)).encode())
     digest.update(rows.numpy().tobytes())
+    if source.weights is not None:
+        digest.update(source.weights.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -75,9 +75,12 @@ class Split(ABC):
     def take(self, positions: Tensor, fingerprint: str) -> "Split":
         """The samples at these positions [M] int64, in this order, unaugmented."""
 
-    @abstractmethod
     def num_batches(self, batch_size: int, *, training: bool | None = None) -> int:
         """How many batches `batches` yields: in training (the default for 'train'), or in order."""
+        training = self.name == "train" if training is None else training
+        full, rest = divmod(len(self), _positive("batch_size", batch_size))
+        # Batch statistics of a single sample do not exist: training leaves a last batch of one out.
+        return full + (rest > (1 if training and full else 0))
 
     @abstractmethod
     def batches(
@@ -100,13 +103,29 @@ class Split(ABC):
         0..num_batches.
         """
 
+    def checked_pass(self, batch_size: int, epoch: int | None, start: int, view: int | None) -> int:
+        """The number of batches of a pass. Raises ValueError as `batches` says."""
+        num_batches = self.num_batches(batch_size, training=epoch is not None)
+        if not 0 <= start <= num_batches:
+            raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
+        if epoch is not None and epoch < 0:
+            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
+        if epoch is not None and view is not None:
+            raise ValueError(f"view: expected none beside epoch {epoch}, which has its own, got {view}")
+        if view is not None and (self.num_views is None or not 0 <= view < self.num_views):
+            raise ValueError(
+                f"view: expected one of the {self.num_views or 0} fixed views of {self.name}, got {view}"
+            )
+        return num_batches
+
 
 @dataclass(frozen=True, eq=False)
 class TensorSplit(Split):
     """Samples of one shape: images, or rows of a table.
 
     pixels: [M, C, H, W] or [M, F], uint8 or float32, as stored. rows: [N], int64, which of them are this
-    split's, in its order. targets: [N], int64, or [N, D] float32. `fingerprint` is that of stored pixels and
+    split's, in its order. targets: [N], int64, or [N, D] float32. weights: [N], float32, of the samples in the label
+    loss, where they do not count alike. `fingerprint` is that of stored pixels and
     targets, however these are then normalised.
     With `streamed`, pixels stay where they are (a memory-mapped file) and only batches go to `device`.
     """
@@ -121,6 +140,7 @@ class TensorSplit(Split):
     augmentation_bank: int | None = None
     streamed: bool = False
     device: torch.device = field(default=torch.device("cpu"))
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -141,6 +161,7 @@ class TensorSplit(Split):
             self,
             rows=self.rows[positions.to(self.rows.device)],
             targets=self.targets[positions.to(self.targets.device)],
+            weights=None if self.weights is None else self.weights[positions.to(self.weights.device)],
             fingerprint=fingerprint,
             augmentation=None,
             augmentation_bank=None,
@@ -151,18 +172,12 @@ class TensorSplit(Split):
         device = torch.device(device)
         if device == self.device:
             return self
-        moved = replace(self, device=device, targets=self.targets.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        moved = replace(self, device=device, targets=self.targets.to(device), weights=weights)
         if self.streamed:
             return moved
         pixels = self.pixels.index_select(0, self.rows).to(device)
         return replace(moved, pixels=pixels, rows=torch.arange(len(self), device=device))
-
-    def num_batches(self, batch_size: int, *, training: bool | None = None) -> int:
-        """How many batches `batches` yields: in training (the default for 'train'), or in order."""
-        training = self.name == "train" if training is None else training
-        full, rest = divmod(len(self), _positive("batch_size", batch_size))
-        # Batch statistics of a single sample do not exist: training leaves a last batch of one out.
-        return full + (rest > (1 if training and full else 0))
 
     def batches(
         self,
@@ -174,9 +189,7 @@ class TensorSplit(Split):
         view: int | None = None,
     ) -> Iterator[Batch]:
         """Batches of one pass, as `Split.batches` says; the order is a permutation of all samples."""
-        num_batches = self.num_batches(batch_size, training=epoch is not None)
-        if not 0 <= start <= num_batches:
-            raise ValueError(f"start: expected 0 to {num_batches} batches to skip, got {start}")
+        num_batches = self.checked_pass(batch_size, epoch, start, view)
         steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
         return self._iterate(steps, *self._plan(epoch, seed, view))
 
@@ -187,15 +200,7 @@ class TensorSplit(Split):
             if view is None:
                 # Plain pixels are no member of a bank of augmented views.
                 return order, 0 if self.augmentation is None else -1, None
-            if self.num_views is None or not 0 <= view < self.num_views:
-                raise ValueError(
-                    f"view: expected one of the {self.num_views or 0} fixed views of {self.name}, got {view}"
-                )
         else:
-            if epoch < 0:
-                raise ValueError(f"epoch: expected 0 or more, got {epoch}")
-            if view is not None:
-                raise ValueError(f"view: expected none beside epoch {epoch}, which has its own, got {view}")
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))
             view = -1 if self.num_views is None else epoch % self.num_views
         if self.augmentation is None:
@@ -216,7 +221,8 @@ class TensorSplit(Split):
             images = pixels
             if self.augmentation is not None and draws is not None:
                 images = self.augmentation(pixels, draws[index], self.normalize.pixel_max)
-            yield Batch(self.normalize(images), self.targets[index], index, view)
+            weights = None if self.weights is None else self.weights[index]
+            yield Batch(self.normalize(images), self.targets[index], index, view, weights)
 
     def _gather(self, parts: list[Tensor]) -> Iterator[Tensor]:
         """Stored pixels of each part, on the device; streamed ones are read one batch ahead."""

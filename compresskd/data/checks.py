@@ -57,8 +57,6 @@ def check_augmentation(
 
 def check_splits(splits: Mapping[str, TensorSplit], class_names: tuple[str, ...]) -> None:
     """Every split has labelled samples of the same shape, and train has some of every class."""
-    if len(class_names) < 2:
-        raise OptionError("num_classes", len(class_names), f">= 2, not only {list(class_names)}")
     shape = splits["train"].input_shape
     for split in splits.values():
         if len(split) == 0:
@@ -68,15 +66,45 @@ def check_splits(splits: Mapping[str, TensorSplit], class_names: tuple[str, ...]
                 f"samples of the {split.name} split have shape {list(split.input_shape)}, those of train "
                 f"{list(shape)}; write data.size=PIXELS (resize) or data.channels=3 (convert) to make them alike"
             )
-        outside = ((split.targets < 0) | (split.targets >= len(class_names))).nonzero()
-        if len(outside):
-            position = int(outside[0])
+    if splits["train"].targets.is_floating_point():
+        check_numbers({split.name: split.targets for split in splits.values()})
+    else:
+        check_classes({split.name: split.targets for split in splits.values()}, class_names)
+
+
+def check_numbers(targets: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for targets [N, D] of a split that are not finite, and for those of train that never change."""
+    for name, values in targets.items():
+        bad = (~values.isfinite().all(dim=1)).nonzero()
+        if len(bad):
             raise ValueError(
-                f"expected labels 0 to {len(class_names) - 1} in the {split.name} split, got "
-                f"{int(split.targets[position])} at sample {position}; an unlabelled split cannot be used: name "
-                f"another one (data.{split.name}_split), or cut one from train"
+                f"expected finite targets in the {name} split, got {values[bad[0, 0]].tolist()} at sample "
+                f"{int(bad[0, 0])}; mend or remove it"
             )
-    counts = torch.bincount(splits["train"].targets, minlength=len(class_names))
+    same = (targets["train"] == targets["train"][:1]).all(dim=0).nonzero().flatten().tolist()
+    if same and len(targets["train"]) > 1:
+        raise ValueError(f"target {same[0]} of all train samples is the same: there is nothing to be learned")
+
+
+def check_classes(targets: Mapping[str, Tensor], class_names: tuple[str, ...]) -> None:
+    """Raise ValueError unless targets [N] of each split are classes, and train has all of them.
+
+    Of targets [N, L], -100 stands where there is none, and train may lack a class.
+    """
+    if len(class_names) < 2:
+        raise OptionError("num_classes", len(class_names), f">= 2, not only {list(class_names)}")
+    for name, labels in targets.items():
+        outside = (labels < 0) | (labels >= len(class_names))
+        outside = (outside & (labels != -100) if labels.ndim > 1 else outside).nonzero()
+        if len(outside):
+            raise ValueError(
+                f"expected labels 0 to {len(class_names) - 1} in the {name} split, got "
+                f"{int(labels[tuple(outside[0])])} at sample {int(outside[0, 0])}; an unlabelled split cannot be used: "
+                f"name another one (data.{name}_split), or cut one from train"
+            )
+    if targets["train"].ndim > 1:
+        return
+    counts = torch.bincount(targets["train"], minlength=len(class_names))
     empty = [class_names[label] for label in (counts == 0).nonzero().flatten().tolist()]
     if empty:
         raise ValueError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskd.data.images import Encoded
-from compresskd.options import OptionError
+from compresskd.options import OptionError, did_you_mean
 
 _BLOCK = 512
 
@@ -37,35 +37,15 @@ class Columns:
         if self.image == self.label:
             raise OptionError("image_column", self.image, f"another column of {where} than label_column")
         for split in (train, part):
-            self._check(split, where)
-        class_names, numbers = self._classes(train, where)
+            check_columns(split, {"image_column": self.image, "label_column": self.label}, where)
+        class_names, numbers = class_numbers(train, self.label, where)
         return Encoded(class_names, self._items(part, numbers, where))
-
-    def _check(self, split: Any, where: str) -> None:
-        present = list(split.column_names or next(iter(split)))
-        for key, column in (("image_column", self.image), ("label_column", self.label)):
-            if column not in present:
-                raise ValueError(
-                    f"data.{key}: {where} has no column {column!r}, it has {present}; write data.{key}=NAME"
-                )
-
-    def _classes(self, train: Any, where: str) -> tuple[tuple[str, ...], dict[Any, int]]:
-        """Names of classes, and the number of each value of the label column."""
-        names = getattr((train.features or {}).get(self.label), "names", None)
-        if names is not None:
-            # -1 stands for no label: assembling refuses it with the position of the sample.
-            return tuple(names), {number: number for number in range(-1, len(names))}
-        values = set()
-        for table in _tables(train, [self.label], where):
-            values.update(_hashable(value, self.label, where) for value in table[self.label].to_pylist())
-        ordered = sorted(values)
-        return tuple(map(str, ordered)), {value: number for number, value in enumerate(ordered)}
 
     def _items(
         self, part: Any, numbers: dict[Any, int], where: str
     ) -> Iterator[list[tuple[bytes | Path | None, int]]]:
         position = 0
-        for table in _tables(part, [self.image, self.label], where):
+        for table in tables(part, [self.image, self.label], where):
             images, labels = table[self.image].to_pylist(), table[self.label].to_pylist()
             block = []
             for image, label in zip(images, labels, strict=True):
@@ -89,7 +69,36 @@ class Columns:
         raise OptionError("image_column", self.image, expected)
 
 
-def _tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
+def check_columns(split: Any, columns: Mapping[str, str], where: str) -> None:
+    """Raise ValueError unless `split` has the column that each key names."""
+    present = list(split.column_names or next(iter(split)))
+    for key, column in columns.items():
+        if column not in present:
+            near = did_you_mean(column, present)
+            raise ValueError(
+                f"data.{key}: {where} has no column {column!r}, it has {present}; write data.{key}=NAME{near}"
+            )
+
+
+def class_numbers(
+    train: Any, column: str, where: str, *, lists: bool = False
+) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Names of classes, and the number of each value of a column of labels, or of `lists` of labels."""
+    feature = (train.features or {}).get(column)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is not None:
+        # -1 stands for no label: assembling refuses it with the position of the sample.
+        return tuple(names), {number: number for number in range(-1, len(names))}
+    values = set()
+    for table in tables(train, [column], where):
+        for value in table[column].to_pylist():
+            labels = value if lists and isinstance(value, list) else [value]
+            values.update(_hashable(label, column, where) for label in labels)
+    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+    return tuple(map(str, ordered)), {value: number for number, value in enumerate(ordered)}
+
+
+def tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
     """Arrow tables of some columns, images as stored. Raises ValueError where the library cannot read them."""
     from datasets import Image
 

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskd.data.base import TensorSplit
+from compresskd.data.base import Split
 from compresskd.data.notice import Notice
+from compresskd.tasks import IGNORED
 
+_ROWS = 65_536  # that are hashed together
 _PAIRS = (("test", "train"), ("validation", "train"), ("validation", "test"))
 
 
@@ -22,7 +24,7 @@ def sample_hashes(pixels: Tensor | np.ndarray) -> Tensor:
 
 
 def identical_samples(
-    splits: Mapping[str, TensorSplit], hashes: Mapping[str, Tensor], *, allowed: bool
+    splits: Mapping[str, Split], hashes: Mapping[str, Tensor], *, allowed: bool
 ) -> Iterator[Notice]:
     """A notice for each two splits that share samples; labels do not count.
 
@@ -53,9 +55,18 @@ def identical_samples(
             yield Notice("identical", one, count, text, tuple(examples))
 
 
-def _labelled(splits: Mapping[str, TensorSplit], hashes: Mapping[str, Tensor], name: str) -> Tensor:
+def _labelled(splits: Mapping[str, Split], hashes: Mapping[str, Tensor], name: str) -> Tensor:
     """Hashes of samples with their labels: odd multiples keep different labels apart."""
-    return hashes[name] + splits[name].targets * 0x5851F42D4C957F2D
+    targets = splits[name].targets
+    labels = targets if targets.ndim == 1 else torch.cat([_row_hashes(part) for part in targets.split(_ROWS)])
+    return hashes[name] + labels * 0x5851F42D4C957F2D
+
+
+def _row_hashes(targets: Tensor) -> Tensor:
+    """[N] int64 of targets [N, L]; of tokens, -100 at the end of a row does not count."""
+    if targets.is_floating_point():
+        return sample_hashes(targets)
+    return ((targets.long() - IGNORED) * torch.arange(1, 2 * targets.shape[1], 2)).sum(1)
 
 
 def _percent(count: int, total: int) -> str:

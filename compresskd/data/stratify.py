@@ -33,6 +33,31 @@ def stratified_cut(targets: Tensor, count: int, *, seed: int) -> tuple[Tensor, T
     return rows[~is_cut], rows[is_cut]
 
 
+def cut_rows(
+    key: str,
+    targets: Tensor,
+    rows: Tensor,
+    *,
+    fraction: float | None,
+    count: int | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Of `rows`, those that stay and those that are cut off as `data.KEY_fraction` or `data.KEY_count` says.
+
+    `targets` [N, ...] are those of the rows: classes [N] int64 give their shares, of others the cut is uniform.
+    Raises OptionError for options that do not fit.
+    """
+    size = cut_size(key, fraction, count, len(rows))
+    classes = targets.ndim == 1 and not targets.is_floating_point()
+    try:
+        labels = targets if classes else torch.zeros(len(rows), dtype=torch.int64)
+        stay, cut = stratified_cut(labels, size, seed=seed)
+    except ValueError as error:
+        option = "fraction" if count is None else "count"
+        raise OptionError(f"{key}_{option}", count or fraction, f"less: {error}") from error
+    return rows[stay], rows[cut]
+
+
 def check_cut(key: str, fraction: float | None, count: int | None, *, given: bool) -> None:
     """What of the options KEY_fraction and KEY_count is set makes sense, before anything is loaded.
 

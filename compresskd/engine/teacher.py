@@ -13,6 +13,7 @@ from torch import nn
 from compresskd import artifact
 from compresskd.data.base import Split
 from compresskd.engine.events import Listener
+from compresskd.models.weights import load_weights
 from compresskd.run import (
     AlreadyFinished,
     InUse,
@@ -32,8 +33,8 @@ class Teacher:
     """The teacher of a run.
 
     Attributes:
-        build: makes the untrained architecture, or the trained teacher where `weights` is given.
-        weights: the file or folder whose weights `build` gives it; None to train it once.
+        build: makes the untrained architecture, or the teacher with the weights of its folder.
+        weights: checkpoint to load into it, or the folder that `build` takes it from; None to train it once.
         train: runs the ordinary run that trains it, in a directory (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
         key: that hash; of a folder of weights its fingerprint.
@@ -59,6 +60,8 @@ class Teacher:
         """
         if self.weights is not None:
             teacher = self.build()
+            if not self.weights.is_dir():  # a folder's are there: they came with the architecture
+                load_weights(teacher, self.weights)
             origin = {"key": self.key, "source": "weights", "weights": str(self.weights)}
         else:
             teacher, source = self._trained(reporter)

@@ -1,4 +1,4 @@
-"""Terms on features: outputs of modules, ``[B, C]``, ``[B, N, C]`` (N tokens) or ``[B, C, H, W]``.
+"""Terms on features: outputs of modules, ``[B, C]``, ``[B, L, C]`` (L tokens) or ``[B, C, H, W]``.
 
 Which modules are compared is said by ``pairs`` (student module: teacher module) or else found by ``match``:
 
@@ -7,8 +7,8 @@ Which modules are compared is said by ``pairs`` (student module: teacher module)
   pattern (``fnmatch``): ``["*"]`` takes every layer and block, ``["layer?", "*.conv2"]`` some.
 - ``middle``, ``last``: of the outermost layers and blocks before the logits the middle or last of each side.
 
-Losses are summed over pairs. Every term computes in float32 and expects both views keyed by the student's
-names, as :class:`compresskd.kd.objective.BoundObjective` gives them.
+Losses are summed over pairs. Padding among the tokens counts for nothing. Every term computes in float32 and expects
+both views keyed by the student's names, as :class:`compresskd.kd.objective.BoundObjective` gives them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ class Hint:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(*aligned(s, t)))
+        return _over_pairs(self, student, teacher, lambda s, t, mask: F.mse_loss(*aligned(s, t, mask)))
 
 
 @checked
@@ -104,7 +104,12 @@ class SimilarityPreserving:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(self, student, teacher, lambda s, t: F.mse_loss(_similarity(s), _similarity(t)))
+        return _over_pairs(
+            self,
+            student,
+            teacher,
+            lambda s, t, mask: F.mse_loss(_similarity(_without(s, mask)), _similarity(_without(t, mask))),
+        )
 
 
 @checked
@@ -135,8 +140,8 @@ class RKD:
         """The loss, a scalar."""
         return _over_pairs(self, student, teacher, self._relation)
 
-    def _relation(self, s: Tensor, t: Tensor) -> Tensor:
-        s_differences, t_differences = _differences(pooled(s)), _differences(pooled(t))
+    def _relation(self, s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+        s_differences, t_differences = _differences(pooled(s, mask)), _differences(pooled(t, mask))
         loss = s.new_zeros(())
         if self.distance_weight:
             distances = F.smooth_l1_loss(_distances(s_differences), _distances(t_differences))
@@ -156,7 +161,7 @@ def _over_pairs(
     term: Any,
     student: ModelOutputs,
     teacher: ModelOutputs | None,
-    distance: Callable[[Tensor, Tensor], Tensor],
+    distance: Callable[[Tensor, Tensor, Tensor | None], Tensor],
 ) -> Tensor:
     theirs = teacher_of(teacher, term).features
     if not student.features or student.features.keys() != theirs.keys():
@@ -164,11 +169,24 @@ def _over_pairs(
             f"{type(term).__name__}: expected features of the same names on both sides, got "
             f"{list(student.features)} and {list(theirs)}; call a bound objective (Objective.bind)"
         )
-    losses = [distance(s.float(), theirs[name].detach().float()) for name, s in student.features.items()]
+    losses = [
+        distance(s.float(), theirs[name].detach().float(), student.mask)
+        for name, s in student.features.items()
+    ]
     return torch.stack(losses).sum()
 
 
-def _attention_distance(s: Tensor, t: Tensor) -> Tensor:
+def _without(feature: Tensor, mask: Tensor | None) -> Tensor:
+    """The feature with zeros in the place of padding."""
+    if mask is None or feature.ndim != 3 or feature.shape[:2] != mask.shape:
+        return feature
+    return feature * mask[..., None]
+
+
+def _attention_distance(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None and s.ndim == t.ndim == 3 and s.shape[:2] == t.shape[:2] == mask.shape:
+        maps = [F.normalize(_without(x, mask).square().mean(dim=2), dim=1) for x in (s, t)]
+        return (maps[0] - maps[1]).square().sum() / mask.sum().clamp_min(1)
     s, t = aligned(s, t)
     maps = [x.square().mean(dim=1 if x.ndim == 4 else 2).flatten(1) for x in (s, t)]
     return F.mse_loss(F.normalize(maps[0], dim=1), F.normalize(maps[1], dim=1))

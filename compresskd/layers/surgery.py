@@ -155,8 +155,9 @@ def apply_structure(
 def resolve_trusted(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
     """The class or function at a dotted path that a file names and that is to be called.
 
-    Of compresskd only subclasses of `nn.Module` are, and adapters to other libraries; of a package in `trust` what is of the `kind` and defined in
-    it. What a trusted file merely imports (`compresskd.engine.environment.subprocess.run`) is refused.
+    Of compresskd only subclasses of `nn.Module` are, and adapters to other libraries; of a package in `trust` what is
+    of the `kind` and defined in it. What a trusted file merely imports (`compresskd.engine.environment.subprocess.run`)
+    is refused.
 
     Raises:
         ValueError: the path lies outside, or names nothing of the kind. Nothing outside is ever imported.

@@ -7,7 +7,7 @@ from annotated_types import Ge, Lt, MinLen
 
 from compresskd.options import Count, OptionError
 
-Classes = Annotated[int, Ge(2)]
+Classes = Count  # or labels, or the values of a regression
 Dropout = Annotated[float, Ge(0), Lt(1)]
 Shape = Annotated[Sequence[Count], MinLen(1)]  # of one sample, without the batch, such as [3, 32, 32]
 

@@ -20,6 +20,7 @@ from torch import nn
 from compresskd.models.hub_folder import HubFolder, hub_folder
 from compresskd.options import Count, OptionError, Whole, checked, did_you_mean, joined, one_of
 
+HUGGING_FACE = f"{__name__}.huggingface"
 _SEQUENCE, _IMAGE, _AUDIO = (f"AutoModelFor{kind}Classification" for kind in ("Sequence", "Image", "Audio"))
 _OF_TASK = {
     "token_classification": "AutoModelForTokenClassification",
@@ -46,9 +47,9 @@ _MOST = 1_000_000  # layers, labels, heads: what is counted in a configuration, 
 _OTHERS = ("timm_wrapper", "timm_backbone")  # model types whose options timm would act on: write student=timm
 # What shrinks with the hidden size; the size of a head does not.
 _SCALED = (
-    "hidden_size", "d_model", "intermediate_size", "d_ff", "n_inner", "ffn_dim", "pooler_hidden_size", "hidden_dim", "encoder_ffn_dim",
-    "decoder_ffn_dim", "word_embed_proj_dim", "num_attention_heads", "num_key_value_heads", "num_heads",
-    "encoder_attention_heads", "decoder_attention_heads",
+    "hidden_size", "d_model", "intermediate_size", "d_ff", "n_inner", "ffn_dim", "pooler_hidden_size", "hidden_dim",
+    "encoder_ffn_dim", "decoder_ffn_dim", "word_embed_proj_dim", "num_attention_heads", "num_key_value_heads",
+    "num_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOLD = ("num_labels", "id2label", "label2id")  # by the data
@@ -138,10 +139,18 @@ def from_config(*, auto: Auto, config: Mapping[str, Any], attn_implementation: A
     return _without_weights(_class_of(auto, made), made, attn_implementation)
 
 
+def weights_folder(node: Mapping[str, Any]) -> HubFolder | None:
+    """The folder whose weights a configured model starts from; None where it has none, or is none of `huggingface`."""
+    if node.get("_target_") != HUGGING_FACE or not node.get("id") or not node.get("pretrained", True):
+        return None
+    folder = hub_folder(node["id"])
+    return folder if folder.has_weights else None
+
+
 def is_trained_for(options: Mapping[str, Any]) -> bool:
-    """Whether what `huggingface(**options)` returns has the trained head that the task needs, and not a fresh one."""
-    folder = hub_folder(options["id"]) if options.get("id") and options.get("pretrained", True) else None
-    if folder is None or not folder.has_weights:
+    """Whether a configured model comes with the trained head that the task needs, and not with a fresh one."""
+    folder = weights_folder(options)
+    if folder is None:
         return False
     auto = options.get("auto") or _auto_of(options["task"], options.get("input_shape") or ())
     made = _configuration(_options_of(folder, dict(options.get("config") or {}), {}))

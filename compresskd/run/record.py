@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compresskd.metric import ACCURACY, Metric
+from compresskd.metric import ACCURACY, Metric, metric_named
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_bytes
 from compresskd.run.ownership import RECORD
@@ -140,10 +140,7 @@ def read_record(directory: Path) -> Record:
 def metrics_of(task: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics of a record's task by name, the one that selects among them."""
     named = task.get("metrics") or {ACCURACY.name: {"percent": True}}
-    return {
-        name: Metric(name, values.get("higher_is_better", True) is True, values.get("percent") is True)
-        for name, values in {monitor_of(task): {}, **named}.items()
-    }
+    return {name: metric_named(name, values) for name, values in {monitor_of(task): {}, **named}.items()}
 
 
 def is_reproduced(metric: Metric, value: float, recorded: float, num_samples: int) -> bool:

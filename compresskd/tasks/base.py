@@ -50,6 +50,7 @@ class Task(ABC):
         monitor: the metric that selects the best epoch.
         metrics: all of them besides the loss.
         running: the metric that is followed over the training batches; None follows the loss alone.
+        score_is: in words, what the score of a sample is.
         keeps_targets: whether predictions and targets of rows are worth keeping in a run's predictions.npz.
         keeps_losses: whether `metrics_of` and `scores` need the loss of each row.
     """
@@ -60,12 +61,14 @@ class Task(ABC):
     monitor: ClassVar[Metric]
     metrics: ClassVar[tuple[Metric, ...]]
     running: ClassVar[Metric | None] = None
+    score_is: ClassVar[str]
     keeps_targets: ClassVar[bool] = True
     keeps_losses: ClassVar[bool] = False
 
     def rows(self, output: Any, batch: Batch) -> tuple[ModelOutputs, Tensor]:
         """The rows that count of what a model returned for `batch`, and their targets [N, ...]."""
-        return ModelOutputs(logits_of(output), weights=batch.weights, task=self), batch.targets
+        outputs = ModelOutputs(logits_of(output), mask=batch.mask, weights=batch.weights, task=self)
+        return outputs, batch.targets
 
     @property
     def rows_are_samples(self) -> bool:
@@ -130,6 +133,7 @@ class Task(ABC):
         return {
             "name": self.name,
             "monitor": self.monitor.name,
+            "score": self.score_is,
             "metrics": {
                 m.name: {"higher_is_better": m.higher_is_better, "percent": m.percent} for m in self.metrics
             },

@@ -33,6 +33,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def mask(self) -> Tensor | None:
+        """[B, L] bool, which positions are no padding; None where the inputs do not say."""
+        mask = None if isinstance(self.inputs, Tensor) else self.inputs.get("attention_mask")
+        return None if mask is None or mask.ndim != 2 else mask.bool()
+
     def call(self, model: nn.Module) -> Any:
         """What `model` returns for these inputs."""
         return call(model, self.inputs)

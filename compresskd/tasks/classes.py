@@ -24,6 +24,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     asks: ClassVar[str] = CLASSES
     targets_are: ClassVar[str] = "one class a sample"
+    score_is: ClassVar[str] = "correct predictions"
     monitor: ClassVar[Metric] = ACCURACY
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, MATTHEWS)
     running: ClassVar[Metric | None] = ACCURACY
@@ -93,6 +94,7 @@ class TokenClassification(Classification):
 
     name: ClassVar[str] = "token_classification"
     targets_are: ClassVar[str] = "one class a token"
+    score_is: ClassVar[str] = "the share of tokens that are right"
 
     @property
     def rows_are_samples(self) -> bool:
@@ -121,14 +123,8 @@ def token_rows(task: Task, logits: Tensor, targets: Tensor, batch: Batch) -> tup
     counted = targets != IGNORED
     sample = counted.nonzero()[:, 0]
     weights = None if batch.weights is None else batch.weights[sample]
-    outputs = ModelOutputs(logits[counted], mask=attended(batch), sample=sample, weights=weights, task=task)
+    outputs = ModelOutputs(logits[counted], mask=batch.mask, sample=sample, weights=weights, task=task)
     return outputs, targets[counted]
-
-
-def attended(batch: Batch) -> Tensor | None:
-    """[B, L] bool, which positions are no padding; None where the inputs do not say."""
-    mask = None if isinstance(batch.inputs, Tensor) else batch.inputs.get("attention_mask")
-    return None if mask is None else mask.bool()
 
 
 def sequence_fault(output: Any, batch: Batch, num_outputs: int) -> str | None:

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskd.metric import ACCURACY, MACRO_F1, Metric
+from compresskd.metric import ACCURACY, MACRO_F1, MICRO_F1, Metric
 from compresskd.tasks.base import LABELS, Judged, Task
-
-MICRO_F1 = Metric("micro_f1", percent=True)
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,7 @@ class MultiLabel(Task):
     name: ClassVar[str] = "multi_label"
     asks: ClassVar[str] = LABELS
     targets_are: ClassVar[str] = "0 or 1 for each label of a sample"
+    score_is: ClassVar[str] = "the share of labels that are right"
     monitor: ClassVar[Metric] = MACRO_F1
     metrics: ClassVar[tuple[Metric, ...]] = (MACRO_F1, MICRO_F1, ACCURACY)
     running: ClassVar[Metric | None] = ACCURACY

@@ -22,6 +22,7 @@ class Regression(Task):
     name: ClassVar[str] = "regression"
     asks: ClassVar[str] = VALUES
     targets_are: ClassVar[str] = "numbers"
+    score_is: ClassVar[str] = "the negative squared error"
     monitor: ClassVar[Metric] = R2
     metrics: ClassVar[tuple[Metric, ...]] = (R2, MSE, MAE, PEARSON)
     running: ClassVar[Metric | None] = MSE

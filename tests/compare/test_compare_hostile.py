@@ -13,7 +13,7 @@ from refusals import says
 from compresskd.compare.command import main, summarize_sweep
 from compresskd.compare.curves import curve, read_epochs
 from compresskd.compare.markdown import escape
-from compresskd.compare.predictions import PredictionsError, read_predictions
+from compresskd.compare.predictions import PredictionsError, read_scores
 
 IMPOSSIBLE = [
     ("metrics__test_accuracy", 1e308, says("test_accuracy", "0", "1", "1e+308")),
@@ -129,12 +129,12 @@ def test_arrays_that_claim_or_hold_too_much_are_refused(tmp_path):
         archive.writestr("distill.npy", header)
         archive.writestr("targets.npy", header)
     with pytest.raises(PredictionsError, match="cannot be read"):
-        read_predictions(tmp_path, "distill")
+        read_scores(tmp_path, "distill")
     with zipfile.ZipFile(tmp_path / "predictions.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("distill.npy", bytes(2**28 + 1))
         archive.writestr("targets.npy", b"")
     with pytest.raises(PredictionsError, match="out of proportion"):
-        read_predictions(tmp_path, "distill")
+        read_scores(tmp_path, "distill")
 
 
 def test_numbers_of_a_curve_that_no_plot_can_show_are_left_out():

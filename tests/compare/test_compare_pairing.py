@@ -4,7 +4,7 @@ import pytest
 from compresskd.compare.comparison import Options, compare
 from compresskd.compare.keys import UnknownKeyError
 from compresskd.compare.pairing import MAX_PAIRS, against_reference
-from compresskd.compare.predictions import PredictionsError, read_predictions
+from compresskd.compare.predictions import PredictionsError, read_scores
 from compresskd.compare.statistics import mcnemar
 from compresskd.compare.study import load
 
@@ -120,7 +120,7 @@ def test_damaged_predictions_are_refused(tmp_path, damage):
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(PredictionsError, match=r"predictions\.npz"):
-        read_predictions(tmp_path, "distill")
+        read_scores(tmp_path, "distill")
 
 
 def test_the_baseline_is_the_reference_where_there_is_one(two, run):

@@ -13,6 +13,7 @@ from compresskd.data import Source, assemble
 from compresskd.engine.strategy import NotFiniteError, store_predictions
 from compresskd.run import Record, RunDirectoryError, read_record
 from compresskd.run.record import changed_data
+from compresskd.tasks import Classification
 from compresskd.training import Scores
 
 SMALL = (
@@ -135,17 +136,21 @@ def test_classes_beyond_two_bytes_are_kept(tmp_path):
         data = None
 
     targets = torch.tensor([0, 65_535, 65_536, 69_999])
-    Holder.data = type("D", (), {"test": type("S", (), {"targets": targets})})
+    Holder.data = type("D", (), {"task": Classification()})
+
+    def scores(*classes):
+        return Scores({}, torch.tensor(classes), targets, torch.zeros(4), Classification())
+
     predictions = torch.tensor([0, 65_536, 65_536, 3])
-    store_predictions(Holder, "train", Scores(0.0, 0.0, predictions))
-    store_predictions(Holder, "second", Scores(0.0, 0.0, torch.tensor([0, 1, 2, 3])))
+    store_predictions(Holder, "train", scores(*predictions.tolist()))
+    store_predictions(Holder, "second", scores(0, 1, 2, 3))
     with np.load(tmp_path / "predictions.npz") as arrays:
         assert arrays["targets"].tolist() == targets.tolist()
         assert arrays["train"].tolist() == predictions.tolist()
         assert arrays["train"].dtype == np.uint32
         assert arrays["second"].dtype == np.uint8
     with pytest.raises(ValueError, match=says("classes", "0", "-1")):
-        store_predictions(Holder, "third", Scores(0.0, 0.0, torch.tensor([-1, 0, 0, 0])))
+        store_predictions(Holder, "third", scores(-1, 0, 0, 0))
 
 
 class Broken(torch.nn.Module):

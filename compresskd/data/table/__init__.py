@@ -1,0 +1,1 @@
+"""Rows of a table: numbers and categories, as one vector of inputs."""

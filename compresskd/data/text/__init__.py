@@ -1,0 +1,1 @@
+"""Text: tokenizers, sequences of tokens, and the data sets made of them."""

@@ -1,0 +1,296 @@
+"""From sequences of tokens to `Data`: cut, checked, and told apart."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from compresskd.data.assemble import short_hash
+from compresskd.data.base import Data
+from compresskd.data.cache import Cache
+from compresskd.data.checks import check_class_names, check_classes, check_declared, check_numbers
+from compresskd.data.columns import tables
+from compresskd.data.identical import identical_samples
+from compresskd.data.location import Location, located
+from compresskd.data.named import named_splits
+from compresskd.data.notice import Notice
+from compresskd.data.stratify import cut_rows, cut_size
+from compresskd.data.text.sequences import Block, Sequences, collected
+from compresskd.data.text.split import TextSplit, padded, split_fingerprint
+from compresskd.data.text.tokenizer import Tokenizer
+from compresskd.data.weights import class_weights
+from compresskd.options import Count, OptionError, Whole
+
+
+class SetOptions(TypedDict, total=False):
+    """Where a set of texts is, and how it is cut: what every such set takes from its configuration."""
+
+    id: str | None
+    config: str | None
+    revision: str | None
+    path: str | None
+    train_split: str | None
+    validation_split: str | None
+    test_split: str | None
+    test_fraction: float | None
+    validation_fraction: float | None
+    validation_count: int | None
+    split_seed: int
+    num_classes: Count | None
+    allow_overlap: bool
+    cache_dir: str | None
+    max_in_memory_bytes: Whole
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A set that was found: its splits, by our names and by theirs."""
+
+    location: Location
+    names: Mapping[str, str]
+    notices: tuple[Notice, ...]
+
+    @classmethod
+    def at(cls, options: SetOptions) -> "Opened":
+        """Raises OptionError where there is none, or it has other splits."""
+        location = located(*(options.get(key) for key in ("id", "config", "revision", "path")))
+        given = {key: options.get(key) for key in ("train_split", "validation_split", "test_split")}
+        return cls(location, *map(_frozen, named_splits(list(location.loaded), location.what, **given)))
+
+    def part(self, split: str) -> Any:
+        """The data set of one split."""
+        return self.location.loaded[self.names[split]]
+
+    def where(self, split: str) -> str:
+        """In messages."""
+        return f"the {self.names[split]} split of {self.location.what}"
+
+    def texts(self, column: str, *, key: str) -> Iterator[str]:
+        """Every text of a column, of all splits. Raises OptionError for what is no text."""
+        for split in self.names:
+            yield from texts_of(self.part(split), column, key, self.where(split))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def texts_of(part: Any, column: str, key: str, where: str) -> Iterator[str]:
+    """The texts of a column. Raises OptionError, of the option `key`, for what is no text."""
+    position = 0
+    for table in tables(part, [column], where):
+        for text in table[column].to_pylist():
+            if not isinstance(text, str):
+                expected = f"a column of texts, not {type(text).__name__} as sample {position} of {where} has"
+                raise OptionError(key, column, expected)
+            yield text
+            position += 1
+
+
+def sequences_of(
+    opened: Opened,
+    options: SetOptions,
+    tokenizer: Tokenizer,
+    determines: Sequence[object],
+    blocks: Callable[[str, list[Notice]], Iterator[Block]],
+) -> dict[str, Sequences]:
+    """The tokens of each split: what `blocks` makes of it, or was made of the same files before.
+
+    `determines` is what the tokens depend on besides the files and the tokenizer.
+    """
+    cache = Cache.at(options.get("cache_dir"), options.get("max_in_memory_bytes", 2**28))
+    found = {}
+    for split, theirs in opened.names.items():
+        named = (
+            opened.location.digest,
+            sorted(opened.names.items()),
+            theirs,
+            tokenizer.describe(),
+            determines,
+        )
+        key = sha256(repr(named).encode()).hexdigest()[:32]
+        notices: list[Notice] = []
+        found[split] = collected(blocks(split, notices), notices, cache, key, opened.where(split))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What is asked of the samples.
+
+    Attributes:
+        class_names: of classes, labels or values; empty where tokens are predicted.
+        num_outputs: how many outputs a model must have.
+        kind: "classes", "labels", "values", or "tokens" for a class of each token.
+        class_weights: of the classes in the label loss, or "balanced": the same for each class of train.
+    """
+
+    class_names: tuple[str, ...]
+    num_outputs: int
+    kind: str
+    class_weights: Sequence[float] | str | None = None
+
+
+def assemble_texts(
+    name: str,
+    sources: Mapping[str, Sequences],
+    labels: Labels,
+    *,
+    columns: Sequence[str],
+    tokenizer: Tokenizer,
+    options: SetOptions,
+    notices: Sequence[Notice],
+    preprocessing: Mapping[str, Any],
+    group_by_length: bool = False,
+    contiguous: bool = False,
+) -> Data:
+    """Check, cut and fingerprint.
+
+    Args:
+        sources: of train, and of validation and test where they are not cut from it. `more` may have targets [M] or
+            [M, D], weights [M], and sizes [M], the bytes of what is predicted; a column `targets` is of tokens.
+        columns: those that are inputs of the model.
+        contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
+
+    Raises:
+        OptionError: for options, ValueError for samples, that do not fit.
+    """
+    check_class_names(labels.class_names)
+    if labels.class_names:
+        check_declared(options.get("num_classes"), None, (), labels.class_names)
+    splits = {
+        split: _split(split, source, rows, labels, columns, tokenizer, contiguous=contiguous)
+        for split, (source, rows) in _parts(sources, options, contiguous=contiguous).items()
+    }
+    for split in splits.values():
+        if not len(split):
+            raise ValueError(f"the {split.name} split has no sample")
+    preprocessing = dict(preprocessing)
+    if labels.kind == "values":
+        splits, preprocessing["targets"] = _standardized(splits, labels.class_names)
+    elif labels.class_names and labels.kind != "labels":
+        check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
+    splits["train"] = replace(
+        splits["train"],
+        group_by_length=group_by_length,
+        weights=_weights(splits["train"], sources["train"], labels),
+    )
+    splits = {split: replace(part, fingerprint=split_fingerprint(part)) for split, part in splits.items()}
+    hashes = {id(source): source.hashes() for source in sources.values()}
+    of_split = {
+        split: hashes[id(sources.get(split, sources["train"]))][part.rows] for split, part in splits.items()
+    }
+    overlap = list(identical_samples(splits, of_split, allowed=options.get("allow_overlap", False)))
+    determines = [split.fingerprint for split in splits.values()]
+    return Data(
+        name=name,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        num_classes=labels.num_outputs,
+        input_shape=(),
+        class_names=labels.class_names,
+        mean=(),
+        std=(),
+        fingerprint=short_hash([*determines, list(labels.class_names)]),
+        batches_fingerprint=short_hash(determines),
+        notices=(*notices, *(notice for source in sources.values() for notice in source.notices), *overlap),
+        preprocessing={
+            **preprocessing,
+            "tokenizer": tokenizer.describe(),
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "padding_id": tokenizer.padding_id,
+            "inputs": [*columns, *([] if contiguous else ["attention_mask"])],
+        },
+    )
+
+
+def _parts(
+    sources: Mapping[str, Sequences], options: SetOptions, *, contiguous: bool
+) -> dict[str, tuple[Sequences, Tensor]]:
+    """Each split's samples: those that it has, or cut from train; the test never depends on `split_seed`."""
+    train = sources["train"]
+    rows, parts = torch.arange(len(train)), {}
+    targets = train.more.get("targets", rows.float())
+    cuts = (
+        ("test", options.get("test_fraction"), None, 0),
+        (
+            "validation",
+            options.get("validation_fraction"),
+            options.get("validation_count"),
+            options.get("split_seed", 0),
+        ),
+    )
+    for split, fraction, count, seed in cuts:
+        if split in sources:
+            parts[split] = sources[split], torch.arange(len(sources[split]))
+        elif contiguous:
+            stay = len(rows) - cut_size(split, fraction, count, len(rows))
+            rows, cut = rows[:stay], rows[stay:]
+            parts[split] = train, cut
+        else:
+            rows, cut = cut_rows(split, targets[rows], rows, fraction=fraction, count=count, seed=seed)
+            parts[split] = train, cut
+    return {"train": (train, rows), **parts}
+
+
+def _split(
+    name: str,
+    source: Sequences,
+    rows: Tensor,
+    labels: Labels,
+    columns: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    contiguous: bool,
+) -> TextSplit:
+    if contiguous:
+        length = int(source.offsets[1]) if len(source) else 0
+        ids = source.columns["input_ids"].view(len(source), length)
+        # a view: the targets of a text that is larger than memory are in the file of its tokens
+        targets = ids[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else ids[:0]
+    elif labels.kind == "tokens":
+        targets = padded(source.columns["targets"], source.offsets)[rows]
+    else:
+        targets = source.more["targets"][rows]
+    sizes = source.more["sizes"][rows] if "sizes" in source.more else None
+    return TextSplit(
+        name=name,
+        columns={column: source.columns[column] for column in columns},
+        offsets=source.offsets,
+        rows=rows,
+        targets=targets,
+        fingerprint="",
+        padding={column: tokenizer.padding_id if column == "input_ids" else 0 for column in columns},
+        masked=not contiguous,
+        sizes=sizes,
+        num_bytes=None if sizes is None else int(sizes.sum()),
+        streamed=source.streamed,
+    )
+
+
+def _standardized(
+    splits: Mapping[str, TextSplit], names: Sequence[str]
+) -> tuple[dict[str, TextSplit], dict[str, Any]]:
+    """Targets with mean 0 and deviation 1 over train."""
+    check_numbers({split: part.targets for split, part in splits.items()})
+    train = splits["train"].targets.double()
+    mean, std = train.mean(0), train.std(0, correction=0)
+    scaled = {
+        split: replace(part, targets=((part.targets.double() - mean) / std).float())
+        for split, part in splits.items()
+    }
+    return scaled, {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
+
+
+def _weights(split: TextSplit, source: Sequences, labels: Labels) -> Tensor | None:
+    """[N] float32 of the samples in the label loss: their own, times that of their class."""
+    own = source.more["weights"][split.rows] if "weights" in source.more else None
+    if labels.class_weights is None:
+        return own
+    by_class = class_weights(labels.class_weights, split.targets, labels.class_names)
+    found = by_class[split.targets]
+    return found if own is None else own * found

@@ -1,0 +1,208 @@
+"""Texts with a class, labels or numbers each: sentences, questions, pairs of sentences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from compresskd.data.base import Data
+from compresskd.data.columns import check_columns, class_numbers, tables
+from compresskd.data.notice import Notice, listed
+from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
+from compresskd.data.text.sequences import Block
+from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
+from compresskd.options import Count, OptionError
+from compresskd.tasks import CLASSES, LABELS, VALUES
+
+
+def text(
+    *,
+    name: str,
+    text_column: str,
+    pair_column: str | None,
+    label_column: str | Sequence[str],
+    weight_column: str | None,
+    tokenizer: str | None,
+    max_length: Count | None,
+    asks: str | None,
+    class_weights: Sequence[float] | str | None,
+    group_by_length: bool,
+    skip_bad: bool,
+    **options: Unpack[SetOptions],
+) -> Data:
+    """Texts of a folder, a file or a set of the hub, each with what a task asks of it.
+
+    Args:
+        pair_column: a second text; both are given to the model together.
+        label_column: with a class; for labels and values several columns may be named.
+        asks: "classes", "labels" (0 or 1 in each label column) or "values" (numbers); None: classes.
+        max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
+
+    Raises:
+        OptionError: for an option that does not fit, and ValueError for texts and labels that cannot be used.
+    """
+    opened = Opened.at(options)
+    read = {"text_column": text_column, "pair_column": pair_column, "weight_column": weight_column}
+    read = {key: column for key, column in read.items() if column is not None}
+    labelled = [label_column] if isinstance(label_column, str) else list(label_column)
+    for split in opened.names:
+        check_columns(opened.part(split), read, opened.where(split))
+        for column in labelled:
+            check_columns(opened.part(split), {"label_column": column}, opened.where(split))
+    labels, numbers = _labels(opened, labelled, asks or CLASSES, class_weights)
+    made = tokenizer_of(tokenizer, lambda: _known(opened, read))
+    length = max_length or made.max_length
+    reader = _Reader(opened, read, labelled, labels.kind, numbers, made, length, skip_bad)
+    determines = [read, labelled, labels.kind, list(numbers), length, skip_bad]
+    sources = sequences_of(opened, options, made, determines, reader.blocks)
+    columns = ["input_ids", *(["token_type_ids"] if made.has_types and pair_column else [])]
+    return assemble_texts(
+        name,
+        sources,
+        labels,
+        columns=columns,
+        tokenizer=made,
+        options=options,
+        notices=opened.notices,
+        preprocessing={
+            "kind": "text",
+            "columns": [text_column, *([pair_column] if pair_column else [])],
+            "max_length": length,
+        },
+        group_by_length=group_by_length,
+    )
+
+
+def _labels(
+    opened: Opened, columns: Sequence[str], asks: str, class_weights: Sequence[float] | str | None
+) -> tuple[Labels, dict[Any, int]]:
+    if asks not in (CLASSES, LABELS, VALUES):
+        raise OptionError("asks", asks, f"{CLASSES}, {LABELS} or {VALUES}: another data set for this task")
+    if class_weights is not None and asks != CLASSES:
+        raise OptionError("class_weights", class_weights, f"null: the task asks for {asks}")
+    if asks != CLASSES:
+        return Labels(tuple(columns), len(columns), asks), {}
+    if len(columns) != 1:
+        raise OptionError("label_column", columns, "the name of one column, that of the class")
+    names, numbers = class_numbers(opened.part("train"), columns[0], opened.where("train"))
+    return Labels(names, len(names), asks, class_weights), numbers
+
+
+def _known(opened: Opened, read: Mapping[str, str]) -> Iterator[str]:
+    for key in ("text_column", "pair_column"):
+        if key in read:
+            yield from opened.texts(read[key], key=key)
+
+
+class _Reader:
+    """Rows of a split as tokens and targets; what is bad is named."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        read: Mapping[str, str],
+        labelled: Sequence[str],
+        kind: str,
+        numbers: Mapping[Any, int],
+        tokenizer: Tokenizer,
+        max_length: int | None,
+        skip_bad: bool,
+    ):
+        self._opened, self._read, self._labelled, self._kind = opened, read, labelled, kind
+        self._numbers, self._tokenizer, self._max_length = numbers, tokenizer, max_length
+        self._skip_bad = skip_bad
+
+    def blocks(self, split: str, notices: list[Notice]) -> Iterator[Block]:
+        """Raises ValueError for texts without a letter, unless they are skipped, and labels of another kind."""
+        where = self._opened.where(split)
+        bad: list[str] = []
+        position = truncated = total = 0
+        for table in tables(self._opened.part(split), [*self._read.values(), *self._labelled], where):
+            rows = {column: table[column].to_pylist() for column in table.column_names}
+            good = []
+            for row, text in enumerate(rows[self._read["text_column"]]):
+                if isinstance(text, str) and text.strip():
+                    good.append(row)
+                elif text is None or isinstance(text, str):
+                    bad.append(f"row {position + row}")
+                else:
+                    expected = (
+                        f"a column of texts, not {type(text).__name__} in row {position + row} of {where}"
+                    )
+                    raise OptionError("text_column", self._read["text_column"], expected)
+            kept = {column: [values[row] for row in good] for column, values in rows.items()}
+            encoded = self._encoded(kept) if good else []
+            truncated += sum(each.truncated for each in encoded)
+            total += len(good)
+            if good:
+                yield self._block(kept, encoded, [position + row for row in good], where)
+            position += len(table)
+        if bad and not self._skip_bad:
+            raise ValueError(
+                f"{len(bad):,} of {position:,} texts of {where} are empty: {listed(bad)}; mend them, or write "
+                f"data.skip_bad=true to leave them out"
+            )
+        if bad:
+            notices.append(
+                Notice.of("skipped", split, bad, f"{split}: {len(bad):,} empty texts are left out")
+            )
+        if truncated:
+            told = (
+                f"{split}: {truncated:,} of {total:,} texts ({100 * truncated / total:.2g}%) are longer than "
+            )
+            told += f"{self._max_length} tokens, and cut (data.max_length)"
+            notices.append(Notice("truncated", split, truncated, told))
+
+    def _encoded(self, rows: Mapping[str, list[Any]]) -> list[Encoded]:
+        pair = self._read.get("pair_column")
+        pairs = None if pair is None else ["" if text is None else text for text in rows[pair]]
+        return self._tokenizer.encode(rows[self._read["text_column"]], pairs, self._max_length)
+
+    def _block(
+        self, rows: Mapping[str, list[Any]], encoded: Sequence[Encoded], places: Sequence[int], where: str
+    ) -> Block:
+        more = {"targets": self._targets(rows, places, where)}
+        if "weight_column" in self._read:
+            weights = _numbers_of(rows[self._read["weight_column"]], places, "weight_column", where)
+            if (weights < 0).any():
+                bad = int((weights < 0).argmax())
+                expected = f"numbers >= 0, not {weights[bad]:g} in row {places[bad]} of {where}"
+                raise OptionError("weight_column", self._read["weight_column"], expected)
+            more["weights"] = weights
+        lengths = np.array([len(each.ids) for each in encoded], np.int64)
+        return Block(
+            {
+                "input_ids": np.concatenate([each.ids for each in encoded]),
+                **(
+                    {"token_type_ids": np.concatenate([each.types for each in encoded])}
+                    if "pair_column" in self._read and self._tokenizer.has_types
+                    else {}
+                ),
+            },
+            lengths,
+            more,
+        )
+
+    def _targets(self, rows: Mapping[str, list[Any]], places: Sequence[int], where: str) -> np.ndarray:
+        """[n] int64, or [n, D] float32."""
+        if self._kind == CLASSES:
+            (column,) = self._labelled
+            for label, place in zip(rows[column], places, strict=True):
+                if isinstance(label, list) or label not in self._numbers:
+                    expected = f"labels of the {len(self._numbers)} in train, not {label!r} in row {place} of {where}"
+                    raise OptionError("label_column", column, expected)
+            return np.array([self._numbers[label] for label in rows[column]], np.int64)
+        found = [_numbers_of(rows[column], places, "label_column", where) for column in self._labelled]
+        values = np.stack(found, axis=1)
+        if self._kind == LABELS and ((values < 0) | (values > 1)).any():
+            row, column = np.argwhere((values < 0) | (values > 1))[0]
+            expected = f"0 or 1, not {values[row, column]:g} in row {places[row]} of {where}"
+            raise OptionError("label_column", self._labelled[column], expected)
+        return values
+
+
+def _numbers_of(values: Sequence[Any], places: Sequence[int], key: str, where: str) -> np.ndarray:
+    for value, place in zip(values, places, strict=True):
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            raise OptionError(key, value, f"finite numbers, not what row {place} of {where} has")
+    return np.array(values, np.float32)

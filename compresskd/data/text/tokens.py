@@ -1,0 +1,140 @@
+"""Sentences that are cut into words already, each word with a tag."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from compresskd.data.base import Data
+from compresskd.data.columns import check_columns, class_numbers, tables
+from compresskd.data.notice import Notice, listed
+from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
+from compresskd.data.text.sequences import Block
+from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
+from compresskd.options import Count, OptionError
+from compresskd.tasks import IGNORED
+
+
+def tokens(
+    *,
+    name: str,
+    tokens_column: str,
+    tags_column: str,
+    tokenizer: str | None,
+    max_length: Count | None,
+    group_by_length: bool,
+    skip_bad: bool,
+    **options: Unpack[SetOptions],
+) -> Data:
+    """Sentences of a folder, a file or a set of the hub; the tag of a word is asked of its first piece.
+
+    Raises:
+        OptionError: for an option that does not fit, and ValueError for words and tags that cannot be used.
+    """
+    opened = Opened.at(options)
+    read = {"tokens_column": tokens_column, "tags_column": tags_column}
+    for split in opened.names:
+        check_columns(opened.part(split), read, opened.where(split))
+    names, numbers = class_numbers(opened.part("train"), tags_column, opened.where("train"), lists=True)
+    made = tokenizer_of(tokenizer, lambda: ())
+    length = max_length or made.max_length
+
+    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
+        part, where = opened.part(split), opened.where(split)
+        return _blocks(part, split, where, read, numbers, made, length, notices, skip_bad=skip_bad)
+
+    sources = sequences_of(opened, options, made, [read, list(numbers), length, skip_bad], blocks)
+    return assemble_texts(
+        name,
+        sources,
+        Labels(names, len(names), "tokens"),
+        columns=["input_ids"],
+        tokenizer=made,
+        options=options,
+        notices=opened.notices,
+        preprocessing={"kind": "tokens", "columns": [tokens_column], "max_length": length},
+        group_by_length=group_by_length,
+    )
+
+
+def _blocks(
+    part: Any,
+    split: str,
+    where: str,
+    read: Mapping[str, str],
+    numbers: Mapping[Any, int],
+    tokenizer: Tokenizer,
+    max_length: int | None,
+    notices: list[Notice],
+    *,
+    skip_bad: bool,
+) -> Iterator[Block]:
+    bad: list[str] = []
+    position = truncated = lost = total = 0
+    for table in tables(part, list(read.values()), where):
+        rows, tags = [], []
+        for words, named in zip(*(table[column].to_pylist() for column in read.values()), strict=True):
+            if not words:
+                bad.append(f"row {position}")
+            else:
+                tags.append(_numbered(words, named, numbers, read, f"row {position} of {where}"))
+                rows.append(words)
+            position += 1
+        if not rows:
+            continue
+        encoded = tokenizer.encode_words(rows, max_length)
+        targets = [_first_pieces(one, of_words) for one, of_words in zip(encoded, tags, strict=True)]
+        truncated += sum(each.truncated for each in encoded)
+        total += len(rows)
+        kept = sum(int((each != IGNORED).sum()) for each in targets)
+        lost += sum(map(len, tags)) - kept
+        lengths = np.array([len(each.ids) for each in encoded], np.int64)
+        ids = np.concatenate([each.ids for each in encoded])
+        yield Block({"input_ids": ids, "targets": np.concatenate(targets)}, lengths)
+    if bad and not skip_bad:
+        raise ValueError(
+            f"{len(bad):,} of {position:,} sentences of {where} have no word: {listed(bad)}; mend them, or write "
+            f"data.skip_bad=true to leave them out"
+        )
+    if bad:
+        notices.append(
+            Notice.of("skipped", split, bad, f"{split}: {len(bad):,} empty sentences are left out")
+        )
+    if truncated:
+        text = (
+            f"{split}: {truncated:,} of {total:,} sentences ({100 * truncated / total:.2g}%) are longer than "
+        )
+        notices.append(
+            Notice("truncated", split, truncated, f"{text}{max_length} tokens, and cut (data.max_length)")
+        )
+    if lost:
+        text = f"{split}: the tags of {lost:,} words are not asked: they are cut off, or the tokenizer drops them"
+        notices.append(Notice("unasked", split, lost, text))
+
+
+def _numbered(
+    words: Any, tags: Any, numbers: Mapping[Any, int], read: Mapping[str, str], where: str
+) -> list[int]:
+    """The number of each word's tag. Raises OptionError for what are no lists of words and tags of train."""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        expected = f"a column with a list of words, not what {where} has"
+        raise OptionError("tokens_column", read["tokens_column"], expected)
+    if not isinstance(tags, list) or len(tags) != len(words):
+        expected = f"a column with a tag for each of the {len(words)} words of {where}"
+        raise OptionError("tags_column", read["tags_column"], expected)
+    for tag in tags:
+        if isinstance(tag, list) or tag not in numbers:
+            expected = f"tags of the {len(numbers)} in train, not {tag!r} in {where}"
+            raise OptionError("tags_column", read["tags_column"], expected)
+    return [IGNORED if numbers[tag] < 0 else numbers[tag] for tag in tags]
+
+
+def _first_pieces(encoded: Encoded, tags: Sequence[int]) -> np.ndarray:
+    """[L] int32: of each token the tag of the word whose first piece it is, -100 for all others."""
+    found = np.full(len(encoded.ids), IGNORED, np.int32)
+    before = None
+    for place, word in enumerate(encoded.words):
+        if word is not None and word != before:
+            found[place] = tags[word]
+        before = word
+    return found
