@@ -1,5 +1,7 @@
 """What all tests share: a fixed seed, and the command line run inside this process or in one of its own."""
 
+import copy
+import dataclasses
 import functools
 import logging
 import os
@@ -15,6 +17,8 @@ import numpy as np
 import omegaconf.base
 import pytest
 import torch
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,13 +26,53 @@ from hydra.core.plugins import Plugins
 from refusals import name_of
 
 import compresskd
-from compresskd import measure
 from compresskd.cli import main
+from compresskd.config.schema import conf_dir
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
 # Half of the time that it takes to build a job goes into parsing the same interpolations, once for each test.
 omegaconf.base.parse = functools.cache(omegaconf.base.parse)
+
+
+def _keep_compositions():
+    """Let Hydra put the shipped files together once for each choice among them: most of a command's time goes there.
+
+    Values are overridden anew for each test; what is composed with a folder of a test's own is not kept.
+    """
+    choose, merge = (
+        config_loader_impl.create_defaults_list,
+        ConfigLoaderImpl._compose_config_from_defaults_list,
+    )
+    chosen, merged = {}, {}
+
+    def is_shipped(repo):
+        sources = repo.get_sources()
+        return all(s.scheme() in ("pkg", "structured") or s.path == str(conf_dir()) for s in sources)
+
+    def kept_choice(repo, overrides_list, **options):
+        plain = [o for o in overrides_list if not o.is_sweep_override()]
+        values = [o for o in plain if isinstance(o.value(), dict) or not repo.group_exists(o.key_or_group)]
+        key = (*(o.input_line for o in plain if all(o is not each for each in values)), *options.items())
+        if not is_shipped(repo):
+            return choose(repo=repo, overrides_list=overrides_list, **options)
+        if key not in chosen:
+            chosen[key] = choose(repo=repo, overrides_list=overrides_list, **options)
+        return dataclasses.replace(copy.deepcopy(chosen[key]), config_overrides=values)
+
+    def kept_merge(self, defaults, repo):
+        key = repr(defaults)
+        if not is_shipped(repo):
+            return merge(self, defaults=defaults, repo=repo)
+        if key not in merged:
+            merged[key] = merge(self, defaults=defaults, repo=repo)
+        return copy.deepcopy(merged[key])
+
+    config_loader_impl.create_defaults_list = kept_choice
+    ConfigLoaderImpl._compose_config_from_defaults_list = kept_merge
+
+
+_keep_compositions()
 
 
 def pytest_configure(config):
@@ -80,17 +124,7 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def untimed(monkeypatch):
-    """No time is spent on timing."""
-
-    def latency(models, example, **options):
-        return {name: {"batch_1": 1.0, "batch_32": 1.0} for name in models}
-
-    monkeypatch.setattr(measure, "latency", latency)
-
-
-@pytest.fixture
-def run_cli(work, monkeypatch, capsys, untimed):
+def run_cli(work, monkeypatch, capsys):
     """run_cli('rank=0', ...) -> Outcome, inside this process; nothing of it is left in the process afterwards."""
 
     monkeypatch.setattr(sys, "path", list(sys.path))

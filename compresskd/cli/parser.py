@@ -182,6 +182,13 @@ def _of_predict(parser: argparse.ArgumentParser) -> None:
     _trust(parser)
 
 
+def _of_plan(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd plan [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]"
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as of a run")
+    parser.add_argument("--config-dir", action="append", type=Path, default=[], metavar="DIR", help="your own groups "
+                        "and options")  # fmt: skip
+
+
 def _of_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -226,6 +233,10 @@ is not reproduced.
     "export": Verb("write a finished model for other programs", """\
 Write a finished model in a form that other programs run, and compare its
 outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),
+    "plan": Verb("what a command would do, before it does", """\
+Check a configuration, and show the layers and parameters of what it compresses,
+and the estimated bytes, memory and time of each stage. Nothing is trained or
+written.""", _of_plan, verbs.plan),
     "predict": Verb("what a finished model says of new samples", f"""\
 Make inputs of the samples in FILE as the model's own data were made, and print
 what it predicts of each.

@@ -30,7 +30,9 @@ _LARGEST_CONFIG = 2**24  # bytes
 FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its name
 _OF_HYDRA = ("hydra.", "hydra/")
 _SINGLE = "single"  # where nothing varies
-_DETERMINING = ("data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt")
+_DETERMINING = (
+    "data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt", "measure",
+)  # fmt: skip
 _LEFT = "was left unfinished; the same command resumes it"
 
 
@@ -132,8 +134,15 @@ def job_name(job: Sequence[str], varying: Collection[str]) -> str:
 
 
 def job_key(job: Sequence[str]) -> frozenset[str]:
-    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it."""
-    return frozenset(_lines(job, [key for key, _ in map(_split, job) if not key.startswith(_OF_HYDRA)]))
+    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it.
+
+    Values are as Hydra's sweepers write them: `true`, as typed, comes back as `True`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    lines = _lines(job, [key for key, _ in map(_split, job) if not key.startswith(_OF_HYDRA)])
+    parsed = OverridesParser.create().parse_overrides(lines)
+    return frozenset(f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed)
 
 
 def _free_keys(

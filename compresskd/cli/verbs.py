@@ -71,6 +71,20 @@ def compare(arguments: Namespace) -> int:
     return command.run(arguments)
 
 
+def plan(arguments: Namespace) -> int:
+    """What a command would do."""
+    from compresskd.config.build import build_jobs
+    from compresskd.config.compose import compose_jobs
+    from compresskd.config.schema import register
+    from compresskd.reports.plan import plan, show
+
+    register(*arguments.config_dir)
+    jobs = compose_jobs(arguments.words, config_dirs=arguments.config_dir).jobs
+    for job, experiment in zip(jobs, build_jobs(jobs), strict=True):
+        print(f"{job.name}\n{show(plan(experiment))}" if len(jobs) > 1 else show(plan(experiment)))
+    return 0
+
+
 def predict(arguments: Namespace) -> int:
     """What a model says of the samples in a file."""
     import sys

@@ -155,6 +155,7 @@ def build(
         teacher,
         inherit=kept.inherit if kept is not None and kept.inherits else None,
         plan=config["tt"]["plan"],
+        measure_latency=config["measure"]["latency"],
         config=config,
         overrides=tuple(overrides),
         trust=tuple(named),

@@ -24,6 +24,7 @@ _READ_BY_NAME = {
     "strategy": ("name", "stages"),
     "kd": ("objective",),
     "tt": ("plan",),
+    "measure": ("latency",),
     "teacher_fit": ("epochs", "seed", "optimizer", "scheduler", "train"),
 }
 

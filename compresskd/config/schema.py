@@ -58,6 +58,7 @@ class Config:
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
         tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.execution.policy`.
+        measure: what is measured of each model besides its scores and size: `latency`, true or false.
         teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 
@@ -75,6 +76,7 @@ class Config:
     train: Options = field(default_factory=dict)
     teacher_fit: Options = field(default_factory=dict)
     tt: Mapping[str, Annotated[str, one_of(*SOURCES)]] = field(default_factory=lambda: {"plan": FIXED})
+    measure: Mapping[str, bool] = field(default_factory=lambda: {"latency": True})
     outputs_dir: str = "outputs"
     rank: Annotated[int, Ge(1)] = 32
     bits: Annotated[int, one_of(*BITS)] | None = None

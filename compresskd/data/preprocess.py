@@ -72,7 +72,7 @@ def _pixels(sample: Any, shape: Sequence[int]) -> Tensor:
             sample = image
     if hasattr(sample, "convert"):
         sample = _of_size(sample, shape)
-    values = torch.as_tensor(np.asarray(sample))
+    values = torch.from_numpy(np.array(sample))
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if len(shape) == 3 and values.ndim == 2:
         values = values[None]

@@ -51,6 +51,7 @@ class Experiment:
         inherit: gives an untrained student, in place, what it has of the trained teacher; None where that is nothing.
         plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
             see `compresskd.tt.execution.policy`.
+        measure_latency: whether the models are timed.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -65,6 +66,7 @@ class Experiment:
     teacher: Teacher | None = None
     inherit: Callable[[nn.Module, nn.Module], None] | None = None
     plan: str = tt.FIXED
+    measure_latency: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -118,7 +120,15 @@ class Experiment:
             if self.inherit is not None:
                 self.inherit(student, teacher)
         context = Context(
-            data, run, self.recipe, self.seed, self.device, reporter, copy.deepcopy(student), trust
+            data,
+            run,
+            self.recipe,
+            self.seed,
+            self.device,
+            reporter,
+            copy.deepcopy(student),
+            trust,
+            measure_latency=self.measure_latency,
         )
         trust |= {*artifact.packages(student)}
         if teacher is not None:
@@ -158,7 +168,7 @@ class Experiment:
                 "macs": products.number,
             },
             "macs_unknown": products.unknown,
-            "latency_ms": measure.latency({"teacher": teacher}, context.example)["teacher"],
+            "latency_ms": context.latency({"teacher": teacher}).get("teacher"),
         }
         context.run.save()
         if products.unknown:

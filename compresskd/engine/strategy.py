@@ -61,6 +61,7 @@ class Context:
         reference: the student's architecture as it was before any stage (for latency).
         trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
             is added.
+        measure_latency: whether models are timed.
         stage: name of the running stage.
         started: clock reading at which that stage would have begun had it never been interrupted.
     """
@@ -73,6 +74,7 @@ class Context:
     reporter: Listener
     reference: nn.Module
     trust: set[str] = field(default_factory=set)
+    measure_latency: bool = True
     stage: str = ""
     started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +95,10 @@ class Context:
     def stage_seed(self) -> int:
         """The seed of the running stage: it differs between stages and does not depend on which others run."""
         return zlib.crc32(f"{self.seed}/{self.stage}".encode())
+
+    def latency(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
+        """Forward times by model and batch, in milliseconds; nothing where the run does not measure them."""
+        return measure.latency(models, self.example) if self.measure_latency else {}
 
     def begin(self, stage: str) -> int:
         """Begin or resume a stage, and return the number of its epochs that are done.
@@ -293,7 +299,7 @@ def _assess(
     models = {"student": student, "dense_student": context.reference}
     if state.teacher is not None:
         models["teacher"] = state.teacher
-    times = measure.latency(models, context.example)
+    times = context.latency(models)
     teacher = context.record.teacher
     entry = {
         "name": name,
@@ -303,7 +309,7 @@ def _assess(
         "metrics": metrics,
         "size": size,
         "macs_unknown": products.unknown,
-        "latency_ms": times.pop("student"),
+        "latency_ms": times.pop("student", None),
         "latency_ms_beside": times,
         "layers": {},
         "skipped": {},

@@ -164,8 +164,8 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("bytes of model.ckd", lambda e: _count(e["size"].get("file_bytes"))),
     ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
     ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
-    ("latency, batch 1, ms", lambda e: f"{e['latency_ms']['batch_1']:.3f}"),
-    ("latency, batch 32, ms", lambda e: f"{e['latency_ms']['batch_32']:.3f}"),
+    ("latency, batch 1, ms", lambda e: _milliseconds(e, "batch_1")),
+    ("latency, batch 32, ms", lambda e: _milliseconds(e, "batch_32")),
     ("  times faster than dense student", lambda e: _speed_up(e, "dense_student")),
     ("  times faster than teacher", lambda e: _speed_up(e, "teacher")),
     ("wall time, s", lambda e: f"{e['seconds']:.1f}" if "seconds" in e else ""),
@@ -236,6 +236,12 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
+def _milliseconds(entry: Mapping[str, Any], batch: str) -> str:
+    """Nothing where the run did not measure latency."""
+    times = entry.get("latency_ms")
+    return "" if times is None else f"{times[batch]:.3f}"
+
+
 def _speed_up(entry: Mapping[str, Any], name: str) -> str:
-    other = entry.get("latency_ms_beside", {}).get(name)
-    return "" if other is None else f"{other['batch_32'] / entry['latency_ms']['batch_32']:.2f}"
+    own, other = entry.get("latency_ms"), entry.get("latency_ms_beside", {}).get(name)
+    return "" if own is None or other is None else f"{other['batch_32'] / own['batch_32']:.2f}"

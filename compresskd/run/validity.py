@@ -21,15 +21,15 @@ _RECORD = {
     "stages": _LIST, "final": (_TEXT, None), "model": (_MAPPING, None), "error": (_MAPPING, None),
 }  # fmt: skip
 _STAGE = {
-    "name": _TEXT, "status": _TEXT, "metrics": _MAPPING, "size": _MAPPING, "latency_ms": _MAPPING,
+    "name": _TEXT, "status": _TEXT, "metrics": _MAPPING, "size": _MAPPING, "latency_ms": (_MAPPING, None),
     "latency_ms_beside": _MAPPING, "compression": _MAPPING, "layers": _MAPPING, "skipped": _MAPPING, "packages": _LIST,
     "checkpoint": _TEXT, "teacher_checkpoint": _TEXT, "files": _MAPPING, "fingerprint": _TEXT, "seconds": _NUMBER,
 }  # fmt: skip
 _TEACHER = {
     "key": (_TEXT, None), "source": _TEXT, "directory": _TEXT, "weights": _TEXT, "fingerprint": _TEXT,
-    "metrics": _MAPPING, "size": _MAPPING, "latency_ms": _MAPPING,
+    "metrics": _MAPPING, "size": _MAPPING, "latency_ms": (_MAPPING, None),
 }  # fmt: skip
-# Numbers without which a model was not measured: the table and the next stage read them.
+# Numbers without which a model was not measured: the table and the next stage read them. A run may leave times out.
 _MEASURED = {
     "size": ("num_parameters", "folder_bytes"),
     "latency_ms": ("batch_1", "batch_32"),
@@ -92,6 +92,8 @@ def _check_stages(stages: list[Any], monitor: str) -> None:
 def _check_measured(values: Mapping[str, Any], where: str, monitor: str) -> None:
     judged = {"metrics": (f"validation_{monitor}", f"test_{monitor}")}
     for key, names in {**judged, **_MEASURED}.items():
+        if key == "latency_ms" and values.get(key) is None:
+            continue
         for name in names:
             value = values.get(key, {}).get(name)
             if not _is_number(value):

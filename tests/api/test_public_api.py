@@ -240,10 +240,12 @@ def test_samples_that_cannot_be_used_are_refused(blobs, caplog):
 # The comparison
 
 
+@pytest.mark.slow
 def test_a_comparison_is_the_study_of_the_command_line(tmp_path):
     """The same data, teacher and student give the same scores, to the last sample."""
     register()
     lines = [
+        "measure.latency=false",
         "data=synthetic", "data.num_train=128", "data.num_test=64", "data.separation=0.5", "teacher.hidden=[24]",
         "student.hidden=[24]", "strategy=distill_then_compress", "rank=2", "total_epochs=4", "seed=3",
         f"outputs_dir={tmp_path}", "compress.num_calibration=32",

@@ -82,6 +82,7 @@ def test_packed_payload_is_what_is_claimed_to_the_byte(grid, granularity, rank, 
     assert 0 < split.header < 100
 
 
+@pytest.mark.slow
 def test_a_table_of_models(tmp_path):
     """Header (magic, version, length and all), payload and file of models as they are shipped."""
     rows = {

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from hostile import count
 from stored_models import GRANULARITIES, GRIDS, TRUST, content, read_back, zoo
 
 from compresskd import artifact
@@ -19,7 +20,7 @@ VECTORS = {
     "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "tt_conv.bias", "linear.bias",
     "tt_linear.bias",
 }  # fmt: skip
-SEEDS = range(2)  # x 13 grids x 4 granularities x 9 weights and most of 8 vectors
+SEEDS = range(count(1, 2))  # x 13 grids x 4 granularities x 9 weights and most of 8 vectors
 
 
 def prepared(grid, granularity, core_granularity, seed):
@@ -46,7 +47,7 @@ def prepared(grid, granularity, core_granularity, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_a_thousand_random_cases_in_all_forms(grid, tmp_path):
+def test_random_cases_in_all_forms(grid, tmp_path):
     num_cases = 0
     for granularity, core_granularity in GRANULARITIES:
         for seed in SEEDS:
@@ -64,7 +65,7 @@ def test_a_thousand_random_cases_in_all_forms(grid, tmp_path):
                 with torch.inference_mode():
                     assert torch.equal(again(x), y)
             num_cases += sum(_is_rounded(stored.tensors[name]) for name in evaluated)
-    assert num_cases * len(GRIDS) >= 1000
+    assert num_cases * len(GRIDS) >= count(500, 1000)
 
 
 def test_content_is_the_same_in_all_forms_down_to_integers_scales_and_description(tmp_path):

@@ -53,6 +53,7 @@ class TestRoundTrip:
         with torch.inference_mode():
             assert torch.equal(model.eval()(x), again(x))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "method"),
         [

@@ -9,6 +9,7 @@ from compresskd.config.compose import compose_jobs
 from compresskd.config.origin import as_written, leaves
 
 SMALL = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=48", "data.num_test=16", "epochs=1", "teacher_fit.epochs=1", "rank=2",
     "student.hidden=[16,16]", "teacher.hidden=[16,16]", "train.batch_size=16",
 )  # fmt: skip

@@ -14,7 +14,7 @@ from compresskd.models.build import build
 from compresskd.run import open_run
 
 DATA = ("data=synthetic", "data.num_train=64", "data.num_test=16")
-TINY = (*DATA, "strategy=train", "epochs=1", "student.hidden=[8]")
+TINY = (*DATA, "measure.latency=false", "strategy=train", "epochs=1", "student.hidden=[8]")
 
 # What is typed (besides the data set), and what the message must hold.
 OVERRIDES = {
@@ -56,6 +56,7 @@ OVERRIDES = {
     "teacher's recipe": ("teacher_fit.train.batch_size=0", fault("teacher_fit.train.batch_size", "0")),
     "device": ("device=cdua", fault("device", "cuda:N", "auto", "cpu", "cdua")),
     "absent device": ("device=cuda:77", fault("device", "cuda:77")),
+    "what is measured": ("measure.latency=3", fault("measure.latency", "3", "true", "false")),
     "precision": ("precision=fp8", fault("precision", "fp8", "fp32", "bf16", "fp16")),
     "malformed": ("rank==3", fault("rank==3", "is no override", "rank=3")),
     "bracket": ("rank=[3", fault("rank=[3", "is no override")),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 SMALL = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=128", "data.num_test=64", "data.separation=0.8", "student.hidden=[16]",
     "epochs=8", "optimizer.lr=0.01", "train.evaluation_batch_size=16",
 )  # fmt: skip

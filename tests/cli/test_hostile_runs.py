@@ -28,6 +28,7 @@ from hostile import (
 from compresskd.listeners.console import Reporter
 
 COMMON = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=96", "data.num_test=64", "student.hidden=[16]", "teacher.hidden=[24]", "epochs=2",
     "teacher_fit.epochs=1", "rank=3",
 )  # fmt: skip

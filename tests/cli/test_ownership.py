@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from compresskd.listeners.console import Reporter
 pytestmark = pytest.mark.slow
 
 RUN = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=128", "data.num_test=64", "student.hidden=[16]", "teacher.hidden=[16]",
     "epochs=2", "teacher_fit.epochs=1", "rank=3", "strategy=distill",
 )  # fmt: skip
@@ -221,7 +223,7 @@ def test_a_record_is_always_valid_json(run_cli, work, monkeypatch):
         return {name: {"batch_1": 1.0, "batch_32": 1.0, "batch_9": float("nan")} for name in models}
 
     monkeypatch.setattr(measure, "latency", latency)
-    assert run_cli(*RUN, "hydra.run.dir=run").status == 0
+    assert run_cli(*RUN, "measure.latency=true", "hydra.run.dir=run").status == 0
     text = Path("run/record.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["stages"][0]["latency_ms"]["batch_9"] is None
 
@@ -239,15 +241,26 @@ class Net(nn.Module):
 """
 
 
-def test_a_teacher_whose_code_was_changed_is_another_teacher(run_program, work):
+def test_a_teacher_whose_code_was_changed_is_another_teacher(run_cli, work, monkeypatch):
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # which tells versions of one second apart by nothing
     own = (
         "teacher=custom",
         "teacher._target_=own_net.Net",
         "+teacher.input_shape=[1,8,8]",
     )
-    arguments = ("data=synthetic", "data.num_train=64", "student.hidden=[8]", "epochs=1", "strategy=distill")
+    arguments = (
+        "data=synthetic",
+        "measure.latency=false",
+        "data.num_train=64",
+        "student.hidden=[8]",
+        "epochs=1",
+        "strategy=distill",
+    )
     for number, sign in enumerate(("+", "-"), 1):
         (work / "own_net.py").write_text(OWN_NET.format(sign=sign))
-        outcome = run_program(*arguments, *own, f"hydra.run.dir=run_{number}")
+        sys.modules.pop("own_net", None)
+        outcome = run_cli(*arguments, *own, f"hydra.run.dir=run_{number}")
         assert outcome.status == 0, outcome.err
         assert len(list((work / "outputs" / "teachers").iterdir())) == number

@@ -3,16 +3,15 @@
 import functools
 import signal
 from contextlib import contextmanager
-from copy import deepcopy
 
 import pytest
+from hostile import count
 from random_overrides import command, keys_of
 
 from compresskd.cli import jobs
-from compresskd.config import compose as composing
 from compresskd.config import schema
 
-NUM_CHECKED, NUM_RUN, LONGEST = 500, 20, 60  # seconds of the processor
+NUM_CHECKED, NUM_RUN, LONGEST = count(150, 500), count(8, 20), 60  # seconds of the processor
 # What only training can tell; a run that ends so says what to write.
 TOLD_BY_TRAINING = ("no layer gets smaller", "no smaller model loses so little", "the loss is not finite")
 
@@ -33,20 +32,10 @@ def time_limit(seconds):
         signal.signal(signal.SIGPROF, before)
 
 
-@pytest.fixture
-def known_keys(monkeypatch):
-    """The keys of a few choices, whose compositions are kept, so that one is made once and not for each command."""
+@pytest.fixture(scope="module")
+def known_keys():
+    """The keys of a few choices, composed once and not for each command."""
     schema.register()
-    compose, kept = composing.compose, {}
-
-    def kept_compose(name, overrides, **options):
-        key = (name, *overrides)
-        if key not in kept:
-            kept[key] = compose(name, overrides=overrides, **options)
-        return deepcopy(kept[key])
-
-    monkeypatch.setattr(composing, "compose", kept_compose)
-    monkeypatch.setattr(schema, "register", lambda *_: None)  # which is done
     return functools.cache(keys_of)
 
 

@@ -327,6 +327,7 @@ class Raising(Plain):
 """
 SMALL = (
     "data=synthetic",
+    "measure.latency=false",
     "data.num_train=88",
     "data.num_test=16",
     "rank=4",

@@ -12,6 +12,7 @@ from compresskd.run import read_record
 pytestmark = pytest.mark.slow
 
 TINY = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=96", "data.num_test=48", "data.input_shape=[1,6,6]", "epochs=2", "rank=4",
     "teacher_fit.epochs=2", "teacher.hidden=[24,24]", "student.hidden=[16,16]", "hydra.run.dir=run",
 )  # fmt: skip

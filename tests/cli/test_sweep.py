@@ -1,120 +1,15 @@
-"""Sweeps: named by what varies, gone on with after a kill, shared by two processes, run by every launcher."""
+"""Sweeps: named by what varies, compared, gone on with, refused where they would not fit."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
 from refusals import fault, refused
+from small_sweeps import SMALL, failing, records, sweep_folder
 
-import compresskd
 from compresskd.cli import sweep
 from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys
 from compresskd.run import RunDirectoryError, describe_owner, open_run
-
-SMALL = (
-    "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[8]", "teacher.hidden=[8]",
-    "epochs=1", "teacher_fit.epochs=1", "rank=2", "strategy=distill",
-)  # fmt: skip
-TIMES = {
-    "seconds",
-    "train_seconds",
-    "samples_per_second",
-    "latency_ms",
-    "latency_ms_beside",
-    "teacher_outputs",
-}
-
-
-def failing(work):
-    """Overrides of two jobs, one of which fails after more steps than the trial before a run takes."""
-    (work / "failing_net.py").write_text(
-        "from torch import nn\n\n\n"
-        "class Net(nn.Linear):\n"
-        "    def __init__(self, fails):\n"
-        "        super().__init__(64, 4)\n"
-        "        self.fails, self.calls = fails, 0\n\n"
-        "    def forward(self, x):\n"
-        "        self.calls += self.training\n"
-        "        if self.fails and self.calls > 10:\n"
-        "            raise RuntimeError('the net failed')\n"
-        "        return super().forward(x.flatten(1))\n"
-    )
-    own = ("student=custom", "~student.num_classes", "student._target_=failing_net.Net")
-    small = [option for option in SMALL if not option.startswith(("student.", "epochs="))]
-    return (*small, *own, "epochs=20", "+student.fails=false,true")
-
-
-@pytest.fixture
-def program(work):
-    """program('-m', ..., NAME='value') -> a running command line, the leader of a process group of its own."""
-    started = []
-
-    def start(*arguments, **environment):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
-        environment["PYTHONPATH"] = str(Path(compresskd.__file__).parents[1])
-        output = work.parent / f"output-{len(started)}.txt"
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "compresskd", *arguments],
-                env={k: v for k, v in environment.items() if v},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        process.said = output.read_text
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(process, condition, seconds=300.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.said()
-        assert time.monotonic() < deadline, process.said()
-        time.sleep(0.002)
-
-
-def records(folder):
-    """By the name of its folder, every record below `folder`."""
-    return {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.rglob("record.json"))}
-
-
-def sweep_folder(work, outputs="outputs"):
-    (folder,) = (work / outputs / "sweeps").iterdir()
-    return folder
-
-
-def untimed(value):
-    if isinstance(value, dict):
-        return {k: untimed(v) for k, v in value.items() if k not in TIMES}
-    return [untimed(v) for v in value] if isinstance(value, list) else value
-
-
-def results(folder):
-    """What must not depend on when and in how many goes a run was made: metrics and weights."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    record = json.loads((folder / "record.json").read_text())
-    weights = {p.parent.name: p.read_bytes() for p in sorted(folder.glob("checkpoints/*/model.safetensors"))}
-    assert weights
-    return {
-        "status": record["status"],
-        "metrics": [untimed(json.loads(line)) for line in lines],
-        "stages": untimed(record["stages"]),
-        "weights": weights,
-    }
-
 
 # Names
 
@@ -193,6 +88,8 @@ def test_a_key_may_concern_a_job_for_some_values_of_another():
 def test_what_a_sweeper_adds_makes_another_job():
     assert job_key(["rank=2", "hydra/launcher=joblib", "rank=3"]) == job_key(["rank=3"])
     assert job_key(["rank=3", "optimizer.lr=0.01"]) != job_key(["rank=3"])
+    typed = ["a=true", "b=1e-2", "c=[1, 2]", "~d", "+e={f: 1}"]
+    assert job_key(typed) == job_key(["a=True", "b=0.01", "c=[1,2]", "~d", "+e={f:1}"])
 
 
 def test_what_would_be_another_run_without_the_key_is_not_run_once():
@@ -246,6 +143,7 @@ def test_a_sweep_is_compared_and_goes_on_with_more_values(run_cli, work):
     assert records(folder)["kd.alpha=0.6"]["teacher"]["source"] == "reused"
 
 
+@pytest.mark.slow
 def test_a_job_that_the_swept_key_does_not_concern_is_run_once(run_cli, work):
     sweep = ("-m", *SMALL, "compress.num_calibration=16", "strategy=train,compress")
     outcome = run_cli(*sweep, "rank=2,3")
@@ -269,6 +167,7 @@ def test_a_job_that_the_swept_key_does_not_concern_is_run_once(run_cli, work):
     assert "4 records (4 finished) in 4 groups" in again.out
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_run_is_shown_as_one(run_cli, work):
     outcome = run_cli("-m", *SMALL, "strategy=train", "rank=2,3", "kd.alpha=0.1,0.2")
     assert outcome.status == 0, outcome.err
@@ -285,6 +184,7 @@ def test_a_sweep_of_one_run_is_shown_as_one(run_cli, work):
     assert not (sweep_folder(work, "mine") / "r3").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_job_that_stands_for_several_is_told_once_and_tried_again_by_the_same_command(
     run_cli, work, monkeypatch
 ):
@@ -325,6 +225,7 @@ def test_a_job_stays_where_the_sweep_was_begun(run_cli, work):
     assert "hydra.job.chdir" in outcome.err
 
 
+@pytest.mark.slow
 def test_glob_chooses_files_of_a_group_and_no_numbers(run_cli, work):
     outcome = run_cli("-m", *SMALL[:-1], "rank=glob(*)")
     assert (outcome.status, outcome.left) == (2, [])
@@ -437,6 +338,7 @@ def test_slurm_composes(run_cli):
 # Studies
 
 TINY_STUDY = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[16]", "teacher.hidden=[16]",
     "seed=0", "total_epochs=4", "compress.num_calibration=32",
 )  # fmt: skip
@@ -493,194 +395,3 @@ def test_a_ladder_against_one_jump_by_one_word(run_cli, work):
 def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli):
     outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
     refused(outcome, fault("total_epochs", "6", "4 or 8", "(job strategy=multi_stage)"))
-
-
-# In processes of their own
-
-LONGER = (*SMALL, "epochs=40", "train.checkpoint_seconds=0.005")
-
-
-def finished(folder):
-    return [name for name, record in records(folder).items() if record["status"] == "finished"]
-
-
-def in_the_middle_of_job(work, number):
-    """Whether `number` jobs of the only sweep are finished and the next one has trained for some epochs."""
-
-    def there():
-        folders = list((work / "outputs" / "sweeps").glob("*"))
-        if not folders or len(finished(folders[0])) < number:
-            return False
-        running = [name for name, record in records(folders[0]).items() if record["status"] == "running"]
-        lines = [folders[0] / name / "metrics.jsonl" for name in running]
-        return any(path.exists() and path.read_text().count("\n") >= 5 for path in lines)
-
-    return there
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(run_cli, program, work):
-    command = ("-m", *LONGER, "kd.alpha=0.1,0.3,0.5", "seed=0,1")
-    killed = program(*command)
-    wait_for(killed, in_the_middle_of_job(work, 2))
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    folder = sweep_folder(work)
-    before = {name: (folder / name / "record.json").read_bytes() for name in finished(folder)}
-    (interrupted,) = set(records(folder)) - set(before)
-    assert len(before) == 2
-    assert (folder / interrupted / "checkpoints" / "training.ckpt").exists()
-
-    again = program(*command)
-    assert again.wait(timeout=300) == 0, again.said()
-    text = again.said()
-    assert text.count("skipped: ") == 2
-    assert f"resuming in {folder / interrupted}" in text
-    assert text.count("writing to ") == 3
-    assert "6 records (6 finished)" in text
-    found = records(folder)
-    assert len(found) == 6
-    assert all((folder / name / "record.json").read_bytes() == content for name, content in before.items())
-    assert [name for name, record in found.items() if record["resumed"]] == [interrupted]
-
-    assert run_cli(*command, "outputs_dir=undisturbed").status == 0
-    other = sweep_folder(work, "undisturbed")
-    assert other.name == folder.name
-    assert {name: results(folder / name) for name in found} == {name: results(other / name) for name in found}
-
-
-@pytest.mark.slow
-def test_three_sweeps_at_once_share_the_work_and_one_teacher(program, work):
-    same, other = ("-m", *LONGER, "seed=0,1,2,3"), ("-m", *LONGER, "kd.alpha=0.2,0.4")
-    running = [program(*same), program(*same), program(*other)]
-    assert [process.wait(timeout=300) for process in running] == [0, 0, 0], [p.said() for p in running]
-    said = [process.said() for process in running]
-    assert "Traceback" not in "".join(said)
-    assert len(list((work / "outputs" / "teachers").iterdir())) == 1
-    assert sum(text.count("teacher: training it in") for text in said) == 1
-    (teacher,) = records(work / "outputs" / "teachers").values()
-    assert (teacher["status"], teacher["resumed"]) == ("finished", [])
-    assert sum(text.count("writing to ") for text in said[:2]) == 4  # each job is begun once
-    assert sum(text.count("resuming in ") for text in said) == 0
-    assert all("4 records (4 finished)" in text for text in said[:2])  # who is done first waits for the other
-    assert "2 records (2 finished)" in said[2]
-    folders = {folder.name.partition("_")[0]: folder for folder in (work / "outputs" / "sweeps").iterdir()}
-    assert set(folders) == {"seed", "alpha"}
-    for folder in folders.values():
-        assert {record["status"] for record in records(folder).values()} == {"finished"}
-        assert [p for p in folder.rglob("*") if p.name.startswith((".", "run."))] == []
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_a_sweep_and_the_same_command_goes_on(run_cli, program, work):
-    command = ("-m", *LONGER, "seed=0,1,2")
-    running = program(*command)
-    wait_for(running, in_the_middle_of_job(work, 1))
-    os.killpg(running.pid, signal.SIGINT)
-    assert running.wait(timeout=300) == 130, running.said()
-    assert running.said().rstrip().splitlines()[-1] == (
-        "compresskd: the sweep is interrupted, and what ran is saved; resume it by: the same command"
-    )
-    assert "Traceback" not in running.said()
-    assert sorted(r["status"] for r in records(sweep_folder(work)).values()) == ["finished", "interrupted"]
-    outcome = run_cli(*command)
-    assert outcome.status == 0, outcome.err
-    assert "3 records (3 finished)" in outcome.out
-
-
-@pytest.mark.slow
-def test_joblib_shares_threads_and_brings_failures_home(program, work):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    running = program("-m", *failing(work), "seed=0,1", *parallel, OMP_NUM_THREADS="")
-    assert running.wait(timeout=300) == 1, running.said()
-    folder = sweep_folder(work)
-    found = records(folder)
-    assert sorted(record["status"] for record in found.values()) == ["failed"] * 2 + ["finished"] * 2
-    fair = max(1, (os.cpu_count() or 1) // 2)
-    assert {record["hardware"]["num_threads"] for record in found.values()} == {fair}
-    assert len(list((work / "outputs" / "teachers").iterdir())) == 1
-    assert sum("teacher: training it" in p.read_text() for p in folder.rglob("log.txt")) == 1
-    for seed in (0, 1):
-        assert (
-            f"compresskd: {folder}/+student.fails=True,seed={seed}: RuntimeError: the net failed"
-            in running.said()
-        )
-
-    running = program("-m", *SMALL, "seed=0,1", *parallel, OMP_NUM_THREADS="3")
-    assert running.wait(timeout=300) == 0, running.said()
-    (folder,) = (work / "outputs" / "sweeps").glob("seed_*")
-    assert {record["hardware"]["num_threads"] for record in records(folder).values()} == {3}
-
-
-@pytest.mark.slow
-def test_joblib_runs_once_what_a_key_does_not_concern(program, work):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    small = [option for option in SMALL if not option.startswith(("strategy=", "rank="))]
-    command = ("-m", *small, "compress.num_calibration=16", "strategy=train,compress", "rank=2,3")
-    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert running.wait(timeout=120) == 0, running.said()
-    found = records(sweep_folder(work))
-    assert set(found) == {"strategy=train", "rank=2,strategy=compress", "rank=3,strategy=compress"}
-    assert {record["status"] for record in found.values()} == {"finished"}
-
-
-@pytest.mark.slow
-def test_a_killed_worker_loses_its_own_job_only(run_cli, program, work):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    command = ("-m", *LONGER, "seed=0,1,2,3")
-    running = program(*command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    wait_for(running, in_the_middle_of_job(work, 1))
-    folder = sweep_folder(work)
-    chosen = next(path.parent for path in folder.rglob("run.owner"))
-    os.kill(int((chosen / "run.owner").read_text().split()[1]), signal.SIGKILL)
-    assert running.wait(timeout=300) == 1, running.said()
-    assert "Traceback" not in running.said()
-    found = records(folder)
-    failed = {name for name, record in found.items() if record["status"] == "failed"}
-    assert failed == {chosen.name}, running.said()
-    assert found[chosen.name]["error"]["type"] == "WorkerKilled"
-    assert {r["status"] for name, r in found.items() if name not in failed} == {"finished"}
-    assert len(found) == 4
-    assert f"compresskd: {chosen}: WorkerKilled: its worker process was killed" in running.said()
-    assert run_cli(*command).status == 0
-    assert {record["status"] for record in records(folder).values()} == {"finished"}
-
-
-@pytest.mark.slow
-def test_the_local_executor_of_submitit(program, work):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    running = program("-m", *failing(work), "hydra/launcher=submitit_local")
-    assert running.wait(timeout=300) == 1, running.said()
-    folder = sweep_folder(work)
-    found = records(folder)
-    assert {name: record["status"] for name, record in found.items()} == {
-        "+student.fails=False": "finished",
-        "+student.fails=True": "failed",
-    }
-    assert "the net failed" in running.said()
-    assert "2 records (1 finished, 1 failed)" in running.said()
-    assert len(list((work / "outputs" / "teachers").iterdir())) == 1
-
-
-@pytest.mark.slow
-def test_a_sweep_outlives_its_reader(work):
-    command = [sys.executable, "-P", "-m", "compresskd", "-m", *SMALL, "seed=0,1"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(compresskd.__file__).parents[1]),
-    }
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert running.stdout is not None
-    assert running.stderr is not None
-    assert running.stdout.readline().startswith("writing to ")
-    running.stdout.close()
-    errors = running.stderr.read()
-    running.stderr.close()
-    assert (running.wait(timeout=300), errors) == (0, "")
-    folder = sweep_folder(work)
-    assert finished(folder) == ["seed=0", "seed=1"]
-    assert (folder / "compare.html").exists()

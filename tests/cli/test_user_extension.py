@@ -28,8 +28,9 @@ def record_of(folder):
     return json.loads((folder / "record.json").read_text())
 
 
-def test_command_of_the_page(run_program, project):
-    outcome = run_program(*TYPED)
+@pytest.mark.slow
+def test_command_of_the_page(run_cli, project):
+    outcome = run_cli(*TYPED)
     assert outcome.status == 0, outcome.err
     (folder,) = (project / "outputs").glob("*/*_learn_then_compress_r4")
     record = record_of(folder)
@@ -44,6 +45,7 @@ def test_command_of_the_page(run_program, project):
     assert teacher.name.startswith("shortcut_")
 
 
+@pytest.mark.slow
 def test_resume_of_a_run_with_own_parts_gives_the_same(run_cli, project):
     assert run_cli(*TYPED, "epochs=2", "hydra.run.dir=run").status == 0
     run = project / "run"
@@ -59,6 +61,7 @@ def test_resume_of_a_run_with_own_parts_gives_the_same(run_cli, project):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == len(lines)
 
 
+@pytest.mark.slow
 def test_resume_where_the_parts_are_not_says_so(run_cli, project, tmp_path, monkeypatch):
     assert run_cli(*TYPED, "epochs=0", "hydra.run.dir=run").status == 0
     run = project / "run"
@@ -74,6 +77,7 @@ def test_resume_where_the_parts_are_not_says_so(run_cli, project, tmp_path, monk
         assert f"no module named '{name}' on the Python path" in outcome.err
 
 
+@pytest.mark.slow
 def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, project):
     typed = [
         "--config-dir=my_conf",
@@ -93,6 +97,7 @@ def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, pro
         load(project / "run" / stage["checkpoint"])
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_data_of_ones_own(run_cli, project):
     assert run_cli(*TYPED, "epochs=1", "hydra.run.dir=run").status == 0
     words = ("evaluate", "run", "data=wine", "data.test_fraction=0.5")
@@ -143,6 +148,7 @@ def test_nothing_of_the_project_is_in_the_package():
     assert not list(package.rglob("my_*"))
 
 
+@pytest.mark.slow
 def test_own_stage_is_run_and_its_details_are_recorded(run_cli, project):
     typed = ["--config-dir=my_conf", "data=wine", "strategy=prune_then_compress", "rank=4", "epochs=2"]
     assert run_cli(*typed, "hydra.run.dir=run").status == 0

@@ -47,6 +47,16 @@ def test_fronts_are_marked_for_bytes_macs_and_latency(sweep, run):
     assert fronts[("64",)] == {"macs"}
 
 
+def test_a_run_without_latency_is_none_of_its_mean_and_no_other_group(sweep, run):
+    run(sweep / "o", seed=7, config__seed=7, config__measure={"latency": False}, stages__0__latency_ms=None)
+    found = result(sweep)
+    assert [group.values for group in found.groups] == [("16",), ("4",)]
+    group = next(each for each in found.groups if each.values == ("16",))
+    assert group.summaries["test_accuracy"].n == 4
+    assert group.summaries["latency_batch_1"].n == 3
+    assert codes(found) == {}
+
+
 def test_unfinished_and_failed_runs_are_shown_and_do_not_count(sweep, run):
     for status in ("failed", "interrupted", "running", "odd"):
         error = {"type": "NonFiniteLoss", "message": "nan at epoch 3"} if status == "failed" else None

@@ -36,6 +36,7 @@ READ_BY_NAME = {
     "device": ("device=cuda:77", None),
     "precision": ("precision=bf16", lambda e: e.recipe.precision == "bf16"),
     "tt.plan": ("tt.plan=measured", lambda e: e.plan == "measured"),
+    "measure.latency": ("measure.latency=false", lambda e: not e.measure_latency),
     "strategy.name": ("strategy.name=mine", lambda e: e.strategy.name == "mine"),
     "teacher_fit.epochs": ("teacher_fit.epochs=9", lambda e: own_of_teacher(e).recipe.epochs == 9),
     "teacher_fit.seed": ("teacher_fit.seed=9", lambda e: own_of_teacher(e).seed == 9),

@@ -16,6 +16,7 @@ from compresskd.export import onnx, pt2
 from compresskd.models.build import build
 
 RUN = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=64", "data.num_test=40", "teacher.hidden=[16]", "student.hidden=[16]", "rank=2",
     "strategy=distill_then_compress", "epochs=1", "teacher_fit.epochs=1",
 )  # fmt: skip

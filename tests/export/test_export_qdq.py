@@ -69,6 +69,7 @@ def test_every_quantized_tensor_is_there_in_integers_and_in_nothing_else(bits, g
     assert floats <= vectors + scales
 
 
+@pytest.mark.slow
 def test_cores_are_laid_out_once_and_not_at_every_call(tmp_path):
     model = model_of("mlp_small")
     factorize(model)
@@ -107,12 +108,14 @@ def test_linear_layers_with_rounded_inputs_multiply_integers(bits, tmp_path):
     assert float((onnx_form.read(tmp_path / "m.onnx")(x) - expected).abs().max()) < bound + 1e-5
 
 
+@pytest.mark.slow
 def test_inputs_that_nobody_rounded_stay_as_they_are(tmp_path):
     """onnxruntime makes of a MatMul with a dequantized weight one that rounds the other factor, where it can."""
     exported(source_of(model_of("vit_tiny"), QuantSpec(bits=4)), tmp_path)
     assert "MatMulNBits" not in kernels(tmp_path)
 
 
+@pytest.mark.slow
 def test_tokens_multiply_integers_too(tmp_path):
     model = model_of("vit_tiny")
     exported(source_of(model, QuantSpec(bits=8, activation_bits=8), torch.randn(8, 3, 16, 16)), tmp_path)

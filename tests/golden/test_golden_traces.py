@@ -17,7 +17,14 @@ import pytest
 from compresskd.engine.environment import versions
 
 HERE = Path(__file__).parent
-DIGITS = ("data=digits", "epochs=3", "teacher_fit.epochs=3", "rank=8", "hydra.run.dir=run")
+DIGITS = (
+    "data=digits",
+    "measure.latency=false",
+    "epochs=3",
+    "teacher_fit.epochs=3",
+    "rank=8",
+    "hydra.run.dir=run",
+)
 RUNS = {
     "distill_then_compress": ("strategy=distill_then_compress",),
     "distill_then_compress_4_bits": ("strategy=distill_then_compress", "bits=4"),
@@ -60,7 +67,12 @@ def trace(directory):
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = ("distill_then_compress", "fitnets")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_the_run_is_as_it_was_recorded(run_cli, work, name):
     outcome = run_cli(*RUNS[name], *DIGITS)
     assert outcome.status == 0, outcome.err

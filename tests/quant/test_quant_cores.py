@@ -145,6 +145,7 @@ def test_figures_on_power_law_trains(bits, gauge, als):
     assert all(b <= a + 1e-9 for a, b in zip(found.trail, found.trail[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_weighted_refinement_never_rises_and_lowers_the_error_of_the_outputs():
     cores = power_law_train(rank=4)
     x = torch.randn(2000, 224, generator=torch.Generator().manual_seed(5)) * torch.arange(1.0, 225) ** -0.7

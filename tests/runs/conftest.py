@@ -2,13 +2,13 @@
 
 import functools
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import Program, default_stages, make_recipe, metrics, untimed_stage, untimed_teacher
+from programs import Program
+from tiny_runs import default_stages, make_recipe, metrics, untimed_stage, untimed_teacher
 
 from compresskd.data.synthetic import synthetic
 from compresskd.engine.experiment import Experiment
@@ -51,7 +51,7 @@ def make_experiment(make_data):
         learn = Strategy("train", {"train": Fit(Objective({"cross_entropy": CrossEntropy()}), epochs=1)})
         wide = teacher or {"target": "compresskd.models.mlp.MLP", "kwargs": {"hidden": [24, 24]}}
         make_teacher = functools.partial(model, wide, seed=7)
-        trains = Experiment(data, make_teacher, learn, recipe, 7, torch.device("cpu"))
+        trains = Experiment(data, make_teacher, learn, recipe, 7, torch.device("cpu"), measure_latency=False)
         return Experiment(
             data,
             functools.partial(model, student or mlp),
@@ -60,6 +60,7 @@ def make_experiment(make_data):
             seed,
             torch.device("cpu"),
             teacher=Teacher(make_teacher, train=trains.run, directory=Path(root) / "teacher", key="k"),
+            measure_latency=False,
         )
 
     return make
@@ -119,6 +120,4 @@ def program(tmp_path):
 
     yield start
     for each in started:
-        if each.running:
-            each.send(signal.SIGKILL)
-            each.process.wait()
+        each.kill()

@@ -75,6 +75,7 @@ def test_what_was_noticed_is_said_and_recorded(run_cli, insects, work):
     assert "train: 1 not read, since of another kind (1 .heic)" in outcome.out
 
 
+@pytest.mark.slow
 def test_renamed_classes_are_other_data(run_cli, insects, work):
     options = ("data=image_folder", "data.path=insects", *SMALL, "hydra.run.dir=run")
     assert run_cli(*options).status == 0
@@ -115,7 +116,7 @@ def test_reordered_classes_are_other_data(make_data):
     assert data.class_names == ("0", "1", "2", "3")
 
 
-def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path, untimed):
+def test_a_run_goes_on_with_the_same_names_only(make_data, make_experiment, execute, tmp_path):
     data = make_data()
     execute(make_experiment(tmp_path, data=data), tmp_path)
     renamed = dataclasses.replace(data, class_names=tuple("abcd"), fingerprint="0" * 16)
@@ -167,7 +168,7 @@ class Broken(torch.nn.Module):
 
 
 def test_a_model_that_answers_nan_ends_the_run_and_not_the_json(
-    make_data, make_experiment, execute, tmp_path, untimed
+    make_data, make_experiment, execute, tmp_path
 ):
     experiment = make_experiment(tmp_path)
     broken = dataclasses.replace(experiment.teacher, weights=None)
@@ -204,7 +205,7 @@ def load(name, **options):
     assert not (work / "outputs").exists()
 
 
-def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path, untimed):
+def test_an_allowed_overlap_is_said(make_experiment, execute, tmp_path):
     rng = torch.Generator().manual_seed(0)
     train = Source(torch.randn(64, 1, 8, 8, generator=rng), torch.arange(64) % 4)
     test = Source(train.pixels[:16], train.targets[:16])

@@ -1,11 +1,16 @@
 """Parameters, and how latency is taken."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from compresskd import measure
+from compresskd.compare.records import read_record
+from compresskd.listeners.console import stages_table
 from compresskd.quant.prepare import QuantSpec, prepare
+from compresskd.run.validity import check_record
 
 
 class TestParameters:
@@ -60,3 +65,34 @@ class TestLatency:
             {"a": nn.Identity()}, torch.zeros(1, 3), batch_sizes=(4,), seconds=0.0, min_rounds=5
         )
         assert times == {"a": {"batch_4": 3.0}}
+
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_a_run_measures_it_or_records_null(self, make_experiment, execute, tmp_path, measured):
+        record = execute(replace(make_experiment(tmp_path), measure_latency=measured), tmp_path)
+        beside = {"dense_student", "teacher"} if measured else set()
+        assert [set(stage["latency_ms_beside"]) for stage in record.stages] == [beside] * 3
+        times = [entry["latency_ms"] for entry in (record.teacher, *record.stages)]
+        assert all(set(each) == {"batch_1", "batch_32"} if measured else each is None for each in times)
+
+        compared = read_record(tmp_path / "run" / "record.json")
+        assert compared.problems == ()
+        assert [bool(stage.latency_ms) for stage in compared.stages] == [measured] * 3
+        rows = list(stages_table(record).columns[0].cells)
+        assert ("latency, batch 1, ms" in rows) == ("  times faster than teacher" in rows) == measured
+
+    @pytest.mark.parametrize("latency", [None, "absent", {"batch_1": 0.1, "batch_32": 0.2}, {"batch_1": 0.1}])
+    def test_a_record_has_all_of_it_or_none(self, latency):
+        metrics = {"validation_accuracy": 0.5, "test_accuracy": 0.5}
+        teacher = {
+            "metrics": metrics,
+            "size": {"num_parameters": 1, "folder_bytes": 1},
+            "latency_ms": latency,
+        }
+        if latency == "absent":
+            del teacher["latency_ms"]
+        values = {"strategy": "s", "config": {}, "overrides": [], "seed": 0, "teacher": teacher}
+        if latency == {"batch_1": 0.1}:
+            with pytest.raises(ValueError, match=r"teacher\.latency_ms\.batch_32: expected a finite number"):
+                check_record(values)
+        else:
+            check_record(values)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hostile import count
 from tiny_runs import metrics
 
 import compresskd
@@ -15,12 +16,15 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     "data=synthetic",
-    "data.num_train=200",
+    "measure.latency=false",
+    "data.num_train=160",
     "data.num_test=64",
     "epochs=2",
-    "teacher_fit.epochs=2",
+    "teacher_fit.epochs=1",
     "rank=8",
 )
+# Of which a second thread changes how sums are taken: products of matrices, integers, convolutions.
+ON_TWO_THREADS = ("distill_then_compress", "bits=4", "resnet8x4, augmented")
 IMAGES = (*SMALL[:-1], "rank=4", "data.input_shape=[3,16,16]", "train.batch_size=32")
 CASES = {
     "distill_then_compress": SMALL,
@@ -56,6 +60,12 @@ for number, arguments in enumerate(cases):
 """
 
 
+ALL = count(False, True)  # every case on two threads, too
+TRIED = [
+    (case, threads) for threads in (1, 2) for case in CASES if threads == 1 or ALL or case in ON_TWO_THREADS
+]
+
+
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
     """By the number of threads: the folders of two processes that ran all cases, each with caches of its own."""
@@ -64,7 +74,8 @@ def twice(tmp_path_factory):
     def run(threads):
         if threads not in known:
             known[threads] = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
-            started = [_start(folder, threads) for folder in known[threads]]
+            cases = [arguments for case, arguments in CASES.items() if (case, threads) in TRIED]
+            started = [_start(folder, threads, cases) for folder in known[threads]]
             said = [process.communicate(timeout=900)[0] for process in started]
             assert [process.returncode for process in started] == [0, 0], said
         return known[threads]
@@ -72,7 +83,7 @@ def twice(tmp_path_factory):
     return run
 
 
-def _start(folder, threads):
+def _start(folder, threads, cases):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -81,7 +92,7 @@ def _start(folder, threads):
         "XDG_CACHE_HOME": str(folder / "xdg"),
     }
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", DRIVER, json.dumps(list(CASES.values()))],
+        [sys.executable, "-P", "-c", DRIVER, json.dumps(cases)],
         cwd=folder,
         env=environment,
         text=True,
@@ -90,10 +101,9 @@ def _start(folder, threads):
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "threads"), TRIED)
 def test_the_same_command_twice_gives_the_same_file(twice, case, threads):
-    number = list(CASES).index(case)
+    number = [each for each, of in TRIED if of == threads].index(case)
     first, second = (outcome(folder / str(number)) for folder in twice(threads))
     assert first[0], "no factorized layer had a plan"
     assert {plans["source"] for plans in first[0]} == {"fixed"}

@@ -1,16 +1,10 @@
-"""What the tests of runs share besides fixtures: a tiny recipe and strategy, and the program in another process."""
+"""What the tests of runs share besides fixtures: a tiny recipe and strategy, and records without times."""
 
 import functools
 import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import torch
 
-import compresskd
 from compresskd.kd.logits import CrossEntropy, SoftTargets
 from compresskd.kd.objective import Objective
 from compresskd.stages import Compression, Factorize, Fit
@@ -59,51 +53,3 @@ def untimed_stage(stage):
 def untimed_teacher(teacher):
     dropped = {"source", "latency_ms", "directory"}  # who comes back to a teacher finds it made
     return None if teacher is None else {k: v for k, v in teacher.items() if k not in dropped}
-
-
-class Program:
-    """One process of the command line, in a folder of the test's own."""
-
-    def __init__(self, arguments, folder, **environment):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
-        environment["PYTHONPATH"] = str(Path(compresskd.__file__).parents[1])
-        self.output = folder / f"output-{time.monotonic_ns()}.txt"
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "compresskd", *arguments],
-                cwd=folder,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def running(self):
-        return self.process.poll() is None
-
-    @property
-    def text(self):
-        return self.output.read_text()
-
-    def wait_for(self, condition, seconds=300.0):
-        """Until `condition()` holds; whether it did while the program was still running."""
-        deadline = time.monotonic() + seconds
-        while self.running and time.monotonic() < deadline:
-            if condition():
-                return True
-            time.sleep(0.002)
-        return False
-
-    def send(self, number):
-        self.process.send_signal(number)
-
-    def kill(self):
-        """SIGKILL; whether it still ran."""
-        killed = self.running
-        self.process.kill()
-        self.process.wait()
-        return killed
-
-    def finish(self, seconds=300.0):
-        """The exit code."""
-        return self.process.wait(timeout=seconds)

@@ -19,7 +19,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
-def run_strategy(shared, untimed):
+def run_strategy(shared):
     """run_strategy('strategy=...', 'rank=4', ...) -> (record, run directory), both to be read only.
 
     The same overrides are run once; teachers are trained once for all tests.
@@ -29,7 +29,12 @@ def run_strategy(shared, untimed):
 
     def run(*overrides):
         if overrides not in runs:
-            typed = [f"outputs_dir={folder}/outputs", "teacher_fit.epochs=4", *overrides]
+            typed = [
+                f"outputs_dir={folder}/outputs",
+                "teacher_fit.epochs=4",
+                "measure.latency=false",
+                *overrides,
+            ]
             (experiment,) = build_jobs(compose_jobs(typed).jobs)
             opened = open_run(folder / f"run{len(list(folder.iterdir()))}")
             try:

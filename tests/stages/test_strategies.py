@@ -134,6 +134,7 @@ def test_finetune_of_zero_epochs_is_the_two_step_form(run_strategy):
     assert after_svd["test_accuracy"] == after_finetune["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_ladder_ends_where_accuracy_falls(run_strategy):
     record, _ = run_strategy(
         "strategy=multi_stage", "rank_schedule=until_drop", "rank=32", "rank_schedule.max_drop=2", "epochs=6",

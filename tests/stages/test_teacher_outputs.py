@@ -25,7 +25,14 @@ def outputs(data, *, cacheable):
     torch.manual_seed(0)
     teacher = nn.Linear(6, 4)
     return TeacherOutputs(
-        teacher, data.train, data.task, 3, seed=0, cacheable=cacheable, recipe=recipe, device=torch.device("cpu")
+        teacher,
+        data.train,
+        data.task,
+        3,
+        seed=0,
+        cacheable=cacheable,
+        recipe=recipe,
+        device=torch.device("cpu"),
     )
 
 

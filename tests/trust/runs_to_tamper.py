@@ -3,10 +3,12 @@
 import json
 
 TINY = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=64", "data.num_test=16", "teacher.hidden=[16]", "student.hidden=[16]",
     "epochs=0", "teacher_fit.epochs=0", "rank=2", "strategy=distill_then_compress",
 )  # fmt: skip
 OWN = (
+    "measure.latency=false",
     "data=synthetic", "data.num_train=64", "data.num_test=16", "strategy=train", "epochs=0",
     "student=custom", "~student.num_classes", "student._target_=own_net.Net",
 )  # fmt: skip
