@@ -283,7 +283,8 @@ class Parts(Builder):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
-        if not shape and not node.get("input_shape", True):
+        takes_texts = kept is not None or node["_target_"].startswith("compresskd.models.huggingface.")
+        if not told["input_shape"] and not takes_texts and not node.get("input_shape", True):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
             return None
