@@ -18,12 +18,13 @@ from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves
 from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
 from compresskd.data.base import Data, TensorSplit
+from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
-from compresskd.models.huggingface import weights_folder
+from compresskd.models.huggingface import HUGGING_FACE, weights_folder
 from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
@@ -282,6 +283,11 @@ class Parts(Builder):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
+        takes_any = node.get("_target_") == HUGGING_FACE  # its architecture tells
+        if not told["input_shape"] and not node.get("input_shape", True) and not takes_any:
+            expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
+            self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
+            return None
         place = functools.partial(joined, role)
         options = _without_weights(with_told(node, told))
         model = self.attempt(
@@ -346,13 +352,18 @@ class Parts(Builder):
 
 
 def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
-    """Two samples, and one: zeros of the shape of the data, or the first of those that have none in common."""
+    """Two samples, and one: zeros of the shape of the data, or the first of those that have none in common.
+
+    Texts are followed by the longest of each split, and the one with the largest number of a token.
+    """
     if data is None or isinstance(data.train, TensorSplit):
         return [
             Batch(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.long), torch.arange(n), 0)
             for n in (2, 1)
         ]
-    few = (data.validation.take(torch.arange(n), "") for n in (2, 1))
+    few = [data.validation.take(torch.arange(n), "") for n in (2, 1)]
+    splits = (data.train, data.validation, data.test)
+    few += [split.take(split.extremes, "") for split in splits if isinstance(split, TextSplit)]
     return [next(iter(split.batches(len(split)))) for split in few]
 
 

@@ -1,6 +1,7 @@
 """Columns of a Hugging Face data set as encoded images and labels."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,19 @@ class Columns:
 
 def check_columns(split: Any, columns: Mapping[str, str], where: str) -> None:
     """Raise ValueError unless `split` has the column that each key names."""
-    present = list(split.column_names or next(iter(split)))
+    present = list(split.column_names or _first_row(split))
     for key, column in columns.items():
         if column not in present:
             near = did_you_mean(column, present)
             raise ValueError(
                 f"data.{key}: {where} has no column {column!r}, it has {present}; write data.{key}=NAME{near}"
             )
+
+
+def _first_row(split: Any) -> Mapping[str, Any]:
+    """Where no header says the columns; the rows are closed at once, and with them the file."""
+    with closing(iter(split)) as rows:
+        return next(rows, {})
 
 
 def class_numbers(

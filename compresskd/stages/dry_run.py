@@ -69,7 +69,11 @@ def check_answers(model: nn.Module, batches: Sequence[Batch], task: Task, num_cl
 def _shapes(inputs: Inputs) -> str:
     if isinstance(inputs, Tensor):
         return f"shape {list(inputs.shape[1:])}"
-    return ", ".join(f"{name} {list(tensor.shape[1:])}" for name, tensor in inputs.items())
+    return ", ".join(
+        f"{name} {list(tensor.shape[1:])}"
+        + ("" if tensor.is_floating_point() else f" up to {int(tensor.max())}")
+        for name, tensor in inputs.items()
+    )
 
 
 def try_training(

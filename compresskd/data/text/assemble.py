@@ -40,6 +40,7 @@ class SetOptions(TypedDict, total=False):
     validation_count: int | None
     split_seed: int
     num_classes: Count | None
+    input_shape: Sequence[int] | None
     allow_overlap: bool
     cache_dir: str | None
     max_in_memory_bytes: Whole
@@ -158,6 +159,8 @@ def assemble_texts(
     Raises:
         OptionError: for options, ValueError for samples, that do not fit.
     """
+    if options.get("input_shape"):
+        raise OptionError("input_shape", options.get("input_shape"), "null: texts differ in length")
     check_class_names(labels.class_names)
     if labels.class_names:
         check_declared(options.get("num_classes"), None, (), labels.class_names)

@@ -80,17 +80,17 @@ def _blocks(
     columns: list[str],
     options: SetOptions,
 ) -> Data:
-    made = tokenizer_of(
-        tokenizer, lambda: (text for split in opened.names for text in [*rows(split), separator])
-    )
+    def parts(split: str) -> Iterator[str]:
+        return chunks(rows(split), separator)
+
+    made = tokenizer_of(tokenizer, lambda: (part for split in opened.names for part in parts(split)))
     declared = options.get("num_classes")
     if declared is not None and declared < made.vocabulary_size:
         expected = f">= {made.vocabulary_size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
     def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        texts = chunks(rows(split), separator)
-        return packed(texts, made, block_size, split, opened.where(split), notices)
+        return packed(parts(split), made, block_size, split, opened.where(split), notices)
 
     sources = sequences_of(opened, options, made, [columns, separator, block_size], blocks)
     return assemble_texts(

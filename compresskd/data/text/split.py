@@ -12,7 +12,7 @@ from compresskd.data.randomness import generator
 from compresskd.tasks import IGNORED, Batch, Inputs
 
 _BATCHES_TOGETHER = 50  # whose texts are sorted by length
-_AT_ONCE = 2**22  # tokens that are hashed together
+_AT_ONCE = 2**20  # tokens that are hashed together
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,14 @@ class TextSplit(Split):
     def of_tokens(self) -> bool:
         """Whether there is a target for each token."""
         return self.targets.ndim == 2 and not self.targets.is_floating_point()
+
+    @property
+    def extremes(self) -> Tensor:
+        """[1 or 2] int64, the positions of the longest sample and of the one with the largest number of a token."""
+        ids = self.columns["input_ids"]
+        largest = torch.searchsorted(self.offsets, ids.argmax(), right=True) - 1
+        found = (self.rows == largest).nonzero().flatten()[:1]  # none where it is another split's
+        return torch.cat([self.lengths.argmax()[None], found]).cpu()
 
     def take(self, positions: Tensor, fingerprint: str) -> "TextSplit":
         """The samples at these positions, in this order."""

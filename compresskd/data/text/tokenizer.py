@@ -292,5 +292,7 @@ def _from_transformers(named: str) -> Tokenizer:
 def _pieces(rust: Any, padding_id: int | None, longest: Any, inputs: Sequence[str] | None) -> Pieces:
     is_length = isinstance(longest, int | float) and 0 < longest < _LONGEST
     rust.no_padding()
-    types = any(rust.encode("a", "a").type_ids) and (inputs is None or "token_type_ids" in inputs)
+    # without special tokens nobody chose the segments of a pair: it is what the library says of any
+    chosen = rust.num_special_tokens_to_add(True) > 0 and any(rust.encode("a", "a").type_ids)
+    types = chosen and (inputs is None or "token_type_ids" in inputs)
     return Pieces(rust, padding_id or 0, int(longest) if is_length else _ANY_LENGTH, types)

@@ -1,0 +1,153 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from refusals import says
+from text_sets import CUTS, kinds
+from torch import nn
+
+from compresskd.data.text.blocks import chunks, python_docs, text_blocks
+from compresskd.data.text.tokenizer import tokenizer_of
+from compresskd.tasks import CausalLM
+from compresskd.training.evaluation import evaluate
+
+OPTIONS = {
+    "name": "text_blocks",
+    "text_column": "text",
+    "separator": "",
+    "tokenizer": "characters",
+    "block_size": 8,
+}
+TEXT = "".join(f"Größe {i * i} of {i}\n" for i in range(60))
+
+
+def load(**options):
+    return text_blocks(**{**OPTIONS, **CUTS, **options})
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "it.txt").write_text(TEXT)
+    return str(tmp_path / "alone" / "it.txt")
+
+
+class Unigram(nn.Module):
+    """The same probabilities everywhere."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, input_ids):
+        return self.logits.expand(*input_ids.shape, -1)
+
+
+def test_blocks_follow_each_other_and_the_end_is_cut_off(file):
+    data = load(path=file)
+    characters = sorted(set(TEXT))
+    ids = [characters.index(c) for c in TEXT]
+    blocks = [ids[i : i + 8] for i in range(0, len(ids) - 7, 8)]
+    num_test = round(0.2 * len(blocks))
+    num_validation = round(0.2 * (len(blocks) - num_test))
+    sizes = [len(blocks) - num_test - num_validation, num_validation, num_test]
+    assert [len(s) for s in (data.train, data.validation, data.test)] == sizes
+    assert data.num_classes == len(characters)
+    (batch,) = data.validation.batches(sizes[1])
+    assert list(batch.inputs) == ["input_ids"]
+    assert batch.inputs["input_ids"].tolist() == blocks[sizes[0] : sizes[0] + sizes[1]]
+    assert torch.equal(batch.inputs["input_ids"], batch.targets)
+    assert kinds(data)[0] == "left_out"
+
+
+def test_rows_of_files_and_columns_are_one_text(folder, file):
+    rows = TEXT.splitlines(keepends=True)
+    columns = load(path=folder(all={"text": rows}))
+    lines = load(path=folder(all={"text": [row.rstrip("\n") for row in rows]}), separator="\n")
+    assert load(path=file).fingerprint == columns.fingerprint
+    assert load(path=str(Path(file).parent)).fingerprint == columns.fingerprint
+    assert torch.equal(lines.train.targets, columns.train.targets)
+
+
+@pytest.mark.parametrize("named", ["characters", "bytes", "pairs"])
+def test_perplexity_and_bits_per_byte_of_a_unigram_model(file, byte_pairs, named):
+    tokenizer = byte_pairs if named == "pairs" else named
+    data = load(path=file, tokenizer=tokenizer, block_size=16)
+    made = tokenizer_of(tokenizer, lambda: [TEXT])
+    ids, sizes = made.pieces(TEXT)
+    first = 16 * (len(data.train) + len(data.validation))
+    logits = torch.randn(data.num_classes, generator=torch.Generator().manual_seed(0))
+    nats, num_bytes, count = 0.0, 0, 0
+    for start in range(first, first + 16 * len(data.test), 16):
+        for place in range(start + 1, start + 16):
+            nats -= float(logits.double().log_softmax(0)[int(ids[place])])
+            num_bytes += int(sizes[place])
+            count += 1
+    assert data.test.num_bytes == num_bytes
+    scores = evaluate(Unigram(logits), data.test, CausalLM(), batch_size=4)
+    assert scores.values["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+    assert scores.values["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_the_predicted_bytes_of_characters_are_those_of_all_but_the_first(file):
+    data = load(path=file)
+    start = 8 * (len(data.train) + len(data.validation))
+    text = [TEXT[i : i + 8] for i in range(start, start + 8 * len(data.test), 8)]
+    assert data.test.num_bytes == sum(len(block[1:].encode()) for block in text)
+    few = data.test.take(torch.tensor([1]), "few")
+    assert few.num_bytes == len(text[1][1:].encode())
+
+
+def test_streamed_text_is_that_in_memory(file):
+    plain, streamed = load(path=file), load(path=file, max_in_memory_bytes=0)
+    assert streamed.train.streamed
+    assert streamed.fingerprint == plain.fingerprint
+    for epoch in (None, 1):
+        pairs = zip(plain.train.batches(4, epoch=epoch), streamed.train.batches(4, epoch=epoch), strict=True)
+        assert all(torch.equal(a.targets, b.targets) for a, b in pairs)
+
+
+def test_a_larger_vocabulary_of_the_model_is_accepted(file):
+    characters = len(set(TEXT))
+    assert load(path=file, num_classes=characters + 3).num_classes == characters + 3
+    with pytest.raises(ValueError, match=says("num_classes", f">= {characters}")):
+        load(path=file, num_classes=characters - 1)
+
+
+def test_chunks_are_the_text_cut_at_ends_of_lines(monkeypatch, byte_pairs):
+    monkeypatch.setattr("compresskd.data.text.blocks._CHARACTERS_AT_ONCE", 100)
+    texts = [TEXT[:250], TEXT[250:260], TEXT[260:]]
+    found = list(chunks(texts, ""))
+    assert "".join(found) == TEXT
+    assert len(found) > 5
+    assert all(part.endswith("\n") for part in found)
+    made = tokenizer_of(byte_pairs, lambda: ())
+    assert [i for part in found for i in made.pieces(part)[0].tolist()] == made.pieces(TEXT)[0].tolist()
+    words = "one two  three " * 40
+    assert "".join(chunks([words], "")) == words
+    assert "".join(chunks(["x" * 1000, "y"], " ")) == "x" * 1000 + " y"
+
+
+def test_the_documentation_of_python_is_a_text_without_a_download():
+    data = python_docs(name="python_docs", tokenizer="characters", block_size=64, **CUTS)
+    assert 80 < data.num_classes < 300
+    assert len(data.train) > 3000
+    assert data.preprocessing["max_length"] == 64
+    ids = data.train.targets[0].tolist()
+    assert "".join(data.preprocessing["tokenizer"]["characters"][i] for i in ids).startswith('The "assert"')
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_column": "txt"}, says("text_column", "did you mean text")),
+        ({"block_size": 10**6}, says("block_size", "1000000")),
+        ({"tokenizer": None}, says("tokenizer", "null")),
+        ({"validation_fraction": None}, says("validation_fraction", "null")),
+    ],
+    ids=["column", "block", "tokenizer", "fraction"],
+)
+def test_what_does_not_fit_is_refused(file, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(path=file, **options)
