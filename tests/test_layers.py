@@ -156,9 +156,7 @@ def test_parametrized_weights_are_stored_and_read_back(name, tmp_path):
     [
         ("upsampling", "up", "ConvTranspose2d has no factorized form"),
         ("recurrent", "rnn", "LSTM has no factorized form"),
-        ("attending", "attention", "MultiheadAttention has no factorized form"),
         ("transposed", "mid", "TransposedLinear has no factorized form"),
-        ("onedimensional", "conv", "Conv1d has no factorized form"),
         ("bare", "(model)", "Bare has no factorized form"),
     ],
 )
@@ -179,6 +177,17 @@ def test_every_module_with_weights_is_named(name, module, words, bits):
     }
     assert holders <= found.keys()
     assert found["out"]["bits"] == (bits or 32)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_projections_inside_attention_are_quantized_and_named_where_they_are_not(bits):
+    model = make("attending").eval()
+    if bits is not None:
+        prepare(model, QuantSpec(bits=bits, other_bits=16))
+    content = artifact.content_of(model)
+    found = coverage(artifact.build(content, trust=("hard_modules",)), content.tensors, {})["attention"]
+    assert found["bits"] == (bits or 32)
+    assert ("nn.MultiheadAttention" in found.get("reason", "")) == (bits is None)
 
 
 def test_tied_bytes_are_counted_in_their_first_module():

@@ -15,7 +15,7 @@ _DECIMALS = 10_000  # normalisation is given with four digits
 
 def about_of(data: Data) -> dict[str, Any]:
     """What whoever runs the model must know of the data that it was trained on."""
-    more = {} if data.task.name == "classification" else {"task": data.task.name}
+    more: dict[str, Any] = {} if data.task.name == "classification" else {"task": data.task.name}
     if data.preprocessing:
         more["preprocessing"] = dict(data.preprocessing)
     return {

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -65,10 +66,16 @@ def write_compact(content: Content, path: Path, *, coded: bool = True, trust: Se
         coded: entropy-code the integers, where that gains anything; else they are packed.
         trust: packages besides compresskd that its architecture is built from.
     """
-    data, split = encode(content, coded=coded, trust=trust)
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    parts, split = _laid_out(content, coded=coded, trust=trust)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        for part in _with_checksum(parts):
+            file.write(part)
     return split
+
+
+def split_of(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> Split:
+    """Where the bytes of the file would be; only the entropy code, if there is one, is computed to know."""
+    return _laid_out(content, coded=coded, trust=trust)[1]
 
 
 def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
@@ -83,24 +90,36 @@ def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
 
 def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
     """The bytes of the file, the same for the same content."""
+    parts, split = _laid_out(content, coded=coded, trust=trust)
+    return b"".join(_with_checksum(parts)), split
+
+
+def _laid_out(
+    content: Content, *, coded: bool, trust: Sequence[str]
+) -> tuple[Iterator[bytes | memoryview], Split]:
+    """The parts of the file but for the checksum, made one by one as they are asked for, and their sizes."""
     header, names, ties = pack_header(content, trust=trust)
     ordered = [content.tensors[name] for name in names]
     quantized = [value for value in ordered if isinstance(value, QuantizedTensor)]
-    integers = b"".join(pack(value.integers, value.grid) for value in quantized)
-    best = entropy.encode(quantized) if coded and quantized else integers
-    coded = len(best) < len(integers)
-    head = (
-        MAGIC
-        + bytes([(FORMAT if ties else FORMAT - 1) | (_CODED if coded else 0)])
-        + varint(len(header))
-        + header
-    )
+    floats = [value for value in ordered if isinstance(value, Tensor)]
+    packed = sum(value.grid.packed_bytes(value.shape.numel()) for value in quantized)
+    code = entropy.encode(quantized) if coded and quantized else b""
+    is_coded = bool(code) and len(code) < packed
+    version = (FORMAT if ties else FORMAT - 1) | (_CODED if is_coded else 0)
+    head = MAGIC + bytes([version]) + varint(len(header)) + header
     scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
-    floats = b"".join(_bytes(value) for value in ordered if isinstance(value, Tensor))
-    integers = best if coded else integers
-    body = head + scales + floats + integers
-    split = Split(len(head), len(integers), len(scales), len(floats), _CHECKSUM)
-    return body + _checksum(body), split
+    integers = iter([code]) if is_coded else (pack(value.integers, value.grid) for value in quantized)
+    size = sum(value.numel() * value.itemsize for value in floats)
+    split = Split(len(head), len(code) if is_coded else packed, len(scales), size, _CHECKSUM)
+    return chain([head, scales], map(_view, floats), integers), split
+
+
+def _with_checksum(parts: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    checksum = hashlib.blake2b(digest_size=_CHECKSUM)
+    for part in parts:
+        checksum.update(part)
+        yield part
+    yield checksum.digest()
 
 
 def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
@@ -223,7 +242,12 @@ def _activation_bytes(content: Content) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return bytes(_view(tensor))
+
+
+def _view(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor where they are."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _array(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:

@@ -26,10 +26,15 @@ _MAX_EXPANSION = 4096  # values of the dense architecture for each that is store
 _ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
 
 
-def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
+def build(content: Content, *, trust: Sequence[str] = (), take: bool = False) -> nn.Module:
     """The network, in evaluation mode and with ordinary parameters.
 
     Quantized tensors are there as their values; input quantizers are attached again, frozen.
+
+    Args:
+        content: the model as values.
+        trust: packages besides compresskd whose architecture and modules may be built.
+        take: let the network hold the tensors of the content, which is of no use to anybody else then.
 
     Raises:
         ArtifactError: values that no model has, tensors that do not fit the architecture, or an architecture
@@ -37,16 +42,21 @@ def build(content: Content, *, trust: Sequence[str] = ()) -> nn.Module:
         ValueError: a path outside compresskd and `trust`, or options that the constructor refuses.
     """
     check(content)
-    empty = skeleton(content.architecture, stored=num_values(content), trust=trust)
-    check_fit(furnish(empty, content.modules, stored=num_values(content), trust=trust), content.tensors)
+    _check_whole(content, trust)
     with _WithoutDrawing():
         described = {"architecture": content.architecture, "modules": content.modules}
         model = build_empty(described, trust=trust)
-    _fill(model, content.tensors)
+    _fill(model, content.tensors, take)
     check_finite(model)
     for name, (scale, zero_point) in content.activations.items():
         quantize_input(_layer(model, name), _frozen(scale, zero_point))
     return model.eval()
+
+
+def _check_whole(content: Content, trust: Sequence[str]) -> None:
+    """Raise where the tensors do not fit; of what is built for it, nothing stays."""
+    empty = skeleton(content.architecture, stored=num_values(content), trust=trust)
+    check_fit(furnish(empty, content.modules, stored=num_values(content), trust=trust), content.tensors)
 
 
 def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> nn.Module:
@@ -116,14 +126,22 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor])
         raise ArtifactError("; ".join(faults[:10]) + (" ..." if len(faults) > 10 else ""))
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor]) -> None:
+@torch.no_grad()
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor | QuantizedTensor], take: bool) -> None:
     """Load the values; what is neither quantized nor half precision keeps the type that it was stored in."""
-    values = {k: v.dequantize() if isinstance(v, QuantizedTensor) else v for k, v in tensors.items()}
+    done: set[int] = set()
     for name, own in model.state_dict(keep_vars=True).items():
         stored = tensors[name]
+        if id(own) in done or not isinstance(own, Tensor):
+            continue
+        done.add(id(own))
+        value = stored.dequantize() if isinstance(stored, QuantizedTensor) else stored
         if isinstance(stored, Tensor) and stored.dtype not in (torch.float16, own.dtype):
             own.data = own.data.to(stored.dtype)
-    model.load_state_dict(values)
+        if (take or value is not stored) and value.dtype == own.dtype and value.device == own.device:
+            own.data = value
+        else:
+            own.copy_(value)
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:

@@ -43,8 +43,13 @@ class Content:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def content_of(model: nn.Module, about: Mapping[str, Any] | None = None) -> Content:
+def content_of(model: nn.Module, about: Mapping[str, Any] | None = None, *, copy: bool = True) -> Content:
     """What is stored of a model; weights that are rounded as they are read become their integers.
+
+    Args:
+        model: that says how it was built.
+        about: as in Content.
+        copy: the tensors; else those that can be are the model's own, to be written at once.
 
     Raises:
         ValueError: the model does not say how it was built, or the range of an input was never observed.
@@ -52,7 +57,9 @@ def content_of(model: nn.Module, about: Mapping[str, Any] | None = None) -> Cont
     stored: dict[int, Tensor | QuantizedTensor] = {}
     tensors: dict[str, Tensor | QuantizedTensor] = {}
     for name, value in (plain_state_dict(model) | convert(model)).items():
-        tensors[name] = stored.setdefault(id(value), _on_cpu(value))
+        if id(value) not in stored:
+            stored[id(value)] = _on_cpu(value, copy)
+        tensors[name] = stored[id(value)]
     return Content(
         spec_of(model), surgery.structure(model), tensors, dict(_activations(model)), dict(about or {})
     )
@@ -173,10 +180,12 @@ def _activations(model: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]
         yield name, (quant.scale.cpu().clone(), quant.zero_point.detach().cpu().clone())
 
 
-def _on_cpu(value: Tensor | QuantizedTensor) -> Tensor | QuantizedTensor:
+def _on_cpu(value: Tensor | QuantizedTensor, copy: bool) -> Tensor | QuantizedTensor:
     if isinstance(value, Tensor):
-        # clone: what safetensors writes may share no memory; contiguous: channels-last is no layout of it
-        return value.detach().cpu().contiguous().clone()
+        # contiguous: channels-last is no layout of safetensors; what it writes may share no memory
+        plain = value.detach().cpu().contiguous()
+        shares = plain.untyped_storage().nbytes() != plain.numel() * plain.itemsize
+        return plain.clone() if copy or shares else plain
     zero_point = None if value.zero_point is None else value.zero_point.cpu()
     integers = value.integers.cpu().contiguous()
     return QuantizedTensor(integers, value.scale.cpu(), zero_point, value.grid, value.granularity)

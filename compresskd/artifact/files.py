@@ -27,7 +27,7 @@ def save(model: nn.Module, directory: Path) -> int:
     that holds NaN, RunDirectoryError where `directory` holds something else, OSError where it cannot be written.
     """
     check_finite(model)
-    content = content_of(model)
+    content = content_of(model, copy=False)
     with atomic_folder(directory) as temporary:
         folder.write(content, temporary)
     return folder_bytes(directory)
@@ -55,7 +55,7 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
             trust = granted(path, read_record(path), trust)
     content = read(path, trust=trust)
     with refusing(path):
-        model = construct.build(content, trust=trust)
+        model = construct.build(content, trust=trust, take=True)
     if content.about:
         model.preprocess = Preprocess(content.about)  # pyright: ignore[reportArgumentType]
     return model.to(device)

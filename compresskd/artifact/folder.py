@@ -49,9 +49,10 @@ def write(content: Content, folder: Path) -> None:
         "about": content.about,
         **({"tied": same} if same else {}),
     }
-    weights = safetensors.torch.save(_stored(replace(content, tensors=once)), metadata={"format": "pt"})
-    (folder / WEIGHTS).write_bytes(weights)
-    described["sha256"] = digest(weights, described)
+    weights = folder / WEIGHTS
+    safetensors.torch.save_file(_stored(replace(content, tensors=once)), weights, metadata={"format": "pt"})
+    with weights.open("rb") as file:
+        described["sha256"] = _digest(hashlib.file_digest(file, "sha256"), described)
     (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
 
 
@@ -78,8 +79,11 @@ def read(folder: Path) -> Content:
 
 def digest(weights: bytes, described: Mapping[str, Any]) -> str:
     """SHA-256 over the weights file and what the structure says besides this very digest."""
+    return _digest(hashlib.sha256(weights), described)
+
+
+def _digest(result: hashlib._Hash, described: Mapping[str, Any]) -> str:
     rest = {k: v for k, v in described.items() if k != "sha256"}
-    result = hashlib.sha256(weights)
     result.update(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
     return result.hexdigest()
 

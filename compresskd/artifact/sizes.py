@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,51 @@ def compact_sizes(content: Content, *, trust: Sequence[str] = ()) -> dict[str, i
         in which it is computed with. dense_bytes: that of the architecture without factorized modules.
     """
 
-    def size(content: Content, *, coded: bool = True) -> int:
-        return compact.encode(content, coded=coded, trust=trust)[1].total
-
-    floats = replace(content, tensors={k: _computed(v) for k, v in content.tensors.items()}, activations={})
-    dense = skeleton(content.architecture, stored=num_values(content), trust=trust).state_dict()
-    zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in dense.items()}
+    split = compact.split_of(content, trust=trust)
+    floats = replace(content, tensors=_placeholders(content.tensors, _computed), activations={})
+    dense = skeleton(content.architecture, stored=num_values(content), trust=trust).state_dict(keep_vars=True)
+    zeros, dense = replace(floats, modules={}, tensors=_placeholders(dense, _zeros)), None
     return {
-        "file_bytes": size(content),
-        "packed_bytes": size(content, coded=False),
-        "float_bytes": size(floats),
-        "dense_bytes": size(replace(floats, modules={}, tensors=zeros)),
+        "file_bytes": split.total,
+        "packed_bytes": _packed(content, split),
+        "float_bytes": compact.split_of(floats, trust=trust).total,
+        "dense_bytes": compact.split_of(zeros, trust=trust).total,
     }
 
 
+def _packed(content: Content, split: compact.Split) -> int:
+    """Bytes of the file without entropy coding, from where those with it are."""
+    quantized = {id(v): v for v in content.tensors.values() if isinstance(v, QuantizedTensor)}.values()
+    integers = sum(value.grid.packed_bytes(value.shape.numel()) for value in quantized)
+    return split.total - split.integers + integers
+
+
+def _placeholders(
+    tensors: Mapping[str, Tensor | QuantizedTensor], make: Callable[[Any], Tensor]
+) -> dict[str, Tensor]:
+    """What `make` makes of each; tied ones stay the very same."""
+    made: dict[int, Tensor] = {}
+    for value in tensors.values():
+        if id(value) not in made:
+            made[id(value)] = make(value)
+    return {name: made[id(value)] for name, value in tensors.items()}
+
+
 def _computed(value: Tensor | QuantizedTensor) -> Tensor:
+    """A stand-in in the type in which the tensor is computed with; what counts something is told by its value."""
     if isinstance(value, QuantizedTensor):
-        return value.dequantize()
-    return value.float() if value.dtype == torch.float16 else value
+        return _zeros(value, torch.float32)
+    if not value.is_floating_point():
+        return value
+    return _zeros(value, torch.float32 if value.dtype == torch.float16 else value.dtype)
+
+
+def _zeros(value: Tensor | QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros of this shape that take no memory."""
+    if dtype is None:
+        assert isinstance(value, Tensor)
+        dtype = value.dtype
+    return torch.zeros((), dtype=dtype).expand(value.shape)
 
 
 def write_final(
@@ -62,10 +89,9 @@ def write_final(
         folder.write(content, temporary)
         interchange = sum(file.stat().st_size for file in temporary.iterdir())
         split = compact.write_compact(content, temporary / COMPACT, trust=trust)
-    packed = compact.encode(content, coded=False, trust=trust)[1].total
     return {
         "file_bytes": split.total,
-        "packed_bytes": packed,
+        "packed_bytes": _packed(content, split),
         "interchange_bytes": interchange,
         "split": asdict(split),
     }

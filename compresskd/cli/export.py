@@ -74,6 +74,10 @@ def _check_out(out: Path, form: str, *, overwrite: bool) -> None:
 
 def _samples(source: Source, count: int, trust: Sequence[str]) -> Samples:
     """Of the run's own test split where there is a run, else random ones."""
+    if source.record is None and not source.input_shape:
+        raise ExportError(
+            f"{source.path} is a model of texts, which are at hand in its run alone; export the run's directory"
+        )
     if source.record is None:
         return random(source.input_shape, count)
     from compresskd.config.recorded import data_of

@@ -31,7 +31,7 @@ FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its na
 _OF_HYDRA = ("hydra.", "hydra/")
 _SINGLE = "single"  # where nothing varies
 _DETERMINING = (
-    "data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt", "measure",
+    "task", "data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt", "measure",
 )  # fmt: skip
 _LEFT = "was left unfinished; the same command resumes it"
 

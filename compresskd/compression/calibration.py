@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from compresskd import layers, tt
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
-from compresskd.tasks import logits_of, tensors_of
+from compresskd.tasks import logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
@@ -40,30 +41,45 @@ class LayerStatistics:
     _positions: int = field(default=0, repr=False)
 
 
+@dataclass(frozen=True)
+class _Output:
+    """Where the output of a layer is in the graph, before anything changes it in place."""
+
+    statistics: LayerStatistics
+    edge: GradientEdge
+    num_features: int
+
+    def add(self, gradient: Tensor | None) -> None:
+        """Count what the logits say of it."""
+        if gradient is not None:
+            self.statistics.sensitivity += float(gradient.float().square().sum()) / self.num_features
+
+
 def calibrate(
     model: nn.Module, names: Sequence[str], split: Split, *, num_samples: int, seed: int, batch_size: int = 64
 ) -> dict[str, LayerStatistics]:
     """Run `num_samples` samples of `split`, a seeded draw, through the model and look at the named layers.
 
-    Any layer will do that maps one tensor to another; the model's mode and gradients are left as they were.
+    Any layer will do that maps one tensor to another, of any type; the model's mode and gradients are left as they
+    were. A layer that never runs is not among what is returned.
     """
     statistics: dict[str, LayerStatistics] = {}
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
-    roots: list[Tensor] = []
+    outputs: list[_Output] = []
     with evaluation_mode(model), ExitStack() as stack:
         for name in names:
-            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, roots))
+            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, outputs))
         for batch in draw(split, num_samples, seed=seed).batches(batch_size):
-            inputs = [tensor for tensor in tensors_of(batch.inputs) if tensor.is_floating_point()]
-            for tensor in inputs:
-                tensor.requires_grad_(True)  # so that a graph exists even for frozen weights
             logits = logits_of(batch.call(model))
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
             probe = torch.randn(logits.shape, generator=generator).to(device)
-            starts = [tensor for tensor in (*inputs, *roots) if tensor.requires_grad]
-            torch.autograd.grad((logits.float() * probe).sum(), starts, allow_unused=True)
-            roots.clear()
+            if logits.requires_grad:
+                edges = [output.edge for output in outputs]
+                found = torch.autograd.grad((logits.float() * probe).sum(), edges, allow_unused=True)
+                for output, gradient in zip(outputs, found, strict=True):
+                    output.add(gradient)
+            outputs.clear()
     for found in statistics.values():
         if found.covariance is not None:
             found.covariance /= max(1, found._rows)
@@ -78,43 +94,46 @@ def _watched(
     layer: nn.Module,
     statistics: dict[str, LayerStatistics],
     generator: torch.Generator,
-    roots: list[Tensor],
+    outputs: list[_Output],
 ) -> Iterator[None]:
     is_matrix = _is_matrix(layer)  # asked before the hook below makes it a layer with a hook
+    is_convolution = hasattr(layer, "kernel_size")
 
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not any(
-            isinstance(x, Tensor) and x.requires_grad for x in args
-        ):  # indices have no gradient to go back to
-            roots.append(output.detach().requires_grad_(True))
-            output = roots[-1].clone()
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        given = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if not output.requires_grad:  # frozen, of ids or of inputs: the graph begins here
+            output = output.detach().requires_grad_(True).clone()
         found = statistics.setdefault(name, LayerStatistics(None))
         if is_matrix:
-            rows = _input_rows(layer, args[0].detach(), generator)
+            rows = _input_rows(layer, given.detach(), generator)
             if found.covariance is None:
                 found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
             found.covariance.addmm_(rows.T, rows)
             found._rows += len(rows)
-        num_features = output.shape[1] if output.dim() == 4 else output.shape[-1]
+        num_features = output.shape[1 if is_convolution else -1]
         found.power += float(output.detach().float().square().sum())
         found._positions += output.numel() // num_features
         found._samples += len(output)
-        output.register_hook(lambda g: _add_sensitivity(found, g, num_features))
+        if output.requires_grad:  # else the model runs the layer where nothing is to be learned
+            outputs.append(_Output(found, torch.autograd.graph.get_gradient_edge(output), num_features))
         return output
 
-    handle = layer.register_forward_hook(hook)
+    handle = layer.register_forward_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _add_sensitivity(found: LayerStatistics, gradient: Tensor, num_features: int) -> None:
-    found.sensitivity += float(gradient.float().square().sum()) / num_features
-
-
 def _is_matrix(layer: nn.Module) -> bool:
     return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
+
+
+def of_table(statistics: LayerStatistics, table: nn.Embedding) -> LayerStatistics:
+    """What `calibrate` saw of an embedding, as that of a matrix [V, D] whose rows are asked for equally often."""
+    num_rows, width = table.weight.shape
+    covariance = torch.eye(width, device=table.weight.device) / num_rows
+    return LayerStatistics(covariance, statistics.sensitivity, statistics.power)
 
 
 def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
@@ -136,8 +155,10 @@ def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
 
 def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """[rows, N] float32: what the weight, seen as a matrix, is applied to."""
-    if not isinstance(layer, nn.Conv2d | tt.TTConv2d):
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | tt.TTConv2d):
         return x.reshape(-1, x.shape[-1]).float()
+    if isinstance(layer, nn.Conv1d | tt.TTConv1d):
+        layer, x = tt.two_dimensional(layer), x.unsqueeze(-2)
     pads = layer.geometry.pads if isinstance(layer, tt.TTConv2d) else layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(x.float(), tuple(pads), mode=mode)

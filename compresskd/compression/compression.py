@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from compresskd import layers, measure, tt
-from compresskd.compression.calibration import LayerStatistics, calibrate, combined
+from compresskd.compression.calibration import LayerStatistics, calibrate, combined, of_table
 from compresskd.compression.plan import Method, applied, plan_layers
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
@@ -137,17 +137,25 @@ class Compression(Size):
     def _statistics(
         self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
     ) -> dict[str, LayerStatistics]:
-        matrices = [layer for layer in taken if all(map(layers.is_matrix, layer.members.values()))]
-        if not self.data_aware or not matrices:
+        watched = [layer for layer in taken if all(map(_is_watched, layer.members.values()))]
+        if not self.data_aware or not any(layers.is_matrix(layer.module) for layer in watched):
             return {}
         found = calibrate(
             model,
-            [name for layer in matrices for name in layer.members],
+            [name for layer in watched for name in layer.members],
             context.data.train,
             num_samples=self.num_calibration,
             seed=context.stage_seed,
         )
-        return {layer.name: combined([found[name] for name in layer.members]) for layer in matrices}
+        seen = {
+            layer.name: [
+                of_table(found[name], module) if isinstance(module, nn.Embedding) else found[name]
+                for name, module in layer.members.items()
+                if name in found
+            ]
+            for layer in watched
+        }
+        return {name: combined(statistics) for name, statistics in seen.items() if statistics}
 
     def check(self, model: nn.Module, example: Inputs) -> None:
         """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller.
@@ -212,6 +220,10 @@ class Compression(Size):
                 return
             skipped[layer.name] = tried.reason
         raise NothingCompressed("rank", self.rank, f"a smaller one, or other layers: {_reasons(skipped)}")
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return layers.is_matrix(layer) or (isinstance(layer, nn.Embedding) and layers.obstacle(layer) is None)
 
 
 def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:

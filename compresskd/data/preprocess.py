@@ -40,7 +40,7 @@ class Preprocess:
         Raises:
             ValueError: samples that are none of these, or none that the model was trained with.
         """
-        preprocessing = self.about.get("preprocessing")
+        preprocessing = self.about.get("preprocessing", {})
         if self.kind == "images":
             return self._images(samples)
         if self.kind == "table":

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
+from compresskd.tasks import Inputs, call, logits_of, num_samples, sliced
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Inputs], Tensor]
 BATCH_SIZES = (1, 32)
 _ONE_BY_ONE = 16  # samples that are also given one by one
 _FLOAT_TOLERANCE, _ROUNDING_TOLERANCE = 1e-4, 0.05
@@ -26,7 +27,7 @@ class Agreement:
     Attributes:
         largest_difference: of any output, absolute.
         largest_output: of the source, absolute: what a difference is to be seen against.
-        equal_predictions: fraction of the samples with the same largest output.
+        equal_predictions: fraction of the samples, or of their tokens, with the same largest output.
         num_compared: outputs; a sample counts for every batch size.
     """
 
@@ -36,25 +37,32 @@ class Agreement:
     num_compared: int
 
 
+def run_of(model: nn.Module) -> Run:
+    """A model as what maps inputs to logits."""
+    return lambda inputs: logits_of(call(model, inputs))
+
+
 @torch.inference_mode()
 def compare(
-    source: Run, exported: Run, inputs: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES
+    source: Run, exported: Run, inputs: Inputs, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> Agreement:
-    """Outputs of both on inputs [N, ...], in batches of each of the sizes; at size 1 the first few.
+    """Outputs of both on inputs of N samples, in batches of each of the sizes; at size 1 the first few.
 
     Raises:
         ExportFailed: there is nothing to compare, an output is not finite, or the two differ in shape or type.
     """
-    difference, largest, equal, count = 0.0, 0.0, 0, 0
+    difference, largest, equal, count, rows = 0.0, 0.0, 0, 0, 0
     for size in batch_sizes:
-        for batch in (inputs[:_ONE_BY_ONE] if size == 1 else inputs).split(size):
+        total = num_samples(inputs) if size > 1 else min(_ONE_BY_ONE, num_samples(inputs))
+        for start in range(0, total, size):
+            batch = sliced(inputs, start, min(start + size, total))
             expected, came = source(batch), exported(batch)
-            _check_comparable(expected, came, len(batch))
+            _check_comparable(expected, came, num_samples(batch))
             difference = max(difference, float((expected - came).abs().max()))
             largest = max(largest, float(expected.abs().max()))
-            equal += int((expected.argmax(-1) == came.argmax(-1)).sum())
-            count += len(batch)
-    return Agreement(difference, largest, equal / count, count)
+            same = expected.argmax(-1) == came.argmax(-1)
+            equal, rows, count = equal + int(same.sum()), rows + same.numel(), count + num_samples(batch)
+    return Agreement(difference, largest, equal / max(1, rows), count)
 
 
 def _check_comparable(expected: Tensor, came: Tensor, num_samples: int) -> None:

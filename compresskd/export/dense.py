@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd import artifact
+from compresskd import artifact, layers
 from compresskd.artifact import folder
 from compresskd.export.errors import ExportError
 from compresskd.layers import surgery
@@ -107,5 +107,11 @@ def _dense_values(name: str, layer: Any, ordinary: Any) -> dict[str, Tensor]:
         }
     if not hasattr(layer, "to_dense"):
         raise ExportError(f"'{name}' ({type(layer).__name__}) has no dense form: it has no method to_dense()")
-    values = {"weight": layer.to_dense()}
+    weight = layers.held_by(ordinary, layer.to_dense())
+    if weight is None:
+        kind = type(ordinary).__name__
+        raise ExportError(
+            f"'{name}' stood for {kind}, which computes its weight; export the factorized model"
+        )
+    values = {"weight": weight}
     return values if getattr(layer, "bias", None) is None else {**values, "bias": layer.bias}

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from compresskd import artifact
 from compresskd.export import dense, onnx, pt2
-from compresskd.export.agreement import BATCH_SIZES, Agreement, Run, check, compare, worst
+from compresskd.export.agreement import BATCH_SIZES, Agreement, Run, check, compare, run_of, worst
 from compresskd.export.errors import ExportError
 from compresskd.export.latency import latency
 from compresskd.export.samples import Samples
 from compresskd.export.source import Source
 from compresskd.run import atomic, atomic_folder, remove_leftovers_of, write_text
+from compresskd.tasks import Inputs, map_inputs, sliced
 from compresskd.version import __version__
 
 
@@ -75,10 +75,10 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
     place = atomic_folder if form == "dense" else atomic
     with place(out) as temporary:
         written = FORMS[form](source, samples.inputs, temporary)
-        found = [compare(source.model, run, samples.inputs) for run in written.runs.values()]
+        found = [compare(run_of(source.model), run, samples.inputs) for run in written.runs.values()]
         agreement = worst(found)
         check(agreement, samples, rounds_inputs=source.rounds_inputs)
-        times = latency(source, form, written.runs, samples.inputs[:1]) if timed else {}
+        times = latency(source, form, written.runs, sliced(samples.inputs, 0, 1)) if timed else {}
         exported = Exported(form, out, _num_bytes(temporary), written, agreement, samples, times)
         # first the report: an export that is there without it would be taken for somebody else's file
         write_text(report_of(out), json.dumps(_plain(source, exported), indent=1) + "\n")
@@ -99,7 +99,7 @@ def is_export(out: Path) -> bool:
     return isinstance(report, dict) and report.get("form") in FORMS
 
 
-def _write_onnx(source: Source, inputs: Tensor, path: Path) -> Written:
+def _write_onnx(source: Source, inputs: Inputs, path: Path) -> Written:
     integers = onnx.write(source.model, source.quantized, example(inputs), path)
     runs = {"ONNX": onnx.read(path)}
     # integers that no integer kernel takes are better unpacked once than at every call
@@ -109,27 +109,27 @@ def _write_onnx(source: Source, inputs: Tensor, path: Path) -> Written:
     return Written(runs, integers, options)
 
 
-def _write_pt2(source: Source, inputs: Tensor, path: Path) -> Written:
+def _write_pt2(source: Source, inputs: Inputs, path: Path) -> Written:
     pt2.write(source.model, example(inputs), path)
     return Written({"torch.export": pt2.read(path)})
 
 
-def _write_dense(source: Source, inputs: Tensor, path: Path) -> Written:
+def _write_dense(source: Source, inputs: Inputs, path: Path) -> Written:
     model = dense.fold(source.model)
     dense.write(model, source.about, path)
-    return Written({"dense": artifact.load(path, trust=artifact.packages(model))})
+    return Written({"dense": run_of(artifact.load(path, trust=artifact.packages(model)))})
 
 
-FORMS: Mapping[str, Callable[[Source, Tensor, Path], Written]] = {
+FORMS: Mapping[str, Callable[[Source, Inputs, Path], Written]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
     "dense": _write_dense,
 }
 
 
-def example(inputs: Tensor) -> Tensor:
+def example(inputs: Inputs) -> Inputs:
     """Two inputs to trace with: one alone would be taken for a size that never changes."""
-    return inputs[:1].repeat_interleave(2, dim=0)
+    return map_inputs(lambda tensor: tensor[:1].repeat_interleave(2, dim=0), inputs)
 
 
 def _num_bytes(path: Path) -> int:

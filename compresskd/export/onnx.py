@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from compresskd.export.agreement import Run
 from compresskd.export.errors import ExportError
 from compresskd.export.rounding import rounding_as_operators
+from compresskd.export.shapes import arguments, dynamic_shapes
 from compresskd.quant.pack import QuantizedTensor
+from compresskd.tasks import Inputs
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 OPSET = 21  # the first in which DequantizeLinear reads 4-bit integers
@@ -37,14 +39,14 @@ def require_packages() -> None:
 
 
 def write(
-    model: nn.Module, quantized: Mapping[str, QuantizedTensor], example: Tensor, path: Path
+    model: nn.Module, quantized: Mapping[str, QuantizedTensor], example: Inputs, path: Path
 ) -> dict[str, str]:
-    """Write the model, in evaluation mode, with a dynamic first dimension.
+    """Write the model, in evaluation mode, with a dynamic first dimension, and second of tokens.
 
     Args:
         model: ordinary parameters; its `ActivationQuant` children become QuantizeLinear and DequantizeLinear.
         quantized: integers of parameters and buffers by name.
-        example: [B, ...] with B of 2 or more.
+        example: B samples, 2 or more.
         path: of the file.
 
     Returns:
@@ -92,25 +94,30 @@ def read(path: Path, *, options: Mapping[str, str] | None = None) -> Run:
         settings.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
-    def run(x: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"input": x.numpy()})
+    taken = {value.name for value in session.get_inputs()}
+
+    def run(inputs: Inputs) -> Tensor:
+        named = {"input": inputs} if isinstance(inputs, Tensor) else inputs
+        # what a model does not use is no input of its graph
+        (logits,) = session.run(["logits"], {name: x.numpy() for name, x in named.items() if name in taken})
         return torch.from_numpy(logits)
 
     return run
 
 
-def _graph_of(model: nn.Module, example: Tensor) -> Any:
-    batch: Any = torch.export.Dim("batch")
+def _graph_of(model: nn.Module, example: Inputs) -> Any:
+    args, kwargs = arguments(example)
     with torch.no_grad(), _quiet(), rounding_as_operators(model):
         program = torch.onnx.export(
             model,
-            (example,),
+            args,
+            kwargs=kwargs,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=({0: batch},),
-            input_names=["input"],
+            dynamic_shapes=dynamic_shapes(example),
+            input_names=list(kwargs) or ["input"],
             output_names=["logits"],
         )
     assert program is not None

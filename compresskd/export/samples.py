@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
+from compresskd.tasks import Inputs, map_inputs
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs [N, ...] on the CPU, and in words what they are."""
+    """Inputs of N samples on the CPU, and in words what they are."""
 
-    inputs: Tensor
+    inputs: Inputs
     kind: str
 
 
@@ -24,8 +24,9 @@ def drawn_from(split: Split, count: int, name: str) -> Samples:
     """A draw of `count` samples of a split, the same each time, or all where it has fewer."""
     drawn = draw(split, count, seed=0)
     batch = next(iter(drawn.batches(len(drawn))))
-    assert isinstance(batch.inputs, Tensor)  # mappings of tensors are refused beforehand
-    return Samples(batch.inputs.cpu(), f"{len(batch)} {split.name} samples of {name}")
+    return Samples(
+        map_inputs(lambda tensor: tensor.cpu(), batch.inputs), f"{len(batch)} {split.name} samples of {name}"
+    )
 
 
 def random(shape: Sequence[int], count: int) -> Samples:

@@ -27,7 +27,7 @@ class Source:
         path: where it was read.
         model: ordinary parameters, quantized ones as their values; inputs rounded by `ActivationQuant` children.
         quantized: integers by name of parameter or buffer.
-        input_shape: of one sample.
+        input_shape: of one sample; empty where samples differ in length.
         about: what the file says of labels and data.
         record: of the run, where `path` is a run directory.
     """
@@ -76,6 +76,8 @@ def _input_shape(path: Path, content: artifact.Content, record: Record | None) -
     offers: list[Any] = [content.about.get("input_shape"), content.architecture["kwargs"].get("input_shape")]
     if record is not None:
         offers.insert(1, record.config["data"].get("input_shape"))
+    if content.about.get("preprocessing", {}).get("kind", "table") != "table":
+        return ()  # texts have no one shape
     for shape in offers:
         if (
             isinstance(shape, list | tuple)

@@ -19,8 +19,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-Plain = nn.Linear | nn.Conv2d | nn.Embedding
-PLAIN = (nn.Linear, nn.Conv2d, nn.Embedding)
+from compresskd.layers.known import Form, known, scale_of
+
+Plain = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+NAMES = "nn.Linear, nn.Conv1d, nn.Conv2d or nn.Embedding"
 WEIGHTS = ("cores", "factors", "core")  # under which factorized layers hold what stands for their weight
 _HOOKS = {
     "_forward_hooks": "forward hook",
@@ -32,7 +35,9 @@ _HOOKS = {
     "_load_state_dict_pre_hooks": "hook for loading",
     "_load_state_dict_post_hooks": "hook for loading",
 }
-_registered: dict[type[nn.Module], Callable[[Any], Plain]] = {}
+# whose projections lie in parameters of the attention itself, which one fused operation reads
+_IN_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_registered: dict[type[nn.Module], Form] = {}
 
 
 @dataclass(frozen=True)
@@ -60,32 +65,45 @@ class Layer:
         return next(iter(self.members.values()))
 
 
-def register(cls: type[nn.Module], as_plain: Callable[[Any], Plain] | None = None) -> None:
-    """Let layers of exactly this type be factorized.
+def register(
+    cls: type[nn.Module],
+    as_plain: Callable[[Any], Plain] | None = None,
+    as_held: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Let layers of exactly this type be factorized, and quantized.
 
     Args:
         cls: has a parameter `weight`.
-        as_plain: from a layer to the nn.Linear, nn.Conv2d or nn.Embedding that computes the same, for any input, in
-            training and evaluation. None where `cls` is a subclass of one of these whose forward is the same.
+        as_plain: from a layer to the nn.Linear, nn.Conv1d, nn.Conv2d or nn.Embedding that computes the same, for any
+            input, in training and evaluation. None where `cls` is a subclass of one of these whose forward is the same.
+        as_held: from the weight of that layer to the one that `cls` would hold, where `as_plain` rearranges it (such as
+            `torch.t`); without it a factorized model has no export with ordinary layers.
 
     Raises:
         ValueError: `cls` is no such subclass, and `as_plain` is not given.
     """
     if as_plain is None and not issubclass(cls, PLAIN):
-        raise ValueError(
-            f"register: got {cls.__name__}, no subclass of nn.Linear, nn.Conv2d or nn.Embedding; give as_plain too"
-        )
-    _registered[cls] = as_plain or _with_same_attributes
+        raise ValueError(f"register: got {cls.__name__}, no subclass of {NAMES}; give as_plain too")
+    _registered[cls] = Form(as_plain, as_held)
+
+
+def form_of(module: nn.Module) -> Form | None:
+    """How a class that was registered, or is known, holds its weight; None of PyTorch's own and of strange ones."""
+    cls = type_of(module)
+    return _registered.get(cls) or known(cls)
 
 
 def obstacle(module: nn.Module) -> str | None:
     """Why this layer may not be replaced by another form of its weight; None where it may."""
-    return _obstacle_of_type(type_of(module)) or _obstacle_of_hooks(module) or _obstacle_of_weight(module)
+    return _obstacle_of_type(module) or _obstacle_of_hooks(module) or _obstacle_of_weight(module)
 
 
-def _obstacle_of_type(cls: type[nn.Module]) -> str | None:
-    if cls in PLAIN or cls in _registered:
+def _obstacle_of_type(module: nn.Module) -> str | None:
+    cls = type_of(module)
+    if cls in PLAIN or form_of(module) is not None or scale_of(module) is not None:
         return None
+    if isinstance(module, nn.MultiheadAttention):
+        return "one operation reads the projections of nn.MultiheadAttention, which have no factorized form"
     if cls is NonDynamicallyQuantizableLinear:  # which is made for nn.MultiheadAttention alone
         return "nn.MultiheadAttention reads its weight, which another form of the layer does not have"
     base = next((base for base in PLAIN if issubclass(cls, base)), None)
@@ -125,20 +143,44 @@ def _obstacle_of_weight(module: nn.Module) -> str | None:
 
 
 def plain(module: nn.Module) -> Plain:
-    """The layer itself, or the plain one that computes the same: parametrized weights as they are in evaluation."""
-    as_plain = _registered.get(type_of(module))
-    if as_plain is not None and as_plain is not _with_same_attributes:
-        return as_plain(module)
+    """The layer itself, or the plain one that computes the same: parametrized weights as they are in evaluation.
+
+    Of an embedding that multiplies its rows (`scale_of`) the one that does not.
+    """
+    form = form_of(module)
+    if form is not None and form.as_plain is not None:
+        return form.as_plain(module)  # pyright: ignore[reportReturnType]
     if type(module) in PLAIN:
         return module  # pyright: ignore[reportReturnType]
     return _with_same_attributes(module)
 
 
+def held_by(module: nn.Module, weight: Tensor) -> Tensor | None:
+    """The parameter that the layer would hold to compute with this weight of its plain form; None if there is none."""
+    form = form_of(module)
+    if form is None or form.as_plain is None:
+        return weight
+    return None if form.as_held is None else form.as_held(weight)
+
+
+def computes_weight(module: nn.Module) -> bool:
+    """Whether the layer holds no weight that could be set: it computes the one by which it multiplies."""
+    form = form_of(module)
+    return form is not None and form.as_plain is not None and form.as_held is None
+
+
 def is_matrix(module: nn.Module) -> bool:
     """Whether the layer is known to apply one matrix to each input, or each patch of it, and nothing else."""
-    known = isinstance(module, nn.Linear | nn.Conv2d) and obstacle(module) is None
-    own_form = _registered.get(type_of(module), _with_same_attributes) is not _with_same_attributes
-    return known and not own_form and getattr(module, "groups", 1) == 1
+    if not _may_be_covered(module) or is_factorized(module) or obstacle(module) is not None:
+        return False
+    return not isinstance(module, nn.Embedding) and getattr(module, "groups", 1) == 1
+
+
+def matrices(module: nn.Module) -> tuple[str, ...]:
+    """The attributes that hold what a layer multiplies by, as it reads them at each call; none of what is no layer."""
+    if isinstance(module, nn.MultiheadAttention):
+        return tuple(key for key in _IN_PROJECTIONS if getattr(module, key, None) is not None)
+    return ("weight",) if isinstance(module, PLAIN) or form_of(module) is not None else ()
 
 
 def type_of(module: nn.Module) -> type[nn.Module]:
@@ -176,7 +218,7 @@ def find(model: nn.Module) -> list[Layer]:
 
 
 def _may_be_covered(module: nn.Module) -> bool:
-    return isinstance(module, PLAIN) or type_of(module) in _registered or is_factorized(module)
+    return isinstance(module, PLAIN) or form_of(module) is not None or is_factorized(module)
 
 
 def _by_weight(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:

@@ -15,7 +15,6 @@ answer, in the Frobenius norm, is allowed; so a parent that amplifies is allowed
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from compresskd.proof.passes import PASSES, RECORDING, Pass, places, undisturbed
+from compresskd.proof.passes import PASSES, RECORDING, Pass, places, sharing, undisturbed
 from compresskd.proof.twins import moved
 from compresskd.proof.watch import Seen, Watch
 from compresskd.quant.prepare import freeze
@@ -63,7 +62,7 @@ class _Bench:
     """A copy of the model in which each layer is the old one, the new one or its twin."""
 
     def __init__(self, model: nn.Module, old: Layers, new: Layers, twins: Layers, inputs: Inputs) -> None:
-        self._model, old, self._new = copy.deepcopy((model, dict(old), dict(new)))
+        self._model, old, self._new = sharing((model, dict(old), dict(new)))
         self._twins, self._inputs = twins, inputs
         self._places = {name: places(self._model, name) for name in new}
         for layer in (self._model, *self._new.values(), *twins.values()):

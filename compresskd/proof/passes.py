@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Pass:
 # what a model may keep from a pass in inference mode is of no use to one with gradients: training comes first
 PASSES = (Pass("training", True, torch.enable_grad), Pass("evaluation", False, torch.inference_mode))
 RECORDING = Pass("evaluation", False, torch.no_grad)
+
+
+def sharing(modules: Any) -> Any:
+    """A copy of modules that holds the very parameters of the original, and buffers of its own."""
+    found = nn.ModuleList([modules] if isinstance(modules, nn.Module) else pytree.tree_leaves(modules))
+    return copy.deepcopy(modules, {id(parameter): parameter for parameter in found.parameters()})
 
 
 def places(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:

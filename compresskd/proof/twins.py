@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd import tt
+from compresskd import layers, tt
+from compresskd.proof.passes import sharing
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 
 _SHORT_FACTORS = 2.0**-11  # unit of rounding on devices that may shorten the factors of a product
@@ -18,55 +21,104 @@ _SHORT_FACTORS = 2.0**-11  # unit of rounding on devices that may shorten the fa
 def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.Module:
     """A copy of `original` that carries the weight that `new` comes to; where it is factorized itself, a dense layer.
 
+    The weight is computed as it is read: all at once would take as much memory as the dense model.
+
     Args:
         bias: take the bias of `new`, too, which is meant to be another (rounded, or fresh).
 
     Inputs that `new` rounds are rounded by the copy.
     """
-    if hasattr(original, "to_dense"):
-        twin: Any = tt.ordinary(new)
-    else:
-        twin = _plain_copy(original)
-        _carry(twin, "weight", new.to_dense() if hasattr(new, "to_dense") else new.weight)  # pyright: ignore
-        if bias and getattr(new, "bias", None) is not None:
-            _carry(twin, "bias", new.bias)  # pyright: ignore[reportArgumentType]
+    if isinstance(
+        original, nn.MultiheadAttention
+    ):  # whose weights, biases and inner layer one operation reads
+        return _plain_copy(new).train(new.training)
+    dtype = next(original.parameters()).dtype
+    twin: Any = _dense_of(original, new)
+    _read(twin, lambda: twin.held(_weight_of(new)).to(dtype))
+    if bias and getattr(new, "bias", None) is not None:
+        values = new.bias.detach().clone()  # pyright: ignore[reportCallIssue]
+        twin.bias = nn.Parameter(values.to(twin.bias.dtype))  # pyright: ignore
     activation = getattr(new, CHILD, None)
     if isinstance(activation, ActivationQuant):
         quantize_input(twin, copy.deepcopy(activation))
     return twin.train(new.training)
 
 
-def _plain_copy(layer: nn.Module) -> nn.Module:
-    """A copy whose parametrized tensors are ordinary ones of the same values.
-
-    Not by `remove_parametrizations`: a copy shares the class that it would take apart.
-    """
-    twin = copy.deepcopy(layer)
-    if parametrize.is_parametrized(twin):
-        keys = list(twin._modules.pop("parametrizations")._modules)  # pyright: ignore[reportOptionalMemberAccess]
-        twin.__class__ = parametrize.type_before_parametrizations(layer)
-        for key in keys:
-            twin.register_parameter(key, nn.Parameter(getattr(layer, key).detach().clone()))
+def _dense_of(original: nn.Module, new: nn.Module) -> nn.Module:
+    """The dense layer whose weight is to be set; `held` turns what `new` comes to into the one that it holds."""
+    twin: Any
+    if hasattr(original, "to_dense"):
+        twin = tt.ordinary(new)
+    elif hasattr(new, "to_dense") and layers.computes_weight(original):
+        twin = layers.plain(original)
+    else:
+        twin = _plain_copy(original, without="weight")
+        if hasattr(new, "to_dense"):
+            twin.held = partial(layers.held_by, original)
+            return twin
+    twin.held = _as_it_is
     return twin
 
 
-def _carry(layer: Any, key: str, value: Tensor) -> None:
-    setattr(layer, key, nn.Parameter(value.detach().clone().to(getattr(layer, key).dtype)))
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _weight_of(new: Any) -> Tensor:
+    return new.to_dense() if hasattr(new, "to_dense") else new.weight
+
+
+def _read(twin: nn.Module, weight: Callable[[], Tensor]) -> None:
+    """Let the twin's weight be what is computed whenever it is read."""
+
+    def read(_: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return weight().detach()
+
+    cls = type(twin)
+    twin._parameters.pop("weight", None)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "weight": property(read)}
+    twin.__class__ = type(cls.__name__, (cls,), names)
+
+
+def _plain_copy(layer: nn.Module, *, without: str = "") -> nn.Module:
+    """A copy whose parametrized tensors are ordinary ones of the same values, but for one that it does not have.
+
+    Not by `remove_parametrizations`: a copy shares the class that it would take apart.
+    """
+    twin = sharing(layer)
+    for part in filter(parametrize.is_parametrized, list(twin.modules())):
+        cls = parametrize.type_before_parametrizations(part)
+        keys: list[str] = list(part._modules["parametrizations"]._modules)  # pyright: ignore
+        values = {key: getattr(part, key).detach().clone() for key in keys if key != without}
+        del part._modules["parametrizations"]
+        part.__class__ = cls
+        for key, value in values.items():
+            part.register_parameter(key, nn.Parameter(value))
+    twin._parameters.pop(without, None)
+    return twin
 
 
 def moved(twin: Any, new: Any) -> nn.Module:
     """A copy of the twin with every entry of its weight moved as far as rounding in `new` may come to."""
-    weight = twin.weight.detach()
-    bound = _rounding_bound(new).to(weight)
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
-    other = copy.deepcopy(twin)
-    other.weight = nn.Parameter(weight + signs * bound)
+    other = sharing(twin)
+    if isinstance(other, nn.MultiheadAttention):
+        for key in layers.matrices(other):
+            value = getattr(other, key).detach()
+            setattr(other, key, nn.Parameter(value + _signs(value) * value.abs() * _unit(value)))
+        return other
+    _read(other, lambda: twin.weight + _signs(twin.weight) * twin.held(_rounding_bound(new)).to(twin.weight))
     return other
 
 
+def _signs(like: Tensor) -> Tensor:
+    """1 or -1 at random, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+
+
 def _rounding_bound(layer: Any) -> Tensor:
-    """What rounding in the layer's product may come to, as a change of its weight, [M, N] or [O, I, kh, kw].
+    """What rounding in the layer's product may come to, as a change of the weight that it comes to.
 
     sqrt(n) u times the weight that the factors without their signs come to; n the length of all sums on the way. In
     half precision sums are kept in float32 and rounded once for each factor: there n is the number of factors.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 Given = dict[str, list[Any]]  # by the name of a module, the arguments of each of its calls
+_UNCHANGING = (str, bytes, bool, int, float, complex, torch.dtype, torch.device)
 Seen = list[tuple[str, Any]]  # where, and tensors among other values
 
 
@@ -63,8 +67,48 @@ class Watch:
 
 
 def fresh(values: Any) -> Any:
-    """The same with every tensor copied."""
-    return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, values)
+    """The same with every tensor copied, and every object that may change (the cache of a decoder holds tensors)."""
+    return pytree.tree_map(_copied, values)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if value is None or isinstance(value, _UNCHANGING) or callable(value):
+        return value
+    written = _Pickler(stream := io.BytesIO())
+    try:
+        written.dump(value)
+        stream.seek(0)
+        return _Unpickler(stream, written.kept).load()
+    except Exception:  # an object may be of a kind that nobody copies; then it is the same for all runs
+        return value
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves tensors and modules out, of which pickle or `copy.deepcopy` would copy too much, or nothing."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.kept: list[Any] = []
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, Tensor | nn.Module):
+            return None
+        self.kept.append(obj)
+        return len(self.kept) - 1
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts copies of the tensors in again, and the very modules."""
+
+    def __init__(self, stream: io.BytesIO, kept: list[Any]) -> None:
+        super().__init__(stream)
+        self._kept = kept
+
+    def persistent_load(self, pid: Any) -> Any:
+        kept = self._kept[pid]
+        return kept.detach().clone() if isinstance(kept, Tensor) else kept
 
 
 def _form(values: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar, cast
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from compresskd import layers
 from compresskd.options import OptionError, checked, one_of
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.fake_quantize import ESTIMATORS, FakeQuant
@@ -37,7 +38,7 @@ class QuantSpec:
 
     Args:
         bits: 2, 3, 4 or 8.
-        grid: of the weights of Linear, Conv2d and Embedding.
+        grid: of the weights of ordinary layers.
         granularity: of these weights.
         core_grid: of the cores and factors of factorized layers.
         core_granularity: of these.
@@ -80,7 +81,10 @@ class QuantSpec:
 
     def granularity_of(self, target: Target) -> Granularity:
         """Which elements of a weight share a scale."""
-        return self.core_granularity if target.is_core else self.granularity
+        if target.is_core:
+            return self.core_granularity
+        is_channel = self.granularity == PerChannel()
+        return PerChannel(target.output_dim) if is_channel else self.granularity
 
 
 def prepare(
@@ -106,9 +110,7 @@ def prepare(
     _check_names(targets, spec, start)
     chosen = [target for target in targets if spec.bits_of(target.owner)]
     if not chosen:
-        raise OptionError(
-            "layers", dict(spec.layers), "a Linear, Conv2d, Embedding or cores with more than 0 bits"
-        )
+        raise OptionError("layers", dict(spec.layers), f"{layers.NAMES}, or cores, with more than 0 bits")
     trained = {owner: target.value.requires_grad for target in chosen for owner in target.owners}
     vectors = [] if spec.other_bits == 32 else list(find_vectors(module, targets))
     made = _attach(chosen, lambda target: _fake_quant(target, spec, start.get(target.name)))
@@ -116,6 +118,10 @@ def prepare(
     if spec.activation_bits is not None:
         for owner, is_trained in trained.items():
             layer = module.get_submodule(owner)
+            if isinstance(
+                layer, nn.MultiheadAttention
+            ):  # three inputs, and one operation that reads all weights
+                continue
             quant = ActivationQuant(estimator=spec.estimator).train(layer.training)
             quantize_input(layer, quant if is_trained else quant.requires_grad_(False))
     return made

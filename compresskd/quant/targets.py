@@ -1,9 +1,10 @@
 """What of a module is quantized: its weights, and the vectors beside them.
 
 A weight is rounded as it is read, and what is stored are its rounded values. So whatever reads `layer.weight` computes
-with what is stored, a subclass with a forward of its own too, and this is exact for every Linear, Conv2d and Embedding
-and what derives from them. It is not where a weight is made of other parameters, or where somebody holds the parameter
-itself: such weights are left, see `unquantized`.
+with what is stored, a subclass with a forward of its own too, and this is exact for every layer of `layers.PLAIN`, what
+derives from them, the layers that are known or registered, and the projections inside nn.MultiheadAttention. It is not
+where a weight is made of other parameters, or where somebody holds the parameter itself: such weights are left, see
+`unquantized`.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,6 +27,7 @@ class Target:
     `name` is that of the parameter in the whole module, `owner` that of the layer it belongs to, `holder`
     and `key` say where it hangs; `is_core` tells a core of a factorized layer from the weight of an ordinary
     one. A tied parameter is one target: `also` says where else it hangs, `owners` are all layers that use it.
+    `output_dim` is the dimension of the layer's outputs.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Target:
     is_core: bool = False
     also: tuple[tuple[nn.Module, str], ...] = ()
     owners: tuple[str, ...] = ()
+    output_dim: int = 0
 
     @property
     def value(self) -> Tensor:
@@ -48,7 +51,7 @@ class Target:
 
 
 def find_targets(module: nn.Module) -> list[Target]:
-    """The weights of all Linear, Conv2d and Embedding, and all cores and factors; tied ones once."""
+    """The weights of all layers that are known, and all cores and factors; tied ones once."""
     hanging = _hanging(module)
     owners = _owners(module)
     found: dict[int, Target] = {}
@@ -59,7 +62,9 @@ def find_targets(module: nn.Module) -> list[Target]:
             is_prepared = parametrize.is_parametrized(holder, key)
             if source not in found and (is_prepared or _obstacle(places) is None):
                 also = () if is_prepared else _others(places, holder, key)
-                found[source] = Target(name, owner, holder, key, is_core, also, owners[source])
+                form = None if is_core else layers.form_of(layer)
+                dim = 0 if form is None else form.output_dim
+                found[source] = Target(name, owner, holder, key, is_core, also, owners[source], dim)
     return list(found.values())
 
 
@@ -67,22 +72,23 @@ def unquantized(module: nn.Module) -> dict[str, str]:
     """Of every layer of a kind that is quantized, but whose own weight cannot be, the reason."""
     hanging, reasons = _hanging(module), {}
     for name, layer in module.named_modules():
-        if isinstance(layer, layers.PLAIN) and "weight" not in layer._parameters:
-            made = ", ".join(type(p).__name__.lstrip("_") for p in _parametrizations(layer))
-            how = f"parametrized ({made})" if made else "made anew at every call"
-            reasons[name] = f"its weight is {how}, and the parameters that it is made of are what is stored"
-        elif isinstance(layer, layers.PLAIN):
-            reasons[name] = _obstacle(hanging[id(layer._parameters["weight"])])
+        for key in layers.matrices(layer):
+            if key not in layer._parameters:
+                made = ", ".join(type(p).__name__.lstrip("_") for p in _parametrizations(layer, key))
+                how = f"parametrized ({made})" if made else "made anew at every call"
+                reasons[name] = (
+                    f"its weight is {how}, and the parameters that it is made of are what is stored"
+                )
+            else:
+                reasons[name] = _obstacle(hanging[id(layer._parameters[key])])
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _weights_of(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module, str, bool]]:
     """Name, holder and key of what is a weight of this layer, and whether it is a core."""
-    if isinstance(layer, layers.PLAIN):
-        own = parametrize.is_parametrized(layer, "weight")
-        if "weight" in layer._parameters or (own and _is_prepared(layer)):
-            yield join(name, "weight"), layer, "weight", False
-        return
+    for key in layers.matrices(layer):
+        if layer._parameters.get(key) is not None or _is_prepared(layer, key):
+            yield join(name, key), layer, key, False
     for kind in (CORES, _FACTORS):
         factors = layer._modules.get(kind)
         if isinstance(factors, nn.ParameterList):
@@ -92,14 +98,14 @@ def _weights_of(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module, s
         yield join(name, "core"), layer, "core", True
 
 
-def _is_prepared(layer: nn.Module) -> bool:
-    return any(hasattr(part, "convert") for part in _parametrizations(layer))
+def _is_prepared(layer: nn.Module, key: str) -> bool:
+    return any(hasattr(part, "convert") for part in _parametrizations(layer, key))
 
 
-def _parametrizations(layer: nn.Module) -> list[nn.Module]:
-    if not parametrize.is_parametrized(layer, "weight"):
+def _parametrizations(layer: nn.Module, key: str) -> list[nn.Module]:
+    if not parametrize.is_parametrized(layer, key):
         return []
-    return list(layer.parametrizations["weight"].children())  # pyright: ignore
+    return list(layer.parametrizations[key].children())  # pyright: ignore
 
 
 def _hanging(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

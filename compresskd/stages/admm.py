@@ -72,11 +72,11 @@ class _Splitting(nn.Module):
         holder = copy.deepcopy(layer)
         holder.weight = nn.Parameter(weight.clone(), requires_grad=False)
         factorized: Any = self._plan[name](holder)
-        return (
-            weight.clone()
-            if isinstance(factorized, tt.Skipped)
-            else factorized.to_dense().reshape(weight.shape)
-        )
+        if isinstance(factorized, tt.Skipped):
+            return weight.clone()
+        held = layers.held_by(layer, factorized.to_dense())
+        assert held is not None  # only such layers are pulled
+        return held.reshape(weight.shape)
 
 
 @checked
@@ -147,5 +147,6 @@ class Admm:
         return state
 
     def _gets_smaller(self, layer: nn.Module, make: Make) -> bool:
-        pulled = layers.is_matrix(layer) and not parametrize.is_parametrized(layer, "weight")
+        computed = layers.computes_weight(layer)
+        pulled = layers.is_matrix(layer) and not computed and not parametrize.is_parametrized(layer, "weight")
         return pulled and not isinstance(make(layer), tt.Skipped)

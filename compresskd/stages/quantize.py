@@ -138,7 +138,11 @@ class Quantize:
         prepare(student, quantization.spec(), start=start.tensors)
         if quantization.activation_bits is not None:
             unrounded = calibrate_activations(student, _samples(context, quantization.num_calibration))
-            context.details["float_inputs"] = dict.fromkeys(unrounded, "another module reads its weight")
+            attention = [n for n, m in student.named_modules() if isinstance(m, nn.MultiheadAttention)]
+            context.details["float_inputs"] = {
+                **dict.fromkeys(unrounded, "another module reads its weight"),
+                **dict.fromkeys(attention, "it takes three inputs"),
+            }
         return student
 
     def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:

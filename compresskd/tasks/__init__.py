@@ -2,7 +2,7 @@
 
 from compresskd.metric import Metric
 from compresskd.tasks.base import CLASSES, LABELS, VALUES, VECTORS, Judged, Task
-from compresskd.tasks.batch import Batch, Inputs, call, logits_of, map_inputs, num_samples, tensors_of
+from compresskd.tasks.batch import Batch, Inputs, call, logits_of, map_inputs, num_samples, sliced, tensors_of
 from compresskd.tasks.classes import IGNORED, Classification, TextClassification, TokenClassification
 from compresskd.tasks.labels import MultiLabel
 from compresskd.tasks.language import CausalLM, MaskedLM, Seq2SeqLM
@@ -33,5 +33,6 @@ __all__ = [
     "logits_of",
     "map_inputs",
     "num_samples",
+    "sliced",
     "tensors_of",
 ]

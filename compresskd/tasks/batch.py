@@ -61,6 +61,11 @@ def map_inputs(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return change(inputs)
 
 
+def sliced(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """The samples from `start` up to `stop`."""
+    return map_inputs(lambda tensor: tensor[start:stop], inputs)
+
+
 def num_samples(inputs: Inputs) -> int:
     """The batch size."""
     return len(next(tensors_of(inputs)))

@@ -5,7 +5,9 @@ from compresskd.tt.decompose.search import Candidate, CurvePoint
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.execution.policy import FIXED, MEASURED, plans
 from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
+from compresskd.tt.layers.base import WeightDescription
 from compresskd.tt.layers.conv import TTConv2d
+from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d, two_dimensional
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
 from compresskd.tt.layers.linear import TTLinear
@@ -17,16 +19,19 @@ from compresskd.tt.layers.twin import twin
 __all__ = [
     "FIXED",
     "MEASURED",
+    "CPConv1d",
     "CPConv2d",
     "CPLinear",
     "Candidate",
     "CurvePoint",
     "Modes",
     "Skipped",
+    "TTConv1d",
     "TTConv2d",
     "TTEmbedding",
     "TTLinear",
     "TuckerLinear",
+    "WeightDescription",
     "candidates",
     "error_curve",
     "factorize",
@@ -36,4 +41,5 @@ __all__ = [
     "plans",
     "refusal",
     "twin",
+    "two_dimensional",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,9 @@ from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
 from compresskd.tt.decompose.whitening import check_covariance
 from compresskd.tt.layers.conv import TTConv2d
+from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
-from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.embedding import TTEmbedding, scale_of
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
@@ -54,7 +56,7 @@ def factorize(
     taken as they are in evaluation.
 
     Args:
-        module: nn.Linear, nn.Conv2d or nn.Embedding, or a layer that was registered.
+        module: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Embedding, or a layer that is known or was registered.
         rank: the largest TT-rank (the bond dimension between cores). Among modes, the one that does best against the
             low-rank SVD of as many parameters.
         ranks: one for each TT-rank, together with `modes`.
@@ -63,8 +65,9 @@ def factorize(
         num_parameters: a budget for the cores; the bias is not counted.
         method: "tensor_train" (searches the modes, the low-rank SVD among them), "svd", "tucker" or "cp".
         input_covariance: E[x x^T] over the layer's inputs, [in_features, in_features]; for a convolution of the
-            unfolded patches [I kh kw, I kh kw] (F.unfold's order) or of the channels [I, I]. The error that counts
-            is then that of the layer's output.
+            unfolded patches [I kh kw, I kh kw] (F.unfold's order) or of the channels [I, I]; for an embedding [D, D]
+            the metric of its rows, such as that of a head with the same weight. The error that counts is then that of
+            the layer's output.
         modes: instead of the search; (input_dims, output_dims) for a linear layer, (embedding_dims,
             vocabulary_dims) for an embedding, the stages' kernels such as ((1, 1), (3, 3), (1, 1)) for a convolution.
         num_cores: restricts the search.
@@ -81,18 +84,29 @@ def factorize(
     reason = refusal(module, method)
     if reason is not None:
         return reason
-    module, training = layers.plain(module), module.training
+    layer = _plain(module)
     if method in ("tucker", "cp"):
         if input_covariance is not None or num_cores is not None or target.ranks is not None:
             raise ValueError(
                 f"method {method!r} takes no input_covariance, num_cores or ranks: use tensor_train or svd"
             )
-        built = _by_rank(module, target, method, modes, keep_larger)
+        built = _by_rank(layer, target, method, modes, keep_larger)
     else:
-        found = _search(module, target, method, input_covariance, modes, num_cores, keep_larger)
-        reason = _unreached(found[0], target, module.weight.numel())
-        built = _build(module, found[0]) if reason is None else reason
-    return built.train(training) if isinstance(built, nn.Module) else built
+        found = _search(layer, target, method, input_covariance, modes, num_cores, keep_larger)
+        reason = _unreached(found[0], target, layer.weight.numel())
+        built = _build(layer, found[0]) if reason is None else reason
+    if not isinstance(built, nn.Module):
+        return built
+    if isinstance(module, nn.Conv1d):
+        built = one_dimensional(built)
+    elif isinstance(built, TTEmbedding):
+        built.scale = scale_of(module)
+    return built.train(module.training)
+
+
+def _plain(module: nn.Module) -> Any:
+    """The plain layer of the same weight that is decomposed: a one-dimensional convolution as one of two."""
+    return two_dimensional(layers.plain(module))
 
 
 def candidates(
@@ -110,7 +124,7 @@ def candidates(
     reason = refusal(module)
     if reason is not None:
         raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
-    return _search(layers.plain(module), target, "tensor_train", input_covariance, None, num_cores)
+    return _search(_plain(module), target, "tensor_train", input_covariance, None, num_cores)
 
 
 def error_curve(
@@ -134,9 +148,9 @@ def error_curve(
         raise ValueError(f"expected method tensor_train or svd, got {method!r}")
     if refusal(module) is not None:
         return []
-    module = layers.plain(module)
-    weight, options = module.weight.detach().flatten(1), _modes(module, method, modes, num_cores)
-    return curve(weight, options, covariance=_covariance(module, input_covariance), max_points=max_points)
+    layer = _plain(module)
+    weight, options = layer.weight.detach().flatten(1), _modes(layer, method, modes, num_cores)
+    return curve(weight, options, covariance=_covariance(layer, input_covariance), max_points=max_points)
 
 
 def least_parameters(
@@ -158,11 +172,11 @@ def least_parameters(
     """
     if refusal(module) is not None:
         return None
-    module = layers.plain(module)
-    options = _modes(module, method, modes, num_cores)
+    layer = _plain(module)
+    options = _modes(layer, method, modes, num_cores)
     if ranks is not None and modes is None:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
-    num_outputs, num_inputs = module.weight.flatten(1).shape
+    num_outputs, num_inputs = layer.weight.flatten(1).shape
     for each in options:
         check_modes(num_inputs, num_outputs, each.input_dims, each.output_dims)
         if ranks is not None and len(ranks) != len(each.sizes) - 1:
@@ -176,11 +190,11 @@ def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
     """Why a layer has no form of this method; raises where nothing like it has one, or its weights are broken."""
     obstacle = layers.obstacle(module)
     if obstacle is not None and not isinstance(module, layers.PLAIN):
-        raise TypeError(f"expected nn.Linear, nn.Conv2d or nn.Embedding, got {type(module).__name__}")
+        raise TypeError(f"expected {layers.NAMES}, got {type(module).__name__}")
     if obstacle is not None:
         return Skipped(obstacle)
     plain = layers.plain(module)
-    if isinstance(plain, nn.Conv2d) and plain.groups != 1:
+    if isinstance(plain, nn.Conv1d | nn.Conv2d) and plain.groups != 1:
         return Skipped(f"groups={plain.groups}: no factorized form of a grouped convolution")
     if isinstance(plain, nn.Embedding) and (plain.max_norm is not None or plain.scale_grad_by_freq):
         return Skipped("max_norm and scale_grad_by_freq: rows computed from cores do not support them")
@@ -258,8 +272,6 @@ def _conv_modes(
 def _covariance(module: Plain, given: Tensor | None) -> Tensor | None:
     if given is None:
         return None
-    if isinstance(module, nn.Embedding):
-        raise ValueError("expected no input_covariance for an embedding: its inputs are ids")
     size = module.weight[0].numel()
     if isinstance(module, nn.Conv2d) and given.shape == (module.in_channels, module.in_channels) != (
         size,
@@ -281,6 +293,7 @@ def _build(module: Plain, best: Candidate) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         assert best.modes.stages is not None
         return TTConv2d.from_cores(cores, module, best.modes.stages)
+    assert isinstance(module, nn.Embedding)  # a convolution of one dimension comes as one of two
     return TTEmbedding.from_cores(cores, module)
 
 

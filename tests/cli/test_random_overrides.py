@@ -11,7 +11,7 @@ from random_overrides import command, keys_of
 from compresskd.cli import jobs
 from compresskd.config import schema
 
-NUM_CHECKED, NUM_RUN, LONGEST = count(150, 500), count(8, 20), 60  # seconds of the processor
+NUM_CHECKED, NUM_RUN, LONGEST = count(100, 500), count(6, 20), 60  # seconds of the processor
 # What only training can tell; a run that ends so says what to write.
 TOLD_BY_TRAINING = ("no layer gets smaller", "no smaller model loses so little", "the loss is not finite")
 

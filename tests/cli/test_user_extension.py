@@ -47,7 +47,7 @@ def test_command_of_the_page(run_cli, project):
 
 @pytest.mark.slow
 def test_resume_of_a_run_with_own_parts_gives_the_same(run_cli, project):
-    assert run_cli(*TYPED, "epochs=2", "hydra.run.dir=run").status == 0
+    assert run_cli(*TYPED, "epochs=2", "measure.latency=false", "hydra.run.dir=run").status == 0
     run = project / "run"
     complete, lines = record_of(run), (run / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["stage"] == "learn"]
@@ -63,7 +63,7 @@ def test_resume_of_a_run_with_own_parts_gives_the_same(run_cli, project):
 
 @pytest.mark.slow
 def test_resume_where_the_parts_are_not_says_so(run_cli, project, tmp_path, monkeypatch):
-    assert run_cli(*TYPED, "epochs=0", "hydra.run.dir=run").status == 0
+    assert run_cli(*TYPED, "epochs=0", "measure.latency=false", "hydra.run.dir=run").status == 0
     run = project / "run"
     (run / "record.json").write_text(json.dumps({**record_of(run), "status": "interrupted"}))
     for name in ("my_loss.py", "my_model.py", "my_data.py"):
@@ -87,7 +87,7 @@ def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, pro
         "rank=3",
         "epochs=2",
     ]
-    assert run_cli(*typed, "hydra.run.dir=run").status == 0
+    assert run_cli(*typed, "measure.latency=false", "hydra.run.dir=run").status == 0
     stage = record_of(project / "run")["stages"][0]
     assert all(rank <= 3 for layer in stage["layers"].values() for rank in layer["ranks"])
     model = load(project / "run" / stage["checkpoint"], trust=["my_model"])
@@ -99,7 +99,7 @@ def test_factorized_model_of_ones_own_reloads_without_configuration(run_cli, pro
 
 @pytest.mark.slow
 def test_a_run_is_scored_on_data_of_ones_own(run_cli, project):
-    assert run_cli(*TYPED, "epochs=1", "hydra.run.dir=run").status == 0
+    assert run_cli(*TYPED, "epochs=1", "measure.latency=false", "hydra.run.dir=run").status == 0
     words = ("evaluate", "run", "data=wine", "data.test_fraction=0.5")
     assert "data: got wine" in run_cli(*words).err  # which is described in my_conf alone
     outcome = run_cli(*words, "--config-dir", "my_conf")
@@ -138,7 +138,7 @@ def test_folder_can_be_given_as_a_search_path(run_cli, project):
         "strategy=train",
         "epochs=1",
     ]
-    outcome = run_cli(*typed, "hydra.run.dir=run")
+    outcome = run_cli(*typed, "measure.latency=false", "hydra.run.dir=run")
     assert outcome.status == 0, outcome.err
     assert record_of(project / "run")["status"] == "finished"
 
@@ -151,7 +151,7 @@ def test_nothing_of_the_project_is_in_the_package():
 @pytest.mark.slow
 def test_own_stage_is_run_and_its_details_are_recorded(run_cli, project):
     typed = ["--config-dir=my_conf", "data=wine", "strategy=prune_then_compress", "rank=4", "epochs=2"]
-    assert run_cli(*typed, "hydra.run.dir=run").status == 0
+    assert run_cli(*typed, "measure.latency=false", "hydra.run.dir=run").status == 0
     run = project / "run"
     stage = record_of(run)["stages"][1]
     assert (stage["name"], stage["fraction_of_zeros"]) == ("prune", 0.3)

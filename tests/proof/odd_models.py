@@ -291,7 +291,7 @@ class ShapeAsker(Plain):
         return super().forward(x)
 
 
-RIGHT = (Plain, ToBeDropped, Listed, Nested, BiasReader, ShapeAsker)
+RIGHT = (DtypeReader, Plain, ToBeDropped, Listed, Nested, BiasReader, ShapeAsker)
 WRONG = {
     Subclass: "mid",
     SubtlyScaled: "mid",
@@ -313,7 +313,6 @@ READ = {
         f"encoder.layers.{k}.{n}" for k in (0, 1) for n in ("linear1", "linear2", "self_attn.out_proj")
     },
     Decoder: {"encoder.self_attn.out_proj", "encoder.multihead_attn.out_proj"},
-    DtypeReader: {"mid"},
     EvaluationReader: {"mid"},
     TrainingReader: {"mid"},
     TiedHead: {"mid"},

@@ -17,6 +17,7 @@ from compresskd.tasks import Classification
 from compresskd.training import Scores
 
 SMALL = (
+    "measure.latency=false",
     "teacher.hidden=[8]",
     "student.hidden=[8]",
     "rank=2",

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from compresskd import tt
-from compresskd.compression.calibration import calibrate
+from compresskd.api.functions import compress
+from compresskd.api.samples import data_of
+from compresskd.compression.calibration import calibrate, of_table
 from compresskd.data import Source, assemble
 from compresskd.data.draw import draw
 from compresskd.data.synthetic import synthetic
@@ -47,6 +49,58 @@ def test_sensitivity_of_the_last_layer_is_one():
     torch.manual_seed(0)
     found = calibrate(model, ["2"], data.train, num_samples=10_000, seed=1)
     assert 0.5 < found["2"].sensitivity < 1.6  # |v|^2 / K over some forty draws
+
+
+class TestTokens:
+    """Ids have no gradient; a tied table is an embedding and a matrix."""
+
+    def calibrated(self):
+        inputs = torch.randint(0, 40, (32, 6), generator=torch.Generator().manual_seed(1))
+        data = data_of(inputs)
+        model = TokenModel()
+        return model, data, calibrate(model, ["table", "inner", "head"], data.train, num_samples=32, seed=0)
+
+    def test_sensitivity_is_that_of_each_layer_and_the_model_stays_as_it_was(self):
+        model, data, found = self.calibrated()
+        assert found["table"].covariance is None
+        assert all(each.sensitivity > 0 for each in found.values())
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+        x = model.table(next(iter(data.train.batches(32))).inputs).detach().flatten(0, 1)
+        torch.testing.assert_close(found["inner"].covariance, x.T @ x / len(x))
+
+    @torch.no_grad()
+    def test_errors_of_the_table_weigh_as_they_show_in_the_logits(self):
+        """By the definition: a small random change of the table, in all its uses of one kind."""
+        with torch.enable_grad():
+            model, data, found = self.calibrated()
+        ids = next(iter(data.train.batches(32))).inputs
+        statistics = of_table(found["table"], model.table)
+        before, changes, expected = model(ids), [], []
+        for seed in range(20):
+            change = 1e-3 * torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
+            rows = model.table(ids) + change[ids]
+            after = F.linear(torch.tanh(model.inner(rows)), model.head.weight)
+            changes.append(float((after - before).square().sum() / len(ids)))
+            expected.append(statistics.sensitivity * float((change @ statistics.covariance * change).sum()))
+        assert 0.6 < sum(expected) / sum(changes) < 1.6
+
+    def test_data_aware_ranks_of_a_tied_table(self):
+        model, data, _ = self.calibrated()
+        small = compress(
+            model, next(iter(data.train.batches(32))).inputs, rank=4, data_aware=True, method="svd"
+        )
+        assert isinstance(small.table, tt.TTEmbedding)
+        assert small.table.cores is small.head.cores
+
+
+class TokenModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(40, 8), nn.Linear(8, 8), nn.Linear(8, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.inner(self.table(ids))))
 
 
 def test_model_is_left_as_it_was():

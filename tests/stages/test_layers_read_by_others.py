@@ -31,9 +31,12 @@ def test_runs_to_its_end_and_answers_in_every_mode(run_strategy, strategy, bits)
         assert "reads its weight" in factorized["skipped"][name]
     assert set(factorized["layers"]) == {"embed", "out"}
     if bits:
-        assert record.stages[-1]["layers"].keys() == {"embed", "out", *READ}
+        assert record.stages[-1]["layers"].keys() == {"embed", "out", "encoder.self_attn", *READ}
     if "quant.activation_bits=8" in bits:
-        assert record.stages[-1]["float_inputs"].keys() == {"encoder.self_attn.out_proj"}
+        assert record.stages[-1]["float_inputs"].keys() == {
+            "encoder.self_attn",
+            "encoder.self_attn.out_proj",
+        }
     model = compresskd.load(directory, trust=["encoders"])
     x = torch.randn(3, 1, 8, 8)
     with torch.inference_mode():

@@ -76,19 +76,12 @@ def test_nor_by_an_empty_place_in_pythonpath_or_by_m(shipped, shadows, work, com
     assert shadows() == []
 
 
-def test_own_code_is_found_there_and_libraries_are_not(shadows, work):
-    write_own(work)
-    ended = program(work, *OWN, "hydra.run.dir=run")
-    assert ended.returncode == 0, ended.stderr
-    ended = program(work, "evaluate", "run")
-    assert ended.returncode == 0, ended.stderr
-    assert shadows() == []
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "seeds"), [(1, "0,1"), (2, "0,1,2")])  # a second job for one of them
 def test_workers_of_a_parallel_sweep(shadows, work, num_workers, seeds):
-    """Each worker looks for Hydra's plugins before each of its jobs, after it has found the user's own code here."""
+    """Own code is found here, libraries are not.
+
+    Each worker looks for Hydra's plugins before each of its jobs, after it has found the user's own code here.
+    """
     write_own(work)
     own = (work / "own_net.py").read_text()
     late = own.replace("def forward(self, x):\n", "def forward(self, x):\n        import own_late\n\n", 1)
@@ -96,6 +89,11 @@ def test_workers_of_a_parallel_sweep(shadows, work, num_workers, seeds):
     (work / "own_net.py").write_text(late)
     (work / "own_late.py").write_text("")
     joblib = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={num_workers}")
-    ended = program(work, "-m", *OWN, f"seed={seeds}", *joblib)
+    ended = program(
+        work, "-m", *OWN, f"seed={seeds}", *joblib, "hydra.sweep.dir=sweep", "hydra.sweep.subdir='s${seed}'"
+    )
     assert ended.returncode == 0, ended.stderr
+    if num_workers == 1:
+        ended = program(work, "evaluate", "sweep/s0")
+        assert ended.returncode == 0, ended.stderr
     assert shadows() == []

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,6 +13,16 @@ from compresskd.tt.decompose.cores import balance, clip_ranks, core_shapes, orth
 from compresskd.tt.decompose.modes import Pair
 from compresskd.tt.execution.cached_operands import Prepared
 from compresskd.tt.execution.convolution import Geometry
+
+
+@dataclass(frozen=True)
+class WeightDescription:
+    """What is known of a weight without its values: for who asks a layer's weight for its type or its place alone."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
 
 
 class FactorizedLayer(nn.Module, ABC):
@@ -28,6 +39,14 @@ class FactorizedLayer(nn.Module, ABC):
     @abstractmethod
     def dense_shape(self) -> tuple[int, ...]:
         """Of the dense weight that the factors stand for: outputs, inputs, and the size of a kernel."""
+
+    @property
+    def weight(self) -> WeightDescription:
+        """A description of the dense weight; whoever computes with it fails, and should call `to_dense`."""
+        factor = next(self.parameters())
+        return WeightDescription(
+            torch.Size(self.dense_shape), factor.dtype, factor.device, factor.requires_grad
+        )
 
     @property
     def num_parameters(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compresskd import layers
 from compresskd.tt.decompose.cores import balance, merge, to_matrix
 from compresskd.tt.decompose.cores import num_parameters as num_core_parameters
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
@@ -31,7 +32,8 @@ class TTEmbedding(TensorTrainLayer):
 
     Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. The row `padding_idx` gets no gradient;
     `padding` says what it is: 'zero', 'kept' (the buffer `padding_row` [embedding_dim]) or 'cores' (what the cores
-    say, as where a linear layer has the same cores and trains that row). With `sparse=True` the gradient of the first
+    say, as where a linear layer has the same cores and trains that row). Rows are multiplied by `scale`, as those of
+    Gemma's and BART's embeddings are; the table is what they are before. With `sparse=True` the gradient of the first
     core is sparse where its rows are looked up directly (two cores, as in the low-rank SVD): for optimizers that take
     sparse gradients.
     """
@@ -52,6 +54,7 @@ class TTEmbedding(TensorTrainLayer):
         padding_idx: int | None = None,
         padding: str = "zero",
         sparse: bool = False,
+        scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,7 +65,7 @@ class TTEmbedding(TensorTrainLayer):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.vocabulary_dims, self.embedding_dims = tuple(vocabulary_dims), tuple(embedding_dims)
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
-        self.sparse, self.bias = sparse, None
+        self.sparse, self.scale, self.bias = sparse, scale, None
         self._set_padding(padding)
         self.reset_parameters()
 
@@ -115,6 +118,7 @@ class TTEmbedding(TensorTrainLayer):
             padding_idx=like.padding_idx,
             padding="zero" if row is None else "kept",
             sparse=like.sparse,
+            scale=scale_of(like),
             device="meta",
         )
         if isinstance(like, TTEmbedding) and like.padding == "cores":
@@ -125,14 +129,16 @@ class TTEmbedding(TensorTrainLayer):
         return layer
 
     def structure(self) -> dict[str, Any]:
-        """As of every factorized layer; `padding` only where it is not zero, as in files of before."""
-        return super().structure() | ({} if self.padding == "zero" else {"padding": self.padding})
+        """As of every factorized layer; `padding` and `scale` only where they do something, as in files of before."""
+        padding = {} if self.padding == "zero" else {"padding": self.padding}
+        return super().structure() | padding | ({} if self.scale == 1.0 else {"scale": self.scale})
 
     @classmethod
     def from_structure(cls, structure: Mapping[str, Any], **options: Any) -> Self:
         """As of every factorized layer."""
         layer = super().from_structure(structure, **options)
         layer._set_padding(structure.get("padding", "zero"))
+        layer.scale = float(structure.get("scale", 1.0))
         return layer
 
     def to_dense(self) -> Tensor:
@@ -168,6 +174,8 @@ class TTEmbedding(TensorTrainLayer):
             rows = rows[..., : self.embedding_dim]
         if self.padding_idx is not None:
             rows = self._padded(rows, ids)
+        if self.scale != 1.0:
+            rows = rows * self.scale
         return rows.reshape(*input.shape, self.embedding_dim)
 
     def _padded(self, rows: Tensor, ids: Tensor) -> Tensor:
@@ -209,6 +217,11 @@ class TTEmbedding(TensorTrainLayer):
             raise IndexError(
                 f"expected ids from 0 to {self.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}"
             )
+
+
+def scale_of(layer: nn.Module) -> float:
+    """By how much an embedding, ordinary or factorized, multiplies its rows."""
+    return layer.scale if isinstance(layer, TTEmbedding) else layers.scale_of(layer) or 1.0
 
 
 def _best_cut(

@@ -9,7 +9,8 @@ from torch import nn
 
 from compresskd import layers
 from compresskd.tt.decompose.skipped import Skipped
-from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.conv1d import two_dimensional
+from compresskd.tt.layers.embedding import TTEmbedding, scale_of
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.structure import from_structure
 
@@ -36,7 +37,8 @@ def twin(layer: Any, like: Any) -> nn.Module | Skipped:
     if structure is None:
         return Skipped(f"tied with an embedding, which has no form of the kind {type(layer).__name__}")
     if "stride" in structure:
-        structure |= {key: _plain(getattr(like, key)) for key in _OF_CONVOLUTION}
+        geometry = two_dimensional(like)
+        structure |= {key: _plain(getattr(geometry, key)) for key in _OF_CONVOLUTION}
     bias = layers.effective(like, "bias")
     made: Any = from_structure({**structure, "bias": bias is not None})
     made.to(next(layer.parameters()))
@@ -51,6 +53,7 @@ def twin(layer: Any, like: Any) -> nn.Module | Skipped:
 def _of_embedding(structure: dict[str, Any], layer: Any, like: Any) -> dict[str, Any] | None:
     own = {"padding_idx": like.padding_idx, "sparse": like.sparse}
     own |= {} if like.padding_idx is None else {"padding": "cores"}
+    own |= {"scale": scale_of(like)}
     if isinstance(layer, TTEmbedding):
         return {**structure, **own}
     if not isinstance(layer, TTLinear):
