@@ -7,7 +7,7 @@ from refusals import fault, refused
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("epochs=1", "teacher_fit.epochs=1", "rank=4", "compress.data_aware=false", "train.batch_size=16")
+SHORT = ("epochs=1", "teacher_fit.epochs=1", "rank=4", "train.batch_size=16")
 
 
 def models(name, vocabulary=True):
