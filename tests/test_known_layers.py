@@ -166,3 +166,24 @@ def test_a_description_of_a_weight_is_no_tensor():
     assert layer.weight.shape == (64, 64)
     with pytest.raises(TypeError):
         torch.nn.functional.linear(torch.randn(2, 64), layer.weight)
+
+
+class WrongStandardized(nn.Conv2d):
+    """Is registered with a plain form that forgets the scale."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, 2 * self.weight, self.bias, padding=1)
+
+
+def test_a_plain_form_that_computes_otherwise_is_found_by_the_trial(monkeypatch):
+    def as_plain(layer):
+        convolution = nn.Conv2d(16, 16, 3, padding=1)
+        convolution.weight, convolution.bias = nn.Parameter(layer.weight.detach()), layer.bias
+        return convolution
+
+    monkeypatch.setattr("compresskd.layers.registry._registered", {})
+    layers.register(WrongStandardized, as_plain)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), WrongStandardized(16, 16, 3, padding=1))
+    small = compresskd.compress(model, torch.randn(2, 3, 8, 8), rank=FULL, keep_larger=True)
+    assert type(small[1]) is WrongStandardized
+    assert isinstance(small[0], tt.TTConv2d)

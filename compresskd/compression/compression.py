@@ -19,7 +19,7 @@ from compresskd.compression.size import Size
 from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
 from compresskd.options import Count, OptionError, checked, one_of, raise_all
-from compresskd.proof import carrying, differing, read_by_others
+from compresskd.proof import carrying, differing, read_by_others, sharing
 from compresskd.tasks import Inputs
 from compresskd.training import Scores
 
@@ -253,7 +253,10 @@ def factorize_model(
     old = {name: layer for pair in pairs for name, layer in pair.old.items()}
     new = {name: layer for pair in pairs for name, layer in pair.new.items()}
     twins = {name: carrying(old[name], new[name], bias=fresh) for name in new}
-    reasons = differing(model, old, new, twins, inputs)
+    computed = {name: layer for name, layer in old.items() if layers.computes_weight(layer)}
+    plain = {name: layers.plain(layer) for name, layer in computed.items()}
+    reasons = differing(model, computed, plain, sharing(computed), inputs)  # their plain form is tried, too
+    reasons |= differing(model, old, new, twins, inputs)
     for name, each in list(replaced.replacements.items()):
         wrong = next((reasons[member] for member in each.new if member in reasons), None)
         if wrong is not None:

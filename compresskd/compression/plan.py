@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from compresskd.compression.replacement import Make, carry_out
 from compresskd.compression.size import Size
 from compresskd.layers import surgery
 from compresskd.options import OptionError
+from compresskd.proof import sharing
 from compresskd.training import Scores
 
 _MAX_POINTS = 512  # sizes of one layer that are told apart
@@ -210,7 +210,7 @@ def _smallest(
 
 
 def applied(model: nn.Module, plan: Mapping[str, Make]) -> nn.Module:
-    """A copy of the model with a plan carried out."""
-    changed = copy.deepcopy(model)
+    """A copy of the model with a plan carried out; what stays as it was has the very parameters of the model."""
+    changed = sharing(model)
     carry_out(changed, plan)
     return changed

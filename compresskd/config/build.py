@@ -14,13 +14,15 @@ from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults, origin
 from compresskd.config.outputs import output_faults
-from compresskd.config.parts import Parts, for_task, model_of, with_shape
+from compresskd.config.parts import Parts, for_task, model_of, told_by, with_shape, with_told
 from compresskd.config.recorded import check_recorded
 from compresskd.config.resolved import resolved
 from compresskd.config.schema import DEFAULTS, MODEL_ROLES
 from compresskd.config.teacher_run import teacher_of
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
+from compresskd.models.build import build as build_model
+from compresskd.models.huggingface import is_trained_for
 
 Plain = dict[str, Any]
 
@@ -118,7 +120,7 @@ def build(
     if not parts.check():
         parts.stop_at_faults(origin_of)
     recipe = parts.recipe(config)
-    parts.recipe(config["teacher_fit"], prefix="teacher_fit.")
+    parts.recipe(_with_epochs(config, config["epochs"])["teacher_fit"], prefix="teacher_fit.")
     strategy = parts.strategy()
     device = parts.device()
     task = parts.task()
@@ -126,17 +128,22 @@ def build(
         parts.check_objectives(task, strategy)
     data = data or parts.data(task)
     parts.models(data, strategy, recipe, device)
-    teacher = None
+    teacher, kept = None, parts.from_teacher()
     if data is not None:
-        shape = data.num_classes, data.input_shape
-        config = config | {"data": for_task(config["data"], task)}
-        config |= {role: with_shape(config[role], *shape) for role in ("data", *MODEL_ROLES)}
-        if strategy is not None and strategy.needs_teacher:
+        told = told_by(data)
+        config = config | {"data": with_shape(for_task(config["data"], task), told)}
+        config |= {role: with_told(config[role], told) for role in MODEL_ROLES}
+        if strategy is not None and (strategy.needs_teacher or kept is not None):
+            comes_trained = not parts.faults and is_trained_for(config["teacher"])
+            config = _with_epochs(config, 0 if comes_trained else config["epochs"])
             own = functools.partial(build, overrides=overrides, data=data, tried=tried, trust=trust)
             teacher = parts.teacher(functools.partial(teacher_of, config, data, own))
     parts.stop_at_faults(origin_of)
     assert recipe is not None and strategy is not None and device is not None and data is not None  # noqa: PT018
     student = functools.partial(model_of, config["student"], config["seed"])
+    if kept is not None and parts.teacher_made is not None:
+        made = kept.architecture(parts.teacher_made)
+        student = functools.partial(build_model, made["target"], made["kwargs"], seed=config["seed"])
     named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
     return Experiment(
         data,
@@ -146,9 +153,17 @@ def build(
         config["seed"],
         device,
         teacher,
+        inherit=kept.inherit if kept is not None and kept.inherits else None,
         plan=config["tt"]["plan"],
         measure_latency=config["measure"]["latency"],
         config=config,
         overrides=tuple(overrides),
         trust=tuple(named),
     )
+
+
+def _with_epochs(config: Plain, epochs: int) -> Plain:
+    """The configuration with a number of epochs for the teacher's own training, where it says none."""
+    fit = config["teacher_fit"]
+    own = epochs if fit.get("epochs", epochs) is None else fit.get("epochs")
+    return {**config, "teacher_fit": {**fit, "epochs": own}}

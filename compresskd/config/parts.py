@@ -23,12 +23,15 @@ from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strate
 from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
+from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
+from compresskd.models.huggingface import weights_folder
+from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
 from compresskd.stages import Quantization
 from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
-from compresskd.tasks import Batch, Classification, Inputs, Task
+from compresskd.tasks import Batch, Classification, Inputs, MaskedLM, Task
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 from compresskd.training.precision import device_of
@@ -39,6 +42,8 @@ _FLOATS = torch.finfo(torch.float32)
 _OF_A_TRAINING = (
     "data", "teacher", "student", "train", "optimizer", "scheduler", "quant", "precision", "device",
 )  # fmt: skip
+# Stands for what the data will tell, where only the kinds of values are judged.
+_ANYTHING = {"num_classes": 2, "input_shape": [1], "task": "classification", "class_names": []}
 _OF_ITS_RECIPE = ("optimizer", "scheduler", "train", "epochs", "seed")  # of a teacher's own run
 
 
@@ -61,6 +66,7 @@ class Parts(Builder):
     ):
         super().__init__(trust)
         self._config, self._known, self._tried = config, list(known), set() if tried is None else tried
+        self.teacher_made: nn.Module | None = None
 
     def stop_at_faults(self, origin_of: Callable[..., str] = lambda key, **_: key) -> None:
         """Raise ConfigError where there are faults, one for each key.
@@ -98,7 +104,7 @@ class Parts(Builder):
             weights = node.get("weights")
             if not isinstance(weights, str | None):
                 self.fault(f"{group}.weights", f"got {weights!r}, expected the path of a file, or null")
-            node = {k: v for k, v in with_shape(node, 2, [1]).items() if k != "weights"}
+            node = {k: v for k, v in with_told(node, _ANYTHING).items() if k != "weights"}
         return self.make(node, group, call=False)
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
@@ -210,9 +216,15 @@ class Parts(Builder):
         if self._is_faulty("data") or self._is_faulty("task") or not num_classes or not (shape or data):
             return
         batches = _trial_batches(data, shape)
-        roles = [r for r in MODEL_ROLES if r == "student" or strategy is None or strategy.needs_teacher]
+        needs_teacher = strategy is None or strategy.needs_teacher or self.from_teacher() is not None
         task = data.task if data else Classification()
-        made = {role: self._model(role, batches, task, shape, num_classes) for role in roles}
+        told = told_by(data) if data else {**_ANYTHING, "num_classes": num_classes, "input_shape": shape}
+        made: dict[str, nn.Module | None] = {}
+        for role in [r for r in MODEL_ROLES if r == "student" or needs_teacher]:  # the teacher first
+            made[role] = self._model(role, batches, task, told, made.get("teacher"))
+        self.teacher_made = made.get("teacher")
+        if isinstance(task, MaskedLM) and None not in made.values():
+            self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(made))
         if strategy is not None and None not in made.values():
             trained_on = (data, recipe, device) if data and recipe and device else None
             state = State(made["student"], made.get("teacher"))  # pyright: ignore[reportArgumentType]
@@ -253,22 +265,41 @@ class Parts(Builder):
         elif isinstance(value, int) and abs(value) >= 2**63:
             self.fault(key, f"got a number of {value.bit_length()} bits, expected at most 63")
 
+    def from_teacher(self) -> FromTeacher | None:
+        """What the student keeps of the teacher, where it is made of it."""
+        is_of_it = self._config["student"].get("_target_") == FROM_TEACHER and not self._is_faulty("student")
+        made = self.make(_without_weights(self._config["student"]), "student") if is_of_it else None
+        return made if isinstance(made, FromTeacher) else None
+
     def _model(
-        self, role: str, batches: Sequence[Batch], task: Task, shape: Sequence[int], num_classes: int
+        self,
+        role: str,
+        batches: Sequence[Batch],
+        task: Task,
+        told: Mapping[str, Any],
+        teacher: nn.Module | None,
     ) -> nn.Module | None:
         node = self._config[role]
-        if self._is_faulty(role):
+        kept = self.from_teacher() if role == "student" else None
+        if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
         if not shape and not node.get("input_shape", True):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
             return None
         place = functools.partial(joined, role)
-        options = {k: v for k, v in with_shape(node, num_classes, shape).items() if k != "weights"}
-        model = self.attempt(place, lambda: model_of(options, 0))
+        options = _without_weights(with_told(node, told))
+        model = self.attempt(
+            place, lambda: kept.student(teacher, 0) if kept and teacher else model_of(options, 0)
+        )
         if model is FAILED:
             return None
-        fits = self.attempt(place, lambda: check_answers(model, batches, task, num_classes))
+        if told.get("vocabulary_size") is not None:
+            self.attempt(place, lambda: check_vocabulary(model, told["vocabulary_size"]))
+        folder = weights_folder(options) if told.get("tokenizer") else None
+        if folder is not None:
+            self.attempt(place, lambda: check_tokenizer(folder.path, told["tokenizer"]))
+        fits = self.attempt(place, lambda: check_answers(model, batches, task, told["num_classes"]))
         if node.get("weights"):
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
         return None if fits is FAILED else model
@@ -347,10 +378,31 @@ def for_task(node: Plain, task: Task | None) -> Plain:
     return {**node, "asks": task.asks} if task is not None and node.get("asks", "") is None else node
 
 
-def with_shape(node: Plain, num_classes: int, input_shape: Sequence[int]) -> dict[str, Any]:
-    """A node of a model or of data with what only the loaded data could tell."""
-    known = {"num_classes": num_classes, "input_shape": list(input_shape)}
-    return {**node, **{k: v for k, v in known.items() if k in node and node[k] is None}}
+def told_by(data: Data) -> dict[str, Any]:
+    """What loaded data tell of themselves, by the names that nodes of models and of data have for it."""
+    return {
+        "num_classes": data.num_classes,
+        "input_shape": list(data.input_shape),
+        "task": data.task.name,
+        "class_names": list(data.class_names),
+        "tokenizer": data.preprocessing.get("tokenizer"),
+        "vocabulary_size": data.preprocessing.get("vocabulary_size"),
+        "pad_token_id": data.preprocessing.get("padding_id"),
+    }
+
+
+def with_shape(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of data with what only the loaded data could tell."""
+    return with_told(node, {name: told[name] for name in ("num_classes", "input_shape")})
+
+
+def with_told(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A node of a model with what only the loaded data could tell."""
+    return {**node, **{k: v for k, v in told.items() if k in node and node[k] is None}}
+
+
+def _without_weights(node: Plain) -> dict[str, Any]:
+    return {name: value for name, value in node.items() if name != "weights"}
 
 
 def model_of(node: Plain, seed: int) -> nn.Module:

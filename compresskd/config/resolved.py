@@ -13,6 +13,7 @@ from compresskd.config.origin import interpolation_faults
 from compresskd.config.parts import Parts
 
 _PATHS = (("data", "path"), ("teacher", "weights"), ("student", "weights"))
+_MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -58,11 +59,14 @@ def _values(cfg: DictConfig, epochs: int | None = None) -> dict[str, Any]:
     for group, key in _PATHS:
         if isinstance(values.get(group), dict) and values[group].get(key):
             values[group][key] = _absolute(values[group][key])
-    tokenizer = (values.get("data") or {}).get("tokenizer")
-    if (
-        isinstance(tokenizer, str) and Path(tokenizer).expanduser().exists()
-    ):  # else a word, or the name of a hub's
-        values["data"]["tokenizer"] = _absolute(tokenizer)
+    for group, key in _MAYBE_PATHS:
+        place = values[group].get(key) if isinstance(values.get(group), dict) else None
+        if isinstance(place, str) and Path(place).expanduser().exists():
+            values[group][key] = _absolute(place)
+    fit = values.get("teacher_fit")
+    comes_with_weights = isinstance(values.get("teacher"), dict) and values["teacher"].get("id")
+    if isinstance(fit, dict) and fit.get("epochs", 0) is None and not comes_with_weights:
+        fit["epochs"] = values.get("epochs")
     return values
 
 

@@ -33,7 +33,7 @@ def _free(name: str) -> str:
 class TeacherFit:
     """How a teacher without `teacher.weights` is trained; its other keys are those of a run."""
 
-    epochs: Whole
+    epochs: Whole | None
     seed: Seed
 
 

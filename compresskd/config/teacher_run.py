@@ -18,6 +18,7 @@ from compresskd.config.schema import conf_dir
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.teacher import Teacher
+from compresskd.models.huggingface import is_trained_for, weights_folder
 from compresskd.targets.stored_names import with_stored_targets
 from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
@@ -33,6 +34,9 @@ def teacher_of(config: Plain, data: Data, build: Callable[[Plain], Experiment]) 
     make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
     if node.get("weights"):
         return Teacher(make, weights=Path(node["weights"]))
+    folder = weights_folder(node)
+    if folder is not None and config["teacher_fit"]["epochs"] == 0 and is_trained_for(node):
+        return Teacher(make, weights=folder.path, key=folder.fingerprint)
     own = _own_config(config)
     key = _key(own, data)
     name = node["_target_"].rpartition(".")[2].lower()
@@ -60,7 +64,12 @@ def _own_config(config: Plain) -> Plain:
 def _key(config: Plain, data: Data) -> str:
     # how often a checkpoint is written changes no weight, nor do the names of classes
     train = {k: v for k, v in config["train"].items() if k != "checkpoint_seconds"}
+    student = {k: v for k, v in config["student"].items() if k != "class_names"}
+    folder = weights_folder(student)
+    if folder is not None:  # what is in it counts, wherever it is
+        student |= {"id": folder.fingerprint}
     determined: Plain = {k: config[k] for k in _DETERMINING} | {
+        "student": student,
         "train": train,
         "data": data.batches_fingerprint,
     }

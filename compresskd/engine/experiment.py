@@ -47,7 +47,8 @@ class Experiment:
 
     Attributes:
         student: makes the untrained student; called once a run.
-        teacher: how to come by the teacher, or None where the strategy needs none.
+        teacher: how to come by the teacher, or None where neither the strategy nor the student needs one.
+        inherit: gives an untrained student, in place, what it has of the trained teacher; None where that is nothing.
         plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
             see `compresskd.tt.execution.policy`.
         measure_latency: whether the models are timed.
@@ -63,6 +64,7 @@ class Experiment:
     seed: int
     device: torch.device
     teacher: Teacher | None = None
+    inherit: Callable[[nn.Module, nn.Module], None] | None = None
     plan: str = tt.FIXED
     measure_latency: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -111,6 +113,12 @@ class Experiment:
             reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
         student = self.student().to(self.device)
+        _tell_what_is_fresh(student, reporter)
+        teacher, origin = (None, {}) if self.teacher is None else self.teacher.obtain(reporter)
+        if teacher is not None:
+            teacher = teacher.to(self.device)
+            if self.inherit is not None:
+                self.inherit(student, teacher)
         context = Context(
             data,
             run,
@@ -123,13 +131,10 @@ class Experiment:
             measure_latency=self.measure_latency,
         )
         trust |= {*artifact.packages(student)}
-        teacher = None
-        if self.strategy.needs_teacher and self.teacher is not None:
-            teacher, origin = self.teacher.obtain(reporter)
-            teacher = teacher.to(self.device)
+        if teacher is not None:
             trust |= {*artifact.packages(teacher)}
             self._record_teacher(teacher, origin, context)
-        self.strategy.run(State(student, teacher), context)
+        self.strategy.run(State(student, teacher if self.strategy.needs_teacher else None), context)
         final = context.record.stage(context.record.final) or {}
         written = artifact.write_final(
             run.directory / final["checkpoint"],
@@ -192,6 +197,14 @@ class Experiment:
                 "notices": [asdict(notice) for notice in data.notices],
             },
             task=data.task.describe(),
+        )
+
+
+def _tell_what_is_fresh(student: nn.Module, reporter: Listener) -> None:
+    names = getattr(student, "fresh_parameters", ())
+    if names:
+        reporter.note(
+            f"student: {', '.join(names)} start at random: the weights of its folder have none that fit"
         )
 
 

@@ -33,11 +33,11 @@ class Teacher:
     """The teacher of a run.
 
     Attributes:
-        build: makes the untrained architecture.
-        weights: checkpoint to load into it; None to train it once.
+        build: makes the untrained architecture, or the teacher with the weights of its folder.
+        weights: checkpoint to load into it, or the folder that `build` takes it from; None to train it once.
         train: runs the ordinary run that trains it, in a directory (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
-        key: that hash.
+        key: that hash; of a folder of weights its fingerprint.
         trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
             takes parts from need not be named.
     """
@@ -60,8 +60,9 @@ class Teacher:
         """
         if self.weights is not None:
             teacher = self.build()
-            load_weights(teacher, self.weights)
-            origin = {"key": None, "source": "weights", "weights": str(self.weights)}
+            if not self.weights.is_dir():  # a folder's are there: they came with the architecture
+                load_weights(teacher, self.weights)
+            origin = {"key": self.key, "source": "weights", "weights": str(self.weights)}
         else:
             teacher, source = self._trained(reporter)
             origin = {"key": self.key, "source": source, "directory": str(self.directory)}

@@ -7,6 +7,7 @@ of the right shapes and no particular values, by the class method `from_structur
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from compresskd import layers
-from compresskd.targets.kinds import MODULE, Kind, resolve_kind
+from compresskd.targets.kinds import MODULE, Kind, is_adapter, resolve_kind
 from compresskd.targets.paths import check_trusted
 from compresskd.targets.stored_names import stored
 
@@ -154,8 +155,9 @@ def apply_structure(
 def resolve_trusted(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE) -> Callable[..., Any]:
     """The class or function at a dotted path that a file names and that is to be called.
 
-    Of compresskd only subclasses of `nn.Module` are, of a package in `trust` what is of the `kind` and defined in
-    it. What a trusted file merely imports (`compresskd.engine.environment.subprocess.run`) is refused.
+    Of compresskd only subclasses of `nn.Module` are, and adapters to other libraries; of a package in `trust` what is
+    of the `kind` and defined in it. What a trusted file merely imports (`compresskd.engine.environment.subprocess.run`)
+    is refused.
 
     Raises:
         ValueError: the path lies outside, or names nothing of the kind. Nothing outside is ever imported.
@@ -165,6 +167,6 @@ def resolve_trusted(path: str, *, trust: Sequence[str] = (), kind: Kind = MODULE
     home = getattr(found, "__module__", None) or ""
     package = home.partition(".")[0]
     is_module = isinstance(found, type) and issubclass(found, nn.Module)
-    if package in trust or (package == "compresskd" and is_module):
+    if package in trust or (package == "compresskd" and (is_module or is_adapter(inspect.unwrap(found)))):
         return found
     raise ValueError(f"'{path}' is no torch.nn.Module that compresskd defines (it comes from '{home}')")

@@ -14,6 +14,9 @@ from compresskd.options import did_you_mean
 from compresskd.targets.kinds import MODULE, PART, resolve_kind
 from compresskd.targets.paths import resolve
 
+_SAYS_ITSELF = (
+    "compresskd.models.huggingface.huggingface"  # how its module is rebuilt, without the folder it is of
+)
 _NOT_PASSED = (
     "_target_",
     "_convert_",
@@ -49,6 +52,8 @@ def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
             f"{target}: the shape of {', '.join(unknown[:3])} is not known before data come (a lazy layer); write its "
             "sizes, such as nn.Linear(64, 10) for nn.LazyLinear(10)"
         )
+    if target == _SAYS_ITSELF:
+        return module
     if hasattr(module, "spec"):
         raise ValueError(
             f"{target}: the module has an attribute `spec` of its own, which is the name under which the "

@@ -2,7 +2,8 @@
 
 from compresskd.proof.comparison import differing
 from compresskd.proof.guard import read_by_others
+from compresskd.proof.passes import sharing
 from compresskd.proof.rounded import differing_when_rounded
 from compresskd.proof.twins import carrying
 
-__all__ = ["carrying", "differing", "differing_when_rounded", "read_by_others"]
+__all__ = ["carrying", "differing", "differing_when_rounded", "read_by_others", "sharing"]

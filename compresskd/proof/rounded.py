@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 from torch import nn
 
 from compresskd.proof.comparison import differing
+from compresskd.proof.passes import sharing
 from compresskd.proof.twins import carrying
 from compresskd.quant.prepare import freeze
 from compresskd.tasks import Inputs
@@ -24,7 +24,7 @@ def differing_when_rounded(
         names: of the layers whose weights are rounded.
         inputs: [B, ...] a few samples.
     """
-    still = copy.deepcopy(prepared)
+    still = sharing(prepared)
     freeze(still)  # to read a weight in training mode may move its scale
     old, new = ({name: model.get_submodule(name) for name in names} for model in (original, still))
     twins = {name: carrying(old[name], new[name], bias=True) for name in names}

@@ -107,7 +107,8 @@ def moved(twin: Any, new: Any) -> nn.Module:
             value = getattr(other, key).detach()
             setattr(other, key, nn.Parameter(value + _signs(value) * value.abs() * _unit(value)))
         return other
-    _read(other, lambda: twin.weight + _signs(twin.weight) * twin.held(_rounding_bound(new)).to(twin.weight))
+    held = getattr(twin, "held", _as_it_is)
+    _read(other, lambda: twin.weight + _signs(twin.weight) * held(_rounding_bound(new)).to(twin.weight))
     return other
 
 

@@ -21,10 +21,18 @@ from compresskd.targets.paths import resolve
 
 _LIBRARIES = frozenset(
     {
-        "PIL", "compresskd", "constriction", "datasets", "filelock", "hydra", "msgpack", "numpy", "omegaconf", "rich",
-        "safetensors", "sklearn", "tensorly", "torch",
+        "PIL", "compresskd", "constriction", "datasets", "filelock", "huggingface_hub", "hydra", "msgpack", "numpy",
+        "omegaconf", "rich", "safetensors", "sklearn", "tensorly", "timm", "tokenizers", "torch", "transformers",
     }
 )  # fmt: skip
+# Functions that make a model of another library, by what a model file may say.
+ADAPTERS = (
+    "compresskd.models.huggingface.from_config",
+    "compresskd.models.timm.timm",
+    "compresskd.models.from_teacher.shortened",
+)
+# What a configuration alone may name: the first reads a folder or the hub, the second needs the teacher.
+_DESCRIPTIONS = ("compresskd.models.huggingface.huggingface", "compresskd.models.from_teacher.FromTeacher")
 _INITIALISERS_AND_ACTIVATIONS = ("torch.nn.init", "torch.nn.functional")
 
 
@@ -73,15 +81,29 @@ def _is_below(found: Any, homes: tuple[str, ...]) -> bool:
 
 _is_module = is_class_of(nn.Module, "compresskd", "torch.nn")
 
+
+def is_adapter(found: Any) -> bool:
+    """Whether it is one of the functions that make a model of another library."""
+    return _path_of(found) in ADAPTERS
+
+
+def _path_of(found: Any) -> str:
+    return f"{_home(found)}.{getattr(found, '__qualname__', '')}"
+
+
 MODULE = Kind(
-    "a subclass of torch.nn.Module, or a function of your own that returns a module", nn.Module, _is_module
+    "a subclass of torch.nn.Module, or a function of your own that returns a module",
+    nn.Module,
+    lambda found: _is_module(found) or is_adapter(found) or _path_of(found) in _DESCRIPTIONS,
 )
 PART = Kind(
     "part of a model: a subclass of torch.nn.Module, a function of torch.nn.functional or torch.nn.init, or a class or "
     "function of your own",
     None,
     lambda found: (
-        _is_module(found) or (inspect.isfunction(found) and _home(found) in _INITIALISERS_AND_ACTIVATIONS)
+        _is_module(found)
+        or is_adapter(found)
+        or (inspect.isfunction(found) and _home(found) in _INITIALISERS_AND_ACTIVATIONS)
     ),
 )
 

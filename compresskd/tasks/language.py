@@ -33,6 +33,10 @@ class MaskedLM(TokenClassification):
         """[N] bool, whether the most probable token is the true one."""
         return logits.argmax(dim=1) == targets
 
+    def output_fault(self, output: Any, batch: Batch, num_outputs: int) -> str | None:
+        """Logits are [B, L, V]; a model may have more rows than its tokenizer has tokens."""
+        return sequence_fault(output, batch, max(num_outputs, logits_of(output).shape[-1]))
+
     def metrics_of(self, judged: Judged) -> dict[str, float]:
         """Perplexity, the exponential of the mean loss; the share of tokens that are predicted first."""
         return {
@@ -89,7 +93,3 @@ class Seq2SeqLM(MaskedLM):
 
     name: ClassVar[str] = "seq2seq_lm"
     targets_are: ClassVar[str] = "the tokens of the text that follows"
-
-    def output_fault(self, output: Any, batch: Batch, num_outputs: int) -> str | None:
-        """Logits are [B, T, V]."""
-        return sequence_fault(output, batch, num_outputs)

@@ -90,7 +90,7 @@ def test_rounding_alone_is_no_difference(dtype, width):
         if isinstance(layer, nn.Linear)
     }
     old = {name: model.get_submodule(name) for name in new}
-    twins = {name: carrying(old[name], layer, bias=True) for name, layer in new.items()}
+    twins = {name: carrying(old[name], layer, bias=True) for name, layer in copy.deepcopy(new).items()}
     x = torch.randn(4, 64).to(dtype)
     assert differing(model, old, new, twins, x) == {}
     with torch.no_grad():  # one core, by what is small and yet no rounding

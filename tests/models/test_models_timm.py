@@ -1,0 +1,52 @@
+import pytest
+import torch
+from refusals import name_of, says
+
+from compresskd import artifact
+from compresskd.models.build import build, spec_of
+from compresskd.models.from_teacher import FromTeacher
+
+# It needs a torchvision that belongs to this torch; where that is not there, `import timm` fails.
+timm = pytest.importorskip("timm", exc_type=ImportError)
+TIMM = "compresskd.models.timm.timm"
+
+
+def made(name, size=32, **options):
+    return build(
+        TIMM, {"name": name, "num_classes": 5, "input_shape": [1, size, size], **options}, seed=0
+    ).eval()
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "mixer_s32_224"])
+def test_answers_images_of_any_size_and_is_rebuilt(name, tmp_path):
+    model, images = made(name), torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    artifact.save(model, tmp_path / "model")
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(artifact.load(tmp_path / "model")(images), expected, rtol=0, atol=0)
+    assert expected.shape == (2, 5)
+    assert spec_of(model)["kwargs"]["name"] == name
+    assert artifact.fingerprint(made(name)) == artifact.fingerprint(model)
+
+
+def test_a_student_of_some_blocks():
+    teacher, of = made("test_vit"), FromTeacher(layers=[1])
+    student = of.student(teacher, 1)
+    of.inherit(student, teacher)
+    assert len(student.blocks) == 1
+    torch.testing.assert_close(student.blocks[0].state_dict(), teacher.blocks[1].state_dict())
+
+
+REFUSED = [
+    ({"name": "resnet1O"}, says("name", "resnet18")),
+    ({"name": "hf-hub:timm/resnet18"}, says("name", "hf-hub")),
+    ({"options": {"pretrained": True}}, says("options.pretrained")),
+    ({"options": {"checkpoint_path": "x.pth"}}, says("options.checkpoint_path")),
+    ({"options": {"depht": 2}}, says("options", "depht")),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[name_of(message) for _, message in REFUSED])
+def test_refused_with_the_option_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        made(**{"name": "test_vit", **change})
