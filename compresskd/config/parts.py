@@ -283,7 +283,7 @@ class Parts(Builder):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
-        if not shape and not node.get("input_shape", True):
+        if not told["input_shape"] and not node.get("input_shape", True) and self._needs_shape(node, role):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
             return None
@@ -303,6 +303,11 @@ class Parts(Builder):
         if node.get("weights"):
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
         return None if fits is FAILED else model
+
+    def _needs_shape(self, node: Plain, role: str) -> bool:
+        """Whether a model cannot be made for samples that have no shape in common."""
+        function = self._function(node["_target_"], role)
+        return function is not None and bool(faults(function, {"input_shape": []}))
 
     def _check_stages(
         self,
