@@ -130,8 +130,14 @@ class _Reader:
                         f"a column of texts, not {type(text).__name__} in row {position + row} of {where}"
                     )
                     raise OptionError("text_column", self._read["text_column"], expected)
+            encoded = self._encoded(rows, good) if good else []
+            # a tokenizer may drop all of a text: marks that nobody sees
+            bad += [
+                f"row {position + row}" for row, each in zip(good, encoded, strict=True) if not len(each.ids)
+            ]
+            good = [row for row, each in zip(good, encoded, strict=True) if len(each.ids)]
+            encoded = [each for each in encoded if len(each.ids)]
             kept = {column: [values[row] for row in good] for column, values in rows.items()}
-            encoded = self._encoded(kept) if good else []
             truncated += sum(each.truncated for each in encoded)
             total += len(good)
             if good:
@@ -153,10 +159,10 @@ class _Reader:
             told += f"{self._max_length} tokens, and cut (data.max_length)"
             notices.append(Notice("truncated", split, truncated, told))
 
-    def _encoded(self, rows: Mapping[str, list[Any]]) -> list[Encoded]:
-        pair = self._read.get("pair_column")
-        pairs = None if pair is None else ["" if text is None else text for text in rows[pair]]
-        return self._tokenizer.encode(rows[self._read["text_column"]], pairs, self._max_length)
+    def _encoded(self, rows: Mapping[str, list[Any]], good: Sequence[int]) -> list[Encoded]:
+        texts, pair = rows[self._read["text_column"]], self._read.get("pair_column")
+        pairs = None if pair is None else [rows[pair][row] or "" for row in good]
+        return self._tokenizer.encode([texts[row] for row in good], pairs, self._max_length)
 
     def _block(
         self, rows: Mapping[str, list[Any]], encoded: Sequence[Encoded], places: Sequence[int], where: str

@@ -1,6 +1,7 @@
 """Sentences that are cut into words already, each word with a tag."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any, Unpack
 
 import numpy as np
@@ -72,20 +73,25 @@ def _blocks(
     bad: list[str] = []
     position = truncated = lost = total = 0
     for table in tables(part, list(read.values()), where):
-        rows, tags = [], []
+        rows, tags, places = [], [], []
         for words, named in zip(*(table[column].to_pylist() for column in read.values()), strict=True):
             if not words:
                 bad.append(f"row {position}")
             else:
                 tags.append(_numbered(words, named, numbers, read, f"row {position} of {where}"))
                 rows.append(words)
+                places.append(position)
             position += 1
-        if not rows:
-            continue
-        encoded = tokenizer.encode_words(rows, max_length)
+        encoded = tokenizer.encode_words(rows, max_length) if rows else []
         targets = [_first_pieces(one, of_words) for one, of_words in zip(encoded, tags, strict=True)]
+        # a batch of sentences without a tag would have no loss
+        asked = [bool((each != IGNORED).any()) for each in targets]
+        bad += [f"row {place}" for place, is_asked in zip(places, asked, strict=True) if not is_asked]
+        encoded, targets, tags = (list(compress(each, asked)) for each in (encoded, targets, tags))
+        if not encoded:
+            continue
         truncated += sum(each.truncated for each in encoded)
-        total += len(rows)
+        total += len(encoded)
         kept = sum(int((each != IGNORED).sum()) for each in targets)
         lost += sum(map(len, tags)) - kept
         lengths = np.array([len(each.ids) for each in encoded], np.int64)
@@ -93,23 +99,26 @@ def _blocks(
         yield Block({"input_ids": ids, "targets": np.concatenate(targets)}, lengths)
     if bad and not skip_bad:
         raise ValueError(
-            f"{len(bad):,} of {position:,} sentences of {where} have no word: {listed(bad)}; mend them, or write "
-            f"data.skip_bad=true to leave them out"
+            f"{len(bad):,} of {position:,} sentences of {where} have no tagged word: {listed(bad)}; mend them, or "
+            f"write data.skip_bad=true to leave them out"
         )
+    notices += _told(split, bad, truncated, total, lost, max_length)
+
+
+def _told(
+    split: str, bad: Sequence[str], truncated: int, total: int, lost: int, max_length: int | None
+) -> Iterator[Notice]:
+    """What was left out of a split."""
     if bad:
-        notices.append(
-            Notice.of("skipped", split, bad, f"{split}: {len(bad):,} empty sentences are left out")
-        )
+        text = f"{split}: {len(bad):,} sentences without a tagged word are left out"
+        yield Notice.of("skipped", split, bad, text)
     if truncated:
-        text = (
-            f"{split}: {truncated:,} of {total:,} sentences ({100 * truncated / total:.2g}%) are longer than "
-        )
-        notices.append(
-            Notice("truncated", split, truncated, f"{text}{max_length} tokens, and cut (data.max_length)")
-        )
+        share = f"{truncated:,} of {total:,} sentences ({100 * truncated / total:.2g}%)"
+        text = f"{split}: {share} are longer than {max_length} tokens, and cut (data.max_length)"
+        yield Notice("truncated", split, truncated, text)
     if lost:
         text = f"{split}: the tags of {lost:,} words are not asked: they are cut off, or the tokenizer drops them"
-        notices.append(Notice("unasked", split, lost, text))
+        yield Notice("unasked", split, lost, text)
 
 
 def _numbered(
