@@ -8,9 +8,10 @@ import numpy as np
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
-from compresskd.data.notice import Notice, listed
+from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
+from compresskd.data.text.told import cut_off, left_out
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.options import Count, OptionError
 from compresskd.tasks import IGNORED
@@ -97,28 +98,11 @@ def _blocks(
         lengths = np.array([len(each.ids) for each in encoded], np.int64)
         ids = np.concatenate([each.ids for each in encoded])
         yield Block({"input_ids": ids, "targets": np.concatenate(targets)}, lengths)
-    if bad and not skip_bad:
-        raise ValueError(
-            f"{len(bad):,} of {position:,} sentences of {where} have no tagged word: {listed(bad)}; mend them, or "
-            f"write data.skip_bad=true to leave them out"
-        )
-    notices += _told(split, bad, truncated, total, lost, max_length)
-
-
-def _told(
-    split: str, bad: Sequence[str], truncated: int, total: int, lost: int, max_length: int | None
-) -> Iterator[Notice]:
-    """What was left out of a split."""
-    if bad:
-        text = f"{split}: {len(bad):,} sentences without a tagged word are left out"
-        yield Notice.of("skipped", split, bad, text)
-    if truncated:
-        share = f"{truncated:,} of {total:,} sentences ({100 * truncated / total:.2g}%)"
-        text = f"{split}: {share} are longer than {max_length} tokens, and cut (data.max_length)"
-        yield Notice("truncated", split, truncated, text)
+    notices += left_out(split, where, bad, position, "sentences have no tagged word", skip_bad=skip_bad)
+    notices += cut_off(split, truncated, total, "sentences", max_length)
     if lost:
         text = f"{split}: the tags of {lost:,} words are not asked: they are cut off, or the tokenizer drops them"
-        yield Notice("unasked", split, lost, text)
+        notices.append(Notice("unasked", split, lost, text))
 
 
 def _numbered(

@@ -140,7 +140,7 @@ def test_empty_texts_are_named_or_left_out(folder):
     texts, labels = sentences(50)
     texts[3], texts[17] = "  ", None
     path = folder(all={"sentence": texts, "label": labels})
-    with pytest.raises(ValueError, match=r"2 of 50 texts .* row 3; row 17.*data.skip_bad=true"):
+    with pytest.raises(ValueError, match=r"2 of 50 texts .*: row 3; row 17.*data.skip_bad=true"):
         load(path=path)
     data = load(path=path, skip_bad=True)
     assert sum(map(len, (data.train, data.validation, data.test))) == 48
