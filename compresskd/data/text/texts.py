@@ -10,8 +10,8 @@ from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
-from compresskd.data.text.told import cut_off, left_out
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
+from compresskd.data.text.told import cut_off, left_out
 from compresskd.options import Count, OptionError
 from compresskd.tasks import CLASSES, LABELS, VALUES
 
