@@ -88,13 +88,13 @@ def _blocks(
         # a batch of sentences without a tag would have no loss
         asked = [bool((each != IGNORED).any()) for each in targets]
         bad += [f"row {place}" for place, is_asked in zip(places, asked, strict=True) if not is_asked]
-        encoded, targets, tags = (list(compress(each, asked)) for each in (encoded, targets, tags))
+        encoded, targets = list(compress(encoded, asked)), list(compress(targets, asked))
         if not encoded:
             continue
         truncated += sum(each.truncated for each in encoded)
         total += len(encoded)
         kept = sum(int((each != IGNORED).sum()) for each in targets)
-        lost += sum(map(len, tags)) - kept
+        lost += sum(map(len, compress(tags, asked))) - kept
         lengths = np.array([len(each.ids) for each in encoded], np.int64)
         ids = np.concatenate([each.ids for each in encoded])
         yield Block({"input_ids": ids, "targets": np.concatenate(targets)}, lengths)
