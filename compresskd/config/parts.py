@@ -31,7 +31,7 @@ from compresskd.options import faults, joined
 from compresskd.stages import Quantization
 from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
-from compresskd.tasks import Batch, Classification, Inputs, MaskedLM, Task
+from compresskd.tasks import Batch, CausalLM, Classification, Inputs, MaskedLM, Task, TokenClassification
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 from compresskd.training.precision import device_of
@@ -185,7 +185,7 @@ class Parts(Builder):
             self.fault("data._target_", text)
         if not isinstance(data, Data) or task is None:
             return data if isinstance(data, Data) else None
-        fault = task.faults(data.train.targets, data.num_classes)
+        fault = task.faults(data.train.targets, data.num_classes) or _other_tokens(data, task)
         if fault is not None:
             other = f"a task for the targets of data {data.name}, which are {fault}"
             self.fault("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
@@ -283,8 +283,7 @@ class Parts(Builder):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
-        takes_any = kept is not None or node["_target_"] == HUGGING_FACE  # their architecture tells
-        if not told["input_shape"] and not takes_any and not node.get("input_shape", True):
+        if not told["input_shape"] and not node.get("input_shape", True) and self._needs_shape(node, role):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
             return None
@@ -304,6 +303,11 @@ class Parts(Builder):
         if node.get("weights"):
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
         return None if fits is FAILED else model
+
+    def _needs_shape(self, node: Plain, role: str) -> bool:
+        """Whether a model cannot be made for samples that have no shape in common."""
+        function = self._function(node["_target_"], role)
+        return function is not None and bool(faults(function, {"input_shape": []}))
 
     def _check_stages(
         self,
@@ -349,6 +353,16 @@ class Parts(Builder):
     def _is_faulty(self, key: str) -> bool:
         """Whether something at or below `key` is wrong."""
         return any(f.key == key or f.key.startswith((f"{key}.", f"{key}[")) for f in self.faults)
+
+
+def _other_tokens(data: Data, task: Task) -> str | None:
+    """What the tokens of the data are asked, where it is another thing than the task asks of tokens."""
+    kind = data.preprocessing.get("kind")
+    if kind == "text_blocks" and not isinstance(task, CausalLM):
+        return CausalLM.targets_are
+    if kind == "tokens" and (not isinstance(task, TokenClassification) or isinstance(task, MaskedLM)):
+        return TokenClassification.targets_are
+    return None
 
 
 def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:

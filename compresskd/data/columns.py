@@ -71,14 +71,12 @@ class Columns:
 
 
 def check_columns(split: Any, columns: Mapping[str, str], where: str) -> None:
-    """Raise ValueError unless `split` has the column that each key names."""
+    """Raise OptionError unless `split` has the column that each key names."""
     present = list(split.column_names or _first_row(split))
     for key, column in columns.items():
         if column not in present:
-            near = did_you_mean(column, present)
-            raise ValueError(
-                f"data.{key}: {where} has no column {column!r}, it has {present}; write data.{key}=NAME{near}"
-            )
+            expected = f"a column of {where}: {', '.join(present)}{did_you_mean(column, present)}"
+            raise OptionError(key, column, expected)
 
 
 def _first_row(split: Any) -> Mapping[str, Any]:

@@ -115,7 +115,7 @@ _FREE_NAMES = """
     rand rand_like randn randn_like randint randint_like randperm normal normal_functional uniform bernoulli random
     exponential geometric log_normal cauchy multinomial poisson native_dropout dropout
     _local_scalar_dense equal is_nonzero is_same_size is_pinned _pin_memory record_stream _assert_async _assert_scalar
-    _assert_tensor_metadata _is_all_true _is_any_true allclose item _has_same_storage_numel
+    _assert_tensor_metadata _is_all_true _is_any_true allclose item _has_same_storage_numel is_set_to
     is_set_to sym_size sym_stride sym_numel sym_storage_offset
     _thnn_fused_lstm_cell _thnn_fused_gru_cell _pack_padded_sequence
     fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask

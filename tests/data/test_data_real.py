@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 CONF = str(Path(__file__).parents[2] / "conf")
 DATA = os.environ.get("COMPRESSKD_DATA")
@@ -55,3 +56,40 @@ def test_a_second_load_and_a_streamed_one_give_the_same_data():
     resident_batches = first.train.batches(1000, epoch=3)
     for one, other in zip(resident_batches, streamed.train.batches(1000, epoch=3), strict=True):
         assert torch.equal(one.inputs, other.inputs)
+
+
+def texts(name, *overrides):
+    folder = Path(str(DATA)) / name
+    tokenizer = Path(str(DATA)) / "weights" / "sst2_bert_4l128"
+    if not folder.is_dir() or not tokenizer.is_dir():
+        pytest.skip(f"{folder} or {tokenizer} is not there")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose(overrides=[*overrides, f"data.path={folder}"])
+    node = OmegaConf.to_container(config.data, resolve=True)
+    return instantiate({**node, "tokenizer": node["tokenizer"] or str(tokenizer)}, _convert_="all")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sizes", "outputs"),
+    [
+        ("sst2", ["+data=text", "data.text_column=sentence"], (6920, 872, 1821), 2),
+        ("trec", ["+data=text"], (4907, 545, 500), 6),
+        ("ud_ewt", ["+data=tokens", "data.tags_column=upos"], (12544, 2001, 2077), 17),
+        (
+            "tinyshakespeare",
+            ["+data=text_blocks", "data.tokenizer=characters", "data.block_size=64"],
+            (14117, 1568, 1742),
+            65,
+        ),
+        (
+            "wikitext2",
+            ["+data=text_blocks", "data.train_split=validation", "data.block_size=64"],
+            (4574, 508, 5798),
+            8000,
+        ),
+    ],
+)
+def test_published_texts_have_their_published_numbers(name, overrides, sizes, outputs):
+    data = texts(name, *overrides)
+    assert (len(data.train), len(data.validation), len(data.test)) == sizes
+    assert data.num_classes == outputs

@@ -7,10 +7,11 @@ import numpy as np
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
-from compresskd.data.notice import Notice, listed
+from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
+from compresskd.data.text.told import cut_off, left_out
 from compresskd.options import Count, OptionError
 from compresskd.tasks import CLASSES, LABELS, VALUES
 
@@ -119,44 +120,33 @@ class _Reader:
         position = truncated = total = 0
         for table in tables(self._opened.part(split), [*self._read.values(), *self._labelled], where):
             rows = {column: table[column].to_pylist() for column in table.column_names}
-            good = []
-            for row, text in enumerate(rows[self._read["text_column"]]):
-                if isinstance(text, str) and text.strip():
-                    good.append(row)
-                elif text is None or isinstance(text, str):
-                    bad.append(f"row {position + row}")
-                else:
-                    expected = (
-                        f"a column of texts, not {type(text).__name__} in row {position + row} of {where}"
-                    )
-                    raise OptionError("text_column", self._read["text_column"], expected)
-            kept = {column: [values[row] for row in good] for column, values in rows.items()}
-            encoded = self._encoded(kept) if good else []
-            truncated += sum(each.truncated for each in encoded)
-            total += len(good)
+            good = [row for row in range(len(table)) if self._is_text(rows, row, position, where)]
+            encoded = dict(zip(good, self._encoded(rows, good) if good else [], strict=True))
+            # a tokenizer may drop all of a text: marks that nobody sees
+            good = [row for row in good if len(encoded[row].ids)]
+            bad += [f"row {position + row}" for row in sorted(set(range(len(table))) - set(good))]
             if good:
-                yield self._block(kept, encoded, [position + row for row in good], where)
+                kept = {column: [values[row] for row in good] for column, values in rows.items()}
+                whole = [encoded[row] for row in good]
+                yield self._block(kept, whole, [position + row for row in good], where)
+                truncated += sum(each.truncated for each in whole)
+            total += len(good)
             position += len(table)
-        if bad and not self._skip_bad:
-            raise ValueError(
-                f"{len(bad):,} of {position:,} texts of {where} are empty: {listed(bad)}; mend them, or write "
-                f"data.skip_bad=true to leave them out"
-            )
-        if bad:
-            notices.append(
-                Notice.of("skipped", split, bad, f"{split}: {len(bad):,} empty texts are left out")
-            )
-        if truncated:
-            told = (
-                f"{split}: {truncated:,} of {total:,} texts ({100 * truncated / total:.2g}%) are longer than "
-            )
-            told += f"{self._max_length} tokens, and cut (data.max_length)"
-            notices.append(Notice("truncated", split, truncated, told))
+        notices += left_out(split, where, bad, position, "texts are empty", skip_bad=self._skip_bad)
+        notices += cut_off(split, truncated, total, "texts", self._max_length)
 
-    def _encoded(self, rows: Mapping[str, list[Any]]) -> list[Encoded]:
-        pair = self._read.get("pair_column")
-        pairs = None if pair is None else ["" if text is None else text for text in rows[pair]]
-        return self._tokenizer.encode(rows[self._read["text_column"]], pairs, self._max_length)
+    def _is_text(self, rows: Mapping[str, list[Any]], row: int, position: int, where: str) -> bool:
+        """Whether there is anything in it. Raises OptionError for what is no text."""
+        text = rows[self._read["text_column"]][row]
+        if text is not None and not isinstance(text, str):
+            expected = f"a column of texts, not {type(text).__name__} in row {position + row} of {where}"
+            raise OptionError("text_column", self._read["text_column"], expected)
+        return bool(text and text.strip())
+
+    def _encoded(self, rows: Mapping[str, list[Any]], good: Sequence[int]) -> list[Encoded]:
+        texts, pair = rows[self._read["text_column"]], self._read.get("pair_column")
+        pairs = None if pair is None else [rows[pair][row] or "" for row in good]
+        return self._tokenizer.encode([texts[row] for row in good], pairs, self._max_length)
 
     def _block(
         self, rows: Mapping[str, list[Any]], encoded: Sequence[Encoded], places: Sequence[int], where: str

@@ -280,7 +280,7 @@ def _from_transformers(named: str) -> Tokenizer:
         expected = f"{_SAID}; others need transformers: pip install transformers"
         raise OptionError("tokenizer", named, expected) from error
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(named, use_fast=True)
+        loaded: Any = AutoTokenizer.from_pretrained(named, use_fast=True, trust_remote_code=False)
         rust = loaded.backend_tokenizer
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]

@@ -1,16 +1,18 @@
 """Sentences that are cut into words already, each word with a tag."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any, Unpack
 
 import numpy as np
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
-from compresskd.data.notice import Notice, listed
+from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
+from compresskd.data.text.told import cut_off, left_out
 from compresskd.options import Count, OptionError
 from compresskd.tasks import IGNORED
 
@@ -72,41 +74,32 @@ def _blocks(
     bad: list[str] = []
     position = truncated = lost = total = 0
     for table in tables(part, list(read.values()), where):
-        rows, tags = [], []
+        rows, tags, places = [], [], []
         for words, named in zip(*(table[column].to_pylist() for column in read.values()), strict=True):
             if not words:
                 bad.append(f"row {position}")
             else:
                 tags.append(_numbered(words, named, numbers, read, f"row {position} of {where}"))
                 rows.append(words)
+                places.append(position)
             position += 1
-        if not rows:
-            continue
-        encoded = tokenizer.encode_words(rows, max_length)
+        encoded = tokenizer.encode_words(rows, max_length) if rows else []
         targets = [_first_pieces(one, of_words) for one, of_words in zip(encoded, tags, strict=True)]
+        # a batch of sentences without a tag would have no loss
+        asked = [bool((each != IGNORED).any()) for each in targets]
+        bad += [f"row {place}" for place, is_asked in zip(places, asked, strict=True) if not is_asked]
+        encoded, targets = list(compress(encoded, asked)), list(compress(targets, asked))
+        if not encoded:
+            continue
         truncated += sum(each.truncated for each in encoded)
-        total += len(rows)
+        total += len(encoded)
         kept = sum(int((each != IGNORED).sum()) for each in targets)
-        lost += sum(map(len, tags)) - kept
+        lost += sum(map(len, compress(tags, asked))) - kept
         lengths = np.array([len(each.ids) for each in encoded], np.int64)
         ids = np.concatenate([each.ids for each in encoded])
         yield Block({"input_ids": ids, "targets": np.concatenate(targets)}, lengths)
-    if bad and not skip_bad:
-        raise ValueError(
-            f"{len(bad):,} of {position:,} sentences of {where} have no word: {listed(bad)}; mend them, or write "
-            f"data.skip_bad=true to leave them out"
-        )
-    if bad:
-        notices.append(
-            Notice.of("skipped", split, bad, f"{split}: {len(bad):,} empty sentences are left out")
-        )
-    if truncated:
-        text = (
-            f"{split}: {truncated:,} of {total:,} sentences ({100 * truncated / total:.2g}%) are longer than "
-        )
-        notices.append(
-            Notice("truncated", split, truncated, f"{text}{max_length} tokens, and cut (data.max_length)")
-        )
+    notices += left_out(split, where, bad, position, "sentences have no tagged word", skip_bad=skip_bad)
+    notices += cut_off(split, truncated, total, "sentences", max_length)
     if lost:
         text = f"{split}: the tags of {lost:,} words are not asked: they are cut off, or the tokenizer drops them"
         notices.append(Notice("unasked", split, lost, text))

@@ -7,7 +7,7 @@ from refusals import fault, refused
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("epochs=1", "teacher_fit.epochs=1", "rank=4", "compress.data_aware=false", "train.batch_size=16")
+SHORT = ("epochs=1", "teacher_fit.epochs=1", "rank=4", "train.batch_size=16")
 
 
 def models(name, vocabulary=True):
@@ -77,6 +77,16 @@ def test_data_of_another_kind_are_refused(run_cli, tmp_path):
     refused(run_cli("task=causal_lm", *table, "data.target=b"), fault("data.target"))
     refused(run_cli("task=regression", "data=digits"), fault("task", "regression", "numbers"))
     refused(run_cli("task=text_classification", "data.path=/no/such"), fault("data.path", "/no/such"))
+
+
+def test_tokens_that_are_asked_another_thing_are_refused(run_cli, tmp_path, tagged, tokenizer):
+    tags = [f"data.path={tagged}", "data.tags_column=upos", f"data.tokenizer={tokenizer}", *models("Tagger")]
+    refused(run_cli("task=causal_lm", "data=tokens", *tags), fault("task", "causal_lm", "one class a token"))
+    docs = ["data=python_docs", *models("NextToken", vocabulary=False)]
+    refused(run_cli("task=masked_lm", *docs), fault("task", "masked_lm", "tokens of a text"))
+    refused(
+        run_cli("task=token_classification", *docs), fault("task", "token_classification", "tokens of a text")
+    )
 
 
 def test_models_that_know_fewer_tokens_or_shorter_texts_are_refused(run_cli, labelled):

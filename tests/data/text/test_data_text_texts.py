@@ -6,6 +6,7 @@ import torch
 from datasets import ClassLabel, Features, Value
 from refusals import says
 from text_sets import CUTS, kinds, sentences
+from tokenizers import Tokenizer, normalizers
 
 from compresskd.data.text.texts import text
 
@@ -139,12 +140,23 @@ def test_empty_texts_are_named_or_left_out(folder):
     texts, labels = sentences(50)
     texts[3], texts[17] = "  ", None
     path = folder(all={"sentence": texts, "label": labels})
-    with pytest.raises(ValueError, match=r"2 of 50 texts .* row 3; row 17.*data.skip_bad=true"):
+    with pytest.raises(ValueError, match=r"2 of 50 texts .*: row 3; row 17.*data.skip_bad=true"):
         load(path=path)
     data = load(path=path, skip_bad=True)
     assert sum(map(len, (data.train, data.validation, data.test))) == 48
     (skipped,) = [notice for notice in data.notices if notice.kind == "skipped"]
     assert (skipped.count, skipped.examples) == (2, ("row 3", "row 17"))
+
+
+def test_a_text_that_a_tokenizer_drops_is_empty(folder, byte_pairs, tmp_path):
+    rust = Tokenizer.from_file(byte_pairs)
+    rust.normalizer = normalizers.Replace("\u200b", "")
+    rust.save(str(tmp_path / "tokenizer.json"))
+    texts, labels = sentences(50)
+    path = folder(all={"sentence": ["\u200b", *texts[1:]], "label": labels})
+    with pytest.raises(ValueError, match=r"1 of 50 texts .* row 0; .*data.skip_bad=true"):
+        load(path=path, tokenizer=str(tmp_path))
+    assert int(load(path=path, tokenizer=str(tmp_path), skip_bad=True).train.lengths.min()) > 0
 
 
 def test_streamed_texts_are_those_in_memory(labelled, cache_dir):
