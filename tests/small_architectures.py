@@ -174,8 +174,12 @@ ARCHITECTURES: dict[str, HuggingFace | Timm] = {
 
 
 def build(name: str) -> nn.Module:
-    """The architecture of this name, in training mode."""
-    return ARCHITECTURES[name].build()
+    """The architecture of this name, in training mode; what begins at zero (the head of a mixer) is drawn."""
+    model = ARCHITECTURES[name].build()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.is_meta and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def inputs(name: str, batch_size: int = 3) -> Tensor:

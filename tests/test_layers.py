@@ -190,6 +190,12 @@ def test_projections_inside_attention_are_quantized_and_named_where_they_are_not
     assert ("nn.MultiheadAttention" in found.get("reason", "")) == (bits is None)
 
 
+def test_many_small_matrices_of_one_kind_are_as_much_as_one_large_one():
+    each = {"kind": "Strange", "share": 0.03, "is_matrix": True, "covered": False}
+    found = {str(k): each for k in range(20)} | {"other": each | {"kind": "Other"}}
+    assert uncovered(found) == {str(k): 0.03 for k in range(20)}
+
+
 def test_tied_bytes_are_counted_in_their_first_module():
     model = make("tied")
     content = artifact.content_of(model)

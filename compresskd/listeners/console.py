@@ -19,6 +19,8 @@ from compresskd.run import Record, factors
 from compresskd.run.record import metrics_of
 from compresskd.training import EpochRecord, StepProgress
 
+_MAX_NAMED = 4  # modules in one warning
+
 
 class Reporter:
     """Shows the progress of one run. Every line also goes to the log, and so to the run's log.txt.
@@ -106,8 +108,14 @@ class Reporter:
         for name, reason in entry["skipped"].items():
             self.note(f"{entry['name']}: {name} left as it was ({reason})")
         if entry["layers"] and (large := uncovered(entry.get("coverage", {}))):
-            shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in large.items())
-            self.note(f"{entry['name']}: warning: bytes in modules that are never compressed: {shares}")
+            first = ", ".join(
+                f"{name} {100 * share:.0f}%" for name, share in list(large.items())[:_MAX_NAMED]
+            )
+            more = f" and {len(large) - _MAX_NAMED} more" if len(large) > _MAX_NAMED else ""
+            self.note(
+                f"{entry['name']}: warning: {100 * sum(large.values()):.0f}% of the bytes are in modules "
+                f"that are never compressed: {first}{more}"
+            )
 
     def _metrics_of(self, epoch: EpochRecord) -> str:
         """The metric that selects, on the training batches where it is followed there, and on validation."""

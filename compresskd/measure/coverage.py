@@ -13,7 +13,7 @@ from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.targets import join, unquantized
 
 ROOT = "(model)"  # the name of the network itself, for parameters that it holds directly
-LARGE = 0.05  # share of the bytes from which a module that no rule covers is worth a warning
+LARGE = 0.05  # share of the bytes from which modules of a kind that no rule covers are worth a warning
 
 
 def coverage(
@@ -66,12 +66,15 @@ def coverage(
 
 
 def uncovered(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Modules of more than a twentieth of the bytes that no rule covers, each with its share."""
-    return {
-        name: each["share"]
-        for name, each in found.items()
-        if each["share"] > LARGE and each.get("is_matrix") and not each["covered"]
-    }
+    """Modules that no rule covers, each with its share, of kinds that take more than a twentieth of the bytes.
+
+    The forty matrices of a network's depth are one kind: none of them is large, all together may be the network.
+    """
+    left = {name: each for name, each in found.items() if each.get("is_matrix") and not each["covered"]}
+    shares: dict[str, float] = {}
+    for each in left.values():
+        shares[each["kind"]] = shares.get(each["kind"], 0.0) + each["share"]
+    return {name: each["share"] for name, each in left.items() if shares[each["kind"]] > LARGE}
 
 
 def _owners(model: nn.Module) -> dict[str, str]:

@@ -19,6 +19,11 @@ from compresskd.tasks import Inputs, call, logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_FOLDED = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+)  # a subclass may do more: timm's apply an activation
 _TOLERANCE = 1e-3  # of the largest logit: float32 through deep networks
 
 
@@ -34,6 +39,8 @@ class _Output:
 def fold_batch_norms(model: nn.Module, example: Inputs) -> int:
     """Replace every batch norm of `model` by a `FoldedBatchNorm`, in place; the number of those replaced.
 
+    A subclass of PyTorch's batch norms stays as it is.
+
     The scale goes into the weights of the convolution or linear layer whose output the norm alone takes, as it is
     (of a tensor train: into the last core), the shift into its bias where it has one. Other norms keep both as
     vectors.
@@ -45,9 +52,7 @@ def fold_batch_norms(model: nn.Module, example: Inputs) -> int:
         ValueError: the network does not answer the same afterwards; it is unchanged then.
     """
     folded = copy.deepcopy(model)
-    norms = {
-        n: m for n, m in folded.named_modules() if isinstance(m, _BATCH_NORM) and m.running_var is not None
-    }
+    norms = {n: m for n, m in folded.named_modules() if type(m) in _FOLDED and m.running_var is not None}
     feeding = _feeding(folded, norms, example)
     for name, norm in norms.items():
         before = folded.get_submodule(feeding[name]) if name in feeding else None
@@ -121,7 +126,7 @@ def _scalable(model: nn.Module) -> set[str]:
         for layer in layers.find(model)
         if layer.obstacle is None
         and len(layer.members) == 1
-        and (isinstance(layer.module, tt.TTConv2d) or type(layer.module) in (nn.Linear, nn.Conv2d))
+        and (isinstance(layer.module, tt.TTConv2d) or type(layer.module) in (nn.Linear, nn.Conv1d, nn.Conv2d))
     }
 
 

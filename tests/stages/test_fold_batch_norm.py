@@ -56,6 +56,26 @@ def test_only_a_shift_is_left_after_a_convolution():
     )
 
 
+class ActivatedNorm(nn.BatchNorm1d):
+    """As timm's: the activation is the norm's."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def test_a_norm_after_a_convolution_of_one_dimension_and_one_that_does_more():
+    convolution = nn.Conv1d(3, 8, 3)
+    for first in (convolution, tt.factorize(convolution, rank=3)):
+        model = nn.Sequential(first, nn.BatchNorm1d(8), nn.Conv1d(8, 8, 3), ActivatedNorm(8), nn.Flatten())
+        model = with_statistics(model, torch.Generator().manual_seed(0)).eval()
+        x = torch.randn(4, 3, 9)
+        before = model(x)
+        assert fold_batch_norms(model, x) == 1
+        assert model[1].scale is None
+        assert type(model[3]) is ActivatedNorm
+        torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
 def test_a_folded_network_is_stored_and_read_back(tmp_path):
     model = trained(*ARCHITECTURES["resnet20"], ("layer3.0.conv2",))
     x = torch.randn(2, 3, 16, 16)
