@@ -24,7 +24,7 @@ from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
-from compresskd.models.huggingface import weights_folder
+from compresskd.models.huggingface import HUGGING_FACE, weights_folder
 from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
@@ -283,8 +283,8 @@ class Parts(Builder):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
-        takes_texts = kept is not None or node["_target_"].startswith("compresskd.models.huggingface.")
-        if not told["input_shape"] and not takes_texts and not node.get("input_shape", True):
+        takes_any = kept is not None or node["_target_"] == HUGGING_FACE  # their architecture tells
+        if not told["input_shape"] and not takes_any and not node.get("input_shape", True):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
             return None
