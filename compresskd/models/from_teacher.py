@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from compresskd.models import huggingface
+from compresskd.models import hub_shapes
 from compresskd.models.build import build, spec_of
+from compresskd.models.huggingface import is_of_transformers
 from compresskd.options import Count, OptionError, Whole, checked, did_you_mean
 
 TEACHER, RANDOM = "teacher", "random"
@@ -57,14 +58,14 @@ class FromTeacher:
         """
         spec = spec_of(teacher)
         if self.width is not None:
-            spec = huggingface.narrower(spec, self.width)
+            spec = hub_shapes.narrower(spec, self.width)
         if self.layers is None:
             return spec
         stack, count = self._stack(teacher)
         if self.layers[-1] >= count:
             raise OptionError("layers", list(self.layers), f"blocks of {stack}: 0 to {count - 1}")
-        if huggingface.is_of_transformers(spec):
-            return huggingface.shorter(spec, stack, self.layers)
+        if is_of_transformers(spec):
+            return hub_shapes.shorter(spec, stack, self.layers)
         model = {"_target_": spec["target"], **spec["kwargs"]}
         return {"target": _SHORTENED, "kwargs": {"model": model, "stack": stack, "layers": list(self.layers)}}
 

@@ -6,12 +6,9 @@ rebuilt by `from_config`, which needs the plain configuration alone: no folder, 
 
 from __future__ import annotations
 
-import copy
-import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
@@ -45,12 +42,6 @@ _NOT_STORED = {
 _ACTS = ("auto_map", "custom_pipelines", "use_pretrained_backbone", "trust_remote_code")
 _MOST = 1_000_000  # layers, labels, heads: what is counted in a configuration, before anything of it is built
 _OTHERS = ("timm_wrapper", "timm_backbone")  # model types whose options timm would act on: write student=timm
-# What shrinks with the hidden size; the size of a head does not.
-_SCALED = (
-    "hidden_size", "d_model", "intermediate_size", "d_ff", "n_inner", "ffn_dim", "pooler_hidden_size", "hidden_dim",
-    "encoder_ffn_dim", "decoder_ffn_dim", "word_embed_proj_dim", "num_attention_heads", "num_key_value_heads",
-    "num_heads", "encoder_attention_heads", "decoder_attention_heads",
-)  # fmt: skip
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOLD = ("num_labels", "id2label", "label2id")  # by the data
 _HUB_CODE = (
@@ -109,7 +100,7 @@ def huggingface(
     options = _options_of(folder, dict(config or {}), known if folder is None else {})
     if options.get("pad_token_id") is None and pad_token_id is not None:
         options["pad_token_id"] = pad_token_id
-    made = _configuration({**options, **outputs, "use_cache": False})
+    made = configuration({**options, **outputs, "use_cache": False})
     kind = _class_of(auto, made)
     if folder is not None and pretrained and folder.has_weights:
         if kind.__name__ in (folder.config.get("architectures") or ()):
@@ -135,7 +126,7 @@ def from_config(*, auto: Auto, config: Mapping[str, Any], attn_implementation: A
     Raises:
         OptionError: an unknown model type, options that it refuses, or some that would run code from elsewhere.
     """
-    made = _configuration(dict(config))
+    made = configuration(dict(config))
     return _without_weights(_class_of(auto, made), made, attn_implementation)
 
 
@@ -153,7 +144,7 @@ def is_trained_for(options: Mapping[str, Any]) -> bool:
     if folder is None:
         return False
     auto = options.get("auto") or _auto_of(options["task"], options.get("input_shape") or ())
-    made = _configuration(_options_of(folder, dict(options.get("config") or {}), {}))
+    made = configuration(_options_of(folder, dict(options.get("config") or {}), {}))
     stored = folder.config.get("architectures") or [_class_of("AutoModelForCausalLM", made).__name__]
     is_as_wide = auto in _LANGUAGE or made.num_labels == options["num_classes"]
     return _class_of(auto, made).__name__ in stored and is_as_wide
@@ -172,72 +163,6 @@ def is_of_transformers(spec: Mapping[str, Any]) -> bool:
     return spec["target"] == f"{__name__}.from_config"
 
 
-def shorter(spec: Mapping[str, Any], stack: str, layers: Sequence[int]) -> dict[str, Any]:
-    """The architecture with these blocks of a stack alone: by the option that says how many there are.
-
-    Raises:
-        OptionError: no option does, such as where two stacks have one length.
-    """
-    stacks = _lengths(spec, stack)
-    wanted = {**stacks, stack: len(layers)}
-    if wanted == stacks:
-        return dict(spec)
-    for path in _paths(spec["kwargs"]["config"], stacks[stack]):
-        changed = copy.deepcopy(dict(spec))
-        holder = functools.reduce(lambda node, key: node[key], path[:-1], changed["kwargs"]["config"])
-        holder[path[-1]] = len(layers)
-        for name, value in holder.items():  # what is said of each block
-            if isinstance(value, list) and len(value) == stacks[stack]:
-                holder[name] = [value[number] for number in layers]
-        with suppress(Exception):  # an architecture refuses other numbers than it needs
-            if _lengths(changed, stack) == wanted:
-                return changed
-    kind = spec["kwargs"]["config"]["model_type"]
-    raise OptionError("layers", list(layers), f"null: {kind} has no option for the blocks of {stack} alone")
-
-
-def narrower(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """The architecture of another hidden size, with heads of the same size, and everything else in proportion.
-
-    Raises:
-        OptionError: it has no option for it, or not of this width.
-    """
-    if not is_of_transformers(spec):
-        raise OptionError("width", width, f"null: {spec['target']} is no architecture of transformers")
-    config = spec["kwargs"]["config"]
-    names = _configuration(dict(config)).attribute_map
-    hidden = names.get("hidden_size", "hidden_size")
-    scaled = {
-        k: v for k in _SCALED if isinstance(v := config.get(names.get(k, k)), int) for k in [names.get(k, k)]
-    }
-    if not isinstance(config.get(hidden), int) or len(scaled) < 2:
-        raise OptionError("width", width, f"null: {config['model_type']} has no option for its width")
-    full = config[hidden]
-    step = math.lcm(*(full // math.gcd(full, value) for value in scaled.values()))
-    if width >= full or width % step:
-        raise OptionError("width", width, f"a multiple of {step} below {full}, the teacher's")
-    smaller = {name: value * width // full for name, value in scaled.items()}
-    kwargs = {**spec["kwargs"], "config": {**config, **smaller}}
-    return {**spec, "kwargs": kwargs}
-
-
-def _lengths(spec: Mapping[str, Any], stack: str) -> dict[str, int]:
-    """Of every list of blocks in an architecture but those inside of one."""
-    with torch.device("meta"):
-        model = from_config(**spec["kwargs"])
-    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    return {name: length for name, length in lists.items() if not name.startswith(f"{stack}.")}
-
-
-def _paths(config: Mapping[str, Any], number: int) -> Iterator[tuple[str, ...]]:
-    """Where a configuration says a number."""
-    for name, value in config.items():
-        if value == number and type(value) is int:
-            yield (name,)
-        elif isinstance(value, Mapping):
-            yield from ((name, *inner) for inner in _paths(value, number))
-
-
 def _auto_of(task: str, input_shape: Sequence[int]) -> str:
     of_inputs = {3: _IMAGE, 2: _AUDIO}.get(len(input_shape), _SEQUENCE)
     return _OF_TASK.get(task, of_inputs)
@@ -251,7 +176,7 @@ def _options_of(folder: HubFolder | None, typed: dict[str, Any], known: Mapping[
         )
         raise OptionError("config" if typed else "id", typed or None, expected)
     base = _cleaned(folder.config) if folder else {"model_type": typed["model_type"]}
-    found = _configuration(dict(base))
+    found = configuration(dict(base))
     names, values = dict(found.attribute_map), plain(found)
     for name, value in typed.items():
         if name in _TOLD:
@@ -267,7 +192,8 @@ def _options_of(folder: HubFolder | None, typed: dict[str, Any], known: Mapping[
     return {**base, **told, **{names.get(name, name): value for name, value in typed.items()}}
 
 
-def _configuration(options: dict[str, Any]) -> Any:
+def configuration(options: dict[str, Any]) -> Any:
+    """The configuration of these options, as transformers makes it. Raises OptionError for what it refuses."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     _judge(options)
