@@ -20,6 +20,7 @@ from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.targets.kinds import PART
 
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
 _MAX_MODULES = 10_000  # of the deepest networks; more are refused while they are being built
 _MAX_PER_MODULE = 1000  # numbers in a module's structure: modes and ranks are dozens
 _MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
@@ -183,10 +184,13 @@ def _without_memory(paths: Sequence[str], stored: int, trust: Sequence[str]) -> 
 
 
 class _WithoutDrawing(TorchFunctionMode):
-    """Inside, tensors without memory are not filled at random: PyTorch would import its compiler to do so."""
+    """Inside, no parameter is filled at random, for values are to come.
+
+    Without memory, where PyTorch would import its compiler to do so, no tensor is.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.normal_ and args[0].is_meta:
+        if func in _DRAWS and (args[0].is_meta or isinstance(args[0], nn.Parameter)):
             return args[0]
         return func(*args, **(kwargs or {}))
 

@@ -112,7 +112,7 @@ def huggingface(
     made = _configuration({**options, **outputs, "use_cache": False})
     kind = _class_of(auto, made)
     if folder is not None and pretrained and folder.has_weights:
-        if kind.__name__ in folder.config.get("architectures") or ():
+        if kind.__name__ in (folder.config.get("architectures") or ()):
             _check_labels(folder, class_names)
         model, fresh = _with_weights(kind, made, folder, attn_implementation)
     else:

@@ -105,5 +105,5 @@ def test_models_that_know_fewer_tokens_or_shorter_texts_are_refused(run_cli, lab
 
 
 def test_models_of_one_shape_are_refused_for_texts(run_cli):
-    ended = run_cli("task=causal_lm", "data.tokenizer=bytes")
+    ended = run_cli("task=causal_lm", "data.tokenizer=bytes", "teacher=mlp", "student=mlp_small")
     refused(ended, fault("teacher", "huggingface"), fault("student", "custom"))
