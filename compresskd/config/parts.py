@@ -24,7 +24,7 @@ from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
-from compresskd.models.huggingface import HUGGING_FACE, weights_folder
+from compresskd.models.huggingface import weights_folder
 from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined
