@@ -12,12 +12,12 @@ from rich.table import Table
 
 from compresskd.export.agreement import BATCH_SIZES
 from compresskd.export.errors import ExportError, ExportFailed
-from compresskd.export.export import Exported, export, is_export, report_of
+from compresskd.export.export import FOLDERS, Exported, export, is_export, report_of
 from compresskd.export.samples import Samples, drawn_from, random
 from compresskd.export.source import Source, open_source
 from compresskd.trust import granted, trusted_packages
 
-_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense"}
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "dense": "-dense", "huggingface": "-huggingface"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def _check_out(out: Path, form: str, *, overwrite: bool) -> None:
         return
     if not overwrite and there:
         raise ExportError(f"{out} is there already; write another --out, or --overwrite to replace it")
-    if out.exists() and out.is_dir() != (form == "dense"):
+    if out.exists() and out.is_dir() != (form in FOLDERS):
         raise ExportError(
             f"{out} is a {'folder' if out.is_dir() else 'file'}, which this form does not replace"
         )

@@ -13,7 +13,7 @@ from compresskd.trust import HELP
 from compresskd.version import __version__
 
 RUN = "run"
-FORMS = ("onnx", "pt2", "dense")  # of `compresskd.export`
+FORMS = ("onnx", "pt2", "dense", "huggingface")  # of `compresskd.export`
 _WIDTH = 80
 _USAGE = "compresskd [run] [FLAG ...] [GROUP=NAME ...] [KEY=VALUE ...]"
 _EXAMPLES = """\
@@ -166,7 +166,9 @@ def _of_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _directory(parser, "run directory, folder of a model, or .ckd file")
     add("--to", required=True, choices=FORMS, help="the form")
-    add("--out", type=Path, help="file (of dense: folder) to write; default: beside the model")
+    add(
+        "--out", type=Path, help="file (of dense and huggingface: folder) to write; default: beside the model"
+    )
     add("--overwrite", action="store_true", help="replace what is at --out")
     add("--check-samples", type=_count, default=256, metavar="N", help="samples to compare on (default 256)")
     _trust(parser)

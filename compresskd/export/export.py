@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compresskd import artifact
-from compresskd.export import dense, onnx, pt2
+from compresskd.export import dense, huggingface, onnx, pt2
 from compresskd.export.agreement import BATCH_SIZES, Agreement, Run, check, compare, run_of, worst
 from compresskd.export.errors import ExportError
 from compresskd.export.latency import latency
@@ -19,6 +19,8 @@ from compresskd.export.source import Source
 from compresskd.run import atomic, atomic_folder, remove_leftovers_of, write_text
 from compresskd.tasks import Inputs, map_inputs, sliced
 from compresskd.version import __version__
+
+FOLDERS = ("dense", "huggingface")  # forms that are folders
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def export(source: Source, form: str, out: Path, samples: Samples, *, timed: boo
         onnx.require_packages()
     for path in (out, report_of(out)):
         remove_leftovers_of(path)
-    place = atomic_folder if form == "dense" else atomic
+    place = atomic_folder if form in FOLDERS else atomic
     with place(out) as temporary:
         written = FORMS[form](source, samples.inputs, temporary)
         found = [compare(run_of(source.model), run, samples.inputs) for run in written.runs.values()]
@@ -120,10 +122,18 @@ def _write_dense(source: Source, inputs: Inputs, path: Path) -> Written:
     return Written({"dense": run_of(artifact.load(path, trust=artifact.packages(model)))})
 
 
+def _write_huggingface(source: Source, inputs: Inputs, path: Path) -> Written:
+    huggingface.check(source.model)
+    plain = dense.fold(source.model, float_inputs=True)
+    trust = artifact.packages(source.model)
+    return Written({"transformers": huggingface.write(source, plain, path, trust=trust)})
+
+
 FORMS: Mapping[str, Callable[[Source, Inputs, Path], Written]] = {
     "onnx": _write_onnx,
     "pt2": _write_pt2,
     "dense": _write_dense,
+    "huggingface": _write_huggingface,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Source:
         model: ordinary parameters, quantized ones as their values; inputs rounded by `ActivationQuant` children.
         quantized: integers by name of parameter or buffer.
         input_shape: of one sample; empty where samples differ in length.
-        about: what the file says of labels and data.
+        content: of the file that it was read from.
         record: of the run, where `path` is a run directory.
     """
 
@@ -36,8 +36,13 @@ class Source:
     model: nn.Module
     quantized: Mapping[str, QuantizedTensor]
     input_shape: tuple[int, ...]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    content: artifact.Content
     record: Record | None = None
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the file says of labels and data."""
+        return self.content.about
 
     @property
     def rounds_inputs(self) -> bool:
@@ -68,7 +73,7 @@ def open_source(path: Path, *, trust: Sequence[str] = ()) -> Source:
     except ValueError as error:
         raise ExportError(str(error)) from error
     quantized = {k: v for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)}
-    return Source(path, model, quantized, _input_shape(path, content, record), content.about, record)
+    return Source(path, model, quantized, _input_shape(path, content, record), content, record)
 
 
 def _input_shape(path: Path, content: artifact.Content, record: Record | None) -> tuple[int, ...]:

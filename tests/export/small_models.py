@@ -79,7 +79,7 @@ def source_of(model, spec=None, inputs=None):
     content = artifact.content_of(model)
     quantized = {k: v for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)}
     shape = tuple(content.architecture["kwargs"]["input_shape"])
-    return Source(Path("none"), artifact.build(content), quantized, shape)
+    return Source(Path("none"), artifact.build(content), quantized, shape, content)
 
 
 def inputs_of(source, count=33):

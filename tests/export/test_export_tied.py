@@ -30,7 +30,7 @@ def source(name, rank, bits):
         prepare(model, QuantSpec(bits=bits))
     content = artifact.content_of(model)
     quantized = {key: value for key, value in content.tensors.items() if isinstance(value, QuantizedTensor)}
-    return Source(Path("none"), artifact.build(content, trust=("tied_models",)), quantized, (16,))
+    return Source(Path("none"), artifact.build(content, trust=("tied_models",)), quantized, (16,), content)
 
 
 CASES = [
