@@ -145,10 +145,10 @@ def _figures(record: Record) -> list[str]:
     return [
         *lines,
         "",
-        f"Strategy `{record.strategy}`, seed {record.seed}, data `{data.get('name')}`: {data.get('num_train'):,} samples "
-        f"for training, {data.get('num_validation'):,} for validation, {data.get('num_test'):,} for test. The validation "
-        "split chose the epochs; the test split was scored once for each row. Bytes are those of the whole model file, "
-        "tokenizer included. The run was made by:",
+        f"Strategy `{record.strategy}`, seed {record.seed}, data `{data.get('name')}`: {data.get('num_train'):,} "
+        f"samples for training, {data.get('num_validation'):,} for validation, {data.get('num_test'):,} for test.",
+        "The validation split chose the epochs; the test split was scored once for each row. Bytes are those of the",
+        "whole model file, tokenizer included. The run was made by:",
         "",
         "```sh",
         f"compresskd {' '.join(map(_without_folders, record.overrides))}",
