@@ -13,7 +13,9 @@ from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
 from compresskd.kd.outputs import ModelOutputs
 from compresskd.options import Fraction, OptionError, Positive, checked
-from compresskd.tasks import CLASSES, VALUES, VECTORS, Inputs, Task
+from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS, Inputs, Task
+
+_USUAL = {CLASSES: "soft_targets", LABELS: "bernoulli", VALUES: "squared_error"}  # in conf/kd
 
 __all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
 
@@ -81,6 +83,7 @@ class Objective:
             fits = getattr(term, "fits", None)
             if fits is not None and task.asks not in fits:
                 expected = f"one for {task.asks}, as task {task.name} asks; this one is for {', '.join(fits)}"
+                expected += f"; write kd={_USUAL[task.asks]}" if task.asks in _USUAL else ""
                 yield OptionError(f"terms.{name}", type(term).__name__, expected)
             smoothing = getattr(term, "label_smoothing", 0)
             if task.asks in (VALUES, VECTORS) and smoothing:
