@@ -65,7 +65,10 @@ class OptionError(ValueError):
     Attributes:
         field: its path in what it is an option of, such as `ranks.fc1`.
         got: the value. expected: what is allowed, in words.
+        literal: it is the name itself that is wrong, not the value.
     """
+
+    literal = False
 
     def __init__(self, field: str, got: Any, expected: str):
         super().__init__(field, got, expected)
@@ -82,7 +85,20 @@ class OptionError(ValueError):
         return [self]
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.text}"
+        return f"{self.field}: {self.text}" if self.field else self.text
+
+
+class Refusal(OptionError):
+    """An option that is refused in words of its own."""
+
+    def __init__(self, field: str, text: str, *, literal: bool = False):
+        super().__init__(field, None, text)
+        self.literal = literal
+
+    @property
+    def text(self) -> str:
+        """The words."""
+        return self.expected
 
 
 class OptionErrors(OptionError):
@@ -178,6 +194,32 @@ def faults(make: Callable[..., Any], values: Mapping[str, Any]) -> list[OptionEr
                     each.expected += " or null"
             found += told
     return found
+
+
+def misnamed(
+    function: Callable[..., Any], given: Mapping[str, Any], target: str, *, given_all: bool = True
+) -> Iterator[Refusal]:
+    """What is wrong with the names of the options that a class or function is given.
+
+    Args:
+        target: what it is called, for messages.
+        given_all: nothing else will be given.
+    """
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in C, says nothing of itself
+        return
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {n: p.default is inspect.Parameter.empty for n, p in known.items() if p.kind not in various}
+    unpacked = {name: False for name in hints_of(function) if name not in known and name != "return"}
+    takes_any = not unpacked and any(p.kind == inspect.Parameter.VAR_KEYWORD for p in known.values())
+    names = needed | unpacked
+    for name in given:
+        if name not in names and not takes_any:
+            yield Refusal(name, f"unknown option of {target}{nearest(name, names)}", literal=True)
+    for name, is_needed in names.items():
+        if given_all and ((is_needed and name not in given) or given.get(name) == "???"):
+            yield Refusal(name, f"is missing; {target} needs it", literal=True)
 
 
 @functools.cache

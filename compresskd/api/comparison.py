@@ -15,11 +15,10 @@ from compresskd import artifact, measure
 from compresskd.api.samples import Samples, batch_size_of, data_of
 from compresskd.api.session import carry_out, session
 from compresskd.api.tables import Row, table_of
+from compresskd.config.build import resolved
 from compresskd.config.compose import Job, compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.parts import Parts
-from compresskd.config.resolved import resolved
-from compresskd.config.schema import register
 from compresskd.engine.strategy import Context, State, Strategy, score
 from compresskd.models.build import build, spec_of
 from compresskd.training import Recipe
@@ -102,7 +101,6 @@ def _composed(
     overrides: Sequence[str],
 ) -> list[Job]:  # fmt: skip
     """The jobs of the study, by the names and defaults of the command line."""
-    register()
     size = batch_size_of(train_loader)
     lines = ["experiment=compare_strategies", f"rank={rank}", f"total_epochs={epochs}"]
     lines += [f"train.batch_size={size}"] if size else []
@@ -116,8 +114,7 @@ def _composed(
 
 def _parts(config: Mapping[str, Any]) -> tuple[Strategy, Recipe]:
     parts = Parts(config)
-    if not parts.check():
-        parts.stop_at_faults()
+    parts.check()
     recipe, strategy = parts.recipe(config), parts.strategy()
     parts.stop_at_faults()
     assert recipe is not None and strategy is not None  # noqa: PT018 - else there were faults

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -50,7 +51,14 @@ def write(content: Content, folder: Path) -> None:
         **({"tied": same} if same else {}),
     }
     weights = folder / WEIGHTS
-    safetensors.torch.save_file(_stored(replace(content, tensors=once)), weights, metadata={"format": "pt"})
+    try:
+        safetensors.torch.save_file(
+            _stored(replace(content, tensors=once)), weights, metadata={"format": "pt"}
+        )
+    except (
+        safetensors.SafetensorError
+    ) as error:  # so it calls also what the file system says, such as a full disk
+        raise OSError(str(error)) from error
     with weights.open("rb") as file:
         described["sha256"] = _digest(hashlib.file_digest(file, "sha256"), described)
     (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")

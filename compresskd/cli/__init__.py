@@ -56,11 +56,7 @@ def _dispatch(arguments: list[str]) -> int:
         verb, typed = None, [first]
     else:
         verb, typed = parser.RUN, arguments
-    if verb == parser.RUN and not set(_HELP) & set(typed):
-        from compresskd.cli.jobs import run_hydra
-
-        return run_hydra(typed)  # Hydra reads these flags itself
-    parsed = parser.parse(verb, [_HELP[0]] if verb == parser.RUN else typed)
+    parsed = parser.parse(verb, typed)
     return parsed.call(parsed)
 
 

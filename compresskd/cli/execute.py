@@ -52,8 +52,7 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
     """A run is only resumed, or taken for done, under the configuration that began it."""
     if record is None:
         return
-    from compresskd.config.build import completed
-    from compresskd.config.differences import differences
+    from compresskd.config.recorded import completed, differences
 
     now = dict(experiment.config)
     if record.status == FINISHED:

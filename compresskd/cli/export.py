@@ -81,9 +81,7 @@ def _samples(source: Source, count: int, trust: Sequence[str]) -> Samples:
     if source.record is None:
         return random(source.input_shape, count)
     from compresskd.config.recorded import data_of
-    from compresskd.config.schema import register
 
-    register()
     data = data_of(source.record.config, trust=granted(source.path, source.record, trust))
     return drawn_from(data.test, count, data.name)
 

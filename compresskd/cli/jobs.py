@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
@@ -57,31 +58,32 @@ class Sweep:
     once: dict[frozenset[str], Once] = field(default_factory=dict)
 
 
-def run_hydra(arguments: list[str]) -> int:
+def run_hydra(arguments: Namespace) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
     from compresskd.config.compose import compose_jobs
     from compresskd.config.faults import ConfigError
-    from compresskd.config.flags import read_flags
     from compresskd.config.schema import register
 
-    flags = read_flags(arguments)
-    register(*flags.searched)
+    overrides, flags = arguments.overrides, list(arguments.typed)
+    for line in overrides:  # Hydra takes none after a flag that follows another
+        flags.remove(line)
+    config_dirs = [Path(arguments.config_dir)] if arguments.config_dir else []
+    register(*config_dirs)
     prebuilt: dict[str, Any] = {}
-    sweep, multirun = Sweep(), flags.multirun
+    sweep, multirun = Sweep(), arguments.multirun or "hydra.mode=MULTIRUN" in overrides
+    shows = bool(arguments.cfg or arguments.info)
     # Another primary configuration is composed by Hydra alone, and checked by each job before it trains.
-    if not flags.config_path and (flags.shows_config or not flags.informs):
-        compose = functools.partial(
-            compose_jobs, config_dirs=flags.config_dirs, config_name=flags.config_name
-        )
-        plan = compose(flags.overrides, multirun=flags.multirun)
-        if flags.informs:
+    if not (arguments.config_path or arguments.hydra_help or arguments.shell_completion):
+        compose = functools.partial(compose_jobs, config_dirs=config_dirs, config_name=arguments.config_name)
+        plan = compose(overrides, multirun=multirun)
+        if shows:
             faults = [fault for job in plan.jobs for fault in job.faults]
             if faults:
                 raise ConfigError(faults)
         else:
             from compresskd.config.build import build_jobs
 
-            build = functools.partial(build_jobs, loaded={}, tried=set())
+            build = functools.partial(build_jobs, shared={})
             experiments = build(plan.jobs)
             multirun = plan.multirun
             if multirun:  # jobs may run in other processes, which build their own
@@ -89,11 +91,11 @@ def run_hydra(arguments: list[str]) -> int:
             else:
                 prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
     if not multirun:
-        return _run_by_hydra(flags.arguments, multirun, prebuilt, sweep)
+        return _run_by_hydra([*overrides, *flags], multirun, prebuilt, sweep)
     if sweep.directory:
         check_folder(sweep.directory)
     try:
-        status = _run_sweep([*flags.overrides, *sweep.naming, *flags.others], sweep)
+        status = _run_sweep([*overrides, *sweep.naming, *flags], sweep)
         return _end_sweep(sweep.directory, sweep.jobs) or status if sweep.directory else status
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -163,8 +165,7 @@ def _run_by_hydra(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from compresskd.config.explain import said
-    from compresskd.config.faults import ConfigError, Fault
+    from compresskd.config.faults import ConfigError, Fault, said
     from compresskd.config.schema import conf_dir
 
     failures: list[Exception] = []
@@ -199,6 +200,13 @@ def _run_by_hydra(
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
+    except (
+        OSError,
+        RecursionError,
+    ) as error:  # Hydra makes the folder; of a job's own errors none comes here
+        reason = getattr(error, "strerror", None) or error
+        text = f"cannot be written ({reason}); write another outputs_dir=DIR or hydra.run.dir=DIR"
+        raise ConfigError([Fault("outputs_dir", text)]) from error
     except JobFailed as error:
         failures.append(error)
     finally:

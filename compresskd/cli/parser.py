@@ -15,6 +15,7 @@ from compresskd.version import __version__
 RUN = "run"
 FORMS = ("onnx", "pt2", "dense", "huggingface")  # of `compresskd.export`
 _WIDTH = 80
+_SHOWN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # by Hydra
 _USAGE = "compresskd [run] [FLAG ...] [GROUP=NAME ...] [KEY=VALUE ...]"
 _EXAMPLES = """\
 examples:
@@ -74,7 +75,7 @@ def parse(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:
     added = whole.add_subparsers(title="verbs", metavar="VERB", prog="compresskd")
     for name, verb in VERBS.items():
         own = _made(added.add_parser, name, help=verb.summary, description=verb.text)
-        own.set_defaults(call=verb.call)
+        own.set_defaults(call=verb.call, typed=arguments)
         if name == chosen:
             verb.arguments(own)
             return own.parse_intermixed_args(arguments)  # flags may stand between an argument and the next
@@ -102,14 +103,22 @@ def _trust(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_run(parser: argparse.ArgumentParser) -> None:
-    """Shown only: Hydra, which knows more of them, reads a run's flags itself."""
+    """Hydra's flags, which are read ahead of Hydra; help shows those that matter here."""
     parser.usage = _USAGE
     add = parser.add_argument
+    add("overrides", nargs="*", help=argparse.SUPPRESS)
     add("-m", "--multirun", action="store_true", help="one job for each combination of values")
-    add("--config-dir", metavar="DIR", help="your own groups and options, beside the shipped ones")
-    add("--config-name", metavar="NAME", help="another primary configuration")
-    add("--cfg", choices=("job", "hydra", "all"), help="show the composed configuration, and do not run")
+    add("-cd", "--config-dir", metavar="DIR", help="your own groups and options, beside the shipped ones")
+    add("-cn", "--config-name", metavar="NAME", help="another primary configuration")
+    add(
+        "-c", "--cfg", choices=("job", "hydra", "all"), help="show the composed configuration, and do not run"
+    )
     add("--hydra-help", action="store_true", help="the flags and keys of Hydra")
+    for names in (("--resolve",), ("-r", "--run"), ("-sc", "--shell-completion")):
+        add(*names, action="store_true", help=argparse.SUPPRESS)
+    for names in (("-p", "--package"), ("-cp", "--config-path"), ("--experimental-rerun",)):
+        add(*names, help=argparse.SUPPRESS)
+    add("-i", "--info", nargs="?", const="all", choices=_SHOWN, help=argparse.SUPPRESS)
     parser.epilog = "\n".join(_shipped())
 
 
@@ -215,7 +224,7 @@ _OWN = """\
 Code outside of compresskd runs where the run is your own and unchanged, or
 where --trust names its package."""
 VERBS = {
-    RUN: Verb("train, distil, compress and quantize (the default)", _RUN, _of_run, lambda _: 0),
+    RUN: Verb("train, distil, compress and quantize (the default)", _RUN, _of_run, verbs.run),
     "resume": Verb("continue a run where it stopped", f"Continue the run in DIR where it stopped.\n{_OWN}",
                    _of_resume, verbs.resume),
     "repeat": Verb("run a record again from scratch, and compare", f"""\

@@ -34,7 +34,7 @@ def repeat(directory: Path, into: Path | None, said: Sequence[str]) -> int:
             f"resume it by: compresskd resume {directory}"
         )
     again = _free(directory, into)
-    from compresskd.config.build import build_recorded
+    from compresskd.config.recorded import build_recorded
 
     config = record.config | {"outputs_dir": str(again)}
     experiment = build_recorded(config, record.overrides, trust=granted(directory, record, said))

@@ -84,8 +84,8 @@ def naming_overrides(
         if constant:
             excluded = ",".join(f"'{key}'" for key, _ in constant)
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
-        if once:
-            overrides.append(f"hydra.sweep.subdir='${{{FOLDER_OF}:${{hydra.job.override_dirname}}}}'")
+        job = "${hydra.job.override_dirname}"
+        overrides.append(f"hydra.sweep.subdir='{f'${{{FOLDER_OF}:{job}}}' if once else job}'")
     return overrides
 
 

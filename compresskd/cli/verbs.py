@@ -9,6 +9,13 @@ from compresskd.run import FINISHED, AlreadyFinished, RunDirectoryError, read_re
 from compresskd.trust import granted, trusted_packages
 
 
+def run(arguments: Namespace) -> int:
+    """Run what the configuration says, or show it."""
+    from compresskd.cli import jobs
+
+    return jobs.run_hydra(arguments)
+
+
 def resume(arguments: Namespace) -> int:
     """Continue a run in its directory."""
     directory, changes = arguments.directory, " ".join(arguments.changes)
@@ -23,8 +30,7 @@ def resume(arguments: Namespace) -> int:
     if record.status == FINISHED:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to resume")
     from compresskd.cli.execute import execute
-    from compresskd.config.build import build_recorded
-    from compresskd.config.usable import usable
+    from compresskd.config.recorded import build_recorded, usable
 
     trust = granted(directory, record, said)
     with usable(directory):
@@ -50,12 +56,9 @@ def evaluate(arguments: Namespace) -> int:
             f"evaluate: got the stages {stage} {' '.join(map(str, more))}; write one of them"
         )
     said, record = trusted_packages(arguments.trust), read_record(directory)
-    from compresskd.config.recorded import data_of
-    from compresskd.config.schema import register
-    from compresskd.config.usable import usable
+    from compresskd.config.recorded import data_of, usable
     from compresskd.reports.evaluate import evaluate_run
 
-    register(*arguments.config_dir)
     trust = granted(directory, record, said)
     with usable(directory):
         data = data_of(record.config, changes, trust=trust, config_dirs=arguments.config_dir)
@@ -75,10 +78,8 @@ def plan(arguments: Namespace) -> int:
     """What a command would do."""
     from compresskd.config.build import build_jobs
     from compresskd.config.compose import compose_jobs
-    from compresskd.config.schema import register
     from compresskd.reports.plan import plan, show
 
-    register(*arguments.config_dir)
     jobs = compose_jobs(arguments.words, config_dirs=arguments.config_dir).jobs
     for job, experiment in zip(jobs, build_jobs(jobs), strict=True):
         print(f"{job.name}\n{show(plan(experiment))}" if len(jobs) > 1 else show(plan(experiment)))

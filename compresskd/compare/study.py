@@ -14,6 +14,12 @@ from compresskd.run.factors import factors
 
 FINAL, ALL = "final", "all"
 _PARTS = ("packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
+# Keys that a later version brought, with what a record without them did.
+_LATER = {
+    "task._target_": "compresskd.tasks.Classification",
+    "train.gradient_accumulation": "1",
+    "teacher_fit.train.gradient_accumulation": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ def load(roots: Sequence[Path], stage: str = FINAL) -> Study:
 
 def flat_config(record: Record) -> dict[str, str]:
     """The flat config of a record, with `strategy`, `data`, `teacher` and `student` as plain names."""
-    flat = flatten(record.config)
+    flat = {**_LATER, **flatten(record.config)}
     for group in ("teacher", "student"):
         target = flat.get(f"{group}.name") or flat.get(f"{group}._target_")
         if target:

@@ -1,169 +1,234 @@
-"""From a checked configuration to an `Experiment`, or to the list of everything that is wrong with it."""
+"""From checked configurations to an `Experiment` each, or to the list of everything that is wrong with them."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
-from compresskd.config.origin import as_written, interpolation_faults, origin
-from compresskd.config.outputs import output_faults
-from compresskd.config.parts import Parts, for_task, model_of, told_by, with_shape, with_told
-from compresskd.config.recorded import check_recorded
-from compresskd.config.resolved import resolved
-from compresskd.config.schema import DEFAULTS, MODEL_ROLES
-from compresskd.config.teacher_run import teacher_of
-from compresskd.data.base import Data
+from compresskd.config.origin import as_written, interpolation_faults
+from compresskd.config.parts import Parts, model_of, trial_key
+from compresskd.config.schema import conf_dir
 from compresskd.engine.experiment import Experiment
+from compresskd.engine.strategy import State, Strategy
+from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
-from compresskd.models.huggingface import is_trained_for
+from compresskd.models.huggingface import is_trained_for, weights_folder
+from compresskd.targets.stored_names import with_stored_targets
+from compresskd.training import Recipe
+from compresskd.trust.sources import source_digests
+from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
+_PATHS = (("", "outputs_dir"), ("data", "path"), ("teacher", "weights"), ("student", "weights"))
+_MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
+_RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
+# What determines a trained teacher, beside the data.
+_DETERMINING = ("strategy", "precision", *_RECIPE)
+# Keys of `train` that version 0.1 did not have, with the values that change nothing.
+_LATER_IN_TRAIN = {
+    "gradient_accumulation": 1,
+    "gradient_checkpointing": False,
+    "max_steps": None,
+    "validate_every": None,
+}
 
 
-def build_jobs(
-    jobs: Sequence[Job], loaded: dict[str, Data] | None = None, tried: set[str] | None = None
-) -> list[Experiment]:
-    """The experiment of every job; data that several share is loaded once, trainings that several share tried once.
+def build_jobs(jobs: Sequence[Job], shared: dict[str, Any] | None = None) -> list[Experiment]:
+    """The experiment of every job.
 
     Args:
-        loaded, tried: what jobs built before had of these; what is new is added.
+        shared: what jobs built before had in common with these: data that is loaded once, trainings that are tried
+            once; what is new is added.
 
     Raises:
         ConfigError: with the faults of all jobs; nothing has been trained or written.
     """
-    experiments: list[Experiment] = []
-    faults: list[list[Fault]] = []
-    loaded = {} if loaded is None else loaded
-    tried = set() if tried is None else tried
+    experiments, faults = [], []
+    shared = {} if shared is None else shared
     cause: BaseException | None = None
     for job in jobs:
         try:
-            experiments.append(_build_job(job, loaded, tried))
+            written, config = as_written(job.config), resolved(job.config)
+            parts = Parts(config, written=written, known=job.faults, shared=shared)
+            experiments.append(build(parts, job.overrides))
             faults.append([])
         except ConfigError as error:
-            faults.append(error.faults)
+            faults.append([*job.faults, *error.faults])
             cause = error.__cause__
     if any(faults):
         raise ConfigError(of_jobs(faults, [job.name for job in jobs])) from cause
     return experiments
 
 
-def _build_job(job: Job, loaded: dict[str, Data], tried: set[str]) -> Experiment:
-    broken = interpolation_faults(job.config)
-    if broken:
-        raise ConfigError([*job.faults, *broken])
-    try:
-        config = resolved(job.config)
-    except ConfigError as error:
-        raise ConfigError([*job.faults, *error.faults]) from error
-    faults = [*job.faults, *output_faults(job.overrides, config["outputs_dir"])]
-    key = json.dumps(config["data"], sort_keys=True)
-    written = as_written(job.config)
-    data, origin_of = loaded.get(key), functools.partial(origin, written)
-    experiment = build(config, job.overrides, data=data, origin_of=origin_of, faults=faults, tried=tried)
-    loaded[key] = experiment.data
-    return experiment
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as nested plain values, paths made absolute so that it means the same anywhere.
 
-
-def build_recorded(config: Plain, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Experiment:
-    """The experiment of a record.
-
-    Args:
-        config: that of the record.
-        overrides: what was typed when the run was begun.
-        trust: packages besides compresskd whose code may run.
+    `epochs` becomes an equal share of `total_epochs`, where that is given: all training stages come to exactly that
+    many together. A stage that sets its own number keeps it, and the others share what is left; the teacher keeps the
+    epochs that it had.
 
     Raises:
-        ConfigError: with every fault, such as data that is no longer there, or code that may not run.
+        ConfigError: for every interpolation that leads nowhere; for a total that cannot be shared equally.
     """
-    check_recorded(config, trust)
-    return build(resolved(OmegaConf.create(completed(config))), overrides, trust=trust)
+    config = _values(cfg)
+    total = config.get("total_epochs")
+    if not isinstance(total, int) or isinstance(total, bool):
+        return config
+    one, two = (Parts(_values(cfg, epochs)).strategy() for epochs in (1, 2))
+    if one is None or two is None or one.num_epochs == two.num_epochs:  # faults are told with the others
+        return config
+    count = two.num_epochs - one.num_epochs
+    fixed = one.num_epochs - count
+    epochs, left = divmod(total - fixed, count)
+    if left or epochs < 1:
+        least = max(total - left, fixed + count)
+        shared = f"an equal share for each of the {count} training stages of {one.name}"
+        sets = f", beside the {fixed} epochs that are set" if fixed else ""
+        text = f"got {total}, expected {least} or {least + count}: {shared}{sets}"
+        raise ConfigError([Fault("total_epochs", text)])
+    fit, teacher = config["teacher_fit"], config["teacher"]
+    if isinstance(fit, dict) and not (isinstance(teacher, dict) and teacher.get("id")):
+        fit = _with_epochs(fit, config["epochs"])  # weights beside an id may need none
+    return {**_values(cfg, epochs), "teacher_fit": fit}
 
 
-def completed(config: Plain) -> Plain:
-    """A recorded configuration; keys that an earlier version did not write get their defaults."""
-    return DEFAULTS | config
+def _values(cfg: DictConfig, epochs: int | None = None) -> dict[str, Any]:
+    try:
+        cfg = cfg if epochs is None else OmegaConf.merge(cfg, {"epochs": epochs})  # pyright: ignore
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(interpolation_faults(cfg) or [Fault("", str(error))]) from error
+    for group, key in (*_PATHS, *_MAYBE_PATHS):
+        holder = values.get(group) if group else values
+        place = holder.get(key) if isinstance(holder, dict) else None
+        path = Path(place).expanduser() if isinstance(place, str) and place else None
+        if path is not None and ((group, key) in _PATHS or path.exists()):
+            holder[key] = str(path.absolute())
+    return values
 
 
-def build(
-    config: Plain,
-    overrides: Sequence[str] = (),
-    *,
-    data: Data | None = None,
-    origin_of: Callable[..., str] = lambda key, **_: key,
-    faults: Sequence[Fault] = (),
-    tried: set[str] | None = None,
-    trust: Sequence[str] | None = None,
-) -> Experiment:
+def _with_epochs(fit: Plain, epochs: Any) -> Plain:
+    """A teacher's own training with a number of epochs, where it says none."""
+    return {**fit, "epochs": epochs} if fit.get("epochs", 0) is None else fit
+
+
+def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] | None = None) -> Experiment:
     """Build the experiment that a resolved configuration describes.
 
     Args:
-        config: what `resolve` returned.
+        parts: of that configuration.
         overrides: what was typed, for the record.
-        data: already loaded; None loads what `config['data']` says.
-        origin_of: (key, literal=) -> the key that a user would change; see `compresskd.config.origin`.
-        faults: already known, to be raised with those found here.
-        tried: see `Parts`.
         trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
 
     Raises:
         ConfigError: with every fault; nothing has been trained or written.
     """
-    parts = Parts(config, faults, tried, trust)
-    if not parts.check():
-        parts.stop_at_faults(origin_of)
-    recipe = parts.recipe(config)
-    parts.recipe(_with_epochs(config, config["epochs"])["teacher_fit"], prefix="teacher_fit.")
-    strategy = parts.strategy()
-    device = parts.device()
-    task = parts.task()
+    parts.check()
+    task, strategy, device = parts.task(), parts.strategy(), parts.device()
+    data = parts.data(task)
     if task is not None and strategy is not None:
         parts.check_objectives(task, strategy)
-    data = data or parts.data(task)
-    parts.models(data, strategy, recipe, device)
-    teacher, kept = None, parts.from_teacher()
-    if data is not None:
-        told = told_by(data)
-        config = config | {"data": with_shape(for_task(config["data"], task), told)}
-        config |= {role: with_told(config[role], told) for role in MODEL_ROLES}
-        if strategy is not None and (strategy.needs_teacher or kept is not None):
-            comes_trained = not parts.faults and is_trained_for(config["teacher"])
-            config = _with_epochs(config, 0 if comes_trained else config["epochs"])
-            own = functools.partial(build, overrides=overrides, data=data, tried=tried, trust=trust)
-            teacher = parts.teacher(functools.partial(teacher_of, config, data, own))
-    parts.stop_at_faults(origin_of)
-    assert recipe is not None and strategy is not None and device is not None and data is not None  # noqa: PT018
-    student = functools.partial(model_of, config["student"], config["seed"])
-    if kept is not None and parts.teacher_made is not None:
-        made = kept.architecture(parts.teacher_made)
-        student = functools.partial(build_model, made["target"], made["kwargs"], seed=config["seed"])
-    named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
-    return Experiment(
-        data,
-        student,
-        strategy,
-        recipe,
-        config["seed"],
-        device,
-        teacher,
-        inherit=kept.inherit if kept is not None and kept.inherits else None,
-        plan=config["tt"]["plan"],
-        measure_latency=config["measure"]["latency"],
-        config=config,
-        overrides=tuple(overrides),
-        trust=tuple(named),
+    recipe = parts.recipe(parts.config)
+    as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
+    fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
+    teacher, config = parts.models(strategy, data, recipe, device), dict(parts.config)
+    comes_trained = teacher is not None and is_trained_for(config["teacher"])
+    config["teacher_fit"] = _with_epochs(config["teacher_fit"], 0 if comes_trained else config["epochs"])
+    is_ready = config["teacher"].get("weights") or (
+        comes_trained and config["teacher_fit"].get("epochs") == 0
     )
+    own = _own_config(config) if teacher is not None and fit is not None and not is_ready else None
+    alone = Parts(own).strategy() if own else None
+    if teacher is not None and own and alone:
+        before = len(parts.errors)
+        if task is not None:
+            parts.check_objectives(task, alone, "teacher")
+        place = functools.partial(trial_key, "teacher", student="teacher", prefix="teacher_fit.")
+        parts.trial("train", alone.stages["train"], State(teacher), (data, fit, device), place, own)
+        for error in parts.errors[before:]:
+            error.expected = error.expected.replace("the student", "the teacher")
+    parts.stop_at_faults()
+    assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
+
+    def experiment(config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None) -> Experiment:
+        named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
+        student = functools.partial(model_of, config["student"], config["seed"])
+        of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
+        of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
+        return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
+
+    trained = experiment(own, alone, fit, None) if own and alone and fit else None
+    whole = experiment(config, strategy, recipe, None if teacher is None else _teacher(config, trained))
+    kept = parts.from_teacher()
+    if kept is None or teacher is None:
+        return whole
+    made = kept.architecture(teacher)
+    student = functools.partial(build_model, made["target"], made["kwargs"], seed=config["seed"])
+    return replace(whole, student=student, inherit=kept.inherit if kept.inherits else None)
 
 
-def _with_epochs(config: Plain, epochs: int) -> Plain:
-    """The configuration with a number of epochs for the teacher's own training, where it says none."""
+def _own_config(config: Plain) -> Plain:
+    """The configuration of a teacher's own run: it is the student there, and trained alone."""
     fit = config["teacher_fit"]
-    own = epochs if fit.get("epochs", epochs) is None else fit.get("epochs")
-    return {**config, "teacher_fit": {**fit, "epochs": own}}
+    own = {k: v for k, v in config.items() if k != "teacher_fit"} | {k: fit[k] for k in _RECIPE}
+    strategy = OmegaConf.load(conf_dir() / "strategy" / "train.yaml")
+    strategy.stages.pop("quantize")
+    # a total, and quantization, are the student's
+    own |= {
+        "total_epochs": None,
+        "bits": None,
+        "quant": {},
+        "student": config["teacher"],
+        "strategy": strategy,
+    }
+    return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
+
+
+def _teacher(config: Plain, own: Experiment | None) -> Teacher:
+    """How a run comes by its teacher; `own` trains it, None where it has weights."""
+    node = config["teacher"]
+    make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
+    if own is None and node.get("weights"):
+        return Teacher(make, weights=Path(node["weights"]))
+    folder = weights_folder(node) if own is None else None
+    if folder is not None:
+        return Teacher(make, weights=folder.path, key=folder.fingerprint)
+    assert own is not None  # else it has weights
+    key, name = _key(own), node["_target_"].rpartition(".")[2].lower()
+    directory = Path(config["outputs_dir"], "teachers", f"{name}_{key}")
+    return Teacher(make, None, own.run, directory, key, trust=(node["_target_"].partition(".")[0],))
+
+
+def _key(own: Experiment) -> str:
+    """The key under which later runs find a teacher that has been trained."""
+    config = own.config
+    # how often a checkpoint is written changes no weight, nor do the names of classes; later keys that are off are left
+    # out, so that a teacher is found that was trained before there were any
+    train = {k: v for k, v in config["train"].items() if (k, v) not in _LATER_IN_TRAIN.items()}
+    train.pop("checkpoint_seconds", None)
+    student = {k: v for k, v in config["student"].items() if k != "class_names"}
+    folder = weights_folder(student)
+    if folder is not None:  # what is in it counts, wherever it is
+        student["id"] = folder.fingerprint
+    determined = {k: config[k] for k in _DETERMINING} | {"student": student, "train": train}
+    determined |= {"data": own.data.batches_fingerprint}
+    if own.data.task.name != "classification":  # all that version 0.1 knew
+        determined |= {"task": config["task"]}
+    code = source_digests(sorted({path.partition(".")[0] for _, path in outside_targets(determined)}))
+    if code:  # the user's own: where it changes, it is another teacher's
+        determined |= {"code": code}
+    if config["tt"]["plan"] != FIXED:
+        determined |= {"tt": config["tt"]}
+    written = json.dumps(with_stored_targets(determined), sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:12]

@@ -14,13 +14,11 @@ class Fault:
         key: of the configuration, dotted.
         text: what came, what is expected, what to write instead.
         job: the overrides of the job of a sweep that it is in; empty where it is in all of them.
-        literal: it is the key itself that is wrong, not the value, which may come from another key.
     """
 
     key: str
     text: str
     job: str = ""
-    literal: bool = False
 
     def __str__(self) -> str:
         said = f"{self.key}: {self.text}" if self.key else self.text
@@ -43,8 +41,15 @@ def of_jobs(faults: Sequence[Sequence[Fault]], names: Sequence[str]) -> list[Fau
     for name, found in zip(names, faults, strict=True):
         for fault in dict.fromkeys(found):
             jobs_with.setdefault(fault, []).append(name)
-    named: list[Fault] = []
-    for fault, jobs in jobs_with.items():
-        more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-        named.append(fault if len(jobs) == len(names) else replace(fault, job=f"{jobs[0]}{more}"))
-    return named
+    more = {fault: f" and {len(jobs) - 1} more" if jobs[1:] else "" for fault, jobs in jobs_with.items()}
+    return [
+        fault if len(jobs) == len(names) else replace(fault, job=f"{jobs[0]}{more[fault]}")
+        for fault, jobs in jobs_with.items()
+    ]
+
+
+def said(error: BaseException) -> str:
+    """What an error of Hydra says, in one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    asides = ("full_key:", "object_type=", "reference_type=")
+    return " ".join(line for line in lines if line and not line.startswith(asides))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compresskd.config.faults import Fault
-from compresskd.options import close_match
+from compresskd.config.faults import Fault, said
 
+NOTHING = object()
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-_MOST_HOPS = 20  # a chain of references longer than this is a circle
-_NOTHING = object()
 
 
 def as_written(cfg: DictConfig) -> dict[str, Any]:
@@ -27,30 +25,29 @@ def interpolation_faults(cfg: DictConfig) -> list[Fault]:
     """One fault for each key whose interpolation leads nowhere; what takes its value from there is not repeated."""
     written, faults = as_written(cfg), {}
     for key, text in leaves(written):
-        if not isinstance(text, str) or "${" not in text:
-            continue
         try:
-            OmegaConf.select(cfg, key, throw_on_missing=True)
+            if isinstance(text, str) and "${" in text:
+                OmegaConf.select(cfg, key, throw_on_missing=True)
         except OmegaConfBaseException as error:
             root = origin(written, key)
-            came = value_at(written, root, text)
-            faults[root] = Fault(root, f"got {came}; {_reason(written, root, str(came), error)}")
+            faults[root] = Fault(root, f"got {value_at(written, root, text)}; {said(error)}")
     return list(faults.values())
 
 
-def origin(written: Mapping[str, Any], key: str, *, literal: bool = False) -> str:
+def origin(written: Mapping[str, Any], key: str, *, literal: bool = False, hops: int = 20) -> str:
     """The key that one has to change to change the value at `key`: references `${other.key}` followed.
 
     With `literal`, the key itself is to be changed: its own reference is not followed, those above it are. A key
-    that is not in the configuration is returned as it is.
+    that is not in the configuration is returned as it is; more than `hops` references are a circle.
     """
     parts = _parts(key)
-    for _ in range(_MOST_HOPS):
-        followed = _follow(written, parts, len(parts) - literal)
-        if followed is None:
-            return key
-        parts = followed
-        key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)[1:]
+    for depth in range(1, len(parts) + 1 - literal):
+        names = _names(value_at(written, ".".join(parts[:depth])))
+        if names and (len(names) > 1 or not hops or value_at(written, names[0]) is NOTHING):
+            return key  # of two keys neither is the origin
+        if names:
+            followed = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join([*names, *parts[depth:]]))
+            return origin(written, followed, literal=literal, hops=hops - 1)
     return key
 
 
@@ -71,7 +68,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def value_at(written: Any, key: str, default: Any = None) -> Any:
+def value_at(written: Any, key: str, default: Any = NOTHING) -> Any:
     """The value at a dotted key as it is written."""
     for part in _parts(key):
         if isinstance(written, list) and part.isdigit() and int(part) < len(written):
@@ -87,23 +84,5 @@ def _parts(key: str) -> list[str]:
     return [part.rstrip("]") for part in re.split(r"[.\[]", key) if part]
 
 
-def _follow(written: Mapping[str, Any], parts: Sequence[str], most: int) -> list[str] | None:
-    """The first reference among the leading `most` parts replaced by where it leads; None where there is none."""
-    for depth in range(1, most + 1):
-        names = _names(value_at(written, ".".join(parts[:depth])))
-        if names:
-            alone = len(names) == 1 and value_at(written, names[0], _NOTHING) is not _NOTHING
-            return [*names[0].split("."), *parts[depth:]] if alone else None
-    return None
-
-
 def _names(value: Any) -> list[str]:
     return _REFERENCE.findall(value) if isinstance(value, str) else []
-
-
-def _reason(written: Mapping[str, Any], root: str, text: str, error: Exception) -> str:
-    for name in _names(text):
-        if value_at(written, name, _NOTHING) is _NOTHING:
-            near = close_match(name, [key for key, _ in leaves(written) if key != root])
-            return f"there is no key {name}" + (f"; did you mean {near}?" if near else "")
-    return str(error).strip().partition("\n")[0]

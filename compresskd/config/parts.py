@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from compresskd.config import schema
-from compresskd.config.builder import FAILED, OPEN, Builder
+from compresskd.config.allowed import resolve_allowed
 from compresskd.config.faults import ConfigError, Fault
-from compresskd.config.origin import leaves
-from compresskd.config.schema import GROUPS, MODEL_ROLES, Config, TeacherFit
+from compresskd.config.origin import leaves, origin
+from compresskd.config.schema import DEFAULTS, GROUPS, MODEL_ROLES, Config, StrategyNode, TeacherFit
 from compresskd.data.base import Data, TensorSplit
 from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
-from compresskd.engine.teacher import Teacher
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
 from compresskd.models.huggingface import weights_folder
 from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
 from compresskd.models.weights import load_weights
-from compresskd.options import faults, joined
+from compresskd.options import faults, joined, nearest, raise_all, shown
 from compresskd.stages import Quantization
 from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
-from compresskd.tasks import Batch, CausalLM, Classification, Inputs, MaskedLM, Task, TokenClassification
+from compresskd.targets.nodes import UNMADE, Maker, Place
+from compresskd.tasks import Batch, CausalLM, Classification, MaskedLM, Task, TokenClassification
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 from compresskd.training.precision import device_of
@@ -40,259 +39,267 @@ Plain = Mapping[str, Any]
 _FLOATS = torch.finfo(torch.float32)
 # What a trial of training depends on, beside the models' structure and the stage.
 _OF_A_TRAINING = (
-    "data", "teacher", "student", "train", "optimizer", "scheduler", "quant", "precision", "device",
+    "data", "task", "teacher", "student", "train", "optimizer", "scheduler", "quant", "precision", "device",
 )  # fmt: skip
 # Stands for what the data will tell, where only the kinds of values are judged.
 _ANYTHING = {"num_classes": 2, "input_shape": [1], "task": "classification", "class_names": []}
-_OF_ITS_RECIPE = ("optimizer", "scheduler", "train", "epochs", "seed")  # of a teacher's own run
 
 
-class Parts(Builder):
-    """Makes the parts of one experiment.
+class Parts(Maker):
+    """Makes the parts of one experiment; a part that cannot be made is None.
+
+    Attributes:
+        config: resolved; `data` completes it by what only the data can tell.
 
     Args:
-        config: resolved.
+        written: the configuration before it was resolved, which tells what key a user would change.
         known: faults found before.
-        tried: trainings that passed a trial, of this job and others; those that pass here are added.
-        trust: see `Builder`.
+        shared: what the jobs of a sweep have in common, data and trainings that passed a trial; what is new is added.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
     """
 
     def __init__(
         self,
         config: Plain,
+        *,
+        written: Plain | None = None,
         known: Sequence[Fault] = (),
-        tried: set[str] | None = None,
+        shared: dict[str, Any] | None = None,
         trust: Sequence[str] | None = None,
     ):
-        super().__init__(trust)
-        self._config, self._known, self._tried = config, list(known), set() if tried is None else tried
-        self.teacher_made: nn.Module | None = None
+        super().__init__(functools.partial(resolve_allowed, trust=trust))
+        self.config, self._written, self._known = config, written or config, list(known)
+        self._shared = {} if shared is None else shared
 
-    def stop_at_faults(self, origin_of: Callable[..., str] = lambda key, **_: key) -> None:
-        """Raise ConfigError where there are faults, one for each key.
-
-        Args:
-            origin_of: (key, literal=) -> the key that a user would change, for a key where a fault is found.
-        """
-        placed = [Fault(origin_of(f.key, literal=f.literal), f.text) for f in self.faults]
+    def stop_at_faults(self) -> None:
+        """Raise ConfigError where there are faults, one for each key."""
+        placed = [Fault(origin(self._written, e.field, literal=e.literal), e.text) for e in self.errors]
         once = {fault.key or fault.text: fault for fault in reversed([*self._known, *placed])}
         if once:
             raise ConfigError(list(reversed(once.values()))) from self.cause
 
-    def check(self) -> bool:
-        """Judge the top level's values, and every `_target_` by the signature; whether the groups are groups."""
-        config = self._config
-        self._judge(Config, config, "")
-        if any(map(self._is_faulty, GROUPS)):
-            return False
-        fit = {"epochs": None, "seed": None, **config["teacher_fit"]}
-        strategy = {"name": None, "stages": None, **config["strategy"]}
-        self._judge(TeacherFit, fit, "teacher_fit")
-        self._judge(schema.Strategy, strategy, "strategy", literal=True)
-        for key, value in leaves(config):
-            self._check_number(key, value)
-        for group in config:
-            self.check_group(group)
-        if not self._is_faulty("kd") and config["kd"].get("objective"):
-            self.make(config["kd"]["objective"], "kd.objective")
-        return True
+    def check(self) -> None:
+        """Judge the top level's values, and every `_target_` by the signature.
 
-    def check_group(self, group: str) -> Any:
+        Raises:
+            ConfigError: a key is missing, or a group is none, so that nothing can be made.
+        """
+        config = self.config
+        for name, default in DEFAULTS.items():
+            if name not in config:
+                self.refuse(name, f"is missing; write {name}=VALUE")
+            elif default == {} and not isinstance(config[name], Mapping):
+                self.refuse(name, f"got {shown(config[name])}, expected a mapping of options")
+        incomplete = bool(self.errors)
+        for name in config.keys() - DEFAULTS.keys():
+            self.refuse(name, f"unknown option{nearest(name, DEFAULTS)}", literal=True)
+        self.judge(Config, {k: v for k, v in config.items() if k not in GROUPS and k in DEFAULTS}, str, "it")
+        if incomplete:
+            self.stop_at_faults()
+        self.judge(TeacherFit, config["teacher_fit"], functools.partial(joined, "teacher_fit"), "teacher_fit")
+        before = len(self.errors)
+        own = {name: config["strategy"][name] for name in ("name", "stages") if name in config["strategy"]}
+        self.judge(StrategyNode, own, functools.partial(joined, "strategy"), "strategy")
+        for error in self.errors[before:]:  # the name of a stage, whatever it refers to
+            error.literal = True
+        for key, value in leaves(config):
+            if isinstance(value, float) and value and not _FLOATS.tiny <= abs(value) <= _FLOATS.max:
+                expected = "a finite number, 0 or 1.2e-38 to 3.4e+38 in size (float32)"
+                self.refuse(key, f"got {value:g}, expected {expected}")
+            elif isinstance(value, int) and abs(value) >= 2**63:
+                self.refuse(key, f"got a number of {value.bit_length()} bits, expected at most 63")
+        for group in GROUPS:
+            self.check_group(group)
+
+    def check_group(self, group: str) -> None:
         """Judge every `_target_` of one group, as has to be done before anything of it is made."""
-        node = self._config[group]
+        node = self.config[group]
         if group in MODEL_ROLES:  # a shape that only the data can tell is not there yet, which is no fault
-            weights = node.get("weights")
-            if not isinstance(weights, str | None):
-                self.fault(f"{group}.weights", f"got {weights!r}, expected the path of a file, or null")
-            node = {k: v for k, v in with_told(node, _ANYTHING).items() if k != "weights"}
-        return self.make(node, group, call=False)
+            node = _without(_with_told(node, _ANYTHING), "weights")
+        self.make(node, group, call=False)
 
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
-        # a loss term reads the smoothing
-        options = {name: value for name, value in node["train"].items() if name != "label_smoothing"}
-        options |= {"epochs": node["epochs"], "precision": self._config["precision"]}
+        if prefix and self._is_faulty(prefix.rstrip(".")):
+            return None
+        options = _without(node["train"], "label_smoothing")  # which a loss term reads
+        options |= {"epochs": node["epochs"], "precision": self.config["precision"]}
         made = {name: self.make(node[name], f"{prefix}{name}") for name in ("optimizer", "scheduler")}
         place = functools.partial(_recipe_key, prefix=prefix)
-        known = self.judge(Recipe, dict.fromkeys([*options, *made], OPEN), place, "a training")
-        options |= {
-            name: (lambda *_: None) if factory is FAILED else factory for name, factory in made.items()
-        }
-        recipe = self.attempt(place, lambda: Recipe(**options)) if known else FAILED
-        if recipe is FAILED or FAILED in made.values():
+        if not self.judge(Recipe, dict.fromkeys([*options, *made], UNMADE), place, "a training"):
             return None
-        found = list(factory_faults(recipe))
-        for error in found:
-            self.fault(place(error.field), error.text)
-        return None if found else recipe
+        factories: Plain = {name: (lambda *_: None) if f is UNMADE else f for name, f in made.items()}
+        recipe = self.attempt(place, lambda: Recipe(**options, **factories))
+        if recipe is UNMADE or factories != made:
+            return None
+        found = self.attempt(place, lambda: raise_all(factory_faults(recipe)))
+        return None if found is UNMADE else recipe
 
     def strategy(self) -> Strategy | None:
         """The stages in order."""
-        node, bits = self._config["strategy"], self._config["bits"]
+        node, bits = self.config["strategy"], self.config["bits"]
         stages = node.get("stages")
-        made = self.make(stages, "strategy.stages") if isinstance(stages, Mapping) else FAILED
-        if made is FAILED or self._is_faulty("strategy"):
+        made = self.make(stages, "strategy.stages") if isinstance(stages, Mapping) else UNMADE
+        if made is UNMADE or self._is_faulty("strategy"):
             return None
         for name, stage in made.items():
             if not isinstance(stage, Stage | Expandable):
-                self.fault(f"strategy.stages.{name}._target_", "is no stage: it has no needs_teacher")
-        if bits is not None and not any(
-            isinstance(getattr(s, "quantization", None), Quantization) for s in made.values()
-        ):
+                self.refuse(f"strategy.stages.{name}._target_", "is no stage: it has no needs_teacher")
+        kinds = [getattr(stage, "quantization", None) for stage in made.values()]
+        if bits is not None and not any(isinstance(kind, Quantization) for kind in kinds):
             quantize = "a stage compresskd.stages.Quantize, as conf/strategy/distill.yaml has"
-            self.fault("bits", f"got {bits}, expected null for strategy {node['name']}, or {quantize}")
+            self.refuse("bits", f"got {bits}, expected null for strategy {node['name']}, or {quantize}")
         if self._is_faulty("strategy"):
             return None
         strategy = self.attempt(functools.partial(joined, "strategy"), lambda: Strategy(node["name"], made))
-        if strategy is not FAILED and not strategy.stages:
-            self.fault("bits", "got null, expected 2, 3, 4, 8: the strategy does nothing but quantize")
-            return None
-        return None if strategy is FAILED else strategy
+        if strategy is not UNMADE and not strategy.stages:
+            self.refuse("bits", "got null, expected 2, 3, 4, 8: the strategy does nothing but quantize")
+        return strategy if strategy is not UNMADE and strategy.stages else None
 
     def device(self) -> torch.device | None:
         """The device, which this machine must have."""
-        device = self.attempt(str, lambda: device_of(self._config["device"], self._config["precision"]))
-        return None if device is FAILED else device
+        device = self.attempt(str, lambda: device_of(self.config["device"], self.config["precision"]))
+        return None if device is UNMADE else device
 
     def task(self) -> Task | None:
         """What models are asked; records of version 0.1 know classification alone."""
-        node = self._config["task"]
+        node = self.config["task"]
         task = self.make(node, "task") if node else Classification()
-        return None if task is FAILED else task
+        return None if task is UNMADE else task
 
-    def check_objectives(self, task: Task, strategy: Strategy) -> None:
-        """Note the terms that do not fit the task, of every objective that a stage trains by."""
-        chosen = self.make(self._config["kd"].get("objective"), "kd.objective")
+    def check_objectives(self, task: Task, strategy: Strategy, key: str | None = None) -> None:
+        """Note the terms that do not fit the task, of every objective that a stage trains by, at `key` if given."""
+        chosen = self.make(self.config["kd"].get("objective"), "kd.objective")
         for name, stage in strategy.stages.items():
             objective = getattr(stage, "objective", None)
             if isinstance(objective, Objective):
                 own = f"strategy.stages.{strategy.written[name]}.objective"
-                key = "kd.objective" if objective == chosen else own
-                for error in objective.faults(task):
-                    self.fault(f"{key}.{error.field}", error.text)
+                place = functools.partial(joined, "kd.objective" if objective == chosen else own)
+                place = place if key is None else (lambda _, key=key: key)
+                self.attempt(place, functools.partial(raise_all, objective.faults(task)))
 
     def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
-        node = for_task(self._config["data"], task)
-        path = node.get("path")
+        node = self.config["data"]
+        if task is not None and node.get("asks", "") is None:  # what the user leaves to the task
+            node = {**node, "asks": task.asks}
+            self.config = {**self.config, "data": node}
+        path, key = node.get("path"), json.dumps([node, self.config.get("task")], sort_keys=True)
         if isinstance(path, str) and not Path(path).exists():
-            self.fault("data.path", f"got {path}, which is not there; write data.path=DIR")
-        if ((self._known or self.faults) and (path or node.get("id"))) or self._is_faulty("data"):
-            return None
-        data = self.make(node, "data")
-        if data is not FAILED and not isinstance(data, Data):
-            text = f"made a {type(data).__name__}, expected a function that returns compresskd.data.base.Data"
-            self.fault("data._target_", text)
-        if not isinstance(data, Data) or task is None:
-            return data if isinstance(data, Data) else None
-        fault = task.faults(data.train.targets, data.num_classes) or _other_tokens(data, task)
-        if fault is not None:
-            other = f"a task for the targets of data {data.name}, which are {fault}"
-            self.fault("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
-            return None
-        if not (isinstance(data.train, TensorSplit) and data.train.strata is not None):
-            self._refuse_mixup(data)
-        return replace(data, task=task)
-
-    def _refuse_mixup(self, data: Data) -> None:
-        for key, recipe in (
-            ("train", self._config),
-            ("teacher_fit.train", self._config.get("teacher_fit", {})),
-        ):
-            alpha = recipe.get("train", {}).get("mixup")
-            if alpha is not None:
-                expected = (
-                    f"null: samples with one class each are mixed, and those of data {data.name} are not"
+            self.refuse("data.path", f"got {path}, which is not there; write data.path=DIR")
+        takes_long = (self._known or self.errors) and (path or node.get("id"))
+        data = self._shared.get(key)
+        if data is None and not takes_long and not self._is_faulty("data"):
+            data = self.make(node, "data")
+            if data is not UNMADE and not isinstance(data, Data):
+                self.refuse(
+                    "data._target_", f"made a {type(data).__name__}, expected compresskd.data.base.Data"
                 )
-                self.fault(f"{key}.mixup", f"got {alpha}, expected {expected}")
-
-    def models(
-        self, data: Data | None, strategy: Strategy | None, recipe: Recipe | None, device: torch.device | None
-    ) -> None:
-        """Build each model once, load its weights, see that it fits the data, that each stage can use and train it."""
-        node = self._config["data"]
-        shape = data.input_shape if data else node.get("input_shape")
-        num_classes = data.num_classes if data else node.get("num_classes")
-        if self._is_faulty("data") or self._is_faulty("task") or not num_classes or not (shape or data):
-            return
-        batches = _trial_batches(data, shape)
-        needs_teacher = strategy is None or strategy.needs_teacher or self.from_teacher() is not None
-        task = data.task if data else Classification()
-        told = told_by(data) if data else {**_ANYTHING, "num_classes": num_classes, "input_shape": shape}
-        made: dict[str, nn.Module | None] = {}
-        for role in [r for r in MODEL_ROLES if r == "student" or needs_teacher]:  # the teacher first
-            made[role] = self._model(role, batches, task, told, made.get("teacher"))
-        self.teacher_made = made.get("teacher")
-        if isinstance(task, MaskedLM) and None not in made.values():
-            self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(made))
-        if strategy is not None and None not in made.values():
-            trained_on = (data, recipe, device) if data and recipe and device else None
-            state = State(made["student"], made.get("teacher"))  # pyright: ignore[reportArgumentType]
-            self._check_stages(strategy, state, batches[0].inputs, trained_on)
-
-    def teacher(self, make: Callable[[], Teacher]) -> Teacher | None:
-        """How the run comes by its teacher; faults of the teacher's own training have the keys that they have here."""
-        if any(map(self._is_faulty, ("teacher", "teacher_fit", "data"))):
+            elif data is not UNMADE and task is not None:
+                data = self._for_task(data, task)
+        if isinstance(data, Data) and task is not None:
+            self._refuse_mixup(data)
+        if not isinstance(data, Data):
             return None
-        try:
-            return make()
-        except (
-            ConfigError
-        ) as error:  # in its own run the teacher is the student; all else, the run itself names
-            self.cause = self.cause or error.__cause__
-            for fault in error.faults:
-                top, dot, rest = fault.key.partition(".")
-                known = {"strategy": "teacher", "student": f"teacher{dot}{rest}"}
-                known |= dict.fromkeys(_OF_ITS_RECIPE, f"teacher_fit.{fault.key}")
-                if top in known:
-                    text = fault.text.replace("the student", "the teacher")
-                    self.faults.append(replace(fault, key=known[top], text=text))
+        self._shared[key] = data
+        told = _told_by(data)
+        shape = {name: told[name] for name in ("num_classes", "input_shape")}  # all that data itself takes
+        models = {role: _with_told(self.config.get(role, {}), told) for role in MODEL_ROLES}
+        self.config = {**self.config, "data": _with_told(node, shape), **models}
+        return data
+
+    def _for_task(self, data: Data, task: Task) -> Data | None:
+        fault = task.faults(data.train.targets, data.num_classes) or _other_tokens(data, task)
+        if fault is None:
+            return replace(data, task=task)
+        other = f"a task for the targets of data {data.name}, which are {fault}"
+        self.refuse("task", f"got {task.name}, which needs {task.targets_are}; expected {other}")
         return None
 
-    def _judge(self, kind: type, values: Plain, prefix: str, *, literal: bool = False) -> None:
-        for error in faults(kind, values):
-            self.fault(joined(prefix, error.field), error.text, literal=literal)
-
-    def _check_number(self, key: str, value: Any) -> None:
-        """Note a number that cannot be computed with, or be written into a record."""
-        if isinstance(value, float) and value and not _FLOATS.tiny <= abs(value) <= _FLOATS.max:
-            expected = (
-                "a finite number"
-                if not math.isfinite(value)
-                else "0, or 1.2e-38 to 3.4e+38 in size (float32)"
-            )
-            self.fault(key, f"got {value:g}, expected {expected}")
-        elif isinstance(value, int) and abs(value) >= 2**63:
-            self.fault(key, f"got a number of {value.bit_length()} bits, expected at most 63")
+    def _refuse_mixup(self, data: Data) -> None:
+        if isinstance(data.train, TensorSplit) and data.train.strata is not None:
+            return
+        fit = self.config.get("teacher_fit", {})
+        for key, recipe in (("train", self.config), ("teacher_fit.train", fit)):
+            alpha = recipe.get("train", {}).get("mixup")
+            if alpha is not None:
+                expected = f"null: only samples with one class each are mixed, not those of data {data.name}"
+                self.refuse(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def from_teacher(self) -> FromTeacher | None:
         """What the student keeps of the teacher, where it is made of it."""
-        is_of_it = self._config["student"].get("_target_") == FROM_TEACHER and not self._is_faulty("student")
-        made = self.make(_without_weights(self._config["student"]), "student") if is_of_it else None
-        return made if isinstance(made, FromTeacher) else None
+        node = self.config["student"]
+        if node.get("_target_") != FROM_TEACHER or self._is_faulty("student"):
+            return None
+        kept = self.make(_without(node, "weights"), "student")
+        return None if kept is UNMADE else kept
+
+    def models(self, strategy: Strategy | None, *trained_on: Any) -> nn.Module | None:
+        """Build each model once, load its weights, see that it fits the data, that each stage can use and train it.
+
+        Args:
+            trained_on: data, recipe and device; where one of them is missing nothing is trained.
+
+        Returns:
+            The teacher, where the strategy or the student needs one and it fits.
+        """
+        data, node = trained_on[0], self.config["data"]
+        typed = {name: node.get(name) for name in ("num_classes", "input_shape")}
+        told = _told_by(data) if data else {**_ANYTHING, **typed}
+        is_known = told["num_classes"] and (told["input_shape"] or data)
+        if any(map(self._is_faulty, ("data", "task"))) or not is_known:
+            return None
+        batches = _trial_batches(data, told["input_shape"])
+        task = data.task if data else Classification()
+        needs_teacher = strategy is None or strategy.needs_teacher or self.from_teacher() is not None
+        teacher = self._model("teacher", batches, task, told) if needs_teacher else None
+        student = self._model("student", batches, task, told, teacher)
+        if isinstance(task, MaskedLM) and student is not None and teacher is not None:
+            both = {"teacher": teacher, "student": student}
+            self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(both))
+        if strategy is None or student is None or (teacher is None and needs_teacher):
+            return teacher
+        state = State(student, teacher)
+        for name, stage in strategy.stages.items():
+            key = f"strategy.stages.{strategy.written[name]}"
+            if isinstance(stage, Checked):
+                check = functools.partial(stage.check, state, batches[0].inputs)
+                checked = self.attempt(functools.partial(joined, key), check)
+                state = state if checked is UNMADE else checked
+            if not self._is_faulty(key):
+                self.trial(name, stage, state, trained_on, functools.partial(trial_key, key), self.config)
+        return teacher
+
+    def trial(
+        self, name: str, stage: Stage, state: State, trained_on: Sequence[Any], place: Place, config: Plain
+    ) -> None:
+        """Try the training of a stage, unless the like of it has passed: of another, or in another job of the sweep."""
+        training = getattr(stage, "training", None)
+        alike = (training, state.student, state.teacher, [config.get(key) for key in _OF_A_TRAINING])
+        if isinstance(training, Training) and None not in trained_on and repr(alike) not in self._shared:
+            tried = functools.partial(try_training, name, training, state, *trained_on)
+            if self.attempt(place, tried) is not UNMADE:
+                self._shared[repr(alike)] = True
 
     def _model(
-        self,
-        role: str,
-        batches: Sequence[Batch],
-        task: Task,
-        told: Mapping[str, Any],
-        teacher: nn.Module | None,
+        self, role: str, batches: Sequence[Batch], task: Task, told: Plain, teacher: nn.Module | None = None
     ) -> nn.Module | None:
-        node = self._config[role]
+        node, place = self.config[role], functools.partial(joined, role)
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
         if not told["input_shape"] and not node.get("input_shape", True) and self._needs_shape(node, role):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
-            self.fault(role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}")
+            self.refuse(
+                role, f"got {node['_target_']}, which takes samples of one shape, expected {expected}"
+            )
             return None
-        place = functools.partial(joined, role)
-        options = _without_weights(with_told(node, told))
-        model = self.attempt(
-            place, lambda: kept.student(teacher, 0) if kept and teacher else model_of(options, 0)
-        )
-        if model is FAILED:
+        options = _without(_with_told(node, told), "weights")
+        make = functools.partial(model_of, options, 0)
+        if kept is not None and teacher is not None:
+            make = functools.partial(kept.student, teacher, 0)
+        model = self.attempt(place, make)
+        if model is UNMADE:
             return None
         if told.get("vocabulary_size") is not None:
             self.attempt(place, lambda: check_vocabulary(model, told["vocabulary_size"]))
@@ -300,59 +307,20 @@ class Parts(Builder):
         if folder is not None:
             self.attempt(place, lambda: check_tokenizer(folder.path, told["tokenizer"]))
         fits = self.attempt(place, lambda: check_answers(model, batches, task, told["num_classes"]))
-        if node.get("weights"):
+        if node.get("weights") is not None and kept is not None:
+            expected = "null: a student of the teacher's architecture starts from the teacher, or at random"
+            self.refuse(f"{role}.weights", f"got {shown(node['weights'])}, expected {expected}")
+        elif node.get("weights") is not None:
             self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
-        return None if fits is FAILED else model
+        return None if fits is UNMADE else model
 
     def _needs_shape(self, node: Plain, role: str) -> bool:
         """Whether a model cannot be made for samples that have no shape in common."""
-        function = self._function(node["_target_"], role)
-        return function is not None and bool(faults(function, {"input_shape": []}))
-
-    def _check_stages(
-        self,
-        strategy: Strategy,
-        state: State,
-        example: Inputs,
-        trained_on: tuple[Data, Recipe, torch.device] | None,
-    ) -> None:
-        for name, stage in strategy.stages.items():
-            key = f"strategy.stages.{strategy.written[name]}"
-            if isinstance(stage, Checked):
-                check = functools.partial(stage.check, state, example)
-                checked = self.attempt(functools.partial(joined, key), check)
-                state = state if checked is FAILED else checked
-            training = getattr(stage, "training", None)
-            if isinstance(training, Training) and trained_on is not None and not self._is_faulty(key):
-                self._try_training(name, key, training, state, *trained_on)
-
-    def _try_training(
-        self,
-        stage: str,
-        key: str,
-        training: Training,
-        state: State,
-        data: Data,
-        recipe: Recipe,
-        device: torch.device,
-    ) -> None:
-        """Try one training, unless the like of it has passed: of another stage, or in another job of the sweep."""
-        alike = [self._config.get(name) for name in _OF_A_TRAINING]
-        like = repr((training, state.student, state.teacher, alike))
-
-        def place(field: str) -> str:
-            holder, _, rest = field.partition(".")
-            places = {"": key, "recipe": _recipe_key(rest), "training": joined(key, rest)}
-            return places.get(holder, field)
-
-        if like not in self._tried:
-            tried = functools.partial(try_training, stage, training, state, data, recipe, device)
-            if self.attempt(place, tried) is not FAILED:
-                self._tried.add(like)
+        return bool(faults(self._find(node["_target_"], role), {"input_shape": []}))
 
     def _is_faulty(self, key: str) -> bool:
         """Whether something at or below `key` is wrong."""
-        return any(f.key == key or f.key.startswith((f"{key}.", f"{key}[")) for f in self.faults)
+        return any(e.field == key or e.field.startswith((f"{key}.", f"{key}[")) for e in self.errors)
 
 
 def _other_tokens(data: Data, task: Task) -> str | None:
@@ -381,6 +349,18 @@ def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
     return [next(iter(split.batches(len(split)))) for split in few]
 
 
+def trial_key(stage: str, field: str, *, student: str = "student", prefix: str = "") -> str:
+    """The key of what a trial of a stage's training names, with those of its student and of its recipe."""
+    holder, _, rest = field.partition(".")
+    own = {
+        "": stage,
+        "recipe": _recipe_key(rest, prefix),
+        "training": joined(stage, rest),
+        "student": student,
+    }
+    return own.get(holder, field)
+
+
 def _recipe_key(field: str, prefix: str = "") -> str:
     """The key of an option of a `Recipe`."""
     top = field.partition(".")[0]
@@ -388,12 +368,7 @@ def _recipe_key(field: str, prefix: str = "") -> str:
     return field if top == "precision" else f"{prefix}{field if own else joined('train', field)}"
 
 
-def for_task(node: Plain, task: Task | None) -> Plain:
-    """A node of data with what the task asks of the samples, where it has such a key and the user says nothing."""
-    return {**node, "asks": task.asks} if task is not None and node.get("asks", "") is None else node
-
-
-def told_by(data: Data) -> dict[str, Any]:
+def _told_by(data: Data) -> dict[str, Any]:
     """What loaded data tell of themselves, by the names that nodes of models and of data have for it."""
     return {
         "num_classes": data.num_classes,
@@ -406,24 +381,18 @@ def told_by(data: Data) -> dict[str, Any]:
     }
 
 
-def with_shape(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of data with what only the loaded data could tell."""
-    return with_told(node, {name: told[name] for name in ("num_classes", "input_shape")})
-
-
-def with_told(node: Plain, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A node of a model with what only the loaded data could tell."""
+def _with_told(node: Plain, told: Plain) -> dict[str, Any]:
+    """A node of a model or of data with what only the loaded data could tell."""
     return {**node, **{k: v for k, v in told.items() if k in node and node[k] is None}}
 
 
-def _without_weights(node: Plain) -> dict[str, Any]:
-    return {name: value for name, value in node.items() if name != "weights"}
+def _without(node: Plain, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in node.items() if name not in names}
 
 
 def model_of(node: Plain, seed: int) -> nn.Module:
     """The model that a node describes, with its weights where it names some."""
-    options = {k: v for k, v in node.items() if k not in ("_target_", "weights")}
-    model = build_model(node["_target_"], options, seed=seed)
+    model = build_model(node["_target_"], _without(node, "_target_", "weights"), seed=seed)
     if node.get("weights"):
         load_weights(model, Path(node["weights"]))
     return model

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from pydantic import AfterValidator, StringConstraints
 
+from compresskd.config.faults import ConfigError, Fault
 from compresskd.options import Whole, one_of
 from compresskd.quant.grid import BITS
 from compresskd.tt.execution.policy import FIXED, SOURCES
@@ -31,14 +36,17 @@ def _free(name: str) -> str:
 
 @dataclass
 class TeacherFit:
-    """How a teacher without `teacher.weights` is trained; its other keys are those of a run."""
+    """How a teacher without `teacher.weights` is trained: the keys of a run's recipe."""
 
     epochs: Whole | None
     seed: Seed
+    optimizer: Options
+    scheduler: Options
+    train: Options
 
 
 @dataclass
-class Strategy:
+class StrategyNode:
     """Stages by name, in order."""
 
     name: Name
@@ -47,7 +55,7 @@ class Strategy:
 
 @dataclass
 class Config:
-    """Top-level keys; the options of groups are judged by what their `_target_` names.
+    """Top-level keys besides the groups, whose options are judged by what their `_target_` names.
 
     Attributes:
         outputs_dir: where runs, sweeps and teachers go.
@@ -59,25 +67,11 @@ class Config:
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
         tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.execution.policy`.
         measure: what is measured of each model besides its scores and size: `latency`, true or false.
-        teacher_fit: how a teacher without `teacher.weights` is trained: epochs, seed, optimizer, scheduler, train.
     """
 
-    data: Options = field(default_factory=dict)
-    teacher: Options = field(default_factory=dict)
-    student: Options = field(default_factory=dict)
-    strategy: Options = field(default_factory=dict)
-    task: Options = field(default_factory=dict)
-    kd: Options = field(default_factory=dict)
-    compress: Options = field(default_factory=dict)
-    rank_schedule: Options = field(default_factory=dict)
-    quant: Options = field(default_factory=dict)
-    optimizer: Options = field(default_factory=dict)
-    scheduler: Options = field(default_factory=dict)
-    train: Options = field(default_factory=dict)
-    teacher_fit: Options = field(default_factory=dict)
     tt: Mapping[str, Annotated[str, one_of(*SOURCES)]] = field(default_factory=lambda: {"plan": FIXED})
+    outputs_dir: Annotated[str, MinLen(1)] = "outputs"
     measure: Mapping[str, bool] = field(default_factory=lambda: {"latency": True})
-    outputs_dir: str = "outputs"
     rank: Annotated[int, Ge(1)] = 32
     bits: Annotated[int, one_of(*BITS)] | None = None
     seed: Seed = 0
@@ -87,8 +81,11 @@ class Config:
     precision: str = "fp32"
 
 
-DEFAULTS = dataclasses.asdict(Config())
-GROUPS = [key for key, default in DEFAULTS.items() if default == {}]
+GROUPS = (
+    *MODEL_ROLES, "data", "strategy", "task", "kd", "compress", "rank_schedule", "quant", "optimizer", "scheduler",
+    "train", "teacher_fit",
+)  # fmt: skip
+DEFAULTS: dict[str, Any] = {**{group: {} for group in GROUPS}, **dataclasses.asdict(Config())}
 
 
 def conf_dir() -> Path:
@@ -104,23 +101,42 @@ def _complement(share: Any) -> Any:
     return 1 - share if is_number else share
 
 
-def _suffix(label: str, value: Any) -> str:
-    """What a value adds to a name: nothing where it is null."""
-    return "" if value is None else f"{label}{value}"
+class Searched(SearchPathPlugin):
+    """The folders of --config-dir, at the place that Hydra's own run gives them."""
+
+    folders: ClassVar[Sequence[Path]] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append them."""
+        for folder in self.folders:
+            search_path.append("command-line", f"file://{folder.resolve()}")
 
 
 def register(*config_dirs: Path) -> None:
-    """Tell Hydra the defaults, the resolvers, and the groups `teacher` and `student`.
+    """Tell Hydra the folders that are searched, the defaults, the resolvers, and the groups `teacher` and `student`.
 
-    Both groups offer every architecture in `model/` of the shipped configuration and of `config_dirs`, so that
-    an architecture is written once and serves both.
+    Raises:
+        ConfigError: a folder that is not there.
     """
+    Plugins.instance().register(Searched)
+    Searched.folders = config_dirs
     OmegaConf.register_new_resolver("complement", _complement, replace=True)
-    OmegaConf.register_new_resolver("suffix", _suffix, replace=True)
-    store = ConfigStore.instance()
-    store.store(name="schema", node=DEFAULTS)
-    for folder in (conf_dir(), *config_dirs):
-        for path in sorted((folder / "model").glob("*.yaml")):
-            for role in MODEL_ROLES:
-                node = {"defaults": [{"/model@_here_": path.stem}, "_self_"], "weights": None}
-                store.store(group=role, name=path.stem, node=node)
+    suffix: Any = lambda label, value: "" if value is None else f"{label}{value}"  # noqa: E731 - of a name
+    OmegaConf.register_new_resolver("suffix", suffix, replace=True)
+    ConfigStore.instance().store(name="schema", node=DEFAULTS)
+    offer_models("--config-dir", (conf_dir(), *config_dirs))
+
+
+def offer_models(key: str, folders: Sequence[Path]) -> None:
+    """Have both groups offer every architecture in `model/` of folders, which is written once and serves both.
+
+    Raises:
+        ConfigError: of `key`: a folder that is not there.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError([Fault(key, f"got {folder}, expected a folder")])
+        for role, path in itertools.product(MODEL_ROLES, sorted((folder / "model").glob("*.yaml"))):
+            node = {"defaults": [{"/model@_here_": path.stem}, "_self_"], "weights": None}
+            if path.name not in ConfigStore.instance().repo.get(role, {}):
+                ConfigStore.instance().store(group=role, name=path.stem, node=node)

@@ -1,27 +1,19 @@
 """From a dotted path and plain values to a module that knows how to be built again."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from compresskd.options import did_you_mean
+from compresskd.options import OptionError, raise_all
 from compresskd.targets.kinds import MODULE, PART, resolve_kind
-from compresskd.targets.paths import resolve
+from compresskd.targets.nodes import Maker
 
-_SAYS_ITSELF = (
-    "compresskd.models.huggingface.huggingface"  # how its module is rebuilt, without the folder it is of
-)
-_NOT_PASSED = (
-    "_target_",
-    "_convert_",
-    "_recursive_",
-)  # the last two are Hydra's; values are plain and nested here
+# how its module is rebuilt, without the folder it is of
+_SAYS_ITSELF = "compresskd.models.huggingface.huggingface"
 
 
 def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
@@ -41,10 +33,13 @@ def build(target: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
             user's own, an option is unknown or missing, a value is not plain, or what was constructed is no module.
     """
     options = _plain(kwargs, where=target)
+    maker = Maker(lambda path, key: resolve_kind(path, PART if key else MODULE))
     with _seeded(seed):
-        module = _construct(
-            resolve_kind(target, MODULE), target, options, lambda path: resolve_kind(path, PART)
-        )
+        module = maker.make({**options, "_target_": target}, "")
+    try:
+        raise_all(maker.errors)
+    except OptionError as error:
+        raise error from maker.cause
     if not isinstance(module, nn.Module):
         raise ValueError(f"{target}: expected it to construct a torch.nn.Module, got {type(module).__name__}")
     if unknown := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
@@ -73,56 +68,6 @@ def spec_of(module: nn.Module) -> dict[str, Any]:
             '{"target": "package.module.Class", "kwargs": {...}}'
         )
     return spec
-
-
-def construct(value: Any, find: Callable[[str], Callable[..., Any]] = resolve) -> Any:
-    """A plain value with every mapping in it that has a `_target_` called, innermost first.
-
-    `find` turns a dotted path into what is called; where paths come from elsewhere it has to judge them.
-    """
-    if isinstance(value, list):
-        return [construct(item, find) for item in value]
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            options = {k: v for k, v in value.items() if k not in _NOT_PASSED}
-            return _construct(find(value["_target_"]), value["_target_"], options, find)
-        return {name: construct(item, find) for name, item in value.items()}
-    return value
-
-
-def _construct(
-    make: Callable[..., Any],
-    target: str,
-    options: Mapping[str, Any],
-    find: Callable[[str], Callable[..., Any]],
-) -> Any:
-    options = {name: construct(value, find) for name, value in options.items()}
-    args = options.pop("_args_", [])
-    if options.pop("_partial_", False):
-        return partial(make, *args, **options)
-    _check_options(make, target, args, options)
-    return make(*args, **options)
-
-
-def _check_options(
-    make: Callable[..., Any], target: str, args: Sequence[Any], options: Mapping[str, Any]
-) -> None:
-    """Say which option is unknown or missing before the constructor does so in Python's words."""
-    try:
-        signature = inspect.signature(make)
-    except (TypeError, ValueError):  # some built-in callables have none
-        return
-    parameters = signature.parameters.values()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes = f"It takes: {', '.join(names) or 'none'}"
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-        for name in options:
-            if name not in names:
-                raise ValueError(f"{target} has no option {name!r}{did_you_mean(name, names) or '.'} {takes}")
-    try:
-        signature.bind(*args, **options)
-    except TypeError as error:
-        raise ValueError(f"{target}: {error}. {takes}") from error
 
 
 def _plain(value: Any, *, where: str) -> Any:

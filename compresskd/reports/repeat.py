@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compresskd.config.differences import differences
+from compresskd.config.recorded import differences
 from compresskd.run import Record, read_record
 
 TIMES = frozenset(

@@ -22,10 +22,9 @@ from compresskd.compression.compression import Compression
 from compresskd.compression.replacement import Make
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
-from compresskd.options import Count, Whole, checked, within
-from compresskd.stages.fit import Which, check_objective, teachers_of
-from compresskd.stages.train_student import Training, train_student
-from compresskd.tasks import Inputs
+from compresskd.options import Count, Whole, checked
+from compresskd.stages.fit import Reducing, Which, teachers_of
+from compresskd.stages.train_student import train_student
 
 
 class _Splitting(nn.Module):
@@ -81,7 +80,7 @@ class _Splitting(nn.Module):
 
 @checked
 @dataclass(frozen=True)
-class Admm:
+class Admm(Reducing):
     """Train the dense student while its weights are pulled towards tensor trains of a rank.
 
     Attributes:
@@ -97,23 +96,6 @@ class Admm:
     rho: Annotated[float, Gt(0), Le(1e6)] = 1e-3
     updates_per_epoch: Count = 1
     teacher: Which = "original"
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the run's teacher takes part."""
-        return self.objective.needs_teacher and self.teacher != "previous"
-
-    @property
-    def training(self) -> Training:
-        """What is going to be trained, for a trial beforehand."""
-        return Training(self.objective, self.epochs, self.teacher)
-
-    def check(self, state: State, example: Inputs) -> State:
-        """See `engine.strategy.Checked`: some layer gets smaller, and the objective finds what it compares."""
-        with within("compression"):
-            self.compression.check(state.student, example)
-        check_objective(self.objective, self.teacher, state, state.student, example)
-        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Train `state.student` in place; details record each layer's distance to low rank, before and after."""

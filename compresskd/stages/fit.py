@@ -8,6 +8,7 @@ from typing import Annotated
 
 from torch import nn
 
+from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
 from compresskd.kd.logits import Temperature
 from compresskd.kd.objective import Objective
@@ -74,6 +75,32 @@ class Fit:
             epochs=self.epochs,
             learning_rate=self.learning_rate,
         )
+        return state
+
+
+class Reducing:
+    """What stages have in common that train the student while they bring it to a smaller size."""
+
+    compression: Compression
+    objective: Objective
+    epochs: int
+    teacher: str
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the run's teacher takes part."""
+        return self.objective.needs_teacher and self.teacher != "previous"
+
+    @property
+    def training(self) -> Training:
+        """What is going to be trained, for a trial beforehand."""
+        return Training(self.objective, self.epochs, self.teacher)
+
+    def check(self, state: State, example: Inputs) -> State:
+        """See `engine.strategy.Checked`: the size can be reached, and the objective finds what it compares."""
+        with within("compression"):
+            self.compression.check(state.student, example)
+        check_objective(self.objective, self.teacher, state, state.student, example)
         return state
 
 

@@ -31,9 +31,8 @@ from compresskd.options import (
     raise_all,
     within,
 )
-from compresskd.stages.fit import Which, check_objective, teachers_of
-from compresskd.stages.train_student import Training, train_student
-from compresskd.tasks import Inputs
+from compresskd.stages.fit import Reducing, Which, teachers_of
+from compresskd.stages.train_student import train_student
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class RankStep:
+class RankStep(Reducing):
     """One step of the ladder: bring the student to a rank, then train it against its predecessor.
 
     Attributes:
@@ -66,23 +65,6 @@ class RankStep:
     init: str = "round"
     teacher: str = "previous"
     max_drop: float | None = None
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the run's teacher takes part."""
-        return self.objective.needs_teacher and self.teacher != "previous"
-
-    @property
-    def training(self) -> Training:
-        """What is going to be trained, for a trial beforehand."""
-        return Training(self.objective, self.epochs, self.teacher)
-
-    def check(self, state: State, example: Inputs) -> State:
-        """See `engine.strategy.Checked`: layers can be brought to the rank, and compared with the teacher's."""
-        with within("compression"):
-            self.compression.check(state.student, example)
-        check_objective(self.objective, self.teacher, state, state.student, example)
-        return state
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the student of this rank, or the state as it was where the schedule has ended."""

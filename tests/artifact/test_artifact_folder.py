@@ -190,8 +190,8 @@ class TestTampered:
         ("change", "words"),
         [
             (lambda d: d["architecture"]["kwargs"].update(hidden=[32, 33]), "size mismatch for fc2"),
-            (lambda d: d["architecture"]["kwargs"].update(depth=3), "has no option 'depth'"),
-            (lambda d: d["architecture"]["kwargs"].pop("num_classes"), "missing a required"),
+            (lambda d: d["architecture"]["kwargs"].update(depth=3), "depth: unknown option"),
+            (lambda d: d["architecture"]["kwargs"].pop("num_classes"), "num_classes: is missing"),
             (lambda d: d["architecture"].update(kwargs=[1]), "architecture: expected a target and its kwargs"),
             (lambda d: d["architecture"].pop("target"), "'' is not part of compresskd"),
             (lambda d: d.update(architecture="MLP"), "architecture: expected a target and its kwargs"),

@@ -27,7 +27,7 @@ OVERRIDES = {
     "added twice": ("+rank=3", fault("+rank", "is there already", "rank=3")),
     "deleted key": (
         "~strategy.stages.finetun",
-        "there is nothing to delete; did you mean strategy.stages.finetune?",
+        fault("~strategy.stages.finetun", "unknown option", "strategy.stages.finetune?"),
     ),
     "teacher": ("teacher=resnet57", fault("teacher", "resnet56?", "resnet57")),
     "strategy": ("strategy=destil", fault("strategy", "distill?", "destil")),
@@ -58,12 +58,12 @@ OVERRIDES = {
     "absent device": ("device=cuda:77", fault("device", "cuda:77")),
     "what is measured": ("measure.latency=3", fault("measure.latency", "3", "true", "false")),
     "precision": ("precision=fp8", fault("precision", "fp8", "fp32", "bf16", "fp16")),
-    "malformed": ("rank==3", fault("rank==3", "is no override", "rank=3")),
+    "malformed": ("rank==3", fault("rank==3", "is no override", "KEY=VALUE")),
     "bracket": ("rank=[3", fault("rank=[3", "is no override")),
     "no key": ("=3", fault("=3", "is no override", "=")),
     "sweep without -m": ("rank=4,8", fault("rank", "4,8", "-m")),
     "empty value": ("rank=", fault("rank")),
-    "reference": ("rank=${nowhere}", fault("rank", "there is no key")),
+    "reference": ("rank=${nowhere}", fault("rank", "nowhere", "not found")),
     "through a reference": (
         "strategy.stages.distill.objective.scale=2",
         "takes its value from another place; write kd.objective.scale=2",
@@ -133,7 +133,7 @@ OVERRIDES = {
     "epochs of quantization": (["bits=4", "quant.epochs=-1"], fault("quant.epochs", "-1", "0")),
     "weights": ("teacher.weights=/no/such.pt", fault("teacher.weights", "no such file", "/no/such.pt")),
     "validation": ("data.validation_fraction=1.5", fault("data.validation_fraction", "0", "1")),
-    "empty outputs_dir": ("outputs_dir=", fault("outputs_dir", "outputs_dir=DIR")),
+    "empty outputs_dir": ("outputs_dir=", fault("outputs_dir", "at least 1")),
 }  # fmt: skip
 
 
@@ -164,14 +164,14 @@ def test_messages_in_full(run_cli):
 COMMANDS = {
     "unknown verb": (["resum", "x"], "'resum' is no verb and no override; did you mean resume?"),
     "bare key": (["rank"], "'rank' is no verb and no override"),
-    "unknown flag": (["--multirn", "rank=4"], fault("--multirn", "unknown flag")),
-    "flag's value": (["--cfg", "jobb"], "argument --cfg/-c: invalid choice: 'jobb'"),
-    "flag without value": (["--config-dir"], "argument --config-dir/-cd: expected one argument"),
+    "unknown flag": (["--multirn", "rank=4"], "unrecognized arguments: --multirn"),
+    "flag's value": (["--cfg", "jobb"], "argument -c/--cfg: invalid choice: 'jobb'"),
+    "flag without value": (["--config-dir"], "argument -cd/--config-dir: expected one argument"),
     "config dir": (["--config-dir", "nowhere"], fault("--config-dir", "nowhere")),
     "config name": (["--config-name", "other", *DATA], "Cannot find primary config 'other'"),
     "config path": (["--config-path", "/no/such", *DATA], "Primary config directory not found"),
     "shown configuration": (["--cfg", "job", "rnak=1"], fault("rnak", "unknown option", "rank?")),
-    "empty sweep value": (["-m", *DATA, "rank=4,"], "rank=4,: is no override; write rank=4"),
+    "empty sweep value": (["-m", *DATA, "rank=4,"], "rank=4,: is no override"),
     "resume without folder": (["resume"], ""),
     "model on data": (["student=lenet5"], fault("student", "LeNet5", "16x16")),
     "teacher on data": (["teacher=lenet5"], fault("teacher", "LeNet5", "16x16")),
@@ -300,7 +300,7 @@ def _output_is_a_file(folder):
 
 def _run_is_a_file(folder):
     (folder / "out").write_text("")
-    return ["hydra.run.dir=out/run"], fault("hydra.run.dir", "cannot be written", "out/run")
+    return ["hydra.run.dir=out/run"], fault("outputs_dir", "cannot be written", "hydra.run.dir=DIR")
 
 
 def _yaml(folder):
@@ -458,11 +458,8 @@ def small_disk(tmp_path):
 def test_read_only_output_is_refused(run_cli, small_disk):
     disk = small_disk("1m")
     small_disk.change("ro")
-    refused(
-        run_cli(*TINY, f"outputs_dir={disk}/out", "rank=0"),
-        "2 faults",
-        f"outputs_dir: got '{disk}/out', which cannot be written ({disk}: Read-only file system); write outputs_dir=",
-    )
+    outcome = run_cli(*TINY, f"outputs_dir={disk}/out")
+    refused(outcome, fault("outputs_dir", "cannot be written", "Read-only file system"))
 
 
 # 30k: the record does not fit when the run fails; 60k: the model does not; 200k: the training checkpoint does not

@@ -16,7 +16,7 @@ from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 def test_a_sweep_is_named_by_its_keys_and_a_hash_of_what_is_constant():
     jobs = [["rank=4", "seed=0", "kd.alpha=0.5"], ["rank=8", "seed=0", "kd.alpha=0.5"]]
-    first, second = naming_overrides(jobs, [], "/out")
+    first, second, _ = naming_overrides(jobs, [], "/out")
     assert first.startswith("hydra.sweep.dir='/out/sweeps/rank_")
     assert second == "hydra.job.config.override_dirname.exclude_keys=['kd.alpha','seed']"
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 import compresskd
 from compresskd.config.build import build_jobs
-from compresskd.config.builder import Builder
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import as_written, references
 from compresskd.config.schema import conf_dir, register
-from compresskd.models.build import resolve
+from compresskd.targets.nodes import Maker
+from compresskd.targets.paths import resolve
 from compresskd.training import Recipe
 
 PACKAGE = Path(compresskd.__file__).parent
@@ -123,9 +123,9 @@ def is_used(function, name):
 
 def check_keyword(function, name):
     node = {"_target_": f"{function.__module__}.{function.__qualname__}", "_partial_": True, name: None}
-    builder = Builder()
-    builder.make(node, "", call=False)
-    return [fault for fault in builder.faults if "unknown option" in fault.text]
+    maker = Maker(lambda path, _: resolve(path))
+    maker.make(node, "", call=False)
+    return [error for error in maker.errors if "unknown option" in error.text]
 
 
 def in_package(function):

@@ -4,10 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import fault
 
+from compresskd.config.build import resolved
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.parts import Parts
-from compresskd.config.resolved import resolved
 from compresskd.config.schema import conf_dir, register
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))

@@ -5,9 +5,10 @@ import torch
 from refusals import says
 
 from compresskd import artifact
-from compresskd.config.build import build_jobs, build_recorded
+from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
+from compresskd.config.recorded import build_recorded
 from compresskd.config.schema import register
 from compresskd.listeners.console import Reporter
 from compresskd.models.build import build as build_model

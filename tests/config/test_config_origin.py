@@ -4,9 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import says
 
+from compresskd.config.build import resolved
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import as_written, interpolation_faults, origin, references
-from compresskd.config.resolved import resolved
 
 CFG = OmegaConf.create(
     {
@@ -55,7 +55,7 @@ def test_each_broken_reference_is_told_once_where_it_is_written():
         {"rank": "${rnk}", "stage": {"rank": "${rank}"}, "a": {"b": "${kd.nope}"}, "kd": {"t": 1}}
     )
     first, second = sorted((str(fault) for fault in interpolation_faults(cfg)), reverse=True)
-    assert says("rank", "${rnk}", "no key rnk").match(first)
-    assert says("a.b", "${kd.nope}", "no key kd.nope").match(second)
+    assert says("rank", "${rnk}", "'rnk' not found").match(first)
+    assert says("a.b", "${kd.nope}", "'kd.nope' not found").match(second)
     with pytest.raises(ConfigError, match="2 faults"):
         resolved(cfg)

@@ -42,7 +42,7 @@ def test_other_input_shapes_work(input_shape, padding):
         ({"input_shape": [1, 3, 3], "padding": 2}, "padding 2 needs images of at least 4x4 pixels, got 3x3"),
         ({"input_shape": [64]}, r"needs images, .* got \[64\]; choose `mlp`"),
         ({"padding": -1}, "padding: got -1, expected >= 0"),
-        ({"num_classes": 0}, "num_classes: got 0, expected >= 2"),
+        ({"num_classes": 0}, "num_classes: got 0, expected >= 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(options, said):

@@ -49,7 +49,7 @@ def test_a_replaced_layer_is_the_one_that_runs():
         ({"hidden": 16}, r"hidden: got 16, expected a list: \[a, b\]"),
         ({"hidden": [2.5]}, r"hidden\[0\]: got 2\.5, expected a whole number"),
         ({"activation": "rleu"}, "activation: got 'rleu', expected"),
-        ({"num_classes": 1}, "num_classes: got 1, expected >= 2"),
+        ({"num_classes": 0}, "num_classes: got 0, expected >= 1"),
         ({"num_classes": None}, "num_classes: got null, expected a whole number"),
         ({"num_classes": True}, "num_classes: got true, expected a whole number"),
         ({"input_shape": None}, r"input_shape: got null, expected a list: \[a, b\]"),

@@ -76,6 +76,7 @@ def test_they_are_compared_with_a_new_one(run_cli, outputs):
     assert len(document["runs"]) == 6
     (group,) = (one for one in document["groups"] if one["num_counted"] == 2)
     assert sorted(group["runs"]) == ["new", "quantized"]
+    assert len(list((outputs / "teachers").iterdir())) == 1  # the teacher is found, not trained again
 
 
 def test_they_are_exported(run_cli, outputs):

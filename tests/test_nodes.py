@@ -4,8 +4,9 @@ from typing import TypedDict, Unpack
 
 import pytest
 
-from compresskd.config.builder import FAILED, Builder
 from compresskd.options import OptionError
+from compresskd.targets.nodes import UNMADE, Maker
+from compresskd.targets.paths import resolve
 
 
 class Options(TypedDict, total=False):
@@ -32,10 +33,14 @@ class Thing:
         self.size = size
 
 
+def maker():
+    return Maker(lambda path, _: resolve(path))
+
+
 def judged(node):
-    builder = Builder()
-    builder.make(node, "node", call=False)
-    return builder.faults
+    judge = maker()
+    judge.make(node, "node", call=False)
+    return judge.errors
 
 
 def faults(_target_, **options):
@@ -86,7 +91,7 @@ def test_any_keyword_is_taken_where_the_signature_says_so():
 def test_nodes_inside_lists_and_options_are_judged():
     inner = {"_target_": f"{__name__}.plain", "size": "x"}
     node = {"_target_": f"{__name__}.anything", "parts": [inner], "more": {"deep": inner}}
-    assert [fault.key for fault in judged(node)] == ["node.parts[0].size", "node.more.deep.size"]
+    assert [error.field for error in judged(node)] == ["node.parts[0].size", "node.more.deep.size"]
 
 
 def test_partial_may_lack_arguments():
@@ -95,15 +100,15 @@ def test_partial_may_lack_arguments():
 
 def test_what_a_node_makes_is_made_innermost_first():
     inner = {"_target_": f"{__name__}.Thing", "size": 3}
-    made = Builder().make({"one": inner, "all": [inner, 4]}, "node")
+    made = maker().make({"one": inner, "all": [inner, 4]}, "node")
     assert (made["one"].size, made["all"][0].size, made["all"][1]) == (3, 3, 4)
 
 
 def test_a_failure_has_the_key_of_the_option_that_it_names():
-    builder = Builder()
+    builder = maker()
     bad, good = ({"_target_": f"{__name__}.Thing", "size": size} for size in (10, 3))
-    assert builder.make({"one": bad, "all": [good, bad]}, "node") is FAILED
-    assert [str(fault) for fault in builder.faults] == [
+    assert builder.make({"one": bad, "all": [good, bad]}, "node") is UNMADE
+    assert [str(fault) for fault in builder.errors] == [
         "node.one.size: got 10, expected <= 9",
         "node.all[1].size: got 10, expected <= 9",
     ]
