@@ -27,6 +27,13 @@ from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import QuantSpec, prepare
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
+OF_OTHERS = (
+    "custom",
+    "from_teacher",
+    "gpt2_4l128",
+    "huggingface",
+    "timm",
+)  # whose architectures are told by options
 SHAPES = {
     "tt_mlp": [1, 8, 8],
     "tt_lenet_300_100": [1, 28, 28],
@@ -102,7 +109,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", default=",".join(sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "custom"))
+        "--models", default=",".join(sorted(p.stem for p in CONF.glob("*.yaml") if p.stem not in OF_OTHERS))
     )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rank", type=int, default=4)

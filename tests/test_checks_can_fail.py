@@ -17,7 +17,7 @@ from compresskd.artifact.content import check_plain, check_scale
 from compresskd.artifact.errors import ArtifactError
 from compresskd.compare.flags import flag
 from compresskd.compare.pareto import front
-from compresskd.compare.predictions import PredictionsError, read_predictions
+from compresskd.compare.predictions import PredictionsError, read_scores
 from compresskd.compare.statistics import paired_bootstrap
 from compresskd.data.augmentation.erasing import RandomErasing
 from compresskd.data.checks import check_declared
@@ -28,6 +28,7 @@ from compresskd.export.samples import Samples
 from compresskd.kd.correlation import DIST
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
 from compresskd.kd.outputs import ModelOutputs
+from compresskd.metric import ACCURACY
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
 from compresskd.models.vit import VisionTransformer
@@ -163,7 +164,7 @@ REFUSED = {
     "logits: one class": (
         lambda: logits(DIST(), torch.zeros(4, 1), torch.zeros(4, 1)),
         ValueError,
-        "two classes",
+        "of 2 or more",
     ),
     "covariance: NaN": (lambda: check_covariance(torch.full((2, 2), NAN), 2), ValueError, "finite"),
     "covariance: zeros": (lambda: check_covariance(torch.zeros(2, 2), 2), ValueError, "not zero"),
@@ -254,13 +255,13 @@ def test_what_is_right_passes():
     [(NAN, 0.5, 100), (0.5, NAN, 100), (NAN, NAN, 100), (0.5, 0.52, 100), (1.0, 0.0, 1), (0.5, 1.0, 2), (0.0, 0.0, 0)],
 )  # fmt: skip
 def test_not_reproduced(accuracy, recorded, num_samples):
-    assert Verdict("train", accuracy, recorded, num_samples).reproduced is False
+    assert Verdict("train", ACCURACY, accuracy, recorded, num_samples).reproduced is False
 
 
 def test_reproduced():
-    assert Verdict("train", 0.5, 0.51, 100).reproduced
-    assert Verdict("train", 1.0, 1.0, 1).reproduced
-    assert Verdict("train", 0.5, None, 100).reproduced is None
+    assert Verdict("train", ACCURACY, 0.5, 0.51, 100).reproduced
+    assert Verdict("train", ACCURACY, 1.0, 1.0, 1).reproduced
+    assert Verdict("train", ACCURACY, 0.5, None, 100).reproduced is None
 
 
 def test_checked_bytes(tmp_path):
@@ -300,7 +301,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
 def test_predictions_that_cannot_be_compared(tmp_path, arrays):
     np.savez(tmp_path / "predictions.npz", **arrays)
     with pytest.raises(PredictionsError):
-        read_predictions(tmp_path, "train")
+        read_scores(tmp_path, "train")
 
 
 def test_an_unknown_cost_is_on_no_front():

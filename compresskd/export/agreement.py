@@ -51,6 +51,8 @@ def compare(
     Raises:
         ExportFailed: there is nothing to compare, an output is not finite, or the two differ in shape or type.
     """
+    if not num_samples(inputs):
+        raise ExportFailed("no samples: nothing to compare; nothing was kept")
     difference, largest, equal, count, rows = 0.0, 0.0, 0, 0, 0
     for size in batch_sizes:
         total = num_samples(inputs) if size > 1 else min(_ONE_BY_ONE, num_samples(inputs))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd.data.preprocess import Preprocess
+from compresskd.artifact.preprocess import Preprocess
 from compresskd.data.tree import SUFFIXES
 from compresskd.run import RunDirectoryError
 from compresskd.tasks import call, logits_of

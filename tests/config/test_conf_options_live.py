@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig
 
 import compresskd
 from compresskd.config.build import build_jobs
@@ -89,6 +90,10 @@ def unread(cfg):
         elif group in ("train", "teacher_fit.train"):
             if name not in {field.name for field in dataclasses.fields(Recipe)} or not is_used(Recipe, name):
                 found.append(path)
+        elif path.startswith(
+            ("teacher.config.", "student.config.")
+        ):  # options of an architecture of transformers
+            assert name in AutoConfig.for_model("gpt2").to_dict()
         elif not holds_nodes(cfg, path) and OmegaConf.select(cfg, path) != {}:  # a place for options to come
             found.append(path)
     return found

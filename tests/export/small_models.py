@@ -15,7 +15,14 @@ from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import prepare
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "custom")
+OF_OTHERS = (
+    "custom",
+    "from_teacher",
+    "gpt2_4l128",
+    "huggingface",
+    "timm",
+)  # whose architectures are told by options
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in OF_OTHERS)
 _SHAPES = {
     "tt_mlp": [1, 8, 8],
     "tt_lenet_300_100": [1, 28, 28],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from compresskd.data.preprocess import Preprocess
+from compresskd.artifact.preprocess import Preprocess
 from compresskd.reports.predict import CannotPredict, predict, write_rows
 from compresskd.tasks import call
 

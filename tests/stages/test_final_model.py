@@ -90,4 +90,4 @@ def test_bf16_training_is_scored_as_the_model_is_used(run_strategy):
     validated = [line["validation_accuracy"] for line in lines if line["stage"] == "distill"]
     assert max(validated) == record.stage("distill")["metrics"]["validation_accuracy"]
     verdict = evaluate_run(directory, record, data)
-    assert verdict.accuracy == verdict.recorded
+    assert verdict.value == verdict.recorded
