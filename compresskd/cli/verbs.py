@@ -90,7 +90,7 @@ def predict(arguments: Namespace) -> int:
     """What a model says of the samples in a file."""
     import sys
 
-    from compresskd.artifact import load, read
+    from compresskd.artifact import load
     from compresskd.reports.predict import predict, write_rows
     from compresskd.run.files import atomic
 
@@ -98,9 +98,11 @@ def predict(arguments: Namespace) -> int:
     if out is not None and out.exists():
         raise RunDirectoryError(f"{out} is there already; write another --out")
     trust = trusted_packages(arguments.trust)
-    about = read(arguments.directory, trust=trust).about
     model = load(arguments.directory, trust=trust)
-    rows = predict(model, about, arguments.file, batch_size=arguments.batch_size)
+    preprocess = getattr(model, "preprocess", None)  # not there where the file says nothing of its data
+    rows = predict(
+        model, preprocess.about if preprocess else {}, arguments.file, batch_size=arguments.batch_size
+    )
     if out is None:
         write_rows(rows, sys.stdout)
         return 0

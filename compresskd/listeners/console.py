@@ -14,7 +14,7 @@ from rich.table import Table
 
 from compresskd.engine.events import log, shown
 from compresskd.measure.coverage import uncovered
-from compresskd.metric import ACCURACY, Metric
+from compresskd.metric import ACCURACY, METRICS, Metric
 from compresskd.run import Record, factors
 from compresskd.run.record import metrics_of
 from compresskd.training import EpochRecord, StepProgress
@@ -74,7 +74,8 @@ class Reporter:
         self._progress.start()  # only now: one live display at a time, and the teacher's comes first
         if self._epochs is None:
             self._epochs = self._progress.add_task("epochs", total=step.epochs, live="")
-        running = "".join(f"  {name} {self._shown(name, value)}" for name, value in step.metrics.items())
+        values = {name: METRICS.get(name, Metric(name)).shown(value) for name, value in step.metrics.items()}
+        running = "".join(f"  {name} {value}" for name, value in values.items())
         live = f"loss {step.loss:.4f}{running}  {step.samples_per_second:,.0f}/s"
         done = step.epoch + step.step / step.steps
         self._progress.update(
@@ -127,9 +128,6 @@ class Reporter:
             for split, value in values.items()
             if value is not None
         )
-
-    def _shown(self, name: str, value: float) -> str:
-        return f"{100 * value:.2f}%" if name == ACCURACY.name else f"{value:.4g}"
 
     def of_teacher(self) -> Reporter:
         """Return another one for the same console, every line of which says that it is about the teacher."""

@@ -20,6 +20,7 @@ from compresskd.engine.experiment import Experiment
 from compresskd.layers import surgery
 from compresskd.quant.targets import find_targets
 from compresskd.stages import Quantization
+from compresskd.stages.train_student import recipe_with
 from compresskd.tasks import Batch
 from compresskd.training.precision import autocast
 
@@ -143,10 +144,8 @@ def _updates(experiment: Experiment, stage: Any) -> int:
     epochs = getattr(getattr(stage, "training", stage), "epochs", 0)
     if not epochs:
         return 0
-    recipe, train = experiment.recipe, experiment.data.train
-    if recipe.max_steps is not None:
-        return recipe.max_steps
-    return epochs * recipe.updates_per_epoch(train.num_batches(recipe.batch_size))
+    recipe = recipe_with(experiment.recipe, epochs, None)
+    return recipe.num_updates(experiment.data.train.num_batches(recipe.batch_size))
 
 
 def _compressed(model: nn.Module, compression: Compression) -> nn.Module | None:

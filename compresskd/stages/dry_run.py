@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compresskd.data.base import Data, Split, TensorSplit
+from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
@@ -22,7 +22,7 @@ from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
-from compresskd.tasks import CLASSES, Batch, Inputs, Task, call, logits_of, map_inputs
+from compresskd.tasks import Batch, Inputs, Task, call, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 from compresskd.training.loop import can_checkpoint
 
@@ -90,7 +90,7 @@ def try_training(
     recipe = _of_stage(stage, training, recipe)
     if not training.epochs:
         return
-    _check_recipe(recipe, state.student, data)
+    _check_recipe(recipe, state.student)
     steps = data.train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
@@ -137,13 +137,7 @@ def try_training(
         raise _no_number("a finite gradient", training)
 
 
-def _check_recipe(recipe: Recipe, student: nn.Module, data: Data) -> None:
-    if recipe.mixup is not None and (data.task.asks != CLASSES or not isinstance(data.train, TensorSplit)):
-        raise OptionError(
-            "recipe.mixup",
-            recipe.mixup,
-            f"null for task {data.task.name} on {data.name}",
-        )
+def _check_recipe(recipe: Recipe, student: nn.Module) -> None:
     if recipe.gradient_checkpointing and not can_checkpoint(student):
         expected = f"false: {type(student).__name__} has no gradient_checkpointing_enable()"
         raise OptionError("recipe.gradient_checkpointing", True, expected)

@@ -56,12 +56,11 @@ class Classification(Task):
 
     def metrics_of(self, judged: Judged) -> dict[str, float]:
         """Accuracy; the mean of the classes' F1; Matthews' correlation for K classes (Gorodkin 2004, eq. 8)."""
-        right = (judged.predictions == judged.targets).sum().item()
-        confusion = confusion_matrix(judged.predictions, judged.targets)
+        right, predicted, true = counts(judged.predictions, judged.targets)
         return {
-            ACCURACY.name: right / max(1, len(judged.targets)),
-            MACRO_F1.name: macro_f1(confusion),
-            MATTHEWS.name: matthews(confusion),
+            ACCURACY.name: right.sum().item() / max(1, len(judged.targets)),
+            MACRO_F1.name: macro_f1(right, predicted, true),
+            MATTHEWS.name: matthews(right, predicted, true),
         }
 
     def scores(self, judged: Judged) -> Tensor:
@@ -133,27 +132,24 @@ def sequence_fault(output: Any, batch: Batch, num_outputs: int) -> str | None:
     return None if shape == wanted else f"logits {wanted}, one row a token"
 
 
-def confusion_matrix(predictions: Tensor, targets: Tensor) -> Tensor:
-    """[K, K] float64 counts, targets by predictions."""
-    if not len(targets):
-        return torch.zeros(1, 1, dtype=torch.float64)
-    size = int(torch.maximum(predictions.max(), targets.max())) + 1
-    counts = torch.bincount(targets * size + predictions, minlength=size * size)
-    return counts.double().reshape(size, size)
+def counts(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[K] float64 each: how often a class is right, predicted, and true; no matrix [K, K], which may not fit."""
+    size = int(torch.maximum(predictions.max(), targets.max())) + 1 if len(targets) else 1
+    parts = targets[predictions == targets], predictions, targets
+    right, predicted, true = (torch.bincount(part, minlength=size).double() for part in parts)
+    return right, predicted, true
 
 
-def macro_f1(confusion: Tensor) -> float:
+def macro_f1(right: Tensor, predicted: Tensor, true: Tensor) -> float:
     """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur among targets or predictions."""
-    right = confusion.diagonal()
-    present = confusion.sum(dim=0) + confusion.sum(dim=1)
+    present = predicted + true
     occurring = present > 0
     return float((2 * right[occurring] / present[occurring]).mean()) if bool(occurring.any()) else 0.0
 
 
-def matthews(confusion: Tensor) -> float:
+def matthews(right: Tensor, predicted: Tensor, true: Tensor) -> float:
     """Correlation of predictions and targets, 0 where either is constant."""
-    total, right = confusion.sum(), confusion.diagonal().sum()
-    predicted, true = confusion.sum(dim=0), confusion.sum(dim=1)
-    covariance = right * total - predicted @ true
+    total = true.sum()
+    covariance = right.sum() * total - predicted @ true
     spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)
     return float(covariance / spread.sqrt()) if spread > 0 else 0.0

@@ -45,6 +45,12 @@ def test_classes_are_judged_as_scikit_learn_does(rng, num_classes):
     assert values["matthews"] == pytest.approx(oracle.matthews_corrcoef(true, said))
 
 
+def test_very_many_classes_take_no_matrix_of_classes():
+    true = torch.tensor([0, 300_000, 300_000])
+    values = Classification().metrics_of(judged(torch.tensor([0, 300_000, 5]), true))
+    assert values["macro_f1"] == pytest.approx(oracle.f1_score(true, [0, 300_000, 5], average="macro"))
+
+
 def test_a_constant_prediction_has_no_correlation():
     values = Classification().metrics_of(judged(torch.zeros(4).long(), torch.tensor([0, 1, 0, 1])))
     assert values["matthews"] == 0.0

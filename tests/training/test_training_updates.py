@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from compresskd.training import evaluate
 from compresskd.training.schedules import cosine
 
 
@@ -39,13 +40,15 @@ def test_max_steps_wins_over_epochs(train, make_recipe):
 def test_the_schedule_is_that_of_all_updates(train, make_recipe):
     _, result = train(recipe=make_recipe(epochs=1, max_steps=14, scheduler=cosine))
     assert result.history[-1].lr == pytest.approx(result.history[0].lr * 0.0, abs=2e-3)
+    # a cosine from 0.05, after half of the updates
+    assert result.history[0].lr == pytest.approx(0.0306, abs=1e-3)
 
 
-def test_validation_comes_between_updates(train, make_recipe):
+def test_validation_comes_between_updates(train, make_recipe, blobs):
     model, result = train(recipe=make_recipe(epochs=2, validate_every=4))
     assert [record.updates for record in result.history] == [4, 8, 12, 14]
     assert [record.epoch for record in result.history] == [0, 1, 2, 3]
-    assert model.training is not None
+    assert evaluate(model, blobs.validation, batch_size=64).values == result.validation
     assert result.best_epoch in range(4)
 
 
