@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def varying_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def wait_for_others(directory: Path, say: Callable[[str], None]) -> None:
     """Wait until nobody works on a job below a sweep's folder any more: another sweep may share the work."""
-    for lock in sorted(directory.rglob("run.lock")):  # a finished run has none
+    for lock in _files_named("run.lock", directory):  # a finished run has none
         folder = lock.parent
         with contextlib.suppress(
             AlreadyFinished, RunDirectoryError
@@ -225,11 +226,16 @@ def failures(directory: Path, jobs: Sequence[Sequence[str]]) -> dict[str, str]:
 
 
 def _records(directory: Path) -> Iterator[tuple[Path, Record | RunDirectoryError]]:
-    for path in sorted(directory.rglob("record.json")):
+    for path in _files_named("record.json", directory):
         try:
             yield path.parent, read_record(path.parent)
         except RunDirectoryError as error:
             yield path.parent, error
+
+
+def _files_named(name: str, directory: Path) -> list[Path]:
+    # os.walk, as Path.rglob raises where a folder vanishes meanwhile: other processes may be writing there
+    return sorted(Path(folder, name) for folder, _, files in os.walk(directory) if name in files)
 
 
 def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """Sweeps of tiny runs, and what they leave."""
 
 import json
+import os
+from pathlib import Path
 
 SMALL = (
     "measure.latency=false",
@@ -30,7 +32,10 @@ def failing(work):
 
 def records(folder):
     """By the name of its folder, every record below `folder`."""
-    return {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.rglob("record.json"))}
+    found = sorted(  # os.walk, as Path.rglob raises where a folder of a running job vanishes meanwhile
+        Path(where, "record.json") for where, _, files in os.walk(folder) if "record.json" in files
+    )
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
 
 
 def sweep_folder(work, outputs="outputs"):

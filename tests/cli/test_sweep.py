@@ -1,6 +1,7 @@
 """Sweeps: named by what varies, compared, gone on with, refused where they would not fit."""
 
 import json
+import os
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ from refusals import fault, refused
 from small_sweeps import SMALL, failing, records, sweep_folder
 
 from compresskd.cli import sweep
-from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys
+from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys, wait_for_others
 from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 # Names
@@ -116,6 +117,21 @@ def test_failures_of_another_sweep_in_the_folder_are_none_of_ours(tmp_path):
 
 
 # In this process
+
+
+def test_a_folder_that_vanishes_while_the_sweep_is_looked_through_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "job" / "checkpoints" / ".stage.tmp").mkdir(parents=True)
+    (tmp_path / "job" / "record.json").write_text("no record")
+    scandir = os.scandir
+
+    def gone(path):  # another process renames its temporary folder
+        if str(path).endswith(".stage.tmp"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert list(failures(tmp_path, [["seed=0"]])) == [str(tmp_path / "job")]
+    wait_for_others(tmp_path, print)
 
 
 @pytest.mark.slow
