@@ -29,7 +29,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     target = _without_compile(model)
     wanted = target.state_dict()
-    state = _strip_prefixes(_read(path), wanted)
+    ties = _ties(target)
+    state = _completed(_strip_prefixes(_read(path), wanted), ties)
     if faults := _misfits(state, wanted):
         raise ValueError(
             f"{path} does not fit {type(target).__name__}: {'; '.join(faults)}. Choose the architecture, its "
@@ -38,8 +39,43 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
     if broken := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise ValueError(f"{path}: {len(broken)} tensors hold NaN or infinite values ({_some(broken)})")
+    if apart := [names for names in ties if any(not state[names[0]].equal(state[n]) for n in names[1:])]:
+        raise ValueError(
+            f"{path}: {_some([' and '.join(names) for names in apart])} differ in the file, and are one tensor in "
+            f"{type(target).__name__}; choose an architecture that does not tie them (tie_word_embeddings: false)"
+        )
     on_meta = any(tensor.is_meta for tensor in wanted.values())  # nothing there to copy into
     target.load_state_dict(state, strict=True, assign=on_meta)
+    if on_meta:  # each name was given a parameter of its own
+        _tie(target, ties)
+
+
+def _ties(model: nn.Module) -> list[list[str]]:
+    """The names of every parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _completed(state: Mapping[str, Tensor], ties: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    """With the names that a file which holds tied parameters once leaves out."""
+    more = {
+        name: state[held]
+        for group in ties
+        if (held := next((name for name in group if name in state), None)) is not None
+        for name in group
+        if name not in state
+    }
+    return {**state, **more}
+
+
+def _tie(model: nn.Module, ties: Sequence[Sequence[str]]) -> None:
+    for first, *others in ties:
+        parameter = model.get_parameter(first)
+        for name in others:
+            holder, _, key = name.rpartition(".")
+            setattr(model.get_submodule(holder), key, parameter)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -86,6 +86,35 @@ def test_a_model_on_the_meta_device_becomes_real(tmp_path):
     torch.testing.assert_close(target(x_BCHW), source(x_BCHW), rtol=0, atol=0)
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("left_out", ["head.weight", "table.weight", None])
+def test_a_tied_tensor_may_be_in_the_file_once(tmp_path, device, left_out):
+    state = {name: value for name, value in Tied().state_dict().items() if name != left_out}
+    torch.save(state, tmp_path / "model.pt")
+    with torch.device(device):
+        model = Tied()
+    load_weights(model, tmp_path / "model.pt")
+    assert torch.equal(model.head.weight, next(iter(state.values())))
+    assert model.head.weight is model.table.weight
+
+
+def test_two_tensors_for_one_that_is_tied_are_refused(tmp_path):
+    torch.save({"head.weight": torch.ones(5, 3), "table.weight": torch.zeros(5, 3)}, tmp_path / "model.pt")
+    model = Tied()
+    before = model.table.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"table\.weight and head\.weight differ"):
+        load_weights(model, tmp_path / "model.pt")
+    assert torch.equal(model.table.weight, before)
+
+
 def test_step_counters_of_batch_norm_may_be_missing(tmp_path):
     source = _resnet(0)
     state = {n: t for n, t in source.state_dict().items() if "num_batches_tracked" not in n}
