@@ -43,7 +43,10 @@ REFUSED = [
     ((*TEXTS, bert(), "data.path=empty.jsonl", "data.skip_bad=true"), fault("data", "train split", "no sample")),
     ((*BLOCKS, gpt(), "data.path=empty.txt"), fault("data", "empty.txt", "nothing")),
     ((*BLOCKS, gpt(), "data.path=bytes.txt"), fault("data", "bytes.txt", "utf-8")),
-    ((*TEXTS, bert(), "task=causal_lm", "data=text", "teacher=huggingface"), fault("task", "causal_lm", "one class a sample")),
+    (
+        (*TEXTS, bert(), "task=causal_lm", "data=text", "teacher=huggingface"),
+        fault("task", "causal_lm", "one class a sample"),
+    ),
     (("task=masked_lm",), fault("task", "masked_lm", "one class a sample")),
 ]  # fmt: skip
 
