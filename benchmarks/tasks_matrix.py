@@ -2,7 +2,7 @@
 
 Tiny models on tiny data (tests/small_tasks.py), a few updates each: what is shown is that it works, not how well. A
 cell is the test metric by which the task selects and the bytes of the model file, or the error. With --kd the rows are
-the distillation objectives, by the default strategy and bits=4; one that does not fit the task has to be refused
+the distillation objectives, by strategy=distill; one that does not fit the task has to be refused
 before anything is trained, and a cell says so. --only takes names of tasks, strategies and objectives, by comma.
 """
 
@@ -64,11 +64,11 @@ def main() -> int:
         rows = [name for name in names if not only & {*names} or name in only]
         print(f"| {'kd' if options.kd else 'strategy'} | bits | " + " | ".join(tasks) + " |")
         print("|---|---|" + "---|" * len(tasks))
-        for name, bits in itertools.product(rows, ["4"] if options.kd else BITS):
+        for name, bits in itertools.product(rows, ["null"] if options.kd else BITS):
             cells = []
             for task in tasks:
-                typed = (*of_task[task], f"bits={bits}")
-                chosen = typed_for(name, task) if options.kd else (f"strategy={name}",)
+                typed = (*of_task[task], f"strategy={'distill' if options.kd else name}", f"bits={bits}")
+                chosen = typed_for(name, task) if options.kd else ()
                 cells.append(cell(Path(folder) / f"{name}_{bits}_{task}", typed, chosen, name))
             failed += sum(each.startswith(FAILED) for each in cells)
             print(f"| {name} | {bits} | " + " | ".join(cells) + " |", flush=True)

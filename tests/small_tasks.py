@@ -4,7 +4,6 @@
 is trained for four updates.
 """
 
-import csv
 import itertools
 import json
 import pkgutil
@@ -17,12 +16,16 @@ import yaml
 
 CONF = Path(__file__).parents[1] / "conf"
 STRATEGIES = tuple(sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")))
+TASKS = (
+    "classification", "multi_label", "regression", "text_classification", "token_classification", "causal_lm",
+)  # fmt: skip
 OBJECTIVES = tuple(sorted(path.stem for path in (CONF / "kd").glob("*.yaml")))
 BITS = ("null", "4")
 SMALL = (
     "epochs=1", "train.max_steps=4", "teacher_fit.train.max_steps=4", "rank=4", "measure.latency=false",
     "train.batch_size=16", "teacher_fit.train.batch_size=16",
 )  # fmt: skip
+PERCEPTRONS = ("classification", "multi_label", "regression")  # tasks whose models are some here
 WORDS = ("a", "good", "bad", "film", "play", "was", "very", "dull", "fine", "it")
 BERT = (
     "{model_type: bert, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 48}"
@@ -34,10 +37,9 @@ def arguments(folder: Path) -> dict[str, tuple[str, ...]]:
     """What each task is typed with; its files are written to `folder`."""
     draw = random.Random(0)
     sentences = [draw.choices(WORDS, k=draw.randint(6, 12)) for _ in range(160)]
-    with (folder / "texts.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["text", "label"])
-        rows.writerows([" ".join(words), ["no", "yes"]["good" in words]] for words in sentences)
+    with (folder / "texts.jsonl").open("w") as file:
+        for words in sentences:
+            file.write(json.dumps({"text": " ".join(words), "label": ["no", "yes"]["good" in words]}) + "\n")
     with (folder / "tokens.jsonl").open("w") as file:
         for words in sentences:
             tags = ["X" if word in ("good", "bad", "dull", "fine") else "O" for word in words]
@@ -49,7 +51,7 @@ def arguments(folder: Path) -> dict[str, tuple[str, ...]]:
         "classification": ("data=synthetic", "data.num_train=160", "data.num_test=64"),
         "multi_label": (),
         "regression": (),
-        "text_classification": (*bert, f"data.path={folder / 'texts.csv'}"),
+        "text_classification": (*bert, f"data.path={folder / 'texts.jsonl'}"),
         "token_classification": (*bert, f"data.path={folder / 'tokens.jsonl'}", "data.tags_column=tags"),
         "causal_lm": ("data=text_blocks", f"data.path={folder / 'story.txt'}", "data.tokenizer=characters",
                       "data.block_size=16", "teacher=huggingface", f"teacher.config={GPT}"),
@@ -60,8 +62,11 @@ def arguments(folder: Path) -> dict[str, tuple[str, ...]]:
 def typed_for(objective: str, task: str) -> tuple[str, ...] | None:
     """What is typed for an objective; None where the task has to be refused.
 
-    Soft targets beside the term that an objective is named for are taken away where they do not fit.
+    Soft targets beside the term that an objective is named for are taken away where they do not fit. Attention is
+    compared of maps, which perceptrons have none of.
     """
+    if objective == "attention_transfer" and task in PERCEPTRONS:
+        return None
     node = yaml.safe_load((CONF / "task" / f"{task}.yaml").read_text())
     asks = pkgutil.resolve_name(node.get("task", node)["_target_"]).asks
     terms = yaml.safe_load((CONF / "kd" / f"{objective}.yaml").read_text())["objective"]["terms"]
@@ -88,9 +93,8 @@ def _tokenizer(folder: Path) -> Path:
 def pairwise(tasks: Sequence[str]) -> list[tuple[str, str, str]]:
     """Cells (task, strategy, bits) in which each pair of a task, a kind of stage and bits stands at least once.
 
-    Strategies differ by their stages, so a kind of stage, with what it starts from, takes the place of the strategy;
-    each strategy is in one cell at least. The cell that brings the most new pairs comes next, of equals one whose task
-    and bits are rarest so far.
+    Strategies differ by their stages, so a kind of stage takes the place of the strategy; each strategy is in one cell
+    at least. The cell that brings the most new pairs comes next, of equals one whose task and bits are rarest so far.
     """
     cells = list(itertools.product(tasks, STRATEGIES, BITS))
     pairs = {cell: _pairs(*cell) for cell in cells}
@@ -104,16 +108,13 @@ def pairwise(tasks: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def _pairs(task: str, strategy: str, bits: str) -> set[tuple[str, ...]]:
-    kinds = {kind for kind in _kinds(strategy) if bits != "null" or not kind.startswith("Quantize")}
+    kinds = {kind for kind in _kinds(strategy) if bits != "null" or kind != "Quantize"}
     return {(strategy,), (task, bits)} | {(kind, other) for kind in kinds for other in (task, bits)}
 
 
 def _kinds(strategy: str) -> set[str]:
-    """The stages of a strategy, by class and by what they start from."""
+    """The classes of the stages of a strategy."""
     stages: Mapping[str, Mapping[str, str]] = yaml.safe_load(
         (CONF / "strategy" / f"{strategy}.yaml").read_text()
     )["stages"]
-    return {
-        " ".join([each["_target_"].rpartition(".")[2], each.get("source", ""), each.get("init", "")])
-        for each in stages.values()
-    }
+    return {each["_target_"].rpartition(".")[2] for each in stages.values()}
