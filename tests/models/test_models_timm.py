@@ -5,6 +5,7 @@ import torch
 from refusals import name_of, says
 from small_architectures import import_timm
 
+import compresskd
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
 from compresskd.models.from_teacher import FromTeacher
@@ -80,3 +81,14 @@ def test_a_run_by_the_command_line(run_cli, work):
     ended = run_cli(*typed, *short, *kept, "epochs=1", "hydra.run.dir=run")
     assert ended.status == 0, ended.err
     assert run_cli("evaluate", "run").status == 0
+
+
+def test_what_a_convolution_has_beside_weight_and_bias_is_rounded_with_them(caplog):
+    model = made("test_nfnet", size=64)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gain") and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 1.0, 0.1, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level("WARNING", logger="compresskd"):
+        compresskd.quantize(model, images, bits=4, core_start="nearest")
+    assert "left as it was" not in caplog.text
