@@ -62,6 +62,7 @@ def test_a_run_by_the_command_line(run_cli, work):
         "teacher=timm",
         "teacher.name=test_vit",
         "data=synthetic",
+        "data.input_shape=[1,32,32]",
         "data.num_train=96",
         "data.num_test=32",
     ]
