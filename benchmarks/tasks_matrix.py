@@ -2,8 +2,8 @@
 
 Tiny models on tiny data (tests/small_tasks.py), a few updates each: what is shown is that it works, not how well. A
 cell is the test metric by which the task selects and the bytes of the model file, or the error. With --kd the rows are
-the distillation objectives, by strategy=distill; one that does not fit the task has to be refused
-before anything is trained, and a cell says so. --only takes names of tasks, strategies and objectives, by comma.
+the distillation objectives, by strategy=distill; one that does not fit the task or its models has to be
+refused before anything is trained, and a cell says so. --only takes names of tasks, strategies and objectives, by comma.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from programs import Program
-from small_tasks import BITS, OBJECTIVES, STRATEGIES, arguments, typed_for
+from small_tasks import BITS, OBJECTIVES, STRATEGIES, arguments, typed_for, typed_of
 
 REFUSED, FAILED = "refused", "FAILED"
 
@@ -39,8 +39,8 @@ def run(typed: list[str], folder: Path) -> str:
 
 
 def cell(folder: Path, typed: tuple[str, ...], chosen: tuple[str, ...] | None, name: str) -> str:
-    """What a cell says; `chosen` is None where it has to be refused, `kd=NAME` being typed."""
-    said = run([*typed, *(chosen if chosen is not None else (f"kd={name}",))], folder)
+    """What a cell says; `chosen` is None where it has to be refused, the plain name being typed."""
+    said = run([*typed, *((name,) if chosen is None else chosen)], folder)
     refused = said.startswith(REFUSED)
     if chosen is None:
         return "refused" if refused else f"{FAILED} to refuse: {said}"
@@ -67,9 +67,11 @@ def main() -> int:
         for name, bits in itertools.product(rows, ["null"] if options.kd else BITS):
             cells = []
             for task in tasks:
-                typed = (*of_task[task], f"strategy={'distill' if options.kd else name}", f"bits={bits}")
-                chosen = typed_for(name, task) if options.kd else ()
-                cells.append(cell(Path(folder) / f"{name}_{bits}_{task}", typed, chosen, name))
+                folder_of_cell = Path(folder) / f"{name}_{bits}_{task}"
+                typed = (*of_task[task], f"bits={bits}", *(["strategy=distill"] if options.kd else []))
+                chosen = typed_for(name, task) if options.kd else typed_of(name, task)
+                plain = f"{'kd' if options.kd else 'strategy'}={name}"
+                cells.append(cell(folder_of_cell, typed, chosen, plain))
             failed += sum(each.startswith(FAILED) for each in cells)
             print(f"| {name} | {bits} | " + " | ".join(cells) + " |", flush=True)
     print(f"\n{failed} cells failed")

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from small_tasks import OBJECTIVES, TASKS, arguments, pairwise, typed_for
+from small_tasks import OBJECTIVES, TASKS, arguments, pairwise, typed_for, typed_of
 
 from compresskd import artifact
 from compresskd.config.faults import ConfigError
@@ -28,7 +28,7 @@ def check(record, directory):
 
 @pytest.mark.parametrize(("task", "strategy", "bits"), pairwise(TASKS))
 def test_a_pair_of_task_and_stage_and_bits(run_strategy, of_task, task, strategy, bits):
-    record, directory = run_strategy(*of_task[task], f"strategy={strategy}", f"bits={bits}", *FAST)
+    record, directory = run_strategy(*of_task[task], *typed_of(strategy, task), f"bits={bits}", *FAST)
     check(record, directory)
     assert record.task["name"] == task
 
