@@ -2,8 +2,8 @@
 
 Tiny models on tiny data (tests/small_tasks.py), a few updates each: what is shown is that it works, not how well. A
 cell is the test metric by which the task selects and the bytes of the model file, or the error. With --kd the rows are
-the distillation objectives, by strategy=distill; one that does not fit the task or its models has to be
-refused before anything is trained, and a cell says so. --only takes names of tasks, strategies and objectives, by comma.
+the distillation objectives, by strategy=distill. What does not fit the task or its models has to be refused before
+anything is trained, and a cell says so. --only takes names of tasks, strategies and objectives, by comma.
 """
 
 import argparse
