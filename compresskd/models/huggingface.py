@@ -247,7 +247,8 @@ def _class_of(auto: str, made: Any) -> Any:
 
 
 def _without_weights(kind: Any, made: Any, attention: str | None) -> Any:
-    return kind._from_config(made, attn_implementation=attention, dtype=torch.float32)
+    with _quiet():
+        return kind._from_config(made, attn_implementation=attention, dtype=torch.float32)
 
 
 def _with_weights(
