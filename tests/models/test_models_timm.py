@@ -71,6 +71,7 @@ def test_a_run_by_the_command_line(run_cli, work):
         "teacher_fit.train.max_steps=2",
         "train.batch_size=16",
         "measure.latency=false",
+        "quant.core_start=nearest",
     ]
     kept = [
         "strategy=distill_then_compress",
