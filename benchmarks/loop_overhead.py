@@ -1,12 +1,14 @@
 """How much the training loop adds to a bare PyTorch loop: python benchmarks/loop_overhead.py [--quick] [--data DIR].
 
 Both train the same model from the same weights on the same samples for the same epochs, with the same fused
-optimizer, and score validation after each epoch. The bare loop takes its batches from normalised float tensors in
-memory and does nothing else: no history, no running loss, no best epoch. It runs twice: in the layout that PyTorch
-starts with, which is what people write, and channels-last as `fit` trains convolutions, which tells the loop's own
-cost from the gain of the layout. They take turns in one process, who goes first alternates; printed are medians over
-the turns, and the median of the ratios within the turns, once of the clock on the wall and once of the processor
-time, which other programs on the machine disturb less.
+optimizer, and score validation after each epoch. The bare loop takes its batches from tensors in memory and does
+nothing else: no history, no running loss, no best epoch. Of images it runs twice: in the layout that PyTorch starts
+with, which is what people write, and channels-last as `fit` trains convolutions, which tells the loop's own cost from
+the gain of the layout. Of texts (with --data: --minilm FOLDER on SST-2, a GPT-2 of 4 layers of 128 on
+tinyshakespeare; see loop_texts.py) transformers' Trainer runs besides, which needs accelerate, for this benchmark
+alone. They take turns in one process, who goes first alternates; printed are medians over the turns, and the median
+of the ratios within the turns, once of the clock on the wall and once of the processor time, which other programs on
+the machine disturb less.
 """
 
 import argparse
@@ -15,11 +17,12 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import loop_texts
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -74,11 +77,14 @@ def main() -> None:
     parser.add_argument(
         "--data", help="folder with mnist/ and cifar10/; without it, noise of the same shapes"
     )
+    parser.add_argument("--minilm", help="folder of all-MiniLM-L6-v2, for the text classifier")
+    parser.add_argument("--only", default="", help="names of cases, by comma")
     parser.add_argument("--quick", action="store_true", help="fewer samples and turns")
     parser.add_argument("--turns", type=int, help="of either loop, after one that warms up")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
     turns = options.turns or (3 if options.quick else 7)
@@ -87,6 +93,7 @@ def main() -> None:
         Case("LeNet-5", "mnist", LeNet5, (1, 28, 28), 2560 * size, epochs=2, allowed=1.3),
         Case("ResNet-20", "cifar10", resnet20, (3, 32, 32), 640 * size, epochs=1, allowed=1.05),
     ]
+    chosen = {name for name in options.only.split(",") if name}
     device = torch.device(options.device)
     source = options.data or "synthetic"
     print(
@@ -97,18 +104,43 @@ def main() -> None:
         f"{'processor':>10} {'allowed':>8}"
     )
     for case in cases:
-        data = load(case, options.data).to(device)
-        seconds = compare(case, data, device, turns)
-        ours = seconds.pop(OURS)
-        for name, bare in seconds.items():
-            wall = [statistics.median(s.wall for s in side) for side in (bare, ours)]
-            step = 1000 * wall[0] / (case.epochs * case.steps)
-            print(
-                f"{case.name:<10} {name:<14} {wall[0]:8.3f} {wall[1]:8.3f} {step:10.2f} "
-                f"{median_ratio(ours, bare, 'wall'):7.3f} {median_ratio(ours, bare, 'processor'):10.3f} "
-                f"{case.allowed:8.2f}",
-                flush=True,
-            )
+        if not chosen or case.name in chosen:
+            data = load(case, options.data).to(device)
+            model = case.build(num_classes=10, input_shape=case.input_shape).to(device)
+            seconds = compare(model, loops_of(case, data, device), device, turns)
+            tell(case.name, seconds, case.epochs * case.steps, dict.fromkeys(seconds, case.allowed))
+    for name, make in texts_of(options.data, options.minilm, size).items():
+        if not chosen or name in chosen:
+            texts = make()
+            seconds = compare(texts.model.to(device), texts.loops(device), device, turns)
+            tell(name, seconds, texts.steps, {"bare": 1.05, "Trainer": 1.0})
+
+
+def tell(name: str, seconds: dict[str, list[Seconds]], steps: int, allowed: Mapping[str, float]) -> None:
+    """A row for each loop that is not ours."""
+    ours = seconds.pop(OURS)
+    for other, bare in seconds.items():
+        wall = [statistics.median(s.wall for s in side) for side in (bare, ours)]
+        print(
+            f"{name:<10} {other:<14} {wall[0]:8.3f} {wall[1]:8.3f} {1000 * wall[0] / steps:10.2f} "
+            f"{median_ratio(ours, bare, 'wall'):7.3f} {median_ratio(ours, bare, 'processor'):10.3f} "
+            f"{allowed[other]:8.2f}",
+            flush=True,
+        )
+
+
+def texts_of(folder: str | None, minilm: str | None, size: int) -> dict[str, Callable[[], loop_texts.Texts]]:
+    """The cases of texts by name, where there are data for them."""
+    if folder is None:
+        return {}
+    root, found = Path(folder).resolve(), {}
+    shakespeare = [f"data.path={root / 'tinyshakespeare'}", "data.tokenizer=characters", "data.block_size=64"]
+    if minilm is not None:
+        sst2 = [f"data.path={root / 'sst2'}", "data.text_column=sentence", "data.max_length=64"]
+        sst2 += [f"data.tokenizer={minilm}"]
+        found["MiniLM"] = lambda: loop_texts.minilm(configured("text", sst2), minilm, 80 * size)
+    found["GPT-2"] = lambda: loop_texts.gpt2(configured("text_blocks", shakespeare), 240 * size)
+    return found
 
 
 def resnet20(**options: Any) -> nn.Module:
@@ -121,18 +153,20 @@ def median_ratio(ours: list[Seconds], bare: list[Seconds], clock: str) -> float:
     return statistics.median(getattr(a, clock) / getattr(b, clock) for a, b in zip(ours, bare, strict=True))
 
 
-def compare(case: Case, data: Data, device: torch.device, turns: int) -> dict[str, list[Seconds]]:
-    """Seconds of the bare loops and of `fit` by name, turn by turn."""
-    torch.manual_seed(0)
-    model = case.build(num_classes=10, input_shape=case.input_shape).to(device)
+def loops_of(case: Case, data: Data, device: torch.device) -> dict[str, Callable[[nn.Module], None]]:
+    """The bare loops and `fit` by name."""
     train, validation = in_memory(data.train), in_memory(data.validation)
-    loops = {
-        **{
-            name: functools.partial(bare_loop, train, validation, case, layout)
-            for name, layout in LAYOUTS.items()
-        },
-        OURS: functools.partial(our_loop, data, case, device),
+    bare = {
+        name: functools.partial(bare_loop, train, validation, case, layout)
+        for name, layout in LAYOUTS.items()
     }
+    return {**bare, OURS: functools.partial(our_loop, data, case, device)}
+
+
+def compare(
+    model: nn.Module, loops: Mapping[str, Callable[[nn.Module], None]], device: torch.device, turns: int
+) -> dict[str, list[Seconds]]:
+    """Seconds of each loop by name, turn by turn."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in loops}
     for turn in range(turns + 1):
         for name in list(loops)[:: 1 if turn % 2 else -1]:

@@ -168,8 +168,10 @@ def checked(make: _T) -> _T:
 
     @functools.wraps(call)
     def checking(*args: Any, **options: Any) -> Any:
-        bound = _signature(call).bind(*args, **options).arguments
-        raise_all(faults(make, {**bound, **bound.get("options", {})}))
+        bound = _signature(call).bind(*args, **options)
+        others = [p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+        unpacked = {name: value for other in others for name, value in bound.arguments.get(other, {}).items()}
+        raise_all(faults(make, {**bound.arguments, **unpacked}))
         return call(*args, **options)
 
     if not inspect.isclass(make):

@@ -102,6 +102,16 @@ def test_keywords_of_a_typed_dict_are_judged():
         function("a", seed="x")
 
 
+def test_an_option_of_the_name_that_others_give_their_keywords_is_one_value():
+    @checked
+    def made(*, name: str, options: dict[str, int] | None = None) -> Any:
+        return options
+
+    assert made(name="a") is None
+    assert made(name="a", options=None) is None
+    assert made(name="a", options={"name": 3}) == {"name": 3}
+
+
 def test_what_holds_an_object_adds_to_the_path():
     with pytest.raises(OptionErrors) as raised, within("stages.one"), within("compression"):
         raise_all([OptionError("rank", 0, ">= 1"), OptionError("", 0, "more")])

@@ -252,7 +252,7 @@ def factorize_model(
     pairs = list(replaced.replacements.values())
     old = {name: layer for pair in pairs for name, layer in pair.old.items()}
     new = {name: layer for pair in pairs for name, layer in pair.new.items()}
-    twins = {name: carrying(old[name], new[name], bias=fresh) for name in new}
+    twins = {name: carrying(old[name], new[name], others=fresh) for name in new}
     computed = {name: layer for name, layer in old.items() if layers.computes_weight(layer)}
     plain = {name: layers.plain(layer) for name, layer in computed.items()}
     reasons = differing(model, computed, plain, sharing(computed), inputs)  # their plain form is tried, too

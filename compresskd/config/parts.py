@@ -23,7 +23,13 @@ from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
 from compresskd.models.huggingface import weights_folder
-from compresskd.models.vocabulary import check_same_vocabulary, check_tokenizer, check_vocabulary
+from compresskd.models.vocabulary import (
+    check_padding,
+    check_same_vocabulary,
+    check_tokenizer,
+    check_vocabulary,
+    is_padded,
+)
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined, nearest, raise_all, shown
 from compresskd.stages import Quantization
@@ -254,6 +260,11 @@ class Parts(Maker):
         needs_teacher = strategy is None or strategy.needs_teacher or self.from_teacher() is not None
         teacher = self._model("teacher", batches, task, told) if needs_teacher else None
         student = self._model("student", batches, task, told, teacher)
+        for model in (teacher, student):
+            if model is not None and data is not None and isinstance(data.train, TextSplit):
+                texts = (node.get("tokenizer"), data.preprocessing, data.train.columns["input_ids"])
+                padding = functools.partial(check_padding, model, *texts)
+                self.attempt(functools.partial(joined, "data"), padding)
         if isinstance(task, MaskedLM) and student is not None and teacher is not None:
             both = {"teacher": teacher, "student": student}
             self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(both))
@@ -261,6 +272,8 @@ class Parts(Maker):
             return teacher
         state = State(student, teacher)
         for name, stage in strategy.stages.items():
+            if self._is_faulty("kd") and hasattr(stage, "objective"):
+                continue  # what is wrong with its terms is told already
             key = f"strategy.stages.{strategy.written[name]}"
             if isinstance(stage, Checked):
                 check = functools.partial(stage.check, state, batches[0].inputs)
@@ -301,8 +314,9 @@ class Parts(Maker):
         model = self.attempt(place, make)
         if model is UNMADE:
             return None
-        if told.get("vocabulary_size") is not None:
-            self.attempt(place, lambda: check_vocabulary(model, told["vocabulary_size"]))
+        rows = told.get("vocabulary_size") or 0
+        if self.attempt(place, lambda: check_vocabulary(model, rows)) is UNMADE:
+            return None
         folder = weights_folder(options) if told.get("tokenizer") else None
         if folder is not None:
             self.attempt(place, lambda: check_tokenizer(folder.path, told["tokenizer"]))
@@ -377,7 +391,7 @@ def _told_by(data: Data) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "tokenizer": data.preprocessing.get("tokenizer"),
         "vocabulary_size": data.preprocessing.get("vocabulary_size"),
-        "pad_token_id": data.preprocessing.get("padding_id"),
+        "pad_token_id": data.preprocessing["padding_id"] if is_padded(data.preprocessing) else None,
     }
 
 

@@ -1,7 +1,7 @@
 """Columns of a Hugging Face data set as encoded images and labels."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,34 +71,45 @@ class Columns:
 
 
 def check_columns(split: Any, columns: Mapping[str, str], where: str) -> None:
-    """Raise OptionError unless `split` has the column that each key names."""
-    present = list(split.column_names or _first_row(split))
+    """Raise OptionError unless `split` has the column that each key names, ValueError where it has none at all."""
+    present = list(split.column_names or _first_row(split, where))
+    if not present:
+        raise ValueError(f"{where} holds nothing; write data.path=DIR or FILE with samples")
     for key, column in columns.items():
         if column not in present:
             expected = f"a column of {where}: {', '.join(present)}{did_you_mean(column, present)}"
             raise OptionError(key, column, expected)
 
 
-def _first_row(split: Any) -> Mapping[str, Any]:
+def _first_row(split: Any, where: str) -> Mapping[str, Any]:
     """Where no header says the columns; the rows are closed at once, and with them the file."""
-    with closing(iter(split)) as rows:
+    with _readable(where), closing(iter(split)) as rows:
         return next(rows, {})
 
 
 def class_numbers(
-    train: Any, column: str, where: str, *, lists: bool = False
+    train: Any, column: str, where: str, *, key: str = "label_column", lists: bool = False
 ) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """Names of classes, and the number of each value of a column of labels, or of `lists` of labels."""
+    """Names of classes, and the number of each value of a column of labels, or of `lists` of labels.
+
+    Raises OptionError, of the option `key`, for what names no class.
+    """
     feature = (train.features or {}).get(column)
     names = getattr(getattr(feature, "feature", feature), "names", None)
     if names is not None:
         # -1 stands for no label: assembling refuses it with the position of the sample.
         return tuple(names), {number: number for number in range(-1, len(names))}
-    values = set()
+    values, row = set(), 0
     for table in tables(train, [column], where):
         for value in table[column].to_pylist():
-            labels = value if lists and isinstance(value, list) else [value]
-            values.update(_hashable(label, column, where) for label in labels)
+            for label in value if lists and isinstance(value, list) else [value]:
+                if not isinstance(label, str | int):
+                    expected = (
+                        f"a column of strings or whole numbers, not {label!r} as row {row} of {where} has"
+                    )
+                    raise OptionError(key, column, expected)
+                values.add(label)
+            row += 1
     ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
     return tuple(map(str, ordered)), {value: number for number, value in enumerate(ordered)}
 
@@ -111,17 +122,17 @@ def tables(part: Any, columns: list[str], where: str) -> Iterator[Any]:
     for column in columns:
         if isinstance((part.features or {}).get(column), Image):
             chosen = chosen.cast_column(column, Image(decode=False))
-    try:
+    with _readable(where):
         yield from chosen.with_format("arrow").iter(batch_size=_BLOCK)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Raise ValueError where the library cannot read what it is asked for in this block."""
+    try:
+        yield
     except Exception as error:
         raise ValueError(
             f"{where} cannot be read ({type(error).__name__}: {error}); if its files are damaged, fetch them again, "
             f"or write data.path=DIR, a good copy"
         ) from error
-
-
-def _hashable(value: Any, column: str, where: str) -> Any:
-    if not isinstance(value, str | int):
-        expected = f"a column with a string or an integer per image, not {value!r} in {where}"
-        raise OptionError("label_column", column, expected)
-    return value

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from compresskd.options import OptionError
 
 _CONFIG, _WEIGHTS = "config.json", ("model*.safetensors", "pytorch_model*.bin")
 _FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+_READ_GGUF = ("gguf", "accelerate")  # packages
 _CODE = "auto_map"  # in a configuration: the files of the folder whose code it would be built by
 
 
@@ -125,6 +127,11 @@ def _config_of(id: str, file: Path) -> dict[str, Any]:
 def _of_gguf(id: str, file: Path) -> HubFolder:
     from transformers import AutoConfig
 
+    missing = [name for name in _READ_GGUF if find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            "id", id, f"{' and '.join(missing)} to read GGUF files; write pip install {' '.join(missing)}"
+        )
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:  # packages that it needs, architectures that it does not know

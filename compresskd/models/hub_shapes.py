@@ -15,12 +15,15 @@ from torch import nn
 from compresskd.models.huggingface import configuration, from_config, is_of_transformers
 from compresskd.options import OptionError
 
-# What shrinks with the hidden size; the size of a head does not.
-_SCALED = (
+# What shrinks with the hidden size: the sizes of layers, and the number of heads or the size of one.
+_SIZES = (
     "hidden_size", "d_model", "intermediate_size", "d_ff", "n_inner", "ffn_dim", "pooler_hidden_size", "hidden_dim",
-    "encoder_ffn_dim", "decoder_ffn_dim", "word_embed_proj_dim", "num_attention_heads", "num_key_value_heads",
-    "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+    "encoder_ffn_dim", "decoder_ffn_dim", "word_embed_proj_dim",
 )  # fmt: skip
+_HEADS = (
+    "num_attention_heads", "num_key_value_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+)  # fmt: skip
+_OF_A_HEAD = ("head_dim", "d_kv")
 
 
 def shorter(spec: Mapping[str, Any], stack: str, layers: Sequence[int]) -> dict[str, Any]:
@@ -56,19 +59,43 @@ def narrower(spec: Mapping[str, Any], width: int) -> dict[str, Any]:
     if not is_of_transformers(spec):
         raise OptionError("width", width, f"null: {spec['target']} is no architecture of transformers")
     config = spec["kwargs"]["config"]
-    names = configuration(dict(config)).attribute_map
-    hidden = names.get("hidden_size", "hidden_size")
-    known = dict.fromkeys(names.get(name, name) for name in _SCALED)
-    scaled = {name: config[name] for name in known if isinstance(config.get(name), int)}
-    if not isinstance(config.get(hidden), int) or len(scaled) < 2:
+    scaled = _found(config, (*_SIZES, *_HEADS))
+    full = next(iter(_found(config, ("hidden_size",)).values()), None)
+    if full is None or len(scaled) < 2:
         raise OptionError("width", width, f"null: {config['model_type']} has no option for its width")
-    full = config[hidden]
     step = math.lcm(*(full // math.gcd(full, value) for value in scaled.values()))
     if width >= full or width % step:
         raise OptionError("width", width, f"a multiple of {step} below {full}, the teacher's")
-    smaller = {name: value * width // full for name, value in scaled.items()}
-    kwargs = {**spec["kwargs"], "config": {**config, **smaller}}
-    return {**spec, "kwargs": kwargs}
+    return _changed(spec, {name: value * width // full for name, value in scaled.items()})
+
+
+def scaled(spec: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The architecture with every layer smaller by about a factor, with as many heads, of a smaller size each.
+
+    Raises:
+        ValueError: it has no option for its width.
+    """
+    config = spec["kwargs"]["config"]
+    sizes, of_a_head = _found(config, _SIZES), _found(config, _OF_A_HEAD)
+    if not _found(config, ("hidden_size",)):
+        raise ValueError(f"{config['model_type']} has no option for its width")
+    steps = dict.fromkeys(sizes, 2 * math.lcm(*_found(config, _HEADS).values()))
+    steps |= dict.fromkeys(of_a_head, 2)  # rotary embeddings take halves
+    values = sizes | of_a_head
+    return _changed(
+        spec, {n: max(step, round(values[n] * factor / step) * step) for n, step in steps.items()}
+    )
+
+
+def _found(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
+    """Those of the options that an architecture has, by the names that it gives them."""
+    own = configuration(dict(config)).attribute_map
+    found = dict.fromkeys(own.get(name, name) for name in names)
+    return {name: config[name] for name in found if isinstance(config.get(name), int)}
+
+
+def _changed(spec: Mapping[str, Any], options: Mapping[str, int]) -> dict[str, Any]:
+    return {**spec, "kwargs": {**spec["kwargs"], "config": {**spec["kwargs"]["config"], **options}}}
 
 
 def _lengths(spec: Mapping[str, Any], stack: str) -> dict[str, int]:

@@ -85,7 +85,7 @@ def huggingface(
         input_shape: of one sample: [C, H, W] of images, [mel, T] of audio, empty for texts.
         class_names: of the outputs, in order.
         vocabulary_size: of the tokenizer; that of a fresh architecture where `config` says none.
-        pad_token_id: the tokenizer's, for an architecture that has none.
+        pad_token_id: the tokenizer's, for a fresh architecture and one that has none.
 
     Raises:
         OptionError: of the option that cannot be.
@@ -94,7 +94,10 @@ def huggingface(
     folder = None if id is None else hub_folder(id)
     names = list(class_names) or (list(folder.labels.values()) if folder else [])
     outputs = {} if auto in _LANGUAGE else _outputs(num_classes, names)
-    known = {"vocab_size": vocabulary_size or (num_classes if auto in _LANGUAGE else None)}
+    known = {
+        "vocab_size": vocabulary_size or (num_classes if auto in _LANGUAGE else None),
+        "pad_token_id": pad_token_id,
+    }
     if len(input_shape) == 3:
         known |= {"image_size": input_shape[1], "num_channels": input_shape[0]}
     options = _options_of(folder, dict(config or {}), known if folder is None else {})
@@ -244,7 +247,8 @@ def _class_of(auto: str, made: Any) -> Any:
 
 
 def _without_weights(kind: Any, made: Any, attention: str | None) -> Any:
-    return kind._from_config(made, attn_implementation=attention, dtype=torch.float32)
+    with _quiet():
+        return kind._from_config(made, attn_implementation=attention, dtype=torch.float32)
 
 
 def _with_weights(

@@ -27,5 +27,5 @@ def differing_when_rounded(
     still = sharing(prepared)
     freeze(still)  # to read a weight in training mode may move its scale
     old, new = ({name: model.get_submodule(name) for name in names} for model in (original, still))
-    twins = {name: carrying(old[name], new[name], bias=True) for name in names}
+    twins = {name: carrying(old[name], new[name], others=True) for name in names}
     return differing(still, old, new, twins, inputs)

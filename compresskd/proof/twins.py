@@ -18,13 +18,14 @@ from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 _SHORT_FACTORS = 2.0**-11  # unit of rounding on devices that may shorten the factors of a product
 
 
-def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.Module:
+def carrying(original: nn.Module, new: nn.Module, *, others: bool = False) -> nn.Module:
     """A copy of `original` that carries the weight that `new` comes to; where it is factorized itself, a dense layer.
 
     The weight is computed as it is read: all at once would take as much memory as the dense model.
 
     Args:
-        bias: take the bias of `new`, too, which is meant to be another (rounded, or fresh).
+        others: take the bias of `new`, too, and what else it has of its own, which are meant to be others (rounded, or
+            fresh).
 
     Inputs that `new` rounds are rounded by the copy.
     """
@@ -35,9 +36,10 @@ def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.M
     dtype = next(original.parameters()).dtype
     twin: Any = _dense_of(original, new)
     _read(twin, lambda: twin.held(_weight_of(new)).to(dtype))
-    if bias and getattr(new, "bias", None) is not None:
-        values = new.bias.detach().clone()  # pyright: ignore[reportCallIssue]
-        twin.bias = nn.Parameter(values.to(twin.bias.dtype))  # pyright: ignore
+    for name, own in list(twin._parameters.items()) if others else ():
+        value = getattr(new, name, None)
+        if own is not None and isinstance(value, Tensor):
+            twin.register_parameter(name, nn.Parameter(value.detach().clone().to(own.dtype)))
     activation = getattr(new, CHILD, None)
     if isinstance(activation, ActivationQuant):
         quantize_input(twin, copy.deepcopy(activation))

@@ -18,11 +18,12 @@ from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
+from compresskd.models.vocabulary import remedy, takes
 from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
-from compresskd.tasks import Batch, Inputs, Task, call, logits_of, map_inputs
+from compresskd.tasks import Batch, Inputs, Task, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 from compresskd.training.loop import can_checkpoint
 
@@ -51,19 +52,31 @@ def check_answers(model: nn.Module, batches: Sequence[Batch], task: Task, num_cl
             with torch.inference_mode():
                 output = batch.call(model.eval())
         except Exception as error:  # a model may be the user's own code
-            raise _of_student(model, f"takes {samples}: {_first_line(error)}", "") from error
+            said = f"takes {samples}: {_first_line(error)}{remedy(model, batch.inputs, error)}"
+            raise _of_student(model, said, "") from error
         try:
             logits = logits_of(output)
         except TypeError as error:
             raise OptionError("", type(output).__name__, f"logits for {samples}") from error
         fault = task.output_fault(logits, batch, num_classes)
         if fault is None:
+            _check_model(model, batch, task)
             continue
         others = logits.shape[-1:] != (num_classes,)
         if others and task.output_fault(logits, batch, logits.shape[-1] if logits.ndim else 0) is None:
             field = "num_classes" if "num_classes" in spec_of(model)["kwargs"] else ""
             raise OptionError(field, logits.shape[-1], f"{num_classes}, as many classes as the data has")
         raise OptionError("", list(logits.shape), f"{fault} (of {samples})")
+
+
+def _check_model(model: nn.Module, batch: Batch, task: Task) -> None:
+    """Raise OptionError for outputs of the right shape that the model has come to in the wrong way."""
+    fault = task.model_fault(model, batch)
+    if fault is None:
+        return
+    if getattr(getattr(model, "config", None), "is_decoder", None) is False:
+        raise OptionError("config.is_decoder", False, f"true: {fault}")
+    raise OptionError("", type(model).__name__, fault)
 
 
 def _shapes(inputs: Inputs) -> str:
@@ -218,7 +231,7 @@ def _output(model: nn.Module, batch: Batch, batch_size: int) -> Any:
     try:
         output = batch.call(model)
     except Exception as error:  # a model may be the user's own code
-        if _takes(model, map_inputs(lambda tensor: torch.cat([tensor, tensor]), batch.inputs)):
+        if takes(model, map_inputs(lambda tensor: torch.cat([tensor, tensor]), batch.inputs)):
             left = "" if len(batch) == batch_size else ", the last one,"
             expected = f"another size: the student does not train on a batch{left} of {len(batch)}"
             raise OptionError(
@@ -235,15 +248,6 @@ def _output(model: nn.Module, batch: Batch, batch_size: int) -> Any:
     if not bool(logits.isfinite().all()):
         raise _of_student(model, "returns finite values on training samples before any training")
     return output
-
-
-@torch.no_grad()
-def _takes(model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        call(model, inputs)
-    except Exception:
-        return False
-    return True
 
 
 def _of_student(model: nn.Module, what: str, field: str = "student") -> OptionError:

@@ -12,7 +12,9 @@ from torch import nn
 from compresskd import artifact
 from compresskd.compression.compression import Compression
 from compresskd.engine.strategy import Context, State
+from compresskd.models import hub_shapes
 from compresskd.models.build import build, spec_of
+from compresskd.models.huggingface import is_of_transformers
 from compresskd.options import checked, within
 from compresskd.tasks import Inputs
 
@@ -43,7 +45,7 @@ class MatchedDense:
         """See `engine.strategy.Checked`: some layer gets smaller, and the architecture has a width."""
         with within("compression"):
             self.compression.check(state.student, example)
-        _widths(spec_of(state.student))
+        _check_width(spec_of(state.student))
         return state
 
     def __call__(self, state: State, context: Context) -> State:
@@ -80,6 +82,8 @@ def _largest_factor(spec: Mapping[str, Any], target: int, seed: int) -> float:
 
 
 def _scaled(spec: Mapping[str, Any], factor: float, seed: int) -> nn.Module:
+    if is_of_transformers(spec):
+        return build(spec["target"], hub_shapes.scaled(spec, factor)["kwargs"], seed=seed)
     options = dict(spec["kwargs"])
     for name in _widths(spec):
         value = options[name]
@@ -91,11 +95,16 @@ def _scaled(spec: Mapping[str, Any], factor: float, seed: int) -> nn.Module:
     return build(spec["target"], options, seed=seed)
 
 
-def _widths(spec: Mapping[str, Any]) -> list[str]:
-    names = [name for name in _WIDTHS if name in spec["kwargs"]]
-    if not names:
+def _check_width(spec: Mapping[str, Any]) -> None:
+    """Raise ValueError for an architecture without an option for its width."""
+    if is_of_transformers(spec):
+        hub_shapes.scaled(spec, 0.5)
+    elif not _widths(spec):
         raise ValueError(
-            f"{spec['target']} has no option for its width ({' or '.join(_WIDTHS)}), so that no dense student "
-            "of matched size can be made of it; write student=mlp, lenet5 or a resnet"
+            f"{spec['target']} has no option for its width ({' or '.join(_WIDTHS)}), so that no dense student of "
+            "matched size can be made of it; write student=mlp, lenet5, a resnet, or a model of transformers"
         )
-    return names
+
+
+def _widths(spec: Mapping[str, Any]) -> list[str]:
+    return [name for name in _WIDTHS if name in spec["kwargs"]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compresskd.metric import Metric
-from compresskd.tasks.batch import Batch, logits_of
+from compresskd.tasks.batch import Batch, Model, logits_of
 from compresskd.tasks.outputs import ModelOutputs
 
 CLASSES, LABELS, VALUES, VECTORS = "classes", "labels", "values", "vectors"
@@ -122,6 +122,11 @@ class Task(ABC):
         logits = logits_of(output)
         wanted = [len(batch), num_outputs]
         return None if list(logits.shape) == wanted else f"logits {wanted} for {len(batch)} samples"
+
+    def model_fault(self, model: Model, batch: Batch) -> str | None:
+        """What is wrong with how a model comes to outputs of the right shape; None where nothing is."""
+        del model, batch
+        return None
 
     def agreement(self, student: Tensor, teacher: Tensor) -> float | None:
         """The share of rows of which two models predict the same; None where predictions are no classes."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 Inputs = Tensor | Mapping[str, Tensor]
+Model = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Batch:
         mask = None if isinstance(self.inputs, Tensor) else self.inputs.get("attention_mask")
         return None if mask is None or mask.ndim != 2 else mask.bool()
 
-    def call(self, model: nn.Module) -> Any:
+    def call(self, model: Model) -> Any:
         """What `model` returns for these inputs."""
         return call(model, self.inputs)
 
 
-def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+def call(model: Model, inputs: Inputs) -> Any:
     """`model(inputs)`, or `model(**inputs)` where they have names."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 

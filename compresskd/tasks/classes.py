@@ -110,7 +110,9 @@ class TokenClassification(Classification):
 
     def faults(self, targets: Tensor, num_outputs: int) -> str | None:
         """Targets are whole numbers, several to a sample."""
-        return "numbers" if targets.is_floating_point() else None
+        if targets.is_floating_point():
+            return "numbers"
+        return None if targets.ndim > 1 else "one class a sample"
 
     def output_fault(self, output: Any, batch: Batch, num_outputs: int) -> str | None:
         """Logits are [B, L, K]."""

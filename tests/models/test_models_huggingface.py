@@ -300,3 +300,10 @@ def test_every_task_has_its_head():
         "bert": "SequenceClassification", "albert": "TokenClassification", "roberta": "MaskedLM", "gpt2": ""
     }  # fmt: skip
     assert call(made("vit"), batch_of("vit").inputs).logits.shape == (2, 3)
+
+
+def test_a_gguf_file_without_the_packages_that_read_it_is_refused_with_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("compresskd.models.hub_folder.find_spec", lambda name: None)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ValueError, match=says("id", "pip install gguf accelerate")):
+        hub_folder(str(tmp_path))

@@ -1,13 +1,18 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 from refusals import name_of, says
+from small_architectures import import_timm
 
+import compresskd
 from compresskd import artifact
 from compresskd.models.build import build, spec_of
 from compresskd.models.from_teacher import FromTeacher
 
-# It needs a torchvision that belongs to this torch; where that is not there, `import timm` fails.
-timm = pytest.importorskip("timm", exc_type=ImportError)
+if find_spec("timm") is None:
+    pytest.skip("timm is not installed", allow_module_level=True)
+import_timm()
 TIMM = "compresskd.models.timm.timm"
 
 
@@ -50,3 +55,42 @@ REFUSED = [
 def test_refused_with_the_option_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
         made(**{"name": "test_vit", **change})
+
+
+def test_a_run_by_the_command_line(run_cli, work):
+    typed = [
+        "teacher=timm",
+        "teacher.name=test_vit",
+        "data=synthetic",
+        "data.input_shape=[1,32,32]",
+        "data.num_train=96",
+        "data.num_test=32",
+    ]
+    short = [
+        "train.max_steps=2",
+        "teacher_fit.train.max_steps=2",
+        "train.batch_size=16",
+        "measure.latency=false",
+        "quant.core_start=nearest",
+    ]
+    kept = [
+        "strategy=distill_then_compress",
+        "student=from_teacher",
+        "student.layers=[0]",
+        "rank=2",
+        "bits=4",
+    ]
+    ended = run_cli(*typed, *short, *kept, "epochs=1", "hydra.run.dir=run")
+    assert ended.status == 0, ended.err
+    assert run_cli("evaluate", "run").status == 0
+
+
+def test_what_a_convolution_has_beside_weight_and_bias_is_rounded_with_them(caplog):
+    model = made("test_nfnet", size=64)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gain") and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 1.0, 0.1, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level("WARNING", logger="compresskd"):
+        compresskd.quantize(model, images, bits=4, core_start="nearest")
+    assert "left as it was" not in caplog.text

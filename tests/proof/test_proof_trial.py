@@ -43,7 +43,7 @@ def factorized(layer, method, rank=FULL):
 
 
 def trial(model, layers, new, inputs=None, bias=False):
-    twins = {name: carrying(layers[name], made, bias=bias) for name, made in new.items()}
+    twins = {name: carrying(layers[name], made, others=bias) for name, made in new.items()}
     return differing(
         model,
         {name: layers[name] for name in new},
@@ -90,7 +90,7 @@ def test_rounding_alone_is_no_difference(dtype, width):
         if isinstance(layer, nn.Linear)
     }
     old = {name: model.get_submodule(name) for name in new}
-    twins = {name: carrying(old[name], layer, bias=True) for name, layer in copy.deepcopy(new).items()}
+    twins = {name: carrying(old[name], layer, others=True) for name, layer in copy.deepcopy(new).items()}
     x = torch.randn(4, 64).to(dtype)
     assert differing(model, old, new, twins, x) == {}
     with torch.no_grad():  # one core, by what is small and yet no rounding

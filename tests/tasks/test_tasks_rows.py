@@ -109,3 +109,21 @@ def test_what_holds_logits_is_found():
 def test_a_model_is_called_by_the_names_of_its_arguments():
     assert call(lambda a, b: a - b, {"b": torch.tensor(1), "a": torch.tensor(3)}).item() == 2
     assert call(lambda x: x + 1, torch.tensor(1)).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("bidirectional", "fault"), [(False, False), (True, True)], ids=["causal", "bidirectional"]
+)
+def test_a_language_model_that_sees_what_it_predicts_is_told(bidirectional, fault):
+    def model(input_ids):
+        states = F.one_hot(input_ids, K).float()
+        return states.cumsum(1) + (states.sum(1, keepdim=True) if bidirectional else 0)
+
+    ids = torch.randint(K, (B, L), generator=torch.Generator().manual_seed(0))
+    found = CausalLM().model_fault(model, Batch({"input_ids": ids}, ids, torch.arange(B), view=0))
+    assert (found is not None) is fault
+
+
+def test_tokens_need_more_than_one_target_a_sample():
+    assert MaskedLM().faults(torch.zeros(4, dtype=torch.long), K) == "one class a sample"
+    assert MaskedLM().faults(torch.zeros(4, L, dtype=torch.long), K) is None

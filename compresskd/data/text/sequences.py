@@ -83,7 +83,7 @@ def collected(blocks: Iterable[Block], notices: list[Notice], cache: Cache, key:
 
     Files are kept under `key` and found again, without `blocks` being asked. `notices` are full when these end.
 
-    Raises OSError where the files cannot be written.
+    Raises OSError where the files cannot be written, ValueError where there is no sample.
     """
     entry = cache.directory / key
     found = _mapped(entry)
@@ -103,6 +103,8 @@ def collected(blocks: Iterable[Block], notices: list[Notice], cache: Cache, key:
             if size > cache.max_in_memory_bytes:
                 writer.write(parts, what)
                 parts = {name: [] for name in parts}
+        if not rest:
+            raise ValueError(f"{what} has no sample that can be used")
         more = {name: np.concatenate(values) for name, values in rest.items()}
         if writer.is_open:
             writer.write(parts, what)

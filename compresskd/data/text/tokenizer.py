@@ -265,12 +265,19 @@ def _from_file(file: Path) -> Tokenizer:
         config = json.loads(beside.read_text()) if beside.is_file() else {}
     except ValueError as error:
         raise OptionError("tokenizer", str(beside), f"JSON ({error})") from error
-    token = config.get("pad_token")
-    token = token.get("content") if isinstance(token, dict) else token
     padding = (rust.padding or {}).get("pad_id")
-    number = rust.token_to_id(token) if isinstance(token, str) else padding
+    # where no token is for padding, the one that ends a text, which stands within none
+    named = [_token(config, name, rust) for name in ("pad_token", "eos_token")]
+    number = next((number for number in (named[0], padding, named[1]) if number is not None), None)
     longest = config.get("model_max_length") or (rust.truncation or {}).get("max_length")
     return _pieces(rust, number, longest, config.get("model_input_names"))
+
+
+def _token(config: Mapping[str, Any], name: str, rust: Any) -> int | None:
+    """The number of a special token, where there is one."""
+    token = config.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    return rust.token_to_id(token) if isinstance(token, str) else None
 
 
 def _from_transformers(named: str) -> Tokenizer:
@@ -286,7 +293,8 @@ def _from_transformers(named: str) -> Tokenizer:
         said = (str(error).strip().splitlines() or [""])[0]
         expected = f"{_SAID}, or the id of a model on the hub ({type(error).__name__}: {said})"
         raise OptionError("tokenizer", named, expected) from error
-    return _pieces(rust, loaded.pad_token_id, loaded.model_max_length, loaded.model_input_names)
+    padding_id = loaded.eos_token_id if loaded.pad_token_id is None else loaded.pad_token_id
+    return _pieces(rust, padding_id, loaded.model_max_length, loaded.model_input_names)
 
 
 def _pieces(rust: Any, padding_id: int | None, longest: Any, inputs: Sequence[str] | None) -> Pieces:

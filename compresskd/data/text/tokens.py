@@ -37,7 +37,9 @@ def tokens(
     read = {"tokens_column": tokens_column, "tags_column": tags_column}
     for split in opened.names:
         check_columns(opened.part(split), read, opened.where(split))
-    names, numbers = class_numbers(opened.part("train"), tags_column, opened.where("train"), lists=True)
+    names, numbers = class_numbers(
+        opened.part("train"), tags_column, opened.where("train"), key="tags_column", lists=True
+    )
     made = tokenizer_of(tokenizer, lambda: ())
     length = max_length or made.max_length
 
