@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import artifact, layers, measure, tt
 from compresskd.compression import allocation
-from compresskd.compression.calibration import LayerStatistics
 from compresskd.compression.replacement import Make, carry_out
 from compresskd.compression.size import Size
+from compresskd.compression.weighting import Weighting
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.proof import sharing
@@ -32,26 +32,24 @@ class Method:
     Attributes:
         name: tensor_train, svd, tucker or cp.
         num_cores: restricts the search over modes of a tensor train; None searches all.
-        statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
+        weightings: how errors of each layer count; empty where the error of the weight counts by itself.
         modes: layer-name pattern to modes in place of the search; the first that fits counts.
         keep_larger: factorize layers that do not get smaller, too.
     """
 
     name: str
     num_cores: int | None
-    statistics: Mapping[str, LayerStatistics]
+    weightings: Mapping[str, Weighting]
     modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     keep_larger: bool = False
-
-    def covariance(self, name: str) -> Tensor | None:
-        """E[x x^T] of a layer's inputs, or None."""
-        return self.statistics[name].covariance if name in self.statistics else None
 
     def options(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `tt.factorize`, except the size target."""
         options: dict[str, Any] = {"method": self.name}
         if self.name in ("tensor_train", "svd"):
-            options["input_covariance"] = self.covariance(name)
+            known = self.weightings.get(name)
+            options["input_covariance"] = None if known is None else known.inputs
+            options["output_covariance"] = None if known is None else known.outputs
         if self.name == "tensor_train":
             options["num_cores"] = self.num_cores
         given = (modes for pattern, modes in self.modes.items() if surgery.matches(name, [pattern], []))
@@ -112,8 +110,8 @@ class _SensitivityTable:
         self.least = (self._fixed + least) / self.total
 
     def _loss(self, name: str, point: tt.CurvePoint) -> float:
-        statistics = self._method.statistics.get(name)
-        return point.error**2 if statistics is None else statistics.sensitivity * point.squared_error
+        weighting = self._method.weightings.get(name)
+        return point.error**2 if weighting is None else weighting.weight * point.squared_error
 
     def within(self, budget: float, of: str) -> dict[str, Make]:
         """The plan of least error whose model takes at most `budget` of the dense one."""

@@ -80,7 +80,7 @@ def test_budget_is_met_within_two_percent(run_strategy, budget, of):
 
 
 def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
-    record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.whitening=none")
     compressed = artifact.load(directory / final(record)["checkpoint"])
     teacher = artifact.load(Path(record.teacher["directory"]) / "checkpoints" / "train")
     for name in final(record)["layers"]:
@@ -91,8 +91,8 @@ def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
 
 @pytest.mark.slow
 def test_energy_is_the_same_wish_as_tolerance(run_strategy):
-    by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.data_aware=false")
-    by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.whitening=none")
+    by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.whitening=none")
     assert final(by_energy)["layers"] == final(by_tolerance)["layers"]
 
 
@@ -107,9 +107,9 @@ def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
 
 
 @pytest.mark.slow
-def test_data_aware_loses_less_than_weight_error_alone(run_strategy):
+def test_whitening_by_inputs_loses_less_than_weight_error_alone(run_strategy):
     aware, _ = run_strategy(*TEACHER, "compress.budget=0.08")
-    plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.data_aware=false")
+    plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.whitening=none")
     assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
 
 
@@ -138,7 +138,11 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, tucker, cp"),
         ({"num_cores": 1}, "num_cores: got 1, expected >= 2"),
         ({"num_cores": 3, "method": "svd"}, "num_cores: got 3, expected null with method=svd"),
-        ({"data_aware": True, "method": "cp"}, "data_aware: got true, expected false with method=cp"),
+        ({"whitening": "input", "method": "cp"}, "whitening: got 'input', expected none with method=cp"),
+        ({"whitening": "both"}, "whitening: got 'both', expected none, input, two_sided"),
+        ({"damping": [0.1, 0.1]}, r"damping: got \[0\.1, 0\.1\], expected null with whitening=none"),
+        ({"damping": [0.1], "whitening": "input"}, r"damping: got \[0\.1\], expected two"),
+        ({"damping": [0.1, -1.0], "whitening": "input"}, r"damping\[1\]: got -1\.0, expected >= 0"),
         ({"budget": 0.5, "method": "tucker"}, r"budget: got 0\.5, expected null with method=tucker"),
         ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, r"modes: got \{'fc1': \[\[4\], \[4\]\]\}, expected"),
         (
