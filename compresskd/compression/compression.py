@@ -12,9 +12,17 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from torch import nn
 
-from compresskd import layers, measure, tt
+from compresskd import artifact, layers, measure, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate
-from compresskd.compression.plan import Method, applied, plan_layers
+from compresskd.compression.plan import (
+    Method,
+    SensitivityTable,
+    applied,
+    from_table,
+    kept,
+    plan_layers,
+    total_of,
+)
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
 from compresskd.compression.trial import NothingCompressed, factorize_model, reasons_of, without_read
@@ -119,22 +127,27 @@ class Compression(Size):
             init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
                 keep the variance of activations.
         """
-        taken, kept = without_read(model, self._taken(model), few_samples(context))
-        weightings = {} if init == "random" else self._weightings(model, taken, context)
+        taken, left = without_read(model, self._taken(model), few_samples(context))
 
         def scores(plan: dict[str, Make]) -> Scores:
             return score(applied(model, plan), context.data.validation, context)
 
-        plan = plan_layers(
-            {layer.name: layer.module for layer in taken},
-            self,
-            Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger),
-            model,
-            scores,
-        )
+        def table() -> tuple[SensitivityTable, dict[str, Any]]:
+            method = self._method(model, taken, context, init)
+            return SensitivityTable(chosen, method, model, self.budget_over), context.details
+
+        chosen = {layer.name: layer.module for layer in taken}
+        if self.is_shared:
+            options = {key: value for key, value in vars(self).items() if key != "budget"}
+            of_data = context.data.batches_fingerprint, context.stage_seed
+            found, details = kept(lambda: repr((artifact.fingerprint(model), options, init, of_data)), table)
+            context.details.update(details)
+            made = from_table(found, self, scores)
+        else:
+            made = plan_layers(chosen, self, self._method(model, taken, context, init), model, None)
         if init == "random":
-            plan = {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
-        return plan | kept
+            made = {name: functools.partial(_fresh, make=make) for name, make in made.items()}
+        return made | left
 
     def _taken(self, model: nn.Module) -> list[layers.Layer]:
         """The layers that the patterns name and that may be replaced."""
@@ -149,6 +162,10 @@ class Compression(Size):
     def _names(self, layer: layers.Layer) -> bool:
         included = any(surgery.matches(name, self.include, ()) for name in layer.names)
         return included and not any(surgery.matches(name, self.exclude, ()) for name in layer.names)
+
+    def _method(self, model: nn.Module, taken: Sequence[layers.Layer], context: Context, init: str) -> Method:
+        weightings = {} if init == "random" else self._weightings(model, taken, context)
+        return Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger)
 
     def _weightings(
         self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
@@ -222,7 +239,8 @@ class Compression(Size):
     def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module) -> None:
         """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
         method = Method(self.method, self.num_cores, {}, self.modes or {})
-        least = measure.num_parameters(model)
+        modules = [layer.module for layer in taken]
+        total = least = total_of(model, modules, self.budget_over)
         for layer in taken:
             if layers.is_factorized(layer.module):
                 continue
@@ -235,7 +253,6 @@ class Compression(Size):
                 raise OptionError(key, getattr(self, key), f"what fits {layer.name}: {error}") from error
             if smallest is not None:
                 least -= max(0, layers.plain(layer.module).weight.numel() - smallest)
-        total = measure.num_parameters(model)
         if self.budget is not None and int(self.budget * total) < least:
             expected = (
                 f">= {least / total:.4g} of {total:,} parameters, which every layer at ranks of 1 takes"

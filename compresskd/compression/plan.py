@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from compresskd import artifact, layers, measure, tt
 from compresskd.compression import allocation
 from compresskd.compression.replacement import Make, carry_out
-from compresskd.compression.size import Size
+from compresskd.compression.size import ALL, INCLUDED, Size
 from compresskd.compression.weighting import Weighting
 from compresskd.layers import surgery
 from compresskd.options import OptionError
@@ -22,6 +24,8 @@ from compresskd.training import Scores
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over
 _BYTES = 4  # of one parameter in a file
+_kept: ContextVar[dict[str, Any] | None] = ContextVar("kept", default=None)
+_Made = TypeVar("_Made")
 _SEARCH_STEPS = 9  # of the bisection for max_drop: the budget is found within 1/500 of the model
 
 
@@ -74,11 +78,39 @@ def plan_layers(
     """
     if not size.is_shared:
         return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
-    table = _SensitivityTable(chosen, method, model)
+    return from_table(SensitivityTable(chosen, method, model, size.budget_over), size, score)
+
+
+def from_table(
+    table: SensitivityTable, size: Size, score: Callable[[dict[str, Make]], Scores] | None
+) -> dict[str, Make]:
+    """The plan of a budget, or of the smallest model that keeps `max_drop`; `score` as in `plan_layers`."""
     if size.budget is not None:
         return table.within(size.budget, size.budget_of)
     assert score is not None and size.max_drop is not None  # noqa: PT018 - the other ways have returned
     return _smallest(table, size.max_drop, score)
+
+
+@contextmanager
+def tables_kept() -> Iterator[None]:
+    """Inside, a table is computed once for all budgets that are asked of the same model."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def kept(key: Callable[[], str], make: Callable[[], _Made]) -> _Made:
+    """What `make` makes, or made before of the same key inside `tables_kept`; one is kept at a time, as it is large."""
+    tables = _kept.get()
+    if tables is None:
+        return make()
+    name = key()
+    if name not in tables:
+        tables.clear()
+        tables[name] = make()
+    return tables[name]
 
 
 def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
@@ -88,13 +120,20 @@ def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Modul
     return tt.factorize(layer, **options)
 
 
-class _SensitivityTable:
+def total_of(model: nn.Module, chosen: Iterable[nn.Module], over: str) -> int:
+    """The parameters that a budget is a share of: of the model, or of the weights of the chosen layers alone."""
+    if over == ALL:
+        return measure.num_parameters(model)
+    return sum(layers.plain(layer).weight.numel() for layer in chosen if not layers.is_factorized(layer))
+
+
+class SensitivityTable:
     """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
 
-    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module):
-        self._method, self._model = method, model
+    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module, over: str = ALL):
+        self._method, self._model, self._over = method, model, over
         self._layers = {n: m for n, m in chosen.items() if not layers.is_factorized(m)}
-        self.total = measure.num_parameters(model)
+        self.total = total_of(model, self._layers.values(), over)
         self._points: dict[str, list[tt.CurvePoint]] = {}
         self._curves: dict[str, list[allocation.Size]] = {}
         for name, layer in self._layers.items():
@@ -117,7 +156,8 @@ class _SensitivityTable:
         """The plan of least error whose model takes at most `budget` of the dense one."""
         if of == "parameters":
             return self.of_parameters(budget)
-        allowed = budget * artifact.bytes_of(self._model)
+        whole = artifact.bytes_of(self._model)
+        allowed = whole - (1 - budget) * (_BYTES * self.total if self._over == INCLUDED else whole)
         plan, share = self.of_parameters(budget), budget
         kept: tuple[int, dict[str, Make]] | None = None
         for _ in range(4):  # what a file has beside its parameters is only known once it is written
@@ -187,7 +227,7 @@ def _dense(layer: nn.Module) -> tt.Skipped:
 
 
 def _smallest(
-    table: _SensitivityTable, max_drop: float, score: Callable[[dict[str, Make]], Scores]
+    table: SensitivityTable, max_drop: float, score: Callable[[dict[str, Make]], Scores]
 ) -> dict[str, Make]:
     """Bisect for the smallest budget that loses at most `max_drop` of the metric by which the task selects."""
     before = score({})

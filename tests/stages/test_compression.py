@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import compresskd
 from compresskd import artifact, tt
 from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
@@ -79,6 +80,20 @@ def test_budget_is_met_within_two_percent(run_strategy, budget, of):
     assert 0.98 * budget <= realised <= budget
 
 
+@pytest.mark.parametrize(("of", "least"), [("parameters", 0.97), ("bytes", 0.9)])
+def test_a_budget_over_included_layers_counts_their_weights_alone(of, least):
+    """A quarter of the two included layers, though the model is mostly a layer that is left out."""
+    model = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 32))
+    options = {"exclude": ["0"], "budget": 0.25, "budget_of": of, "budget_over": "included", "method": "svd"}
+    small = compresskd.compress(model, torch.randn(8, 32), **options)
+    kept = sum(p.numel() for name in ("2", "4") for p in small.get_submodule(name).parameters())
+    whole = 256 * 64 + 64 * 32
+    biases = 64 + 32
+    assert least * 0.25 * whole <= kept - biases <= 0.25 * whole
+    with pytest.raises(ValueError, match=r"budget: got 0\.25, expected >= 0\.\d+ of 26,976 parameters"):
+        compresskd.compress(model, torch.randn(8, 32), **{**options, "budget_over": "all"})
+
+
 def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
     record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.whitening=none")
     compressed = artifact.load(directory / final(record)["checkpoint"])
@@ -135,6 +150,8 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"budget": 2}, "budget: got 2, expected < 1"),
         ({"budget": 0.5, "budget_of": "watts"}, "budget_of: got 'watts', expected parameters, bytes"),
         ({"max_drop": -1}, "max_drop: got -1, expected >= 0"),
+        ({"budget": 0.5, "budget_over": "some"}, "budget_over: got 'some', expected all, included"),
+        ({"budget_over": "included"}, "budget_over: got 'included', expected all without compress.budget"),
         ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, tucker, cp"),
         ({"num_cores": 1}, "num_cores: got 1, expected >= 2"),
         ({"num_cores": 3, "method": "svd"}, "num_cores: got 3, expected null with method=svd"),
