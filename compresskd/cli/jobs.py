@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compresskd.cli.execute import check_same_config, execute
 from compresskd.cli.front import check_untrained, points_of, run_front
 from compresskd.cli.sweep import (
     FOLDER_OF,
+    OF_HYDRA,
     Once,
     check_folder,
     identity,
@@ -86,15 +87,16 @@ def run_hydra(arguments: Namespace) -> int:
 
             build = functools.partial(build_jobs, shared={})
             multirun = plan.multirun
-            points = {} if multirun else points_of(plan.jobs[0])
-            experiments = build(list(points.values()) or plan.jobs)
+            jobs = plan.jobs if multirun else [_without_hydra(plan.jobs[0])]
+            points = {} if multirun else points_of(jobs[0])
+            experiments = build(list(points.values()) or jobs)
             if points:
                 check_untrained(experiments)
             if multirun:  # jobs may run in other processes, which build their own
                 sweep = _settle(plan.jobs, experiments, compose, build)
             else:
                 made = dict(zip(points, experiments, strict=True)) if points else experiments[0]
-                prebuilt = {"\n".join(plan.jobs[0].overrides): made}
+                prebuilt = {"\n".join(jobs[0].overrides): made}
     if not multirun:
         return _run_by_hydra([*overrides, *flags], multirun, prebuilt, sweep)
     if sweep.directory:
@@ -106,6 +108,11 @@ def run_hydra(arguments: Namespace) -> int:
         raise KeyboardInterrupt(
             "the sweep is interrupted, and what ran is saved; resume it by: the same command"
         ) from None
+
+
+def _without_hydra(job: Any) -> Any:
+    """The job with the overrides that Hydra counts as its task's, by which it is found when Hydra runs it."""
+    return replace(job, overrides=[line for line in job.overrides if not line.startswith(OF_HYDRA)])
 
 
 def _settle(
