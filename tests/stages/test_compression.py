@@ -12,6 +12,7 @@ from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.size import Size
 from compresskd.layers import surgery
+from compresskd.models.build import build
 from compresskd.stages import Compression
 
 TEACHER = ("strategy=compress", "teacher.hidden=[256,256]")
@@ -83,15 +84,44 @@ def test_budget_is_met_within_two_percent(run_strategy, budget, of):
 @pytest.mark.parametrize(("of", "least"), [("parameters", 0.97), ("bytes", 0.9)])
 def test_a_budget_over_included_layers_counts_their_weights_alone(of, least):
     """A quarter of the two included layers, though the model is mostly a layer that is left out."""
-    model = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 32))
-    options = {"exclude": ["0"], "budget": 0.25, "budget_of": of, "budget_over": "included", "method": "svd"}
+    sizes = {"input_shape": [32], "hidden": [256, 64], "num_classes": 32}
+    model = build("compresskd.models.mlp.MLP", sizes, seed=0)
+    options = {
+        "exclude": ["fc1"],
+        "budget": 0.25,
+        "budget_of": of,
+        "budget_over": "included",
+        "method": "svd",
+    }
     small = compresskd.compress(model, torch.randn(8, 32), **options)
-    kept = sum(p.numel() for name in ("2", "4") for p in small.get_submodule(name).parameters())
+    kept = sum(p.numel() for name in ("fc2", "fc3") for p in small.get_submodule(name).parameters())
     whole = 256 * 64 + 64 * 32
     biases = 64 + 32
     assert least * 0.25 * whole <= kept - biases <= 0.25 * whole
     with pytest.raises(ValueError, match=r"budget: got 0\.25, expected >= 0\.\d+ of 26,976 parameters"):
         compresskd.compress(model, torch.randn(8, 32), **{**options, "budget_over": "all"})
+
+
+def test_too_few_samples_are_refused_where_nothing_is_damped():
+    model, few = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(8, 32)
+    options = {"rank": 4, "whitening": "input", "num_calibration": 8}
+    with pytest.raises(ValueError, match=r"num_calibration: got 8, expected >= 32 samples: .*32 inputs of 0"):
+        compresskd.compress(model, few, damping=[0.0, 0.0], **options)
+    assert isinstance(compresskd.compress(model, few, **options)[0], tt.TTLinear)
+
+
+def test_two_sided_errors_leave_out_what_the_predictions_do_not_read():
+    """Half of the hidden features reach no output, and what all logits have in common makes no probability."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 8))
+    model[1].weight.data[:, 16:] = 0.0
+    x = torch.randn(512, 32)
+    options = {"method": "svd", "rank": 12, "include": ["0"], "num_calibration": 512}
+    exact, errors = model(x).log_softmax(1).detach(), {}
+    for whitening in ("input", "two_sided"):
+        small = compresskd.compress(model, x, whitening=whitening, **options)
+        errors[whitening] = float((small(x).log_softmax(1).detach() - exact).norm() / exact.norm())
+    assert errors["two_sided"] < 0.2 * errors["input"]
 
 
 def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
