@@ -92,6 +92,9 @@ def _blocks(
         expected = f">= {made.vocabulary_size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
+    if test_blocks is not None and "test" not in opened.names:
+        raise OptionError("test_blocks", test_blocks, "null where test is cut from train, by test_fraction")
+
     def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
         found = packed(parts(split), made, block_size, split, opened.where(split), notices)
         return found if split != "test" or test_blocks is None else first_of(found, test_blocks, notices)
@@ -121,7 +124,9 @@ def first_of(blocks: Iterable[Block], count: int, notices: list[Notice]) -> Iter
         left -= len(lengths)
         if left <= 0:
             notices.append(
-                Notice("left_out", "test", 0, f"test: the first {count:,} blocks, by data.test_blocks")
+                Notice(
+                    "first_blocks", "test", count, f"test: the first {count:,} blocks, by data.test_blocks"
+                )
             )
             return
 
