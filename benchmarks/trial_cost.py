@@ -1,7 +1,7 @@
 """What the proof by trial costs: python benchmarks/trial_cost.py [--data DIR] [--models mlp,resnet20] [--turns 7].
 
 The factorize stage of `compresskd teacher=MODEL data=SET strategy=compress` runs as it does there, on the network as
-it is built (the time depends on its shapes), with calibration (compress.data_aware=true, the default) and without.
+it is built (the time depends on its shapes), with calibration (compress.whitening=input, the default) and without.
 Printed are medians of the processor time: of the whole stage, of the proof in it (who reads the weights of others,
 the dense twins, the trial of all new layers), and the median of their ratios within the turns. Cases take turns;
 before each one the plans of products are forgotten, as in a process that has just begun.
@@ -68,7 +68,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.turns} turns, ms of processor time"
     )
     print(
-        f"{'model':<14} {'data_aware':<11} {'stage':>8} {'read':>7} {'twins':>7} {'trial':>7} {'proof':>7} {'share':>7}"
+        f"{'model':<14} {'whitening':<11} {'stage':>8} {'read':>7} {'twins':>7} {'trial':>7} {'proof':>7} {'share':>7}"
     )
     for (name, aware), turns in found.items():
         stage, *parts = (1000 * statistics.median(column) for column in zip(*turns, strict=True))
@@ -91,7 +91,7 @@ def experiment(name: str, aware: bool, rank: int, folder: Path | None) -> Experi
         f"teacher={name}",
         "strategy=compress",
         f"rank={rank}",
-        f"compress.data_aware={str(aware).lower()}",
+        f"compress.whitening={'input' if aware else 'none'}",
     ]
     (job,) = build_jobs(compose_jobs([*typed, *data]).jobs)
     return job

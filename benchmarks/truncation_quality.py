@@ -6,7 +6,7 @@ DIR holds mnist/ and cifar10/ in the layout of Hugging Face datasets. Each row i
 `strategy=compress` on the same teacher:
 
     budget, data-aware     compress.budget=0.5: ranks shared among layers by output error on calibration samples
-    one rank, weights      compress.rank=R compress.data_aware=false: TT-SVD of every layer at one cap
+    one rank, weights      compress.rank=R compress.whitening=none: TT-SVD of every layer at one cap
     SVD, one rank          the same with compress.method=svd
 
 R is the least rank at which the model takes at least the budget, so the plain ways never have fewer parameters.
@@ -41,8 +41,8 @@ from compresskd.stages import Compression
 MAX_RANK = 512
 ROWS = {
     "budget, data-aware": ["compress.budget={budget}"],
-    "one rank, weights": ["rank={rank}", "compress.data_aware=false"],
-    "SVD, one rank": ["rank={rank}", "compress.data_aware=false", "compress.method=svd"],
+    "one rank, weights": ["rank={rank}", "compress.whitening=none"],
+    "SVD, one rank": ["rank={rank}", "compress.whitening=none", "compress.method=svd"],
 }
 
 

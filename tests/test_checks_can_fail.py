@@ -41,8 +41,8 @@ from compresskd.reports.evaluate import Verdict
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_checked, write_checked
 from compresskd.stages.fold_batch_norm import fold_batch_norms
+from compresskd.tt.decompose.metric import check_covariance
 from compresskd.tt.decompose.ranks import SizeTarget
-from compresskd.tt.decompose.whitening import check_covariance
 
 NAN, INF = math.nan, math.inf
 X = torch.ones(4, 2)

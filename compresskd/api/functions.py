@@ -151,7 +151,8 @@ def compress(
         validation: samples by whose accuracy `max_drop` is judged.
         seed: of the samples that are looked at, and of fresh factors.
         **options: further fields of `compresskd.stages.Compression`: tolerance, energy, budget, max_drop, include,
-            exclude, modes; `data_aware=True` counts the error of outputs over the example instead of that of weights.
+            exclude, modes; `whitening="input"` counts the error of outputs over the example instead of that of weights,
+            "two_sided" also what it does to the loss.
 
     Returns:
         The compressed copy, in the mode of the model.

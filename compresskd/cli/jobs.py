@@ -10,14 +10,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
+from compresskd.cli.front import check_untrained, points_of, run_front
 from compresskd.cli.sweep import (
     FOLDER_OF,
+    OF_HYDRA,
     Once,
     check_folder,
     identity,
@@ -84,12 +86,17 @@ def run_hydra(arguments: Namespace) -> int:
             from compresskd.config.build import build_jobs
 
             build = functools.partial(build_jobs, shared={})
-            experiments = build(plan.jobs)
             multirun = plan.multirun
+            jobs = plan.jobs if multirun else [_without_hydra(plan.jobs[0])]
+            points = {} if multirun else points_of(jobs[0])
+            experiments = build(list(points.values()) or jobs)
+            if points:
+                check_untrained(experiments)
             if multirun:  # jobs may run in other processes, which build their own
                 sweep = _settle(plan.jobs, experiments, compose, build)
             else:
-                prebuilt = {"\n".join(plan.jobs[0].overrides): experiments[0]}
+                made = dict(zip(points, experiments, strict=True)) if points else experiments[0]
+                prebuilt = {"\n".join(jobs[0].overrides): made}
     if not multirun:
         return _run_by_hydra([*overrides, *flags], multirun, prebuilt, sweep)
     if sweep.directory:
@@ -101,6 +108,11 @@ def run_hydra(arguments: Namespace) -> int:
         raise KeyboardInterrupt(
             "the sweep is interrupted, and what ran is saved; resume it by: the same command"
         ) from None
+
+
+def _without_hydra(job: Any) -> Any:
+    """The job with the overrides that Hydra counts as its task's, by which it is found when Hydra runs it."""
+    return replace(job, overrides=[line for line in job.overrides if not line.startswith(OF_HYDRA)])
 
 
 def _settle(
@@ -282,6 +294,9 @@ def _task(cfg: Any, prebuilt: dict[str, Any], sweep: Sweep) -> float:
     if once is not None and key != once.members[0] and _is_taken(directory, once):
         return _objective(directory)
     experiment = prebuilt.get("\n".join(overrides)) or _build(cfg, overrides, once)
+    if isinstance(experiment, dict):
+        run_front(experiment, directory)
+        return math.nan
     named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.")) for o in hydra_config.overrides.hydra)
     in_sweep = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
     try:

@@ -29,7 +29,7 @@ _HASH_DIGITS = 8
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 _LARGEST_CONFIG = 2**24  # bytes
 FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its name
-_OF_HYDRA = ("hydra.", "hydra/")
+OF_HYDRA = ("hydra.", "hydra/")
 _SINGLE = "single"  # where nothing varies
 _DETERMINING = (
     "task", "data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt", "measure",
@@ -141,7 +141,7 @@ def job_key(job: Sequence[str]) -> frozenset[str]:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    lines = _lines(job, [key for key, _ in map(_split, job) if not key.startswith(_OF_HYDRA)])
+    lines = _lines(job, [key for key, _ in map(_split, job) if not key.startswith(OF_HYDRA)])
     parsed = OverridesParser.create().parse_overrides(lines)
     return frozenset(f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed)
 
@@ -250,7 +250,7 @@ def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> Non
 
 def _changes_nothing(key: str) -> bool:
     """Whether a key only says where results go and how jobs are started."""
-    return key == "outputs_dir" or key.startswith(_OF_HYDRA)
+    return key == "outputs_dir" or key.startswith(OF_HYDRA)
 
 
 def _lines(job: Sequence[str], keys: Collection[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Share one budget among layers: each next step goes where it removes most error for what it costs."""
+"""Share one budget among layers, so that the sum of their errors is the least."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+MAX_STATES = 20_000
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class BudgetTooSmallError(ValueError):
 
 
 def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Size]:
-    """Choose a size for every layer, at most `budget` together.
+    """Choose a size for every layer, at most `budget` together, of the least sum of errors.
 
-    Greedy steps along each layer's lower convex hull, which is optimal for the sum of errors up to the last step
-    (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers", section III). What the
-    last step leaves over goes to the steps that still fit.
+    Greedy steps along each layer's lower convex hull, which are optimal up to the last step (Shoham and Gersho 1988,
+    "Efficient bit allocation for an arbitrary set of quantizers", section III), give a choice and a bound. What may
+    lie between both, sizes off the hulls among it, is searched by a dynamic programme (Dyer, Riha and Walker 1995,
+    "A hybrid dynamic programming/branch-and-bound algorithm for the multiple-choice knapsack problem"): the choice is
+    optimal unless more than MAX_STATES partial ones stay open, of which only the most promising are then followed.
 
     Args:
         curves: the sizes that each layer can have, in any order.
@@ -47,6 +53,12 @@ def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Siz
     Raises:
         BudgetTooSmallError: with the least number that is possible.
     """
+    chosen, rate = _greedy(curves, budget)
+    return chosen if rate is None else _searched(curves, budget, chosen, rate)
+
+
+def _greedy(curves: Mapping[str, Sequence[Size]], budget: int) -> tuple[dict[str, Size], float | None]:
+    """A choice along the hulls, and the gain of the first step that did not fit; None where all did."""
     hulls = {name: _lower_hull(sizes) for name, sizes in curves.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     spent = sum(size.cost for size in chosen.values())
@@ -54,16 +66,66 @@ def allocate(curves: Mapping[str, Sequence[Size]], budget: int) -> dict[str, Siz
         raise BudgetTooSmallError(budget, spent)
     rising = {name: iter(hull[1:]) for name, hull in hulls.items()}
     queue: list[tuple[float, str, Size]] = []
+    rate: float | None = None
     for name in hulls:
         _push(queue, name, chosen[name], rising[name])
     while queue:
-        _, name, size = heapq.heappop(queue)
+        loss, name, size = heapq.heappop(queue)
         cost = size.cost - chosen[name].cost
         if spent + cost > budget:
+            rate = -loss if rate is None else rate
             continue  # a layer whose next step is too dear takes no more; cheaper ones go on
         chosen[name], spent = size, spent + cost
         _push(queue, name, size, rising[name])
-    return chosen
+    return chosen, rate
+
+
+def _searched(
+    curves: Mapping[str, Sequence[Size]], budget: int, start: dict[str, Size], rate: float
+) -> dict[str, Size]:
+    """The best choice that fits; `start` is one, and no choice can do better than the bound that `rate` gives.
+
+    With the price `rate` of a parameter, a layer's size has a price of its own, error + rate * cost, over that of the
+    layer's cheapest. The prices of a choice that beats `start` sum up to less than the gap between it and the bound.
+    """
+    prices = {
+        name: np.array([size.error + rate * size.cost for size in sizes]) for name, sizes in curves.items()
+    }
+    costs = {name: np.array([size.cost for size in sizes], dtype=np.int64) for name, sizes in curves.items()}
+    found = sum(size.error for size in start.values())
+    gap = found - (sum(float(price.min()) for price in prices.values()) - rate * budget)
+    rest = sum(int(cost.min()) for cost in costs.values())
+    spent, over = np.zeros(1, np.int64), np.zeros(1)
+    trail: list[tuple[str, np.ndarray, np.ndarray]] = []
+    for name, price in prices.items():
+        more = price - price.min()
+        rest -= int(costs[name].min())
+        kept = np.flatnonzero(more <= gap)
+        cost, extra = spent[:, None] + costs[name][kept], over[:, None] + more[kept]
+        order = _open(cost, extra, (extra <= gap) & (cost <= budget - rest), rate)
+        if not len(order):  # rounding aside, nothing beats it
+            return start
+        trail.append((name, order // len(kept), kept[order % len(kept)]))
+        spent, over = cost.flat[order], extra.flat[order]
+    place = int(np.argmin(over - rate * spent))
+    chosen = {}
+    for name, parents, sizes in reversed(trail):
+        chosen[name] = curves[name][int(sizes[place])]
+        place = int(parents[place])
+    better = sum(size.error for size in chosen.values()) < found
+    return {name: chosen[name] for name in curves} if better else start
+
+
+def _open(cost: np.ndarray, extra: np.ndarray, fits: np.ndarray, rate: float) -> np.ndarray:
+    """Flat positions of partial choices that fit and that no other beats in both cost and error."""
+    places = np.flatnonzero(fits)
+    order = places[np.lexsort((extra.flat[places], cost.flat[places]))]
+    error = extra.flat[order] - rate * cost.flat[order]
+    best = np.minimum.accumulate(error)
+    order = order[np.concatenate([[True], error[1:] < best[:-1]])[: len(order)]]
+    if len(order) > MAX_STATES:
+        order = order[np.argsort(extra.flat[order], kind="stable")[:MAX_STATES]]
+    return order
 
 
 def _push(queue: list[tuple[float, str, Size]], name: str, now: Size, rising: Iterator[Size]) -> None:

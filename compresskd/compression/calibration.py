@@ -1,8 +1,8 @@
-"""What a few batches tell about the layers of a model: second moments of their inputs, weight of their errors."""
+"""What a few batches tell about the layers of a model: second moments of inputs and gradients, weight of errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,32 +13,58 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from compresskd import layers, tt
+from compresskd.compression.noise import likelihood_gradient
+from compresskd.compression.progress import told
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
-from compresskd.tasks import logits_of
+from compresskd.tasks import Batch, Task, logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
+MAX_LOGITS = 2**24  # of one batch: a language model has as many as tokens times its vocabulary
+MAX_SIDE = 8192  # outputs whose gradients are correlated; of more (a vocabulary) the diagonal alone is kept
 
 
 @dataclass
 class LayerStatistics:
-    """Second moments of one layer, N its inputs (of a convolution: of its unfolded patches).
+    """Second moments of one layer, N its inputs (of a convolution: of its unfolded patches), M its outputs.
 
     Attributes:
         covariance: [N, N] float32, E[x x^T]; None for layers that are no matrix applied to every input alike.
-        power: mean squared norm of the output at one position.
         sensitivity: by how much E|logits - logits'|^2 grows when the mean squared norm of the layer's output
             error at one position grows by 1, errors taken as isotropic: sum over positions of |d logits / d y|^2,
             divided by the number of output features.
+        power: mean squared norm of the output at one position.
+        frequency: [V] float32, of an embedding: how often each row is asked for, as a share, every row counted once
+            more than it was seen; else None.
+        gradients: [M, M] float32, E[g g^T] over the positions of the output, g the gradient by the output there of
+            -log p(y) of one sample; [M], its diagonal, where M is over MAX_SIDE. None where nobody asked.
+        positions: of the output that a sample has, padding aside.
+        num_rows, num_gradients: rows that the moments are the means of.
     """
 
     covariance: Tensor | None
     sensitivity: float = 0.0
     power: float = 0.0
-    _rows: int = field(default=0, repr=False)
+    frequency: Tensor | None = None
+    gradients: Tensor | None = None
+    positions: float = 0.0
+    num_rows: int = 0
+    num_gradients: int = 0
     _samples: int = field(default=0, repr=False)
     _positions: int = field(default=0, repr=False)
+
+    def finish(self, num_samples: int) -> None:
+        """Make means of sums."""
+        if self.covariance is not None:
+            self.covariance /= max(1, self.num_rows)
+        if self.frequency is not None:
+            self.frequency = (self.frequency + 1) / (self.frequency.sum() + len(self.frequency))
+        if self.gradients is not None:
+            self.gradients /= max(1, self.num_gradients)
+        self.positions = self.num_gradients / num_samples
+        self.power /= max(1, self._positions)
+        self.sensitivity /= max(1, self._samples)
 
 
 @dataclass(frozen=True)
@@ -48,109 +74,162 @@ class _Output:
     statistics: LayerStatistics
     edge: GradientEdge
     num_features: int
-
-    def add(self, gradient: Tensor | None) -> None:
-        """Count what the logits say of it."""
-        if gradient is not None:
-            self.statistics.sensitivity += float(gradient.float().square().sum()) / self.num_features
+    is_convolution: bool
 
 
 def calibrate(
-    model: nn.Module, names: Sequence[str], split: Split, *, num_samples: int, seed: int, batch_size: int = 64
+    model: nn.Module,
+    names: Sequence[str],
+    split: Split,
+    *,
+    num_samples: int,
+    seed: int,
+    batch_size: int = 64,
+    task: Task | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, LayerStatistics]:
     """Run `num_samples` samples of `split`, a seeded draw, through the model and look at the named layers.
 
     Any layer will do that maps one tensor to another, of any type; the model's mode and gradients are left as they
-    were. A layer that never runs is not among what is returned.
+    were. A layer that never runs is not among what is returned. Batches are smaller than `batch_size` where one of it
+    would have more than MAX_LOGITS logits.
+
+    Args:
+        task: with it gradients are kept too, those of the task's own likelihood at targets that are drawn from the
+            model's own distribution, so that their second moments are the Fisher information and labels are not
+            looked at. Without, sensitivities are of all logits alike.
+        note: told how far it is, now and then.
+
+    Raises:
+        ValueError: NaN or infinity among inputs or gradients.
     """
-    statistics: dict[str, LayerStatistics] = {}
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
-    outputs: list[_Output] = []
+    seen = _Seen(torch.Generator().manual_seed(seed), task)
+    drawn = draw(split, num_samples, seed=seed)
     with evaluation_mode(model), ExitStack() as stack:
+        batch_size = _affordable(model, drawn, batch_size)
         for name in names:
-            stack.enter_context(_watched(name, model.get_submodule(name), statistics, generator, outputs))
-        for batch in draw(split, num_samples, seed=seed).batches(batch_size):
-            logits = logits_of(batch.call(model))
+            stack.enter_context(seen.watched(name, model.get_submodule(name)))
+        total = -(-len(drawn) // batch_size)
+        for batch in told(drawn.batches(batch_size), total, "calibration, batches", note):
+            seen.mask = _mask(batch)
+            output = batch.call(model)
+            rows = logits_of(output) if task is None else task.rows(output, batch)[0].logits
+            if rows.requires_grad:
+                seen.add_gradients(rows)
+            seen.outputs.clear()
+    for name, found in seen.statistics.items():
+        found.finish(len(drawn))
+        _check_finite(name, found)
+    return seen.statistics
+
+
+def _affordable(model: nn.Module, split: Split, batch_size: int) -> int:
+    with torch.no_grad():
+        logits = logits_of(next(iter(split.batches(1))).call(model))
+    return max(1, min(batch_size, MAX_LOGITS // logits.numel()))
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    """[B, L] of what is no padding, where all layers see the same positions."""
+    of_decoder = not isinstance(batch.inputs, Tensor) and "decoder_input_ids" in batch.inputs
+    return None if of_decoder else batch.mask
+
+
+def _check_finite(name: str, found: LayerStatistics) -> None:
+    for what, moment in (("inputs", found.covariance), ("gradients", found.gradients)):
+        if moment is not None and not bool(moment.isfinite().all()):
+            raise ValueError(
+                f"calibration: NaN or infinity among the {what} of {name}, expected finite numbers"
+            )
+
+
+class _Seen:
+    """What was seen so far, and the outputs of the batch that is running."""
+
+    def __init__(self, generator: torch.Generator, task: Task | None) -> None:
+        self.statistics: dict[str, LayerStatistics] = {}
+        self.outputs: list[_Output] = []
+        self.mask: Tensor | None = None
+        self._generator, self._task = generator, task
+
+    @contextmanager
+    def watched(self, name: str, layer: nn.Module) -> Iterator[None]:
+        """Look at the inputs and outputs of a layer wherever it is called."""
+        is_matrix = _is_matrix(layer)  # asked before the hook below makes it a layer with a hook
+        is_convolution = hasattr(layer, "kernel_size")
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            given = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+            if not output.requires_grad:  # frozen, of ids or of inputs: the graph begins here
+                output = output.detach().requires_grad_(True).clone()
+            found = self.statistics.setdefault(name, LayerStatistics(None))
+            if is_matrix:
+                self._add_inputs(found, layer, given.detach())
+            elif isinstance(layer, nn.Embedding):
+                asked = self._without_padding(given.detach().unsqueeze(-1)).flatten()
+                counts = torch.bincount(asked, minlength=layer.num_embeddings).float()
+                found.frequency = counts if found.frequency is None else found.frequency + counts
+            num_features = output.shape[1 if is_convolution else -1]
+            found.power += float(output.detach().float().square().sum())
+            found._positions += output.numel() // num_features
+            found._samples += len(output)
+            if output.requires_grad:  # else the model runs the layer where nothing is to be learned
+                edge = torch.autograd.graph.get_gradient_edge(output)
+                self.outputs.append(_Output(found, edge, num_features, is_convolution))
+            return output
+
+        handle = layer.register_forward_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _add_inputs(self, found: LayerStatistics, layer: nn.Module, x: Tensor) -> None:
+        rows = _input_rows(layer, self._without_padding(x), self._generator)
+        if found.covariance is None:
+            found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
+        found.covariance.addmm_(rows.T, rows)
+        found.num_rows += len(rows)
+
+    def _without_padding(self, x: Tensor) -> Tensor:
+        """[R, N] the positions of x [B, L, N], or [B L, N], that are no padding; x where nothing says."""
+        mask = self.mask
+        if mask is not None and x.shape[:-1] == mask.shape:
+            return x[mask]
+        return x[mask.flatten()] if mask is not None and x.shape[:-1] == (mask.numel(),) else x
+
+    def add_gradients(self, rows: Tensor) -> None:
+        """Count what the logits [..., K] of a batch say of each output."""
+        if self._task is None:
             # Hutchinson: E over v of |J^T v|^2 is |J|^2, without a backward pass for each logit
-            probe = torch.randn(logits.shape, generator=generator).to(device)
-            if logits.requires_grad:
-                edges = [output.edge for output in outputs]
-                found = torch.autograd.grad((logits.float() * probe).sum(), edges, allow_unused=True)
-                for output, gradient in zip(outputs, found, strict=True):
-                    output.add(gradient)
-            outputs.clear()
-    for found in statistics.values():
-        if found.covariance is not None:
-            found.covariance /= max(1, found._rows)
-        found.power /= max(1, found._positions)
-        found.sensitivity /= max(1, found._samples)
-    return statistics
+            probe = torch.randn(rows.shape, generator=self._generator).to(rows.device)
+        else:
+            probe = likelihood_gradient(self._task.asks, rows.detach(), self._generator)
+        edges = [output.edge for output in self.outputs]
+        found = torch.autograd.grad((rows.float() * probe).sum(), edges, allow_unused=True)
+        for output, gradient in zip(self.outputs, found, strict=True):
+            if gradient is None:
+                continue
+            if self._task is None:
+                output.statistics.sensitivity += float(gradient.float().square().sum()) / output.num_features
+            else:
+                self._add_output_rows(output, gradient.float())
 
-
-@contextmanager
-def _watched(
-    name: str,
-    layer: nn.Module,
-    statistics: dict[str, LayerStatistics],
-    generator: torch.Generator,
-    outputs: list[_Output],
-) -> Iterator[None]:
-    is_matrix = _is_matrix(layer)  # asked before the hook below makes it a layer with a hook
-    is_convolution = hasattr(layer, "kernel_size")
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        given = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        if not output.requires_grad:  # frozen, of ids or of inputs: the graph begins here
-            output = output.detach().requires_grad_(True).clone()
-        found = statistics.setdefault(name, LayerStatistics(None))
-        if is_matrix:
-            rows = _input_rows(layer, given.detach(), generator)
-            if found.covariance is None:
-                found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
-            found.covariance.addmm_(rows.T, rows)
-            found._rows += len(rows)
-        num_features = output.shape[1 if is_convolution else -1]
-        found.power += float(output.detach().float().square().sum())
-        found._positions += output.numel() // num_features
-        found._samples += len(output)
-        if output.requires_grad:  # else the model runs the layer where nothing is to be learned
-            outputs.append(_Output(found, torch.autograd.graph.get_gradient_edge(output), num_features))
-        return output
-
-    handle = layer.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def _add_output_rows(self, output: _Output, gradient: Tensor) -> None:
+        moved = gradient.movedim(1, -1) if output.is_convolution else gradient
+        rows = self._without_padding(moved).reshape(-1, output.num_features)
+        found, diagonal = output.statistics, output.num_features > MAX_SIDE
+        if found.gradients is None:
+            found.gradients = rows.new_zeros((output.num_features,) * (1 if diagonal else 2))
+        if diagonal:
+            found.gradients += rows.square().sum(0)
+        else:
+            found.gradients.addmm_(rows.T, rows)
+        found.num_gradients += len(rows)
 
 
 def _is_matrix(layer: nn.Module) -> bool:
     return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
-
-
-def of_table(statistics: LayerStatistics, table: nn.Embedding) -> LayerStatistics:
-    """What `calibrate` saw of an embedding, as that of a matrix [V, D] whose rows are asked for equally often."""
-    num_rows, width = table.weight.shape
-    covariance = torch.eye(width, device=table.weight.device) / num_rows
-    return LayerStatistics(covariance, statistics.sensitivity, statistics.power)
-
-
-def combined(statistics: Sequence[LayerStatistics]) -> LayerStatistics:
-    """Of one weight that several layers apply: what its error does to each of them adds up.
-
-    The errors of the outputs weigh as the layers' sensitivities do, so that sensitivity * tr(E C E^T) is their sum.
-    """
-    if len(statistics) == 1:
-        return statistics[0]
-    sensitivity = sum(each.sensitivity for each in statistics)
-    total = sensitivity or len(statistics)
-    shares = [(each.sensitivity if sensitivity else 1.0) / total for each in statistics]
-    covariances = [
-        s * each.covariance for s, each in zip(shares, statistics, strict=True) if each.covariance is not None
-    ]
-    power = sum(s * each.power for s, each in zip(shares, statistics, strict=True))
-    return LayerStatistics(sum(covariances[1:], covariances[0]) if covariances else None, sensitivity, power)
 
 
 def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:

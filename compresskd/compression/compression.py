@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,15 +12,35 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from torch import nn
 
-from compresskd import layers, measure, tt
-from compresskd.compression.calibration import LayerStatistics, calibrate, combined, of_table
-from compresskd.compression.plan import Method, applied, plan_layers
+from compresskd import artifact, layers, measure, tt
+from compresskd.compression.calibration import LayerStatistics, calibrate
+from compresskd.compression.plan import (
+    Method,
+    SensitivityTable,
+    applied,
+    from_table,
+    kept,
+    plan_layers,
+    total_of,
+)
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
+from compresskd.compression.trial import NothingCompressed, factorize_model, reasons_of, without_read
+from compresskd.compression.weighting import (
+    DAMPING,
+    NONE,
+    TWO_SIDED,
+    WHITENINGS,
+    Weighting,
+    combined,
+    damped,
+    shortage_text,
+    shortages,
+    weighting_of,
+)
 from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
-from compresskd.options import Count, OptionError, checked, one_of, raise_all
-from compresskd.proof import carrying, differing, read_by_others, sharing
+from compresskd.options import Count, NonNegative, OptionError, checked, one_of, raise_all
 from compresskd.tasks import Inputs
 from compresskd.training import Scores
 
@@ -27,11 +48,6 @@ Init = Annotated[str, one_of("decomposed", "random")]
 _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
-_MAX_REASONS = 4  # in one message: a deep network has a hundred layers of two shapes
-
-
-class NothingCompressed(OptionError, RuntimeError):
-    """No layer became smaller: the run would report a compression that did not happen."""
 
 
 @checked
@@ -46,8 +62,11 @@ class Compression(Size):
         modes: layer-name pattern to the modes to take in place of the search: [input modes, output modes] of a linear
             layer, the kernels of the stages of a convolution; the first pattern that fits counts. Of a tensor train
             sized by ranks, tolerance or energy.
-        data_aware: whether the error that counts is that of a layer's output, over inputs seen on
-            `num_calibration` training samples; tensor_train and svd only.
+        whitening: what an error of a weight counts by, over `num_calibration` training samples: 'none' by itself;
+            'input' by the error of the layer's output; 'two_sided' also by what gradients of the task say of outputs,
+            see `compresskd.compression.weighting`. tensor_train and svd only.
+        damping: shares of their mean diagonals by which the covariances of inputs and of gradients are raised; None
+            takes those of `compresskd.compression.weighting.DAMPING`.
         include: shell-style patterns of module names; a layer is taken if any fits.
         exclude: patterns of layers to leave dense. Of a weight that is tied, or is there under several names, any
             name counts.
@@ -60,7 +79,8 @@ class Compression(Size):
     method: Annotated[str, one_of("tensor_train", "svd", "tucker", "cp")] = "tensor_train"
     num_cores: Annotated[int, Ge(2), Le(4)] | None = None
     modes: Mapping[str, Sequence[Sequence[int]]] | None = None
-    data_aware: bool = False
+    whitening: Annotated[str, one_of(*WHITENINGS)] = NONE
+    damping: Sequence[NonNegative] | None = None
     num_calibration: Count = 512
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
@@ -76,9 +96,13 @@ class Compression(Size):
         if self.num_cores is not None and self.method != "tensor_train":
             yield OptionError("num_cores", self.num_cores, f"null with method={self.method}")
         if self.method in ("tucker", "cp"):
-            for key, of in (("data_aware", "false"), ("budget", "null"), ("max_drop", "null")):
-                if getattr(self, key):
-                    yield OptionError(key, getattr(self, key), f"{of} with method={self.method}")
+            for key, off in (("whitening", NONE), ("budget", None), ("max_drop", None)):
+                if getattr(self, key) != off:
+                    yield OptionError(key, getattr(self, key), f"{off or 'null'} with method={self.method}")
+        if self.damping is not None and self.whitening == NONE:
+            yield OptionError("damping", self.damping, "null with whitening=none")
+        elif self.damping is not None and len(self.damping) != 2:
+            yield OptionError("damping", self.damping, "two shares, [of inputs, of gradients]")
         if self.modes and (self.method != "tensor_train" or self.is_shared or self.num_cores is not None):
             expected = (
                 "null, or method=tensor_train sized by rank, ranks, tolerance or energy, without num_cores"
@@ -103,22 +127,27 @@ class Compression(Size):
             init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
                 keep the variance of activations.
         """
-        taken, kept = _without_read(model, self._taken(model), few_samples(context))
-        statistics = {} if init == "random" else self._statistics(model, taken, context)
+        taken, left = without_read(model, self._taken(model), few_samples(context))
 
         def scores(plan: dict[str, Make]) -> Scores:
             return score(applied(model, plan), context.data.validation, context)
 
-        plan = plan_layers(
-            {layer.name: layer.module for layer in taken},
-            self,
-            Method(self.method, self.num_cores, statistics, self.modes or {}, self.keep_larger),
-            model,
-            scores,
-        )
+        def table() -> tuple[SensitivityTable, dict[str, Any]]:
+            method = self._method(model, taken, context, init)
+            return SensitivityTable(chosen, method, model, self.budget_over), context.details
+
+        chosen = {layer.name: layer.module for layer in taken}
+        if self.is_shared:
+            options = {key: value for key, value in vars(self).items() if key != "budget"}
+            of_data = context.data.batches_fingerprint, context.stage_seed
+            found, details = kept(lambda: repr((artifact.fingerprint(model), options, init, of_data)), table)
+            context.details.update(details)
+            made = from_table(found, self, scores)
+        else:
+            made = plan_layers(chosen, self, self._method(model, taken, context, init), model, None)
         if init == "random":
-            plan = {name: functools.partial(_fresh, make=make) for name, make in plan.items()}
-        return plan | kept
+            made = {name: functools.partial(_fresh, make=make) for name, make in made.items()}
+        return made | left
 
     def _taken(self, model: nn.Module) -> list[layers.Layer]:
         """The layers that the patterns name and that may be replaced."""
@@ -134,11 +163,16 @@ class Compression(Size):
         included = any(surgery.matches(name, self.include, ()) for name in layer.names)
         return included and not any(surgery.matches(name, self.exclude, ()) for name in layer.names)
 
-    def _statistics(
+    def _method(self, model: nn.Module, taken: Sequence[layers.Layer], context: Context, init: str) -> Method:
+        weightings = {} if init == "random" else self._weightings(model, taken, context)
+        return Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger)
+
+    def _weightings(
         self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
-    ) -> dict[str, LayerStatistics]:
+    ) -> dict[str, Weighting]:
+        """How errors of each layer count; layers of which calibration can say nothing are left out."""
         watched = [layer for layer in taken if all(map(_is_watched, layer.members.values()))]
-        if not self.data_aware or not any(layers.is_matrix(layer.module) for layer in watched):
+        if self.whitening == NONE or not watched:
             return {}
         found = calibrate(
             model,
@@ -146,16 +180,46 @@ class Compression(Size):
             context.data.train,
             num_samples=self.num_calibration,
             seed=context.stage_seed,
+            task=context.data.task if self.whitening == TWO_SIDED else None,
+            note=context.reporter.note,
         )
-        seen = {
-            layer.name: [
-                of_table(found[name], module) if isinstance(module, nn.Embedding) else found[name]
-                for name, module in layer.members.items()
+        context.details["calibration"] = self._told(found, context)
+        weightings = {}
+        for layer in watched:
+            known = (
+                weighting_of(m, found[name], self.whitening)
+                for name, m in layer.members.items()
                 if name in found
-            ]
-            for layer in watched
+            )
+            damped_ones = [damped(each, self._damping) for each in known if each is not None]
+            if damped_ones:
+                weight = layers.plain(layer.module).weight
+                weightings[layer.name] = combined(damped_ones, weight.flatten(1).shape)
+        return weightings
+
+    @property
+    def _damping(self) -> Sequence[float]:
+        return DAMPING[self.whitening] if self.damping is None else self.damping
+
+    def _told(self, found: Mapping[str, LayerStatistics], context: Context) -> dict[str, Any]:
+        """What the record says of a calibration; covariances without full rank need damping."""
+        short = [each for name, f in found.items() for each in shortages(name, f, self.whitening)]
+        for each in short:
+            if not self._damping[each.of == "gradients"]:
+                seen = min(self.num_calibration, len(context.data.train))
+                expected = (
+                    f">= {math.ceil(seen * each.wanted / max(1, each.rows))} samples: the covariance of the "
+                    f"{each.wanted} {each.of} of {each.layer} takes as many rows, and has {each.rows}; or "
+                    "damping=[1e-3, 1e-2]"
+                )
+                raise OptionError("num_calibration", seen, expected)
+        if short:
+            context.reporter.note(shortage_text(short, self._damping))
+        return {
+            "whitening": self.whitening,
+            "damping": list(self._damping),
+            "short_of_rows": {f"{each.layer} ({each.of})": [each.rows, each.wanted] for each in short},
         }
-        return {name: combined(statistics) for name, statistics in seen.items() if statistics}
 
     def check(self, model: nn.Module, example: Inputs) -> None:
         """Raise ValueError, or NothingCompressed, where the patterns fit nothing or no layer would get smaller.
@@ -163,10 +227,10 @@ class Compression(Size):
         Args:
             example: [2, ...] inputs of the model.
         """
-        taken, read = _without_read(model, self._taken(model), example)
+        taken, read = without_read(model, self._taken(model), example)
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
-            raise NothingCompressed("include", self.include, f"other layers: {_reasons(skipped)}")
+            raise NothingCompressed("include", self.include, f"other layers: {reasons_of(skipped)}")
         if self.method in ("tensor_train", "svd"):
             self._check_forms(taken, model)
         if self.is_rank:
@@ -175,11 +239,12 @@ class Compression(Size):
     def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module) -> None:
         """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
         method = Method(self.method, self.num_cores, {}, self.modes or {})
-        least = measure.num_parameters(model)
+        modules = [layer.module for layer in taken]
+        total = least = total_of(model, modules, self.budget_over)
         for layer in taken:
             if layers.is_factorized(layer.module):
                 continue
-            options = {k: v for k, v in method.options(layer.name).items() if k != "input_covariance"}
+            options = {k: v for k, v in method.options(layer.name).items() if not k.endswith("_covariance")}
             ranks = self.of_layer(layer.name).get("ranks")
             try:
                 smallest = tt.least_parameters(layer.module, ranks=ranks, **options)
@@ -188,7 +253,6 @@ class Compression(Size):
                 raise OptionError(key, getattr(self, key), f"what fits {layer.name}: {error}") from error
             if smallest is not None:
                 least -= max(0, layers.plain(layer.module).weight.numel() - smallest)
-        total = measure.num_parameters(model)
         if self.budget is not None and int(self.budget * total) < least:
             expected = (
                 f">= {least / total:.4g} of {total:,} parameters, which every layer at ranks of 1 takes"
@@ -219,15 +283,11 @@ class Compression(Size):
             if not isinstance(tried, tt.Skipped):
                 return
             skipped[layer.name] = tried.reason
-        raise NothingCompressed("rank", self.rank, f"a smaller one, or other layers: {_reasons(skipped)}")
+        raise NothingCompressed("rank", self.rank, f"a smaller one, or other layers: {reasons_of(skipped)}")
 
 
 def _is_watched(layer: nn.Module) -> bool:
     return layers.is_matrix(layer) or (isinstance(layer, nn.Embedding) and layers.obstacle(layer) is None)
-
-
-def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
-    return tt.Skipped(reason)
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
@@ -235,58 +295,6 @@ def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
     if not isinstance(new, tt.Skipped):
         new.reset_parameters()
     return new
-
-
-def factorize_model(
-    model: nn.Module, plan: Mapping[str, Make], inputs: Inputs, *, fresh: bool = False
-) -> Replaced:
-    """Carry out a plan on the layers of `model`, in place.
-
-    A new layer stays only where a trial on `inputs` [B, ...] shows that it does in the model what the old one would do
-    with the same weight (and with `fresh` the same bias).
-
-    Raises:
-        NothingCompressed: every layer stayed dense.
-    """
-    replaced = carry_out(model, plan)
-    pairs = list(replaced.replacements.values())
-    old = {name: layer for pair in pairs for name, layer in pair.old.items()}
-    new = {name: layer for pair in pairs for name, layer in pair.new.items()}
-    twins = {name: carrying(old[name], new[name], others=fresh) for name in new}
-    computed = {name: layer for name, layer in old.items() if layers.computes_weight(layer)}
-    plain = {name: layers.plain(layer) for name, layer in computed.items()}
-    reasons = differing(model, computed, plain, sharing(computed), inputs)  # their plain form is tried, too
-    reasons |= differing(model, old, new, twins, inputs)
-    for name, each in list(replaced.replacements.items()):
-        wrong = next((reasons[member] for member in each.new if member in reasons), None)
-        if wrong is not None:
-            replaced.put_back(model, name, wrong)
-    if not replaced.replacements:
-        raise NothingCompressed(
-            "include", list(plan), f"layers that get smaller: {_reasons(replaced.skipped)}"
-        )
-    return replaced
-
-
-def _without_read(
-    model: nn.Module, taken: Sequence[layers.Layer], inputs: Inputs
-) -> tuple[list[layers.Layer], dict[str, Make]]:
-    """The layers whose weight no other module reads, and for each of the others what leaves it as it is."""
-    reasons = read_by_others(model, [name for layer in taken for name in layer.members], inputs)
-    read = {
-        layer.name: next(reasons[name] for name in layer.members if name in reasons)
-        for layer in taken
-        if reasons.keys() & layer.members.keys()
-    }
-    kept: dict[str, Make] = {name: functools.partial(_left, reason=reason) for name, reason in read.items()}
-    return [layer for layer in taken if layer.name not in read], kept
-
-
-def _reasons(skipped: Mapping[str, str]) -> str:
-    reasons = [f"{name}: {reason}" for name, reason in skipped.items()] or ["it has no such layer"]
-    more = len(reasons) - _MAX_REASONS
-    told = "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
-    return f"no layer gets smaller ({told})"
 
 
 def _check_fit(names: Sequence[str], key: str, patterns: Sequence[str]) -> None:

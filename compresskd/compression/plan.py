@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from compresskd import artifact, layers, measure, tt
 from compresskd.compression import allocation
-from compresskd.compression.calibration import LayerStatistics
 from compresskd.compression.replacement import Make, carry_out
-from compresskd.compression.size import Size
+from compresskd.compression.size import ALL, INCLUDED, Size
+from compresskd.compression.weighting import Weighting
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.proof import sharing
@@ -22,6 +24,8 @@ from compresskd.training import Scores
 _MAX_POINTS = 512  # sizes of one layer that are told apart
 _NUM_FILLED = 4  # layers that are tried for what a budget leaves over
 _BYTES = 4  # of one parameter in a file
+_kept: ContextVar[dict[str, Any] | None] = ContextVar("kept", default=None)
+_Made = TypeVar("_Made")
 _SEARCH_STEPS = 9  # of the bisection for max_drop: the budget is found within 1/500 of the model
 
 
@@ -32,26 +36,24 @@ class Method:
     Attributes:
         name: tensor_train, svd, tucker or cp.
         num_cores: restricts the search over modes of a tensor train; None searches all.
-        statistics: of each layer's inputs; empty where the error of the weight counts, not that of the output.
+        weightings: how errors of each layer count; empty where the error of the weight counts by itself.
         modes: layer-name pattern to modes in place of the search; the first that fits counts.
         keep_larger: factorize layers that do not get smaller, too.
     """
 
     name: str
     num_cores: int | None
-    statistics: Mapping[str, LayerStatistics]
+    weightings: Mapping[str, Weighting]
     modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     keep_larger: bool = False
-
-    def covariance(self, name: str) -> Tensor | None:
-        """E[x x^T] of a layer's inputs, or None."""
-        return self.statistics[name].covariance if name in self.statistics else None
 
     def options(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `tt.factorize`, except the size target."""
         options: dict[str, Any] = {"method": self.name}
         if self.name in ("tensor_train", "svd"):
-            options["input_covariance"] = self.covariance(name)
+            known = self.weightings.get(name)
+            options["input_covariance"] = None if known is None else known.inputs
+            options["output_covariance"] = None if known is None else known.outputs
         if self.name == "tensor_train":
             options["num_cores"] = self.num_cores
         given = (modes for pattern, modes in self.modes.items() if surgery.matches(name, [pattern], []))
@@ -76,11 +78,39 @@ def plan_layers(
     """
     if not size.is_shared:
         return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
-    table = _SensitivityTable(chosen, method, model)
+    return from_table(SensitivityTable(chosen, method, model, size.budget_over), size, score)
+
+
+def from_table(
+    table: SensitivityTable, size: Size, score: Callable[[dict[str, Make]], Scores] | None
+) -> dict[str, Make]:
+    """The plan of a budget, or of the smallest model that keeps `max_drop`; `score` as in `plan_layers`."""
     if size.budget is not None:
         return table.within(size.budget, size.budget_of)
     assert score is not None and size.max_drop is not None  # noqa: PT018 - the other ways have returned
     return _smallest(table, size.max_drop, score)
+
+
+@contextmanager
+def tables_kept() -> Iterator[None]:
+    """Inside, a table is computed once for all budgets that are asked of the same model."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def kept(key: Callable[[], str], make: Callable[[], _Made]) -> _Made:
+    """What `make` makes, or made before of the same key inside `tables_kept`; one is kept at a time, as it is large."""
+    tables = _kept.get()
+    if tables is None:
+        return make()
+    name = key()
+    if name not in tables:
+        tables.clear()
+        tables[name] = make()
+    return tables[name]
 
 
 def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
@@ -90,13 +120,20 @@ def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Modul
     return tt.factorize(layer, **options)
 
 
-class _SensitivityTable:
+def total_of(model: nn.Module, chosen: Iterable[nn.Module], over: str) -> int:
+    """The parameters that a budget is a share of: of the model, or of the weights of the chosen layers alone."""
+    if over == ALL:
+        return measure.num_parameters(model)
+    return sum(layers.plain(layer).weight.numel() for layer in chosen if not layers.is_factorized(layer))
+
+
+class SensitivityTable:
     """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
 
-    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module):
-        self._method, self._model = method, model
+    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module, over: str = ALL):
+        self._method, self._model, self._over = method, model, over
         self._layers = {n: m for n, m in chosen.items() if not layers.is_factorized(m)}
-        self.total = measure.num_parameters(model)
+        self.total = total_of(model, self._layers.values(), over)
         self._points: dict[str, list[tt.CurvePoint]] = {}
         self._curves: dict[str, list[allocation.Size]] = {}
         for name, layer in self._layers.items():
@@ -112,14 +149,15 @@ class _SensitivityTable:
         self.least = (self._fixed + least) / self.total
 
     def _loss(self, name: str, point: tt.CurvePoint) -> float:
-        statistics = self._method.statistics.get(name)
-        return point.error**2 if statistics is None else statistics.sensitivity * point.squared_error
+        weighting = self._method.weightings.get(name)
+        return point.error**2 if weighting is None else weighting.weight * point.squared_error
 
     def within(self, budget: float, of: str) -> dict[str, Make]:
         """The plan of least error whose model takes at most `budget` of the dense one."""
         if of == "parameters":
             return self.of_parameters(budget)
-        allowed = budget * artifact.bytes_of(self._model)
+        whole = artifact.bytes_of(self._model)
+        allowed = whole - (1 - budget) * (_BYTES * self.total if self._over == INCLUDED else whole)
         plan, share = self.of_parameters(budget), budget
         kept: tuple[int, dict[str, Make]] | None = None
         for _ in range(4):  # what a file has beside its parameters is only known once it is written
@@ -189,7 +227,7 @@ def _dense(layer: nn.Module) -> tt.Skipped:
 
 
 def _smallest(
-    table: _SensitivityTable, max_drop: float, score: Callable[[dict[str, Make]], Scores]
+    table: SensitivityTable, max_drop: float, score: Callable[[dict[str, Make]], Scores]
 ) -> dict[str, Make]:
     """Bisect for the smallest budget that loses at most `max_drop` of the metric by which the task selects."""
     before = score({})

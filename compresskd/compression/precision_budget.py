@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compresskd import artifact
+from compresskd import artifact, layers
 from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
-from compresskd.compression.calibration import LayerStatistics, calibrate, combined
+from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.quantization import BEST, Quantization
 from compresskd.compression.start_quantized import start_quantized
+from compresskd.compression.weighting import INPUT, Weighting, combined, weighting_of
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
@@ -25,6 +26,7 @@ from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
 from compresskd.quant.targets import find_targets
 from compresskd.tasks import Inputs
+from compresskd.tt.decompose.metric import Metric
 
 _SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the present ranks that are tried
 _ROUNDS = 8  # of bringing what the table says of the size, and what the file takes, together
@@ -41,6 +43,7 @@ class Form:
 
 
 Chosen = Mapping[str, Form]
+ErrorOf = Callable[[Tensor, Tensor], float]  # of a weight [O, N] and what is to take its place
 
 
 def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -> Quantization:
@@ -63,8 +66,8 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
     curves = {}
     for name, users in owners.items():
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
-        statistics = combined([found[user] for user in users])
-        curves[name] = list(_sizes(layer, bits, quantization, statistics, users))
+        seen = {user: (model.get_submodule(user), found[user]) for user in users}
+        curves[name] = list(_sizes(layer, bits, quantization, _error_of(seen), users))
     budget = int(
         quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context)
     )
@@ -109,7 +112,7 @@ def _sizes(
     layer: nn.Module,
     bits: tuple[int, ...],
     quantization: Quantization,
-    found: LayerStatistics,
+    error_of: ErrorOf,
     users: tuple[str, ...],
 ) -> Iterator[Size]:
     """Every form of one layer, with the bytes of its weights and the error that it adds.
@@ -132,7 +135,7 @@ def _sizes(
                 num_steps=0,
             )
             cost = sum(tensor.num_bytes() for tensor in start.tensors.values())
-            yield Size(cost, _loss(exact, _dense(rounded["layer"]), found), form=Form(each, lower, users))
+            yield Size(cost, error_of(exact, _dense(rounded["layer"])), form=Form(each, lower, users))
 
 
 def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
@@ -151,16 +154,25 @@ def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
 @torch.no_grad()
 def _dense(layer: Any) -> Tensor:
     """[O, N]: the weight as one matrix."""
-    weight = layer.to_dense() if hasattr(layer, "to_dense") else layer.weight
+    plain = layer if layers.obstacle(layer) is not None else layers.plain(layer)
+    weight = layer.to_dense() if hasattr(layer, "to_dense") else plain.weight
     return weight.detach().clone().flatten(1)
 
 
-def _loss(exact: Tensor, rounded: Tensor, found: LayerStatistics) -> float:
-    error = (rounded - exact).float()
-    if found.covariance is None:
-        relative = float(error.square().sum() / exact.float().square().sum().clamp(min=1e-30))
-        return found.sensitivity * found.power * relative
-    return found.sensitivity * float(((error @ found.covariance) * error).sum())
+def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]]) -> ErrorOf:
+    """What rounding one weight adds to the error of the model, by the layers that use it."""
+    weightings = [weighting_of(layer, found, INPUT) for layer, found in users.values()]
+    known = [each for each in weightings if each is not None]
+
+    def of_outputs(exact: Tensor, rounded: Tensor) -> float:
+        whole: Weighting = combined(known, exact.shape)
+        return whole.weight * Metric(whole.inputs, whole.outputs).cost((rounded - exact).float())
+
+    def relative(exact: Tensor, rounded: Tensor) -> float:
+        share = (rounded - exact).float().square().sum() / exact.float().square().sum().clamp(min=1e-30)
+        return float(share) * sum(found.sensitivity * found.power for _, found in users.values())
+
+    return of_outputs if len(known) == len(weightings) else relative
 
 
 def _within(

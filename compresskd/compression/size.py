@@ -6,11 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from annotated_types import Gt, Lt
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 from torch import nn
 
 from compresskd import tt
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, Share, checked, one_of
+
+ALL, INCLUDED = "all", "included"
+
+
+def _one_number(budget: Any) -> Any:
+    if isinstance(budget, list | tuple):
+        listed = ",".join(map(str, budget))
+        expected = (
+            f"one number (a list is for one run of strategy=compress; here write -m compress.budget={listed})"
+        )
+        raise PydanticCustomError("one_of", "{allowed}", {"allowed": expected})
+    return budget
 
 
 @checked
@@ -26,6 +41,8 @@ class Size:
         energy: share of each layer's squared norm to keep.
         budget: fraction of the dense model that the whole factorized model may take.
         budget_of: 'parameters' or 'bytes' (of the stored file).
+        budget_over: what it is a fraction of: 'all' of the model, or 'included', the weights of the layers that may be
+            factorized.
         max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
 
     Raises:
@@ -36,8 +53,9 @@ class Size:
     ranks: Mapping[str, Count | Sequence[Count]] | None = None
     tolerance: Share | None = None
     energy: Share | None = None
-    budget: Share | None = None
+    budget: Annotated[float, BeforeValidator(_one_number), Gt(0), Lt(1)] | None = None
     budget_of: Annotated[str, one_of("parameters", "bytes")] = "parameters"
+    budget_over: Annotated[str, one_of(ALL, INCLUDED)] = ALL
     max_drop: NonNegative | None = None
 
     def __post_init__(self) -> None:
@@ -47,6 +65,8 @@ class Size:
         if len(targets) > 1:
             others = f"null beside {', '.join(targets[1:])}: one target for the size"
             raise OptionError(targets[0], getattr(self, targets[0]), others)
+        if self.budget_over != ALL and self.budget is None:
+            raise OptionError("budget_over", self.budget_over, f"{ALL} without compress.budget")
 
     def _given(self, name: str) -> bool:
         return getattr(self, name) not in (None, {})

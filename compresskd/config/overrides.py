@@ -16,7 +16,7 @@ from compresskd.config.faults import Fault, said
 from compresskd.config.origin import NOTHING, leaves, origin, value_at
 from compresskd.config.schema import GROUPS
 from compresskd.options import close_match, nearest
-from compresskd.run.renamed import instead_of
+from compresskd.run.renamed import VALUES, instead_of
 
 MOST_JOBS = 1000  # of one sweep: all of them are checked before the first runs
 _LONGEST_SHOWN = 200  # characters of a line that cannot be read
@@ -117,7 +117,7 @@ def fault_of_value(p: Override, error: Exception, written: Mapping[str, Any]) ->
     key, value = p.key_or_group, typed_value(p)
     now, elsewhere = instead_of(key), origin(written, key, literal=True)
     if now is not None:
-        return Fault(key, f"is called {now} now; write {now}={value}")
+        return Fault(key, f"is called {now} now; write {now}={VALUES.get(now, {}).get(value, value)}")
     if elsewhere != key:
         return Fault(key, f"takes its value from another place; write {elsewhere}={value}")
     if p.is_add() or p.is_force_add() or value_at(written, key) is not NOTHING:

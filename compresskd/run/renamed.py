@@ -12,12 +12,15 @@ from typing import Any
 
 # Of the configuration: a pattern of the whole key, and what to write instead.
 KEYS = (
+    (r"compress\.data_aware", "compress.whitening"),
+    (r"strategy\.stages\.(\w+)\.compression\.data_aware", r"strategy.stages.\1.compression.whitening"),
     (r"quant\.student", "quant.enabled"),
     (r"quant\.vector_bits", "quant.other_bits"),
     (r"strategy\.stages\.quantize\.how", "strategy.stages.quantize.quantization"),
     (r"strategy\.stages\.(\w+)\.how", r"strategy.stages.\1.compression"),
 )
-VALUES = {"quant.estimator": {"learned_step": "lsq"}}
+_WHITENING = {"true": "input", "false": "none"}
+VALUES = {"quant.estimator": {"learned_step": "lsq"}, "compress.whitening": _WHITENING}
 _QUANT = {"student": "enabled", "vector_bits": "other_bits"}
 _SIZES = {"stored_bytes": "folder_bytes", "compact_bytes": "file_bytes"}
 _STAGE = {"ladder_rank": "scheduled_rank", "ladder_ended": "stopped_early"}
@@ -64,6 +67,8 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if isinstance(config.get("quant"), dict):
         config["quant"] = _quantization(config["quant"])
+    if isinstance(config.get("compress"), dict):
+        config["compress"] = _compression(config["compress"])
     strategy = config.get("strategy")
     stages = strategy.get("stages") if isinstance(strategy, dict) else None
     if isinstance(strategy, dict) and isinstance(stages, dict):
@@ -72,6 +77,23 @@ def _config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(stage: Any) -> Any:
+    stage = _without_how(stage)
+    if isinstance(stage, dict) and isinstance(stage.get("compression"), dict):
+        return {**stage, "compression": _compression(stage["compression"])}
+    return stage
+
+
+def _compression(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A budget was always one of the whole model."""
+    then = {key: value for key, value in options.items() if key != "data_aware"}
+    if "budget" in options:
+        then.setdefault("budget_over", "all")
+    if isinstance(options.get("data_aware"), bool):
+        then["whitening"] = _WHITENING[str(options["data_aware"]).lower()]
+    return then
+
+
+def _without_how(stage: Any) -> Any:
     if not isinstance(stage, dict) or not isinstance(stage.get("how"), dict):
         return stage
     of_quant = str(stage["how"].get("_target_", "")).endswith("Quantization")

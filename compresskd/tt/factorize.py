@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compresskd import layers
 from compresskd.layers.registry import Plain
 from compresskd.tt.decompose.cores import balance
+from compresskd.tt.decompose.metric import Metric, check_covariance
 from compresskd.tt.decompose.modes import (
     Modes,
     conv_modes,
@@ -22,7 +23,6 @@ from compresskd.tt.decompose.ranks import SizeTarget
 from compresskd.tt.decompose.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
-from compresskd.tt.decompose.whitening import check_covariance
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
@@ -46,6 +46,7 @@ def factorize(
     num_parameters: int | None = None,
     method: str = "tensor_train",
     input_covariance: Tensor | None = None,
+    output_covariance: Tensor | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
     keep_larger: bool = False,
@@ -60,14 +61,17 @@ def factorize(
         rank: the largest TT-rank (the bond dimension between cores). Among modes, the one that does best against the
             low-rank SVD of as many parameters.
         ranks: one for each TT-rank, together with `modes`.
-        tolerance: relative error of the weight, or of the output where `input_covariance` is given.
+        tolerance: relative error of the weight, or in the metric that the covariances make.
         energy: share of the squared norm kept; the same as tolerance = sqrt(1 - energy).
         num_parameters: a budget for the cores; the bias is not counted.
         method: "tensor_train" (searches the modes, the low-rank SVD among them), "svd", "tucker" or "cp".
         input_covariance: E[x x^T] over the layer's inputs, [in_features, in_features]; for a convolution of the
             unfolded patches [I kh kw, I kh kw] (F.unfold's order) or of the channels [I, I]; for an embedding [D, D]
             the metric of its rows, such as that of a head with the same weight. The error that counts is then that of
-            the layer's output.
+            the layer's output. A vector is a diagonal matrix.
+        output_covariance: E[g g^T] over gradients by the layer's outputs, [out_features, out_features], or its
+            diagonal [out_features]; for an embedding [V] how often each row is asked for. The error D that counts is
+            tr(G D C D^T), see `compresskd.tt.decompose.metric`.
         modes: instead of the search; (input_dims, output_dims) for a linear layer, (embedding_dims,
             vocabulary_dims) for an embedding, the stages' kernels such as ((1, 1), (3, 3), (1, 1)) for a convolution.
         num_cores: restricts the search.
@@ -86,13 +90,15 @@ def factorize(
         return reason
     layer = _plain(module)
     if method in ("tucker", "cp"):
-        if input_covariance is not None or num_cores is not None or target.ranks is not None:
+        given = (input_covariance, output_covariance, num_cores, target.ranks)
+        if any(each is not None for each in given):
             raise ValueError(
-                f"method {method!r} takes no input_covariance, num_cores or ranks: use tensor_train or svd"
+                f"method {method!r} takes no covariance, num_cores or ranks: use tensor_train or svd"
             )
         built = _by_rank(layer, target, method, modes, keep_larger)
     else:
-        found = _search(layer, target, method, input_covariance, modes, num_cores, keep_larger)
+        metric = _metric(layer, input_covariance, output_covariance)
+        found = _search(layer, target, method, metric, modes, num_cores, keep_larger)
         reason = _unreached(found[0], target, layer.weight.numel())
         built = _build(layer, found[0]) if reason is None else reason
     if not isinstance(built, nn.Module):
@@ -117,6 +123,7 @@ def candidates(
     energy: float | None = None,
     num_parameters: int | None = None,
     input_covariance: Tensor | None = None,
+    output_covariance: Tensor | None = None,
     num_cores: int | None = None,
 ) -> list[Candidate]:
     """What `factorize` chooses from, the best first, each with its modes, ranks, parameters and error."""
@@ -124,7 +131,9 @@ def candidates(
     reason = refusal(module)
     if reason is not None:
         raise ValueError(f"expected a layer that has a factorized form: {reason.reason}")
-    return _search(_plain(module), target, "tensor_train", input_covariance, None, num_cores)
+    layer = _plain(module)
+    metric = _metric(layer, input_covariance, output_covariance)
+    return _search(layer, target, "tensor_train", metric, None, num_cores)
 
 
 def error_curve(
@@ -132,6 +141,7 @@ def error_curve(
     *,
     method: str = "tensor_train",
     input_covariance: Tensor | None = None,
+    output_covariance: Tensor | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
     max_points: int = 64,
@@ -150,7 +160,8 @@ def error_curve(
         return []
     layer = _plain(module)
     weight, options = layer.weight.detach().flatten(1), _modes(layer, method, modes, num_cores)
-    return curve(weight, options, covariance=_covariance(layer, input_covariance), max_points=max_points)
+    metric = _metric(layer, input_covariance, output_covariance)
+    return curve(weight, options, metric=metric, max_points=max_points)
 
 
 def least_parameters(
@@ -228,7 +239,7 @@ def _search(
     module: Plain,
     target: SizeTarget,
     method: str,
-    input_covariance: Tensor | None,
+    metric: Metric | None,
     modes: ModeChoice | None,
     num_cores: int | None,
     keep_larger: bool = False,
@@ -237,8 +248,7 @@ def _search(
     if target.ranks is not None and len(options) != 1:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
     weight = module.weight.detach().flatten(1)
-    covariance = _covariance(module, input_covariance)
-    return search(weight, options, target, covariance=covariance, keep_larger=keep_larger)
+    return search(weight, options, target, metric=metric, keep_larger=keep_larger)
 
 
 def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:
@@ -269,9 +279,15 @@ def _conv_modes(
     return [stage_modes(pairs, module.in_channels, module.out_channels)]
 
 
-def _covariance(module: Plain, given: Tensor | None) -> Tensor | None:
-    if given is None:
+def _metric(module: Plain, inputs: Tensor | None, outputs: Tensor | None) -> Metric | None:
+    if inputs is None and outputs is None:
         return None
+    if outputs is not None:
+        outputs = check_covariance(outputs, len(module.weight), "output_covariance")
+    return Metric(None if inputs is None else _input_covariance(module, inputs), outputs)
+
+
+def _input_covariance(module: Plain, given: Tensor) -> Tensor:
     size = module.weight[0].numel()
     if isinstance(module, nn.Conv2d) and given.shape == (module.in_channels, module.in_channels) != (
         size,

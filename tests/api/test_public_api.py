@@ -133,7 +133,7 @@ def test_options_reach_the_stages(blobs):
     assert torch.allclose(exact(train[0]), model(train[0]), atol=1e-4)
     dropped = compresskd.compress(model, train[0], max_drop=50.0, validation=train)
     assert sum(p.numel() for p in dropped.parameters()) < sum(p.numel() for p in model.parameters())
-    some = compresskd.compress(model, train, tolerance=0.5, exclude=["0"], data_aware=True)
+    some = compresskd.compress(model, train, tolerance=0.5, exclude=["0"], whitening="input")
     assert isinstance(some[0], nn.Linear)
     with pytest.raises(ValueError, match="method"):
         compresskd.compress(model, train[0], method="magic")

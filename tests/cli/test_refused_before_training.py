@@ -79,7 +79,7 @@ OVERRIDES = {
     "budget of a file": ("quant.budget=0.0001", fault("quant.budget", "0.0001")),
     "no width": (["strategy=distill_matched", "student=vit_tiny", "student.patch=4"], "has no option for its width"),
     # kinds of values
-    "mapping for bool": ("compress.data_aware={}", fault("compress.data_aware", "{}", "true", "false")),
+    "mapping for bool": ("quant.data_aware={}", fault("quant.data_aware", "{}", "true", "false")),
     "mapping for bool in kd": ("kd.standardize={a: 1}", fault("kd.standardize", "{'a': 1}", "true", "false")),
     "mapping for number": ("kd.temperature={a: 1}", fault("kd.temperature", "{'a': 1}")),
     "list for path": ("teacher.weights=[]", fault("teacher.weights", "list")),

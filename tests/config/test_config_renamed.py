@@ -6,6 +6,7 @@ from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
 
 TYPED = {
+    "value of another key": ("compress.data_aware=false", "compress.data_aware", "compress.whitening=none"),
     "key": ("quant.vector_bits=8", "quant.vector_bits", "quant.other_bits"),
     "added key": ("+quant.vector_bits=8", "quant.vector_bits", "quant.other_bits"),
     "key within stages": (

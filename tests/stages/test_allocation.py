@@ -20,6 +20,39 @@ def convex_curves(draw):
     return curves
 
 
+@st.composite
+def any_curves(draw):
+    sizes = st.lists(st.tuples(st.integers(1, 30), st.floats(0, 10)), min_size=1, max_size=5)
+    return {name: [Size(cost, error) for cost, error in draw(sizes)] for name in "abcd"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_curves(), st.integers(4, 120))
+def test_allocation_equals_exhaustive_search_on_any_curves(curves, budget):
+    fitting = [
+        sum(s.error for s in combination)
+        for combination in itertools.product(*curves.values())
+        if sum(s.cost for s in combination) <= budget
+    ]
+    if not fitting:
+        with pytest.raises(BudgetTooSmallError):
+            allocate(curves, budget)
+        return
+    chosen = allocate(curves, budget)
+    assert list(chosen) == list(curves)
+    assert sum(s.cost for s in chosen.values()) <= budget
+    assert sum(s.error for s in chosen.values()) == pytest.approx(min(fitting), abs=1e-9)
+
+
+def test_a_dense_layer_past_break_even_takes_what_greedy_steps_would_leave():
+    """Two cheap steps leave too little for the jump to dense, which is better than both."""
+    low_rank = [Size(1, 10.0), Size(3, 6.0), Size(5, 4.0)]
+    curves = {"a": [*low_rank, Size(6, 0.0, dense=True)], "b": low_rank}
+    chosen = allocate(curves, 7)
+    assert chosen["a"].dense
+    assert chosen["b"].cost == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(convex_curves(), st.integers(3, 12))
 def test_greedy_equals_exhaustive_search_on_unit_steps(curves, budget):
@@ -33,10 +66,10 @@ def test_greedy_equals_exhaustive_search_on_unit_steps(curves, budget):
     assert sum(s.error for s in chosen.values()) == pytest.approx(best)
 
 
-def test_points_above_the_hull_are_never_chosen():
+def test_points_above_the_hull_are_chosen_only_where_no_better_one_fits():
     curves = {"a": [Size(1, 10.0), Size(2, 9.9), Size(3, 1.0), Size(9, 0.0, dense=True)]}
     assert allocate(curves, 3)["a"] == Size(3, 1.0)
-    assert allocate(curves, 2)["a"] == Size(1, 10.0)
+    assert allocate(curves, 2)["a"] == Size(2, 9.9)
     assert allocate(curves, 100)["a"].dense
 
 

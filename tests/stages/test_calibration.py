@@ -3,17 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from text_models import TextClassifier
 from torch import nn
 
 from compresskd import tt
 from compresskd.api.functions import compress
 from compresskd.api.samples import data_of
-from compresskd.compression.calibration import calibrate, of_table
+from compresskd.compression.calibration import calibrate
+from compresskd.compression.noise import likelihood_gradient
+from compresskd.compression.weighting import INPUT, TWO_SIDED, combined, weighting_of
 from compresskd.data import Source, assemble
 from compresskd.data.draw import draw
 from compresskd.data.synthetic import synthetic
 from compresskd.quant.activation import ActivationQuant, quantize_input
 from compresskd.quant.activation import calibrate as calibrate_activations
+from compresskd.tasks import Batch, Classification
+
+CLASSIFICATION = Classification()
 
 
 def make_data(shape):
@@ -74,23 +80,53 @@ class TestTokens:
         with torch.enable_grad():
             model, data, found = self.calibrated()
         ids = next(iter(data.train.batches(32))).inputs
-        statistics = of_table(found["table"], model.table)
+        weighting = weighting_of(model.table, found["table"], INPUT)
         before, changes, expected = model(ids), [], []
         for seed in range(20):
             change = 1e-3 * torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
             rows = model.table(ids) + change[ids]
             after = F.linear(torch.tanh(model.inner(rows)), model.head.weight)
             changes.append(float((after - before).square().sum() / len(ids)))
-            expected.append(statistics.sensitivity * float((change @ statistics.covariance * change).sum()))
+            expected.append(weighting.weight * float((weighting.outputs[:, None] * change.square()).sum()))
         assert 0.6 < sum(expected) / sum(changes) < 1.6
 
-    def test_data_aware_ranks_of_a_tied_table(self):
+    def test_ranks_of_a_tied_table_by_outputs(self):
         model, data, _ = self.calibrated()
         small = compress(
-            model, next(iter(data.train.batches(32))).inputs, rank=4, data_aware=True, method="svd"
+            model, next(iter(data.train.batches(32))).inputs, rank=4, whitening="input", method="svd"
         )
         assert isinstance(small.table, tt.TTEmbedding)
         assert small.table.cores is small.head.cores
+
+    def test_two_sided_ranks_of_a_tied_table(self):
+        model, data, _ = self.calibrated()
+        small = compress(
+            model, next(iter(data.train.batches(32))).inputs, rank=4, whitening="two_sided", method="svd"
+        )
+        assert small.table.cores is small.head.cores
+
+    def test_rows_of_a_table_count_as_often_as_they_are_asked_for(self):
+        _, data, found = self.calibrated()
+        ids = next(iter(data.train.batches(32))).inputs
+        counts = torch.bincount(ids.flatten(), minlength=40) + 1.0
+        torch.testing.assert_close(found["table"].frequency, counts / counts.sum())
+
+    def test_both_uses_of_a_tied_table_add_up(self):
+        """The Kronecker product has the trace, and the partial traces, of the sum of both."""
+        model, data, _ = self.calibrated()
+        names, task = ["table", "head"], CLASSIFICATION
+        found = calibrate(model, names, data.train, num_samples=32, seed=0, task=task)
+        parts = [weighting_of(getattr(model, name), found[name], TWO_SIDED) for name in names]
+        whole = combined(parts, (40, 8))
+        trace = sum(p.weight * diagonal(p.outputs).sum() * diagonal(p.inputs).sum() for p in parts)
+        inputs = sum(p.weight * diagonal(p.outputs).sum() * p.inputs for p in parts)
+        assert whole.weight == 1.0
+        torch.testing.assert_close(diagonal(whole.outputs).sum() * diagonal(whole.inputs).sum(), trace)
+        torch.testing.assert_close(diagonal(whole.outputs).sum() * whole.inputs, inputs)
+
+
+def diagonal(covariance):
+    return covariance if covariance.ndim == 1 else covariance.diagonal()
 
 
 class TokenModel(nn.Module):
@@ -101,6 +137,116 @@ class TokenModel(nn.Module):
 
     def forward(self, ids):
         return self.head(torch.tanh(self.inner(self.table(ids))))
+
+
+def second_moment(asks, logits, num_draws=20_000):
+    gradients = likelihood_gradient(asks, logits.expand(num_draws, -1), torch.Generator().manual_seed(0))
+    return gradients.T @ gradients / num_draws
+
+
+def test_gradients_at_drawn_targets_have_the_fisher_matrix_as_their_second_moment():
+    logits = torch.tensor([0.5, -1.0, 0.2])
+    p, q = logits.softmax(0), logits.sigmoid()
+    expected = {
+        "classes": torch.diag(p) - torch.outer(p, p),
+        "labels": torch.diag(q * (1 - q)),
+        "values": torch.eye(3),
+    }
+    for asks, fisher in expected.items():
+        torch.testing.assert_close(second_moment(asks, logits), fisher, atol=0.03, rtol=0.0)
+
+
+def test_gradients_of_an_inner_layer_are_those_of_the_loss_of_one_sample():
+    """With one logit row a sample, G of the first layer is E[W^T D (diag p - p p^T) D W] over the samples."""
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    found = [
+        calibrate(model, ["0"], data.train, num_samples=10_000, seed=seed, task=CLASSIFICATION)["0"].gradients
+        for seed in range(60)
+    ]
+    x = next(iter(data.train.batches(10_000))).inputs
+    hidden = model[1](model[0](x)).detach()
+    p = model[2](hidden).softmax(1).detach()
+    jacobian = model[2].weight.detach() * (1 - hidden.square())[:, None, :]
+    fisher = torch.einsum(
+        "bki,bkl,blj->ij", jacobian, torch.diag_embed(p) - p[:, :, None] * p[:, None, :], jacobian
+    )
+    error = (sum(found) / len(found) - fisher / len(x)).norm() / (fisher / len(x)).norm()
+    assert error < 0.1
+
+
+def test_two_sided_cost_is_half_of_what_the_loss_rises_by():
+    """KL(p || p') of a small change of a layer's weight, over samples of one row each."""
+    torch.manual_seed(0)
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).requires_grad_(False)
+    x = next(iter(data.train.batches(10_000))).inputs
+    found = calibrate(model, ["2"], data.train, num_samples=10_000, seed=0, task=CLASSIFICATION)["2"]
+    weighting = weighting_of(model[2], found, TWO_SIDED)
+    before, changes, costs = model(x).log_softmax(1), [], []
+    for _ in range(30):
+        change = 1e-2 * torch.randn(3, 5)
+        model[2].weight += change
+        changes.append(float((before.exp() * (before - model(x).log_softmax(1))).sum(1).mean()))
+        model[2].weight -= change
+        costs.append(
+            0.5 * weighting.weight * float((weighting.outputs @ change @ weighting.inputs * change).sum())
+        )
+    assert sum(costs) == pytest.approx(sum(changes), rel=0.5)  # by two factors, from one draw of 36 targets
+
+
+def test_padding_counts_for_nothing():
+    ids = torch.randint(1, 30, (24, 7), generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(24) % 7 + 1
+    mask = (torch.arange(7) < lengths[:, None]).long()
+    split = TextLike(ids, mask)
+    model = TextClassifier(3, vocabulary=30)
+    found = calibrate(model, ["table", "hidden"], split, num_samples=24, seed=0, task=CLASSIFICATION)
+    rows = model.table(ids)[mask.bool()].detach()
+    torch.testing.assert_close(found["hidden"].covariance, rows.T @ rows / len(rows))
+    assert found["hidden"].num_rows == found["hidden"].num_gradients == int(mask.sum())
+    assert found["hidden"].positions == pytest.approx(float(mask.sum()) / 24)
+    counts = torch.bincount(ids[mask.bool()], minlength=30) + 1.0
+    torch.testing.assert_close(found["table"].frequency, counts / counts.sum())
+
+
+class TextLike:
+    """Texts in one batch, as a split gives them."""
+
+    name, strata, fingerprint = "train", None, ""
+
+    def __init__(self, ids, mask):
+        self.ids, self.mask = ids, mask
+
+    def __len__(self):
+        return len(self.ids)
+
+    def take(self, positions, fingerprint):
+        return TextLike(self.ids[positions], self.mask[positions])
+
+    def batches(self, batch_size):
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            inputs = {"input_ids": self.ids[part], "attention_mask": self.mask[part]}
+            yield Batch(inputs, torch.zeros(len(inputs["input_ids"]), dtype=torch.long), torch.arange(1), 0)
+
+
+def test_many_logits_make_small_batches(monkeypatch):
+    monkeypatch.setattr("compresskd.compression.calibration.MAX_LOGITS", 12)
+    sizes, data = [], make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    calibrate(model, ["0"], data.train, num_samples=10, seed=0)
+    assert sizes == [1, 4, 4, 2]
+
+
+def test_nan_is_refused():
+    data = make_data((6,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[0].bias[0] = float("nan")
+    with pytest.raises(ValueError, match="calibration: NaN or infinity among the inputs of 2"):
+        calibrate(model, ["0", "2"], data.train, num_samples=10, seed=0)
 
 
 def test_model_is_left_as_it_was():

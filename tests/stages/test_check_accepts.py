@@ -66,7 +66,7 @@ def compression(rng):
     patterns = {"include": rng.choice((("*",), ("fc1",), ("fc[12]",), ("conv*",)))}
     options = {
         "method": rng.choice(("tensor_train", "svd", "tucker", "cp")),
-        "data_aware": rng.random() < 0.3,
+        "whitening": rng.choice(["none", "none", "input", "two_sided"]),
     }
     return Compression(rng.choice((1, 2, 4, 16)), **wish, **patterns, **options)
 

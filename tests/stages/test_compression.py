@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+import compresskd
 from compresskd import artifact, tt
 from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.size import Size
 from compresskd.layers import surgery
+from compresskd.models.build import build
 from compresskd.stages import Compression
 
 TEACHER = ("strategy=compress", "teacher.hidden=[256,256]")
@@ -79,8 +81,51 @@ def test_budget_is_met_within_two_percent(run_strategy, budget, of):
     assert 0.98 * budget <= realised <= budget
 
 
+@pytest.mark.parametrize(("of", "least"), [("parameters", 0.97), ("bytes", 0.9)])
+def test_a_budget_over_included_layers_counts_their_weights_alone(of, least):
+    """A quarter of the two included layers, though the model is mostly a layer that is left out."""
+    sizes = {"input_shape": [32], "hidden": [256, 64], "num_classes": 32}
+    model = build("compresskd.models.mlp.MLP", sizes, seed=0)
+    options = {
+        "exclude": ["fc1"],
+        "budget": 0.25,
+        "budget_of": of,
+        "budget_over": "included",
+        "method": "svd",
+    }
+    small = compresskd.compress(model, torch.randn(8, 32), **options)
+    kept = sum(p.numel() for name in ("fc2", "fc3") for p in small.get_submodule(name).parameters())
+    whole = 256 * 64 + 64 * 32
+    biases = 64 + 32
+    assert least * 0.25 * whole <= kept - biases <= 0.25 * whole
+    with pytest.raises(ValueError, match=r"budget: got 0\.25, expected >= 0\.\d+ of 26,976 parameters"):
+        compresskd.compress(model, torch.randn(8, 32), **{**options, "budget_over": "all"})
+
+
+def test_too_few_samples_are_refused_where_nothing_is_damped():
+    model, few = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(8, 32)
+    options = {"rank": 4, "whitening": "input", "num_calibration": 8}
+    with pytest.raises(ValueError, match=r"num_calibration: got 8, expected >= 32 samples: .*32 inputs of 0"):
+        compresskd.compress(model, few, damping=[0.0, 0.0], **options)
+    assert isinstance(compresskd.compress(model, few, **options)[0], tt.TTLinear)
+
+
+def test_two_sided_errors_leave_out_what_the_predictions_do_not_read():
+    """Half of the hidden features reach no output, and what all logits have in common makes no probability."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 8))
+    model[1].weight.data[:, 16:] = 0.0
+    x = torch.randn(512, 32)
+    options = {"method": "svd", "rank": 12, "include": ["0"], "num_calibration": 512}
+    exact, errors = model(x).log_softmax(1).detach(), {}
+    for whitening in ("input", "two_sided"):
+        small = compresskd.compress(model, x, whitening=whitening, **options)
+        errors[whitening] = float((small(x).log_softmax(1).detach() - exact).norm() / exact.norm())
+    assert errors["two_sided"] < 0.2 * errors["input"]
+
+
 def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
-    record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    record, directory = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.whitening=none")
     compressed = artifact.load(directory / final(record)["checkpoint"])
     teacher = artifact.load(Path(record.teacher["directory"]) / "checkpoints" / "train")
     for name in final(record)["layers"]:
@@ -91,8 +136,8 @@ def test_tolerance_bounds_the_error_of_each_layer(run_strategy):
 
 @pytest.mark.slow
 def test_energy_is_the_same_wish_as_tolerance(run_strategy):
-    by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.data_aware=false")
-    by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.data_aware=false")
+    by_energy, _ = run_strategy(*TEACHER, "compress.energy=0.96", "compress.whitening=none")
+    by_tolerance, _ = run_strategy(*TEACHER, "compress.tolerance=0.2", "compress.whitening=none")
     assert final(by_energy)["layers"] == final(by_tolerance)["layers"]
 
 
@@ -107,9 +152,9 @@ def test_max_drop_is_kept_on_validation_and_binding(run_strategy):
 
 
 @pytest.mark.slow
-def test_data_aware_loses_less_than_weight_error_alone(run_strategy):
+def test_whitening_by_inputs_loses_less_than_weight_error_alone(run_strategy):
     aware, _ = run_strategy(*TEACHER, "compress.budget=0.08")
-    plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.data_aware=false")
+    plain, _ = run_strategy(*TEACHER, "compress.budget=0.08", "compress.whitening=none")
     assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
 
 
@@ -135,10 +180,16 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"budget": 2}, "budget: got 2, expected < 1"),
         ({"budget": 0.5, "budget_of": "watts"}, "budget_of: got 'watts', expected parameters, bytes"),
         ({"max_drop": -1}, "max_drop: got -1, expected >= 0"),
+        ({"budget": 0.5, "budget_over": "some"}, "budget_over: got 'some', expected all, included"),
+        ({"budget_over": "included"}, "budget_over: got 'included', expected all without compress.budget"),
         ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, tucker, cp"),
         ({"num_cores": 1}, "num_cores: got 1, expected >= 2"),
         ({"num_cores": 3, "method": "svd"}, "num_cores: got 3, expected null with method=svd"),
-        ({"data_aware": True, "method": "cp"}, "data_aware: got true, expected false with method=cp"),
+        ({"whitening": "input", "method": "cp"}, "whitening: got 'input', expected none with method=cp"),
+        ({"whitening": "both"}, "whitening: got 'both', expected none, input, two_sided"),
+        ({"damping": [0.1, 0.1]}, r"damping: got \[0\.1, 0\.1\], expected null with whitening=none"),
+        ({"damping": [0.1], "whitening": "input"}, r"damping: got \[0\.1\], expected two"),
+        ({"damping": [0.1, -1.0], "whitening": "input"}, r"damping\[1\]: got -1\.0, expected >= 0"),
         ({"budget": 0.5, "method": "tucker"}, r"budget: got 0\.5, expected null with method=tucker"),
         ({"modes": {"fc1": [[4], [4]]}, "budget": 0.5}, r"modes: got \{'fc1': \[\[4\], \[4\]\]\}, expected"),
         (

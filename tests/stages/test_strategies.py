@@ -201,7 +201,7 @@ def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
 
 def test_layerwise_start_lowers_every_error(run_strategy):
     record, _ = run_strategy(
-        "strategy=compress_then_distill_layerwise", "rank=6", "epochs=0", "compress.data_aware=false"
+        "strategy=compress_then_distill_layerwise", "rank=6", "epochs=0", "compress.whitening=none"
     )
     errors = record.stage("fit_layers")["layer_errors"]
     assert {"fc1", "fc2"} <= set(errors)

@@ -6,14 +6,9 @@ from torch import nn
 
 from compresskd.tt import factorize
 from compresskd.tt.decompose.cores import to_matrix
+from compresskd.tt.decompose.metric import Metric, check_covariance, root
 from compresskd.tt.decompose.tt_svd import tt_svd
-from compresskd.tt.decompose.whitening import (
-    check_covariance,
-    mode_covariances,
-    output_error,
-    root,
-    tt_svd_whitened,
-)
+from compresskd.tt.decompose.whitening import _kronecker, mode_covariances, tt_svd_whitened
 
 
 def covariance_of(size, seed, rank=None):
@@ -42,16 +37,79 @@ def test_never_worse_than_plain_tt_svd_of_the_same_ranks(problem, rank):
     weight, input_dims, output_dims, covariance = problem
     ranks = [rank] * (len(input_dims) - 1)
     plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
-    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, covariance)
-    error = output_error(weight, to_matrix(aware.cores), covariance)
-    assert error <= output_error(weight, to_matrix(plain.cores), covariance) + 1e-12
+    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, Metric(covariance))
+    error = Metric(covariance).error(weight, to_matrix(aware.cores))
+    assert error <= Metric(covariance).error(weight, to_matrix(plain.cores)) + 1e-12
     assert error == pytest.approx(aware.error, abs=1e-9)
     assert aware.ranks == plain.ranks
 
 
+@given(problems(), st.integers(1, 4), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_never_worse_than_plain_tt_svd_in_a_metric_of_both_sides(problem, rank, is_diagonal):
+    weight, input_dims, output_dims, covariance = problem
+    outputs = covariance_of(len(weight), 7)
+    metric = Metric(covariance, outputs.diagonal() if is_diagonal else outputs)
+    ranks = [rank] * (len(input_dims) - 1)
+    plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
+    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, metric)
+    error = metric.error(weight, to_matrix(aware.cores))
+    assert error <= metric.error(weight, to_matrix(plain.cores)) + 1e-12
+    assert error == pytest.approx(aware.error, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [20, 600])
+def test_two_cores_are_the_optimum_of_both_sides(size):
+    weight, inputs, outputs = (
+        torch.randn(12, size, dtype=torch.float64),
+        covariance_of(size, 1),
+        covariance_of(12, 2),
+    )
+    aware = tt_svd_whitened(weight, (1, size), (12, 1), (5,), Metric(inputs, outputs))
+    left, right = (root(c, ridge=0.0 if len(c) < 600 else 1e-6)[0] for c in (outputs, inputs))
+    values = torch.linalg.svdvals(left.T @ weight @ right).square()
+    assert aware.error == pytest.approx(float(values[5:].sum() / values.sum()) ** 0.5, rel=1e-2)
+
+
+def test_descent_gains_where_modes_of_both_sides_are_split():
+    weight, inputs, outputs = (
+        torch.randn(64, 64, dtype=torch.float64),
+        covariance_of(64, 3),
+        covariance_of(64, 4),
+    )
+    metric, dims = Metric(inputs, outputs), ((4, 16), (16, 4))
+    padded = metric.padded(64, 64)
+    start = _kronecker(weight, *dims, (8,), padded)
+    aware = tt_svd_whitened(weight, *dims, (8,), metric)
+    plain = tt_svd(weight, *dims, ranks=(8,))
+    assert aware.error < 0.95 * metric.error(weight, to_matrix(start))
+    assert aware.error < 0.8 * metric.error(weight, to_matrix(plain.cores))
+
+
+def test_a_diagonal_is_its_matrix():
+    weight, inputs = torch.randn(12, 20, dtype=torch.float64), covariance_of(20, 1)
+    frequencies = torch.rand(12, dtype=torch.float64)
+    vector, matrix = Metric(inputs, frequencies), Metric(inputs, torch.diag(frequencies))
+    assert vector.cost(weight) == pytest.approx(matrix.cost(weight))
+    assert torch.allclose(vector.whitened(weight), matrix.whitened(weight))
+    assert torch.allclose(vector.applied(weight), matrix.applied(weight))
+    for dims in (((1, 20), (12, 1)), ((4, 5), (4, 3))):
+        errors = [tt_svd_whitened(weight, *dims, (3,), metric).error for metric in (vector, matrix)]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+
+
+def test_rows_of_an_embedding_that_are_asked_for_often_are_kept():
+    table = nn.Embedding(50, 16, dtype=torch.float64)
+    often = torch.full((50,), 1e-3)
+    often[:5] = 1.0
+    small = factorize(table, rank=5, method="svd", output_covariance=often).to_dense().detach()
+    errors = (small - table.weight.detach()).norm(dim=1)
+    assert errors[:5].max() < 0.1 * errors[5:].mean()
+
+
 def test_two_cores_are_the_optimum_of_the_whitened_svd():
     weight, covariance = torch.randn(12, 20, dtype=torch.float64), covariance_of(20, 1)
-    aware = tt_svd_whitened(weight, (1, 20), (12, 1), (5,), covariance)
+    aware = tt_svd_whitened(weight, (1, 20), (12, 1), (5,), Metric(covariance))
     values = torch.linalg.svdvals(weight @ root(covariance, ridge=0.0)[0]).square()
     assert aware.error == pytest.approx(float(values[5:].sum() / values.sum()) ** 0.5, rel=1e-3)
 
@@ -60,14 +118,14 @@ def test_output_error_is_what_samples_say():
     weight, approximation = torch.randn(6, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     x = torch.randn(500, 10, dtype=torch.float64) @ torch.randn(10, 10, dtype=torch.float64)
     measured = (x @ (weight - approximation).T).norm() / (x @ weight.T).norm()
-    assert output_error(weight, approximation, x.T @ x / 500) == pytest.approx(float(measured), rel=1e-9)
+    assert Metric(x.T @ x / 500).error(weight, approximation) == pytest.approx(float(measured), rel=1e-9)
 
 
 def test_split_inputs_gain_clearly_on_correlated_inputs():
     weight, covariance = torch.randn(64, 64, dtype=torch.float64), covariance_of(64, 3)
     plain = tt_svd(weight, (4, 16), (16, 4), ranks=(8,))
-    aware = tt_svd_whitened(weight, (4, 16), (16, 4), (8,), covariance)
-    assert aware.error < 0.8 * output_error(weight, to_matrix(plain.cores), covariance)
+    aware = tt_svd_whitened(weight, (4, 16), (16, 4), (8,), Metric(covariance))
+    assert aware.error < 0.8 * Metric(covariance).error(weight, to_matrix(plain.cores))
 
 
 def test_mode_covariances_of_a_kronecker_product_are_its_factors():

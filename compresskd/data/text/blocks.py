@@ -21,7 +21,7 @@ from compresskd.data.text.assemble import (
 )
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Tokenizer, tokenizer_of
-from compresskd.options import OptionError
+from compresskd.options import Count, OptionError
 
 BlockSize = Annotated[int, Ge(2)]
 _CHARACTERS_AT_ONCE = 2**18
@@ -34,6 +34,7 @@ def text_blocks(
     separator: str,
     tokenizer: str | None,
     block_size: BlockSize,
+    test_blocks: Count | None = None,
     **options: Unpack[SetOptions],
 ) -> Data:
     """The text of a folder, a file or a set of the hub, its rows one after the other, in blocks of tokens.
@@ -43,6 +44,7 @@ def text_blocks(
 
     Args:
         separator: stands between two rows.
+        test_blocks: of the test split so many from its beginning; None takes all.
 
     Raises:
         OptionError: for an option that does not fit, and ValueError for text that cannot be used.
@@ -54,7 +56,7 @@ def text_blocks(
     def rows(split: str) -> Iterator[str]:
         return texts_of(opened.part(split), text_column, "text_column", opened.where(split))
 
-    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options)
+    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options, test_blocks)
 
 
 def python_docs(
@@ -79,6 +81,7 @@ def _blocks(
     block_size: int,
     columns: list[str],
     options: SetOptions,
+    test_blocks: int | None = None,
 ) -> Data:
     def parts(split: str) -> Iterator[str]:
         return chunks(rows(split), separator)
@@ -89,10 +92,15 @@ def _blocks(
         expected = f">= {made.vocabulary_size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
-    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        return packed(parts(split), made, block_size, split, opened.where(split), notices)
+    if test_blocks is not None and "test" not in opened.names:
+        raise OptionError("test_blocks", test_blocks, "null where test is cut from train, by test_fraction")
 
-    sources = sequences_of(opened, options, made, [columns, separator, block_size], blocks)
+    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
+        found = packed(parts(split), made, block_size, split, opened.where(split), notices)
+        return found if split != "test" or test_blocks is None else first_of(found, test_blocks, notices)
+
+    determining = [columns, separator, block_size, *([] if test_blocks is None else [test_blocks])]
+    sources = sequences_of(opened, options, made, determining, blocks)
     return assemble_texts(
         name,
         sources,
@@ -104,6 +112,23 @@ def _blocks(
         preprocessing={"kind": "text_blocks", "columns": columns, "max_length": block_size},
         contiguous=True,
     )
+
+
+def first_of(blocks: Iterable[Block], count: int, notices: list[Notice]) -> Iterator[Block]:
+    """The first `count` sequences; what is not looked at is not read."""
+    left = count
+    for block in blocks:
+        lengths = block.lengths[:left]
+        columns = {name: ids[: lengths.sum()] for name, ids in block.columns.items()}
+        yield Block(columns, lengths, {name: values[:left] for name, values in block.more.items()})
+        left -= len(lengths)
+        if left <= 0:
+            notices.append(
+                Notice(
+                    "first_blocks", "test", count, f"test: the first {count:,} blocks, by data.test_blocks"
+                )
+            )
+            return
 
 
 def chunks(texts: Iterable[str], separator: str) -> Iterator[str]:

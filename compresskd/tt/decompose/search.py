@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import num_parameters
+from compresskd.tt.decompose.metric import Metric
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.ranks import SizeTarget, Spectra, allocate, steps
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
-from compresskd.tt.decompose.whitening import root, tt_svd_whitened
+from compresskd.tt.decompose.whitening import tt_svd_whitened
 
 NUM_DECOMPOSED = 3
 REFINEMENTS = 4
@@ -21,8 +22,8 @@ NEGLIGIBLE = 1e-6
 class Candidate:
     """One choice of modes with the ranks that a size target gives it.
 
-    `error` is relative, of the weight, or of the output where a covariance was given; until the candidate has been
-    decomposed it is the bound that the unfoldings' spectra give.
+    `error` is relative, of the weight, or in a metric where one was given; until the candidate has been decomposed it
+    is the bound that the unfoldings' spectra give.
     """
 
     modes: Modes
@@ -36,8 +37,8 @@ class Candidate:
 class CurvePoint:
     """A size that one layer can have: `error` is relative; `absolute_error` is what adds up over layers.
 
-    `squared_error` is the squared Frobenius norm of the error of the weight, or with a covariance the mean squared
-    norm of the error of the output (summed over output features).
+    `squared_error` is the squared Frobenius norm of the error of the weight, or with a metric its cost: of inputs
+    alone the mean squared norm of the error of the output (summed over output features).
     """
 
     num_parameters: int
@@ -52,7 +53,7 @@ def search(
     candidates: Sequence[Modes],
     target: SizeTarget,
     *,
-    covariance: Tensor | None = None,
+    metric: Metric | None = None,
     keep_larger: bool = False,
 ) -> list[Candidate]:
     """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
@@ -63,7 +64,9 @@ def search(
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
     the low-rank SVD where that is allowed, so the outcome is never worse than the SVD.
     """
-    spectra = Spectra(_metric(weight, covariance))
+    if target.ranks is not None and len(candidates) == 1:  # nothing is left to be searched
+        return [_given(candidates[0], weight, target, metric, keep_larger)]
+    spectra = Spectra(_whitened(weight, metric))
     dense = weight.numel()
     estimates = [_estimate(modes, spectra, target) for modes in candidates]
     smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
@@ -76,21 +79,21 @@ def search(
     # the bound counts padding, by which such modes fall behind: the best of them is measured as well
     padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
     chosen += [c for c in padded[:1] if c not in chosen]
-    done = [realize(c, weight, spectra, target, covariance) for c in chosen]
+    done = [realize(c, weight, spectra, target, metric) for c in chosen]
     done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, target, reference))
     return done + [c for c in ranked if c not in chosen]
 
 
 def curve(
-    weight: Tensor, candidates: Sequence[Modes], *, covariance: Tensor | None = None, max_points: int = 64
+    weight: Tensor, candidates: Sequence[Modes], *, metric: Metric | None = None, max_points: int = 64
 ) -> list[CurvePoint]:
     """The sizes worth having, by rising parameters and falling error bound, below the dense size.
 
     Points lie on the lower convex hull over all candidates, so that greedy steps from point to point are optimal
     for a sum over layers.
     """
-    spectra = Spectra(_metric(weight, covariance))
+    spectra = Spectra(_whitened(weight, metric))
     points = [
         CurvePoint(count, ranks, max(0.0, lost) ** 0.5, max(0.0, lost) * spectra.total, modes)
         for modes in candidates
@@ -105,10 +108,10 @@ def curve(
 
 
 def realize(
-    candidate: Candidate, weight: Tensor, spectra: Spectra, target: SizeTarget, covariance: Tensor | None
+    candidate: Candidate, weight: Tensor, spectra: Spectra, target: SizeTarget, metric: Metric | None
 ) -> Candidate:
     """The candidate decomposed; for a bound on the error with as few ranks as the measured error allows."""
-    best = _decomposed(candidate.modes, candidate.ranks, weight, covariance)
+    best = _decomposed(candidate.modes, candidate.ranks, weight, metric)
     if target.error is None or target.error == 0.0:
         return best
     # The bound is loose, so aim at a larger one until the measured error just keeps the bound.
@@ -119,7 +122,7 @@ def realize(
         ranks = allocate(candidate.modes, tails, SizeTarget(tolerance=aim))
         if ranks == best.ranks:
             break
-        trial = _decomposed(candidate.modes, ranks, weight, covariance)
+        trial = _decomposed(candidate.modes, ranks, weight, metric)
         if trial.error <= target.error and trial.num_parameters <= best.num_parameters:
             best, low = trial, aim
         else:
@@ -127,17 +130,27 @@ def realize(
     return best
 
 
-def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor, covariance: Tensor | None) -> Candidate:
-    if covariance is None:
+def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor, metric: Metric | None) -> Candidate:
+    if metric is None:
         result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
     else:
-        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance)
+        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, metric)
     return Candidate(modes, result.ranks, result.num_parameters, result.error, result)
 
 
-def _metric(weight: Tensor, covariance: Tensor | None) -> Tensor:
+def _whitened(weight: Tensor, metric: Metric | None) -> Tensor:
     weight = working(weight)
-    return weight if covariance is None else weight @ root(covariance)[0].to(weight)
+    return weight if metric is None else metric.whitened(weight)
+
+
+def _given(
+    modes: Modes, weight: Tensor, target: SizeTarget, metric: Metric | None, keep_larger: bool
+) -> Candidate:
+    ranks = allocate(modes, [()] * (len(modes.sizes) - 1), target)
+    count = num_parameters(modes.input_dims, modes.output_dims, ranks)
+    if count < weight.numel() or keep_larger:
+        return _decomposed(modes, ranks, weight, metric)
+    return Candidate(modes, ranks, count, 1.0)
 
 
 def _estimate(modes: Modes, spectra: Spectra, target: SizeTarget) -> Candidate:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.tt.decompose.cores import balance, to_matrix
+from compresskd.tt.decompose.metric import Metric, check_covariance
 from compresskd.tt.decompose.modes import Pair, stage_modes
 from compresskd.tt.decompose.tt_svd import tt_svd
-from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.decompose.whitening import tt_svd_whitened
 from compresskd.tt.execution.cached_operands import Derived, can_keep
 from compresskd.tt.execution.convolution import (
     Geometry,
@@ -119,8 +120,8 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
                 "expected ranks together with input_covariance; factorize() takes other size targets"
             )
         else:
-            covariance = check_covariance(input_covariance, weight.shape[1])
-            cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, covariance).cores
+            metric = Metric(check_covariance(input_covariance, weight.shape[1]))
+            cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, metric).cores
         return cls.from_cores(balance(cores), convolution, stages)
 
     @classmethod

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.tt.decompose.cores import balance, to_matrix
+from compresskd.tt.decompose.metric import Metric, check_covariance
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
-from compresskd.tt.decompose.whitening import check_covariance, tt_svd_whitened
+from compresskd.tt.decompose.whitening import tt_svd_whitened
 from compresskd.tt.execution.contraction import least_macs
 from compresskd.tt.execution.policy import said
 from compresskd.tt.execution.product import autocast_dtype, infer, is_watched, plan_of, traced, train
@@ -106,8 +107,8 @@ class TTLinear(TensorTrainLayer):
                 "expected ranks together with input_covariance; factorize() takes other size targets"
             )
         else:
-            covariance = check_covariance(input_covariance, linear.in_features)
-            cores = tt_svd_whitened(weight, input_dims, output_dims, ranks, covariance).cores
+            metric = Metric(check_covariance(input_covariance, linear.in_features))
+            cores = tt_svd_whitened(weight, input_dims, output_dims, ranks, metric).cores
         return cls.from_cores(
             balance(cores), linear.bias, in_features=linear.in_features, out_features=linear.out_features
         )

@@ -61,6 +61,20 @@ def test_blocks_follow_each_other_and_the_end_is_cut_off(file):
     assert kinds(data)[0] == "left_out"
 
 
+def test_of_the_test_split_the_first_blocks_may_be_taken(folder, file):
+    rows = {"text": TEXT.splitlines(keepends=True)}
+    path = folder(train=rows, test=rows)
+    cuts = {"test_fraction": None, "allow_overlap": True}
+    whole, few = (load(path=path, test_blocks=count, **cuts) for count in (None, 3))
+    assert len(few.test) == 3 < len(whole.test)
+    assert torch.equal(few.test.targets, whole.test.targets[:3])
+    assert few.test.num_bytes < whole.test.num_bytes
+    assert few.train.fingerprint == whole.train.fingerprint
+    assert "first_blocks" in kinds(few)
+    with pytest.raises(ValueError, match=says("test_blocks", "3", "test_fraction")):
+        load(path=file, test_blocks=3)
+
+
 def test_rows_of_files_and_columns_are_one_text(folder, file):
     rows = TEXT.splitlines(keepends=True)
     columns = load(path=folder(all={"text": rows}))
