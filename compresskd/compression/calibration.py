@@ -18,6 +18,7 @@ from compresskd.data.draw import draw
 from compresskd.tasks import logits_of
 from compresskd.training.evaluation import evaluation_mode
 
+CALIBRATED_TOGETHER = 64  # samples
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
 
 
@@ -56,7 +57,13 @@ class _Output:
 
 
 def calibrate(
-    model: nn.Module, names: Sequence[str], split: Split, *, num_samples: int, seed: int, batch_size: int = 64
+    model: nn.Module,
+    names: Sequence[str],
+    split: Split,
+    *,
+    num_samples: int,
+    seed: int,
+    batch_size: int = CALIBRATED_TOGETHER,
 ) -> dict[str, LayerStatistics]:
     """Run `num_samples` samples of `split`, a seeded draw, through the model and look at the named layers.
 

@@ -12,7 +12,13 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from compresskd import layers, measure, tt
-from compresskd.compression.calibration import LayerStatistics, calibrate, combined, of_table
+from compresskd.compression.calibration import (
+    CALIBRATED_TOGETHER,
+    LayerStatistics,
+    calibrate,
+    combined,
+    of_table,
+)
 from compresskd.compression.plan import Method, applied, plan_layers
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
@@ -93,17 +99,17 @@ class Compression(Size):
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
         return factorize_model(
-            model, self.plan(model, context, init=init), few_samples(context), fresh=init == "random"
+            model, self.plan(model, context, init=init), few_samples(model, context), fresh=init == "random"
         )
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
 
         Args:
-            init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
-                keep the variance of activations.
+            init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, whose
+                weights have the mean square of the dense ones.
         """
-        taken, kept = _without_read(model, self._taken(model), few_samples(context))
+        taken, kept = _without_read(model, self._taken(model), few_samples(model, context))
         statistics = {} if init == "random" else self._statistics(model, taken, context)
 
         def scores(plan: dict[str, Make]) -> Scores:
@@ -146,6 +152,7 @@ class Compression(Size):
             context.data.train,
             num_samples=self.num_calibration,
             seed=context.stage_seed,
+            batch_size=context.data.at_once(CALIBRATED_TOGETHER),
         )
         seen = {
             layer.name: [
@@ -231,9 +238,12 @@ def _left(layer: nn.Module, *, reason: str) -> tt.Skipped:
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
+    """Fresh factors whose weight has the mean square of the layer's own: tables of 0.02 are not to start at 1."""
     new: Any = make(layer)
     if not isinstance(new, tt.Skipped):
-        new.reset_parameters()
+        old: Any = layer
+        weight = old.to_dense() if layers.is_factorized(layer) else layers.plain(layer).weight
+        new.reset_parameters(gain=new.gain_of(float(weight.detach().square().mean().sqrt())))
     return new
 
 

@@ -259,7 +259,9 @@ class Parts(Maker):
             self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(both))
         if strategy is None or student is None or (teacher is None and needs_teacher):
             return teacher
-        state = State(student, teacher)
+        first = student if strategy.needs_student or teacher is None else teacher
+        del student  # as in the run itself: where the first stage makes one of the teacher, none is kept
+        state = State(first, teacher)
         for name, stage in strategy.stages.items():
             key = f"strategy.stages.{strategy.written[name]}"
             if isinstance(stage, Checked):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -73,10 +72,19 @@ class _Bench:
         # the nearest module around each layer that is called at all (a list of modules is not), and the model
         self._parents = {next(a for a in found if a in original.given) for found in above} | {""}
         self._given = original.given
-        self._dense = cache(partial(self._run, twins))
-        self._moved = cache(
-            lambda each: self._run({n: moved(t, self._new[n]) for n, t in twins.items()}, each)
-        )
+        self._seen: dict[tuple[str, str], Seen] = {}
+
+    def _dense(self, each: Pass) -> Seen:
+        return self._once("dense", each, lambda: self._twins)
+
+    def _moved(self, each: Pass) -> Seen:
+        return self._once("moved", each, lambda: {n: moved(t, self._new[n]) for n, t in self._twins.items()})
+
+    def _once(self, what: str, each: Pass, layers: Callable[[], Layers]) -> Seen:
+        key = what, each.name
+        if key not in self._seen:
+            self._seen[key] = self._run(layers(), each)
+        return self._seen[key]
 
     def differing(self, names: Sequence[str]) -> dict[str, str]:
         """The layers by whose presence the model does otherwise: looked for together, then in halves."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,8 @@ def carrying(original: nn.Module, new: nn.Module, *, bias: bool = False) -> nn.M
         return _plain_copy(new).train(new.training)
     dtype = next(original.parameters()).dtype
     twin: Any = _dense_of(original, new)
-    _read(twin, lambda: twin.held(_weight_of(new)).to(dtype))
+    held = twin.held
+    _read(twin, lambda: held(_weight_of(new)).to(dtype))
     if bias and getattr(new, "bias", None) is not None:
         values = new.bias.detach().clone()  # pyright: ignore[reportCallIssue]
         twin.bias = nn.Parameter(values.to(twin.bias.dtype))  # pyright: ignore
@@ -54,7 +54,7 @@ def _dense_of(original: nn.Module, new: nn.Module) -> nn.Module:
     else:
         twin = _plain_copy(original, without="weight")
         if hasattr(new, "to_dense"):
-            twin.held = partial(layers.held_by, original)
+            twin.held = layers.holding(original)
             return twin
     twin.held = _as_it_is
     return twin
@@ -68,17 +68,21 @@ def _weight_of(new: Any) -> Tensor:
     return new.to_dense() if hasattr(new, "to_dense") else new.weight
 
 
-def _read(twin: nn.Module, weight: Callable[[], Tensor]) -> None:
-    """Let the twin's weight be what is computed whenever it is read."""
+def _read(twin: Any, weight: Callable[[], Tensor]) -> None:
+    """Let the twin's weight be what is computed whenever it is read.
 
-    def read(_: nn.Module) -> Tensor:
-        with torch.no_grad():
-            return weight().detach()
-
-    cls = type(twin)
+    The function is the twin's own and not its class's, which lives as long as no garbage is collected.
+    """
     twin._parameters.pop("weight", None)
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "weight": property(read)}
+    twin.computed = weight
+    cls = type(twin)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "weight": property(_computed)}
     twin.__class__ = type(cls.__name__, (cls,), names)
+
+
+@torch.no_grad()
+def _computed(twin: Any) -> Tensor:
+    return twin.computed().detach()
 
 
 def _plain_copy(layer: nn.Module, *, without: str = "") -> nn.Module:
