@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
 
@@ -125,7 +126,15 @@ class _Bench:
         for name, found in self._places.items():
             for holder, key in found:
                 holder._modules[key] = layers[name]
-        watch = watch or Watch(self._parents, self._given)
+        if watch is not None:
+            return self._watched(each, watch)
+        try:
+            with _forgetful():
+                return self._watched(each, Watch(self._parents, self._given))
+        except _Broken:  # it may take gradients on its way
+            return self._watched(each, Watch(self._parents, self._given))
+
+    def _watched(self, each: Pass, watch: Watch) -> Seen:
         try:
             with each.of(self._model), watch.over(self._model):
                 call(self._model, self._inputs)
@@ -133,6 +142,15 @@ class _Bench:
             text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise _Broken(watch.where, text) from error
         return watch.seen
+
+
+def _forgetful() -> AbstractContextManager[Any]:
+    """Inside, nothing is kept for a backward pass, which a trial has not: dense weights would add up to a model."""
+
+    def refused(_: None) -> Tensor:
+        raise RuntimeError("nothing was kept for a backward pass")
+
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, refused)
 
 
 def _excess(answers: Any, dense: Any, moved: Callable[[], Any]) -> str | None:

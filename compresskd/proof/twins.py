@@ -112,14 +112,20 @@ def moved(twin: Any, new: Any) -> nn.Module:
             setattr(other, key, nn.Parameter(value + _signs(value) * value.abs() * _unit(value)))
         return other
     held = getattr(twin, "held", _as_it_is)
-    _read(other, lambda: twin.weight + _signs(twin.weight) * held(_rounding_bound(new)).to(twin.weight))
+
+    def shifted() -> Tensor:
+        weight = twin.weight
+        return torch.addcmul(weight, _signs(weight), held(_rounding_bound(new)).to(weight))
+
+    _read(other, shifted)
     return other
 
 
 def _signs(like: Tensor) -> Tensor:
     """1 or -1 at random, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return bits.to(like).mul_(2).sub_(1)
 
 
 def _rounding_bound(layer: Any) -> Tensor:
