@@ -345,7 +345,8 @@ def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
             Batch(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.long), torch.arange(n), 0)
             for n in (2, 1)
         ]
-    few = [data.validation.take(torch.arange(n), "") for n in (2, 1)]
+    most = len(data.validation)
+    few = [data.validation.take(torch.arange(min(n, most)), "") for n in (2, 1)]
     splits = (data.train, data.validation, data.test)
     few += [split.take(split.extremes, "") for split in splits if isinstance(split, TextSplit)]
     return [next(iter(split.batches(len(split)))) for split in few]

@@ -17,6 +17,7 @@ from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
 from compresskd.engine.events import Listener, log, shown
+from compresskd.engine.memory import give_back
 from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.engine.teacher import Teacher
 from compresskd.measure import macs
@@ -111,7 +112,9 @@ class Experiment:
         for notice in self.data.notices:
             reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
+        give_back()  # what the models of the checks before have left
         self._run_stages(data, run, reporter, trust)
+        give_back()
         record = _record_of(run)
         final = record.stage(record.final) or {}
         written = artifact.write_final(

@@ -18,6 +18,7 @@ from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
 from compresskd.data.text.split import TextSplit
 from compresskd.engine.events import Listener
+from compresskd.engine.memory import give_back
 from compresskd.measure import macs
 from compresskd.measure.coverage import coverage
 from compresskd.options import OptionError, within
@@ -250,9 +251,11 @@ class Strategy:
             stored = _store(name, state, context, new_teacher=state.teacher is not teacher)
             teacher = state.teacher
             del state
+            give_back()
             state, content = _restore(stored, teacher, context)
             entry = _assess(name, stage, state, content, context, seconds, stored) | stored
             del content
+            give_back()
             context.record.stages.append(entry)
             context.record.final = name
             context.run.save()

@@ -114,8 +114,11 @@ def moved(twin: Any, new: Any) -> nn.Module:
     held = getattr(twin, "held", _as_it_is)
 
     def shifted() -> Tensor:
+        # in place and one after the other: of a large table each copy counts
+        change = held(_rounding_bound(new))
+        change.mul_(_signs(change))
         weight = twin.weight
-        return torch.addcmul(weight, _signs(weight), held(_rounding_bound(new)).to(weight))
+        return change.to(weight).add_(weight)
 
     _read(other, shifted)
     return other
@@ -136,7 +139,7 @@ def _rounding_bound(layer: Any) -> Tensor:
     """
     if not hasattr(layer, "to_dense"):
         weight = layer.weight.detach()
-        return weight.abs() * _unit(weight)
+        return weight.abs().mul_(_unit(weight))
     size: Any = parametrize.type_before_parametrizations(layer).from_structure(layer.structure())
     lengths = []
     with torch.no_grad():
@@ -147,7 +150,7 @@ def _rounding_bound(layer: Any) -> Tensor:
             lengths.append(value.numel() // min(value.shape) if value.dim() > 1 else 1)
         weight = size.to_dense()
     total = len(lengths) + 1 if weight.dtype.itemsize < 4 else sum(lengths) + weight[0].numel()
-    return weight * total**0.5 * _unit(weight)
+    return weight.mul_(total**0.5 * _unit(weight))
 
 
 def _unit(weight: Tensor) -> float:
