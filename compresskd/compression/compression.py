@@ -22,7 +22,7 @@ from compresskd.compression.calibration import (
 from compresskd.compression.plan import Method, applied, plan_layers
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
-from compresskd.engine.strategy import Context, few_samples, score
+from compresskd.engine.strategy import Context, few_samples, score, shortened
 from compresskd.layers import surgery
 from compresskd.options import Count, OptionError, checked, one_of, raise_all
 from compresskd.proof import carrying, differing, read_by_others, sharing
@@ -170,7 +170,7 @@ class Compression(Size):
         Args:
             example: [2, ...] inputs of the model.
         """
-        taken, read = _without_read(model, self._taken(model), example)
+        taken, read = _without_read(model, self._taken(model), shortened(model, example))
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
             raise NothingCompressed("include", self.include, f"other layers: {_reasons(skipped)}")

@@ -16,7 +16,6 @@ from torch import nn
 from compresskd import artifact, measure
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
-from compresskd.data.text.split import TextSplit
 from compresskd.engine.events import Listener
 from compresskd.engine.memory import give_back
 from compresskd.measure import macs
@@ -396,10 +395,13 @@ def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str,
 
 
 def few_samples(model: nn.Module, context: Context) -> Inputs:
-    """3 training samples, unaugmented, to try new layers of this model on; of texts the beginning, if it takes that."""
-    split = context.data.train
-    inputs = next(iter(split.batches(_NUM_TRIED, epoch=None))).inputs
-    if not isinstance(split, TextSplit):
+    """3 training samples, unaugmented, to try new layers of this model on; texts are `shortened`."""
+    return shortened(model, next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs)
+
+
+def shortened(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Of texts the beginning, where the model takes that; other inputs as they are."""
+    if not (isinstance(inputs, Mapping) and "input_ids" in inputs):
         return inputs
     short = map_inputs(lambda tokens: tokens[:, :_TOKENS_TRIED], inputs)
     try:

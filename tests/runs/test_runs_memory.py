@@ -52,14 +52,14 @@ def weights(tmp_path_factory):
     return path, sum(p.numel() * 4 for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("bits=4",)], ids=["rank", "bits"])
 def test_compress_takes_three_times_the_model(weights, more, run_cli):
     path, size = weights
     command = (
         "strategy=compress", "rank=16", "compress.data_aware=false", "teacher=mlp", f"teacher.weights={path}",
-        f"teacher.hidden={HIDDEN}", "epochs=0", "hydra.run.dir=run", *more,
+        f"teacher.hidden={HIDDEN}", "epochs=0", "measure.latency=false", "hydra.run.dir=run", *more,
     )  # fmt: skip
     with Counting() as counted:
         assert run_cli(*command).status == 0
-    print(counted.peak / size)
     assert size < counted.peak <= 3 * size
