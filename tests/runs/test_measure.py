@@ -88,7 +88,9 @@ class TestLatency:
         assert "latency, batch 32, ms" not in rows
         assert "  times faster than teacher" in rows
 
-    @pytest.mark.parametrize("latency", [None, "absent", {"batch_1": 0.1, "batch_32": 0.2}, {"batch_32": 0.1}])
+    @pytest.mark.parametrize(
+        "latency", [None, "absent", {"batch_1": 0.1, "batch_32": 0.2}, {"batch_32": 0.1}]
+    )
     def test_a_record_has_that_of_one_sample_or_none(self, latency):
         metrics = {"validation_accuracy": 0.5, "test_accuracy": 0.5}
         teacher = {
