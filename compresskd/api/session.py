@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +51,8 @@ def session(
         run = open_run(Path(folder, "run"))
         try:
             run.start(Record(strategy="notebook", config={}, overrides=[], seed=seed))
-            yield Context(data.to(device), run, recipe, seed, device, _Listener(on_epoch), reference)
+            anew = functools.partial(copy.deepcopy, reference)
+            yield Context(data.to(device), run, recipe, seed, device, _Listener(on_epoch), anew)
         finally:
             run.close()
 

@@ -14,7 +14,7 @@ from compresskd.artifact.compact import Split, encode, write_compact
 from compresskd.artifact.construct import build, build_empty, thaw
 from compresskd.artifact.content import Content, content_of, fingerprint, packages, targets
 from compresskd.artifact.errors import ArtifactError
-from compresskd.artifact.files import bytes_of, folder_bytes, load, read, save
+from compresskd.artifact.files import bytes_of, folder_bytes, load, load_with_content, read, save
 from compresskd.artifact.sizes import compact_sizes, write_final
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "fingerprint",
     "folder_bytes",
     "load",
+    "load_with_content",
     "packages",
     "read",
     "save",

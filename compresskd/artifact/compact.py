@@ -24,6 +24,7 @@ from torch import Tensor
 from compresskd.artifact.content import Content, check
 from compresskd.artifact.errors import ArtifactError, refusing
 from compresskd.artifact.header import MAX_BYTES, Header, pack_header, unpack_header
+from compresskd.artifact.tensors import view
 from compresskd.artifact.varint import read_varint, varint
 from compresskd.quant import entropy
 from compresskd.quant.grid import Grid
@@ -83,9 +84,13 @@ def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
     with refusing(path), open_regular(path.resolve()) as file:  # whoever names a link means the file
         size = os.fstat(file.fileno()).st_size
         head = file.read(_BEGINNING)
-        if size > len(head):  # a sparse file of many gigabytes costs its writer nothing
-            _check_size(head, size, trust)
-        return decode(head + file.read(size - len(head)), trust=trust)
+        if size <= len(head):
+            return decode(head, trust=trust)
+        _check_size(head, size, trust)  # a sparse file of many gigabytes costs its writer nothing
+        data = bytearray(size)
+        data[: len(head)] = head
+        read = len(head) + file.readinto(memoryview(data)[len(head) :])
+        return decode(data if read == size else data[:read], trust=trust)
 
 
 def encode(content: Content, *, coded: bool = True, trust: Sequence[str] = ()) -> tuple[bytes, Split]:
@@ -111,7 +116,7 @@ def _laid_out(
     integers = iter([code]) if is_coded else (pack(value.integers, value.grid) for value in quantized)
     size = sum(value.numel() * value.itemsize for value in floats)
     split = Split(len(head), len(code) if is_coded else packed, len(scales), size, _CHECKSUM)
-    return chain([head, scales], map(_view, floats), integers), split
+    return chain([head, scales], map(view, floats), integers), split
 
 
 def _with_checksum(parts: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
@@ -122,10 +127,10 @@ def _with_checksum(parts: Iterator[bytes | memoryview]) -> Iterator[bytes | memo
     yield checksum.digest()
 
 
-def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
+def decode(data: bytes | bytearray, *, trust: Sequence[str] = ()) -> Content:
     """The model in these bytes. Raises ArtifactError, or ValueError, saying what is wrong."""
     _check_beginning(data)
-    body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
+    body, checksum = memoryview(data)[:-_CHECKSUM], data[-_CHECKSUM:]
     if _checksum(body) != checksum:
         raise ArtifactError("it is damaged: its checksum is not the one recorded at its end")
     header, start = _header(body, len(data), trust)
@@ -134,9 +139,10 @@ def decode(data: bytes, *, trust: Sequence[str] = ()) -> Content:
     return content
 
 
-def _check_beginning(data: bytes) -> None:
+def _check_beginning(data: bytes | bytearray) -> None:
     if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"it is no compact model file: it begins with {data[:8]!r}, expected {MAGIC!r}")
+        begins = bytes(data[:8])
+        raise ArtifactError(f"it is no compact model file: it begins with {begins!r}, expected {MAGIC!r}")
     if len(data) < _LEAST:
         raise ArtifactError(f"it is cut short: {len(data)} bytes, the least is {_LEAST}")
     version = data[len(MAGIC)] & ~_CODED
@@ -144,21 +150,21 @@ def _check_beginning(data: bytes) -> None:
         raise ArtifactError(f"it has format {version}; this version reads formats {FORMAT - 1} and {FORMAT}")
 
 
-def _header(body: bytes, stored: int, trust: Sequence[str]) -> tuple[Header, int]:
+def _header(body: memoryview, stored: int, trust: Sequence[str]) -> tuple[Header, int]:
     """The header of a file of `stored` bytes, and where what follows it begins."""
     size, start = read_varint(body, len(MAGIC) + 1, "header")
     if size > min(MAX_BYTES, len(body) - start):
         raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
     tied_too = body[len(MAGIC)] & ~_CODED < FORMAT
     return unpack_header(
-        body[start : start + size], stored=stored, tied_too=tied_too, trust=trust
+        bytes(body[start : start + size]), stored=stored, tied_too=tied_too, trust=trust
     ), start + size
 
 
 def _check_size(beginning: bytes, size: int, trust: Sequence[str]) -> None:
     """Raise ArtifactError where a file has more bytes than its header tells of: four and more for each value."""
     _check_beginning(beginning)
-    header, start = _header(beginning, size, trust)
+    header, start = _header(memoryview(beginning), size, trust)
     values = sum(prod(shape) for shape in header.shapes.values())
     most = start + _MOST_PER_VALUE * (values + 3 * len(header.inputs)) + _CHECKSUM
     if size > most:
@@ -168,10 +174,10 @@ def _check_size(beginning: bytes, size: int, trust: Sequence[str]) -> None:
 class _Reader:
     """Takes the parts of the body one after the other."""
 
-    def __init__(self, data: bytes, position: int):
+    def __init__(self, data: memoryview, position: int):
         self.data, self.position = data, position
 
-    def take(self, size: int, what: str) -> bytes:
+    def take(self, size: int, what: str) -> memoryview:
         """The next bytes. Raises ArtifactError where there are fewer."""
         left = len(self.data) - self.position
         if size > left:
@@ -222,7 +228,7 @@ def _integers(
 ) -> list[Tensor]:
     if coded:
         rest = len(reader.data) - reader.position
-        return entropy.decode(reader.take(rest, "integers"), shapes, grids)
+        return entropy.decode(bytes(reader.take(rest, "integers")), shapes, grids)
     result = []
     for shape, grid in zip(shapes, grids, strict=True):
         packed = reader.take(grid.packed_bytes(prod(shape)), "integers")
@@ -242,18 +248,13 @@ def _activation_bytes(content: Content) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return bytes(_view(tensor))
+    return bytes(view(tensor))
 
 
-def _view(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor where they are."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _array(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+def _array(data: memoryview, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     values = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     return values.view(dtype).reshape(tuple(shape))
 
 
-def _checksum(body: bytes) -> bytes:
+def _checksum(body: memoryview) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM).digest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +48,13 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
         ArtifactError: a file is missing, damaged, of an unknown format, does not fit its structure, or names
             what lies outside compresskd and `trust`.
     """
+    return load_with_content(path, device=device, trust=trust)[0]
+
+
+def load_with_content(
+    path: Path | str, *, device: str | torch.device = "cpu", trust: Sequence[str] = ()
+) -> tuple[nn.Module, Content]:
+    """As `load`, with what the file says: on the CPU its floats are the model's own, and change with it."""
     path = Path(path)
     if (path / RECORD).is_file():
         with refusing(path):
@@ -58,7 +64,7 @@ def load(path: Path | str, *, device: str | torch.device = "cpu", trust: Sequenc
         model = construct.build(content, trust=trust, take=True)
     if content.about:
         model.preprocess = Preprocess(content.about)  # pyright: ignore[reportArgumentType]
-    return model.to(device)
+    return model.to(device), content
 
 
 def read(path: Path | str, *, trust: Sequence[str] = ()) -> Content:
@@ -88,6 +94,6 @@ def folder_bytes(directory: Path) -> int:
 
 
 def bytes_of(model: nn.Module) -> int:
-    """Bytes that `save` takes on disk for this model, by saving it."""
-    with tempfile.TemporaryDirectory() as temporary:
-        return save(model, Path(temporary) / MODEL)
+    """Bytes that `save` takes on disk for this model; errors as its."""
+    check_finite(model)
+    return folder.num_bytes(content_of(model, copy=False))

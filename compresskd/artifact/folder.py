@@ -12,18 +12,17 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from compresskd.artifact.content import Content, check_plain, tied
 from compresskd.artifact.errors import ArtifactError, refusing
+from compresskd.artifact.tensors import num_bytes as num_bytes_of
+from compresskd.artifact.tensors import read_tensors, unambiguous, write_tensors
 from compresskd.quant.granularity import granularity_from_plain
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, pack, unpack
@@ -38,42 +37,49 @@ _NEEDED = {"format", "architecture", "modules", "sha256"}
 
 def write(content: Content, folder: Path) -> None:
     """Write both files into an existing folder. Raises OSError where they cannot be written."""
+    described, stored = _structure(content), _stored(content)
+    described["sha256"] = _digest(write_tensors(stored, folder / WEIGHTS), described)
+    (folder / STRUCTURE).write_text(_text(described), encoding="utf-8")
+
+
+def num_bytes(content: Content) -> int:
+    """Bytes of both files together, which are not written."""
+    described = _structure(content) | {"sha256": hashlib.sha256().hexdigest()}
+    return num_bytes_of(_stored(content)) + len(_text(described).encode())
+
+
+def _structure(content: Content) -> dict[str, Any]:
+    """What the structure says, besides the digest."""
     same = tied(content.tensors)
-    once = {name: value for name, value in content.tensors.items() if name not in same}
-    described = {
+    return {
         "format": FORMAT if same else FORMAT - 1,
         "compresskd": __version__,
         "architecture": content.architecture,
         "modules": content.modules,
-        "tensors": {k: _described(v) for k, v in once.items() if isinstance(v, QuantizedTensor)},
+        "tensors": {
+            k: _described(v)
+            for k, v in content.tensors.items()
+            if isinstance(v, QuantizedTensor) and k not in same
+        },
         "activations": list(content.activations),
         "about": content.about,
         **({"tied": same} if same else {}),
     }
-    weights = folder / WEIGHTS
-    try:
-        safetensors.torch.save_file(
-            _stored(replace(content, tensors=once)), weights, metadata={"format": "pt"}
-        )
-    except (
-        safetensors.SafetensorError
-    ) as error:  # so it calls also what the file system says, such as a full disk
-        raise OSError(str(error)) from error
-    with weights.open("rb") as file:
-        described["sha256"] = _digest(hashlib.file_digest(file, "sha256"), described)
-    (folder / STRUCTURE).write_text(json.dumps(described, separators=(",", ":")), encoding="utf-8")
+
+
+def _text(described: Mapping[str, Any]) -> str:
+    return json.dumps(described, separators=(",", ":"))
 
 
 def read(folder: Path) -> Content:
     """Read what `write` wrote, verified. Raises ArtifactError saying what is wrong."""
     described = _read_structure(folder / STRUCTURE)
-    weights = _read_file(folder / WEIGHTS)
-    if digest(weights, described) != described["sha256"]:
+    stored, found = read_tensors(folder / WEIGHTS)
+    if _digest(found, described) != described["sha256"]:
         raise ArtifactError(
             f"{folder} is damaged: the SHA-256 of {WEIGHTS} and {STRUCTURE} is not the one recorded there"
         )
     with refusing(folder):
-        stored = safetensors.torch.load(weights)
         activations = {name: _activation(name, stored) for name in described.get("activations", [])}
         quantized = {k: _quantized(k, v, stored) for k, v in described.get("tensors", {}).items()}
         return Content(
@@ -107,8 +113,12 @@ def _described(tensor: QuantizedTensor) -> dict[str, Any]:
 
 
 def _stored(content: Content) -> dict[str, Tensor]:
+    """The tensors of the file of weights, tied ones once."""
     stored: dict[str, Tensor] = {}
+    same = tied(content.tensors)
     for name, tensor in content.tensors.items():
+        if name in same:
+            continue
         if isinstance(tensor, Tensor):
             stored[name] = tensor
             continue
@@ -172,17 +182,10 @@ def _read_file(path: Path) -> bytes:
         return read_bytes(path, at_most=_MAX_STRUCTURE if path.name == STRUCTURE else None)
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"a name is there twice among {[name for name, _ in pairs]!r:.200}")
-    return values
-
-
 def _read_structure(path: Path) -> dict[str, Any]:
     text = _read_file(path)
     try:
-        described = json.loads(text.decode("utf-8"), object_pairs_hook=_unambiguous)
+        described = json.loads(text.decode("utf-8"), object_pairs_hook=unambiguous)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
     if not isinstance(described, dict) or not described.keys() >= _NEEDED:

@@ -11,7 +11,7 @@ def varint(value: int) -> bytes:
     return bytes([low]) if not high else bytes([low | 128]) + varint(high)
 
 
-def read_varint(data: bytes, position: int, what: str) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, position: int, what: str) -> tuple[int, int]:
     """The number at a position, and the position after it. Raises ArtifactError where it does not end."""
     value = 0
     for place, byte in enumerate(data[position : position + _MAX_BYTES]):

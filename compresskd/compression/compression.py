@@ -38,7 +38,7 @@ from compresskd.compression.weighting import (
     shortages,
     weighting_of,
 )
-from compresskd.engine.strategy import Context, few_samples, score
+from compresskd.engine.strategy import Context, few_samples, score, shortened
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, checked, one_of, raise_all
 from compresskd.tasks import Inputs
@@ -117,17 +117,17 @@ class Compression(Size):
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
         return factorize_model(
-            model, self.plan(model, context, init=init), few_samples(context), fresh=init == "random"
+            model, self.plan(model, context, init=init), few_samples(model, context), fresh=init == "random"
         )
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
 
         Args:
-            init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
-                keep the variance of activations.
+            init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, whose
+                weights have the mean square of the dense ones.
         """
-        taken, left = without_read(model, self._taken(model), few_samples(context))
+        taken, left = without_read(model, self._taken(model), few_samples(model, context))
 
         def scores(plan: dict[str, Make]) -> Scores:
             return score(applied(model, plan), context.data.validation, context)
@@ -227,7 +227,7 @@ class Compression(Size):
         Args:
             example: [2, ...] inputs of the model.
         """
-        taken, read = without_read(model, self._taken(model), example)
+        taken, read = without_read(model, self._taken(model), shortened(model, example))
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
             raise NothingCompressed("include", self.include, f"other layers: {reasons_of(skipped)}")
@@ -291,9 +291,12 @@ def _is_watched(layer: nn.Module) -> bool:
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:
+    """Fresh factors whose weight has the mean square of the layer's own: tables of 0.02 are not to start at 1."""
     new: Any = make(layer)
     if not isinstance(new, tt.Skipped):
-        new.reset_parameters()
+        old: Any = layer
+        weight = old.to_dense() if layers.is_factorized(layer) else layers.plain(layer).weight
+        new.reset_parameters(gain=new.gain_of(float(weight.detach().square().mean().sqrt())))
     return new
 
 

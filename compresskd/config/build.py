@@ -19,6 +19,7 @@ from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
 from compresskd.config.parts import Parts, model_of, trial_key
 from compresskd.config.schema import conf_dir
+from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
@@ -142,6 +143,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
+    recipe, fit = (_that_fits(each, data) for each in (recipe, fit))
     teacher, config = parts.models(strategy, data, recipe, device), dict(parts.config)
     comes_trained = teacher is not None and is_trained_for(config["teacher"])
     config["teacher_fit"] = _with_epochs(config["teacher_fit"], 0 if comes_trained else config["epochs"])
@@ -176,6 +178,13 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     made = kept.architecture(teacher)
     student = functools.partial(build_model, made["target"], made["kwargs"], seed=config["seed"])
     return replace(whole, student=student, inherit=kept.inherit if kept.inherits else None)
+
+
+def _that_fits(recipe: Recipe | None, data: Data | None) -> Recipe | None:
+    """The recipe with batches of evaluation whose outputs fit into memory."""
+    if recipe is None or data is None:
+        return recipe
+    return replace(recipe, evaluation_batch_size=data.at_once(recipe.evaluation_batch_size))
 
 
 def _own_config(config: Plain) -> Plain:

@@ -270,7 +270,9 @@ class Parts(Maker):
             self.attempt(functools.partial(joined, "student"), lambda: check_same_vocabulary(both))
         if strategy is None or student is None or (teacher is None and needs_teacher):
             return teacher
-        state = State(student, teacher)
+        first = student if strategy.needs_student or teacher is None else teacher
+        del student  # as in the run itself: where the first stage makes one of the teacher, none is kept
+        state = State(first, teacher)
         for name, stage in strategy.stages.items():
             if self._is_faulty("kd") and hasattr(stage, "objective"):
                 continue  # what is wrong with its terms is told already
@@ -357,7 +359,8 @@ def _trial_batches(data: Data | None, shape: Sequence[int]) -> list[Batch]:
             Batch(torch.zeros(n, *shape), torch.zeros(n, dtype=torch.long), torch.arange(n), 0)
             for n in (2, 1)
         ]
-    few = [data.validation.take(torch.arange(n), "") for n in (2, 1)]
+    most = len(data.validation)
+    few = [data.validation.take(torch.arange(min(n, most)), "") for n in (2, 1)]
     splits = (data.train, data.validation, data.test)
     few += [split.take(split.extremes, "") for split in splits if isinstance(split, TextSplit)]
     return [next(iter(split.batches(len(split)))) for split in few]

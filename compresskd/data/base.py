@@ -245,6 +245,9 @@ class TensorSplit(Split):
         return pixels.to(self.device)
 
 
+MAX_OUTPUTS = 2**25  # numbers that a model answers at once where it is not trained: 128 MiB
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """A data set ready for training.
@@ -276,6 +279,14 @@ class Data:
     notices: tuple[Notice, ...] = ()
     task: Task = field(default_factory=Classification)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    def at_once(self, most: int) -> int:
+        """Samples, at most `most`, that a model can answer together: each token of a text asks for a vocabulary."""
+        if self.task.rows_are_samples:
+            return most
+        lengths = [getattr(split, "lengths", None) for split in (self.train, self.validation, self.test)]
+        longest = max((int(each.max()) for each in lengths if each is not None), default=1)
+        return max(1, min(most, MAX_OUTPUTS // (longest * self.num_classes)))
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits on `device`."""

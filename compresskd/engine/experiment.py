@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
 from compresskd.engine.events import Listener, log, shown
+from compresskd.engine.memory import give_back
 from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.engine.teacher import Teacher
 from compresskd.measure import macs
@@ -112,13 +112,26 @@ class Experiment:
         for notice in self.data.notices:
             reporter.note(f"data: {notice.text}")
         data = self.data.to(self.device)
-        student = self.student().to(self.device)
-        _tell_what_is_fresh(student, reporter)
+        give_back()  # what the models of the checks before have left
+        self._run_stages(data, run, reporter, trust)
+        give_back()
+        record = _record_of(run)
+        final = record.stage(record.final) or {}
+        written = artifact.write_final(
+            run.directory / final["checkpoint"],
+            run.place(MODEL).parent,
+            artifact.about_of(data),
+            trust=sorted(trust),
+        )
+        record.model = {**written, "files": fingerprints(run.directory, MODEL)}
+
+    def _run_stages(self, data: Data, run: Run, reporter: Listener, trust: set[str]) -> None:
+        """Run the strategy. The models are this method's own: what comes after it has their memory."""
+        student = self._fresh_student(reporter) if self.strategy.needs_student else None
         teacher, origin = (None, {}) if self.teacher is None else self.teacher.obtain(reporter)
-        if teacher is not None:
-            teacher = teacher.to(self.device)
-            if self.inherit is not None:
-                self.inherit(student, teacher)
+        teacher = None if teacher is None else teacher.to(self.device)
+        if student is not None:
+            self._inherit(student, teacher)
         context = Context(
             data,
             run,
@@ -126,23 +139,29 @@ class Experiment:
             self.seed,
             self.device,
             reporter,
-            copy.deepcopy(student),
+            lambda: self._inherit(self.student().to(self.device), teacher),
             trust,
             measure_latency=self.measure_latency,
         )
-        trust |= {*artifact.packages(student)}
+        for model in (student, teacher):
+            trust |= set() if model is None else {*artifact.packages(model)}
         if teacher is not None:
-            trust |= {*artifact.packages(teacher)}
             self._record_teacher(teacher, origin, context)
-        self.strategy.run(State(student, teacher if self.strategy.needs_teacher else None), context)
-        final = context.record.stage(context.record.final) or {}
-        written = artifact.write_final(
-            run.directory / final["checkpoint"],
-            run.place(MODEL).parent,
-            artifact.about_of(data),
-            trust=sorted(trust),
-        )
-        context.record.model = {**written, "files": fingerprints(run.directory, MODEL)}
+        first = student or teacher
+        assert first is not None  # a strategy that needs no student begins with the teacher
+        begin = [State(first, teacher if self.strategy.needs_teacher else None)]
+        del student, first  # a stage may give up what it is given
+        self.strategy.run(begin.pop(), context)
+
+    def _fresh_student(self, reporter: Listener) -> nn.Module:
+        student = self.student().to(self.device)
+        _tell_what_is_fresh(student, reporter)
+        return student
+
+    def _inherit(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module:
+        if self.inherit is not None and teacher is not None:
+            self.inherit(student, teacher)
+        return student
 
     def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
         """Score and measure the teacher, as each stage's student is."""
@@ -152,7 +171,7 @@ class Experiment:
             return
         reporter = context.reporter
         metrics, test = metrics_of("teacher", teacher, context)
-        content = artifact.content_of(teacher, artifact.about_of(context.data))
+        content = artifact.content_of(teacher, artifact.about_of(context.data), copy=False)
         if self.teacher is not None:
             self.teacher.check_score(test, context.data.test)
         store_predictions(context, "teacher", test)
@@ -168,7 +187,7 @@ class Experiment:
                 "macs": products.number,
             },
             "macs_unknown": products.unknown,
-            "latency_ms": context.latency({"teacher": teacher}).get("teacher"),
+            "latency_ms": context.latency({"teacher": lambda: teacher}).get("teacher"),
         }
         context.run.save()
         if products.unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from compresskd import artifact, measure
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
 from compresskd.engine.events import Listener
+from compresskd.engine.memory import give_back
 from compresskd.measure import macs
 from compresskd.measure.coverage import coverage
 from compresskd.options import OptionError, within
@@ -24,13 +25,15 @@ from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
 from compresskd.run.predictions import SCORES, read_predictions, write_predictions
-from compresskd.tasks import CLASSES, Inputs
+from compresskd.tasks import CLASSES, Inputs, call, map_inputs
 from compresskd.training import Recipe, Scores, evaluate
+from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.saved import read_training, write_training
 from compresskd.training.tt_plans import plans_used
 from compresskd.tt.execution.policy import source_of
 
 _NUM_TRIED = 3
+_TOKENS_TRIED = 16  # a trial keeps what every module says: of whole texts more than the model takes
 TRAINING = f"{CHECKPOINTS}/training.ckpt"
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "folder_bytes", "file_bytes", "macs")
@@ -58,7 +61,7 @@ class Context:
         recipe: how to train, where a stage does not say otherwise.
         seed: the run's seed; stages derive theirs from it and their name.
         details: what the running stage wants recorded (ranks, skipped layers, the best epoch).
-        reference: the student's architecture as it was before any stage (for latency).
+        reference: makes the student anew as it was before any stage: nobody keeps it in memory meanwhile.
         trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
             is added.
         measure_latency: whether models are timed.
@@ -72,7 +75,7 @@ class Context:
     seed: int
     device: torch.device
     reporter: Listener
-    reference: nn.Module
+    reference: Callable[[], nn.Module]
     trust: set[str] = field(default_factory=set)
     measure_latency: bool = True
     stage: str = ""
@@ -96,9 +99,18 @@ class Context:
         """The seed of the running stage: it differs between stages and does not depend on which others run."""
         return zlib.crc32(f"{self.seed}/{self.stage}".encode())
 
-    def latency(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
-        """Forward times by model and batch, in milliseconds; nothing where the run does not measure them."""
-        return measure.latency(models, self.example) if self.measure_latency else {}
+    def latency(self, models: Mapping[str, Callable[[], nn.Module]]) -> dict[str, dict[str, float]]:
+        """Forward times by model and batch, in milliseconds; nothing where the run does not measure them.
+
+        Batches larger than those of an evaluation are left out: their outputs may not fit.
+        """
+        if not self.measure_latency:
+            return {}
+        largest = self.recipe.evaluation_batch_size
+        sizes = [size for size in measure.BATCH_SIZES if size <= largest]
+        return measure.latency(
+            {name: make() for name, make in models.items()}, self.example, batch_sizes=sizes
+        )
 
     def begin(self, stage: str) -> int:
         """Begin or resume a stage, and return the number of its epochs that are done.
@@ -211,27 +223,38 @@ class Strategy:
         trained = (getattr(stage, "training", stage) for stage in self.stages.values())
         return sum(getattr(each, "epochs", 0) for each in trained)
 
+    @property
+    def needs_student(self) -> bool:
+        """Whether the student is looked at as it is built: not where the first stage makes it of the teacher."""
+        return not getattr(next(iter(self.stages.values())), "makes_student", False)
+
     def run(self, state: State, context: Context) -> State:
         """Run every stage that the record does not show as finished, and return the last state.
 
         What flows on, and what is scored, is the student as read back from its file: a run that was interrupted
-        cannot differ from one that was not, nor the recorded figures from the model that is kept.
+        cannot differ from one that was not, nor the recorded figures from the model that is kept. The student of
+        before is given up first: the two are never in memory together.
         """
         for number, (name, stage) in enumerate(self.stages.items()):
-            entry = context.record.stage(name)
+            entry, teacher = context.record.stage(name), state.teacher
             if entry is not None:
-                state = _restore(entry, state, context)
+                state, _ = _restore(entry, teacher, context)
                 context.reporter.note(f"{name}: finished before, taken from {entry['checkpoint']}")
                 continue
             num_epochs = context.begin(name)
             finished = {s["name"] for s in context.record.stages}
             context.run.rewind_metrics(name, num_epochs, finished)
             context.reporter.stage(name, number, len(self.stages))
-            result = stage(state, context)
+            state = stage(state, context)
             seconds = time.perf_counter() - context.started
-            stored = _store(name, result, context, new_teacher=result.teacher is not state.teacher)
-            state = _restore(stored, result, context)
-            entry = _assess(name, stage, state, context, seconds, stored) | stored
+            stored = _store(name, state, context, new_teacher=state.teacher is not teacher)
+            teacher = state.teacher
+            del state
+            give_back()
+            state, content = _restore(stored, teacher, context)
+            entry = _assess(name, stage, state, content, context, seconds, stored) | stored
+            del content
+            give_back()
             context.record.stages.append(entry)
             context.record.final = name
             context.run.save()
@@ -261,34 +284,43 @@ def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> d
     return stored
 
 
-def _restore(entry: Mapping[str, Any], state: State, context: Context) -> State:
-    """Read back what `_store` wrote, from the packages that this process trusts, whatever the record names."""
+def _restore(
+    entry: Mapping[str, Any], teacher: nn.Module | None, context: Context
+) -> tuple[State, artifact.Content]:
+    """Read back what `_store` wrote, from the packages that this process trusts, whatever the record names.
 
-    def load(checkpoint: str) -> nn.Module:
-        return artifact.load(
-            context.run.directory / checkpoint, device=context.device, trust=sorted(context.trust)
+    Returns also what the student's file says; its floats are the student's own.
+    """
+    trust = sorted(context.trust)
+
+    def load(checkpoint: str) -> tuple[nn.Module, artifact.Content]:
+        return artifact.load_with_content(
+            context.run.directory / checkpoint, device=context.device, trust=trust
         )
 
-    student = load(entry["checkpoint"])
+    student, content = load(entry["checkpoint"])
     if "frozen" in entry:  # a model file does not say it
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(name not in entry["frozen"])
-    state = replace(state, student=student)
     if "teacher_checkpoint" in entry:
-        return replace(state, teacher=load(entry["teacher_checkpoint"]).requires_grad_(False))
-    return state
+        teacher = load(entry["teacher_checkpoint"])[0].requires_grad_(False)
+    return State(student, teacher), content
 
 
 def _assess(
-    name: str, stage: Stage, state: State, context: Context, seconds: float, stored: Mapping[str, Any]
+    name: str,
+    stage: Stage,
+    state: State,
+    content: artifact.Content,
+    context: Context,
+    seconds: float,
+    stored: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Score and measure the student; the record's entry for the stage."""
     student = state.student
     metrics, test = metrics_of(name, student, context)
     checkpoint = context.run.directory / stored["checkpoint"]
-    content = replace(
-        artifact.read(checkpoint, trust=stored["packages"]), about=artifact.about_of(context.data)
-    )
+    content = replace(content, about=artifact.about_of(context.data))
     products = macs.count(student, context.example)
     size = {
         "num_parameters": measure.num_parameters(student),
@@ -296,10 +328,13 @@ def _assess(
         **artifact.compact_sizes(content, trust=stored["packages"]),
         "macs": products.number,
     }
-    models = {"student": student, "dense_student": context.reference}
-    if state.teacher is not None:
-        models["teacher"] = state.teacher
-    times = context.latency(models)
+    times = context.latency(
+        {
+            "student": lambda: student,
+            "dense_student": context.reference,
+            **({} if (dense := state.teacher) is None else {"teacher": lambda: dense}),
+        }
+    )
     teacher = context.record.teacher
     entry = {
         "name": name,
@@ -359,9 +394,22 @@ def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str,
     return metrics, scores
 
 
-def few_samples(context: Context) -> Inputs:
-    """3 training samples, unaugmented, to try new layers on."""
-    return next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
+def few_samples(model: nn.Module, context: Context) -> Inputs:
+    """3 training samples, unaugmented, to try new layers of this model on; texts are `shortened`."""
+    return shortened(model, next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs)
+
+
+def shortened(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Of texts the beginning, where the model takes that; other inputs as they are."""
+    if not (isinstance(inputs, Mapping) and "input_ids" in inputs):
+        return inputs
+    short = map_inputs(lambda tokens: tokens[:, :_TOKENS_TRIED], inputs)
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            call(model, short)
+    except Exception:  # one that takes texts of one length alone
+        return inputs
+    return short
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:

@@ -157,10 +157,19 @@ def plain(module: nn.Module) -> Plain:
 
 def held_by(module: nn.Module, weight: Tensor) -> Tensor | None:
     """The parameter that the layer would hold to compute with this weight of its plain form; None if there is none."""
+    return None if computes_weight(module) else holding(module)(weight)
+
+
+def holding(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`held_by` of a layer that holds its weight, as a function that does not keep the layer."""
     form = form_of(module)
-    if form is None or form.as_plain is None:
-        return weight
-    return None if form.as_held is None else form.as_held(weight)
+    if form is None or form.as_held is None:
+        return _as_it_is
+    return form.as_held
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 def computes_weight(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ of the right shapes and no particular values, by the class method `from_structur
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,9 +72,27 @@ def adopt(new: nn.Module, old: nn.Module) -> nn.Module:
     bias, own = old._parameters.get("bias"), new._parameters.get("bias")
     if bias is not None and own is not None and bias.shape == own.shape:
         if not own.is_meta:
-            bias.copy_(own)
+            bias.data = own.data.to(bias)  # not written into: its memory may be lent
         new.register_parameter("bias", bias)
     return new.train(old.training)
+
+
+def lent(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are its own but lie in the memory of the model's, until `settle`; buffers are copied.
+
+    What replaces layers of the copy changes nothing of the model, and never has both in memory.
+    """
+    values = {id(p): type(p)(p.data, p.requires_grad) for p in model.parameters()}  # pyright: ignore
+    return copy.deepcopy(model, values)
+
+
+def settle(borrower: nn.Module, lender: nn.Module) -> nn.Module:
+    """Give the parameters of a `lent` copy that still lie in the memory of the model memory of their own, in place."""
+    theirs = {parameter.untyped_storage().data_ptr() for parameter in lender.parameters()}
+    for parameter in borrower.parameters():
+        if parameter.untyped_storage().data_ptr() in theirs:
+            parameter.data = parameter.data.clone()
+    return borrower
 
 
 def share_weights(new: nn.Module, holder: nn.Module) -> None:

@@ -243,11 +243,13 @@ def _times(ratio: float | None) -> str:
 
 
 def _milliseconds(entry: Mapping[str, Any], batch: str) -> str:
-    """Nothing where the run did not measure latency."""
-    times = entry.get("latency_ms")
-    return "" if times is None else f"{times[batch]:.3f}"
+    """Nothing where the run did not measure the latency of such a batch."""
+    time = (entry.get("latency_ms") or {}).get(batch)
+    return "" if time is None else f"{time:.3f}"
 
 
 def _speed_up(entry: Mapping[str, Any], name: str) -> str:
+    """Of the largest batch."""
     own, other = entry.get("latency_ms"), entry.get("latency_ms_beside", {}).get(name)
-    return "" if own is None or other is None else f"{other['batch_32'] / own['batch_32']:.2f}"
+    batch = "batch_32" if "batch_32" in (own or {}) else "batch_1"
+    return "" if own is None or other is None else f"{other[batch] / own[batch]:.2f}"

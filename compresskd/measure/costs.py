@@ -16,6 +16,8 @@ from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.tasks import Inputs, call, map_inputs, tensors_of
 from compresskd.training.evaluation import evaluation_mode
 
+BATCH_SIZES = (1, 32)  # that are timed
+
 
 def num_parameters(model: nn.Module) -> int:
     """Number of scalars among the parameters; tied ones count once, scales that quantizers learn do not.
@@ -31,7 +33,7 @@ def latency(
     models: Mapping[str, nn.Module],
     example: Inputs,
     *,
-    batch_sizes: Sequence[int] = (1, 32),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = 0.2,
     min_rounds: int = 5,
 ) -> dict[str, dict[str, float]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
 
@@ -73,10 +73,19 @@ class _Bench:
         # the nearest module around each layer that is called at all (a list of modules is not), and the model
         self._parents = {next(a for a in found if a in original.given) for found in above} | {""}
         self._given = original.given
-        self._dense = cache(partial(self._run, twins))
-        self._moved = cache(
-            lambda each: self._run({n: moved(t, self._new[n]) for n, t in twins.items()}, each)
-        )
+        self._seen: dict[tuple[str, str], Seen] = {}
+
+    def _dense(self, each: Pass) -> Seen:
+        return self._once("dense", each, lambda: self._twins)
+
+    def _moved(self, each: Pass) -> Seen:
+        return self._once("moved", each, lambda: {n: moved(t, self._new[n]) for n, t in self._twins.items()})
+
+    def _once(self, what: str, each: Pass, layers: Callable[[], Layers]) -> Seen:
+        key = what, each.name
+        if key not in self._seen:
+            self._seen[key] = self._run(layers(), each)
+        return self._seen[key]
 
     def differing(self, names: Sequence[str]) -> dict[str, str]:
         """The layers by whose presence the model does otherwise: looked for together, then in halves."""
@@ -117,7 +126,15 @@ class _Bench:
         for name, found in self._places.items():
             for holder, key in found:
                 holder._modules[key] = layers[name]
-        watch = watch or Watch(self._parents, self._given)
+        if watch is not None:
+            return self._watched(each, watch)
+        try:
+            with _forgetful():
+                return self._watched(each, Watch(self._parents, self._given))
+        except _Broken:  # it may take gradients on its way
+            return self._watched(each, Watch(self._parents, self._given))
+
+    def _watched(self, each: Pass, watch: Watch) -> Seen:
         try:
             with each.of(self._model), watch.over(self._model):
                 call(self._model, self._inputs)
@@ -125,6 +142,15 @@ class _Bench:
             text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise _Broken(watch.where, text) from error
         return watch.seen
+
+
+def _forgetful() -> AbstractContextManager[Any]:
+    """Inside, nothing is kept for a backward pass, which a trial has not: dense weights would add up to a model."""
+
+    def refused(_: None) -> Tensor:
+        raise RuntimeError("nothing was kept for a backward pass")
+
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, refused)
 
 
 def _excess(answers: Any, dense: Any, moved: Callable[[], Any]) -> str | None:

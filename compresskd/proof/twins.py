@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +34,8 @@ def carrying(original: nn.Module, new: nn.Module, *, others: bool = False) -> nn
         return _plain_copy(new).train(new.training)
     dtype = next(original.parameters()).dtype
     twin: Any = _dense_of(original, new)
-    _read(twin, lambda: twin.held(_weight_of(new)).to(dtype))
+    held = twin.held
+    _read(twin, lambda: held(_weight_of(new)).to(dtype))
     for name, own in list(twin._parameters.items()) if others else ():
         value = getattr(new, name, None)
         if own is not None and isinstance(value, Tensor):
@@ -56,7 +56,7 @@ def _dense_of(original: nn.Module, new: nn.Module) -> nn.Module:
     else:
         twin = _plain_copy(original, without="weight")
         if hasattr(new, "to_dense"):
-            twin.held = partial(layers.held_by, original)
+            twin.held = layers.holding(original)
             return twin
     twin.held = _as_it_is
     return twin
@@ -70,17 +70,21 @@ def _weight_of(new: Any) -> Tensor:
     return new.to_dense() if hasattr(new, "to_dense") else new.weight
 
 
-def _read(twin: nn.Module, weight: Callable[[], Tensor]) -> None:
-    """Let the twin's weight be what is computed whenever it is read."""
+def _read(twin: Any, weight: Callable[[], Tensor]) -> None:
+    """Let the twin's weight be what is computed whenever it is read.
 
-    def read(_: nn.Module) -> Tensor:
-        with torch.no_grad():
-            return weight().detach()
-
-    cls = type(twin)
+    The function is the twin's own and not its class's, which lives as long as no garbage is collected.
+    """
     twin._parameters.pop("weight", None)
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "weight": property(read)}
+    twin.computed = weight
+    cls = type(twin)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "weight": property(_computed)}
     twin.__class__ = type(cls.__name__, (cls,), names)
+
+
+@torch.no_grad()
+def _computed(twin: Any) -> Tensor:
+    return twin.computed().detach()
 
 
 def _plain_copy(layer: nn.Module, *, without: str = "") -> nn.Module:
@@ -110,14 +114,23 @@ def moved(twin: Any, new: Any) -> nn.Module:
             setattr(other, key, nn.Parameter(value + _signs(value) * value.abs() * _unit(value)))
         return other
     held = getattr(twin, "held", _as_it_is)
-    _read(other, lambda: twin.weight + _signs(twin.weight) * held(_rounding_bound(new)).to(twin.weight))
+
+    def shifted() -> Tensor:
+        # in place and one after the other: of a large table each copy counts
+        change = held(_rounding_bound(new))
+        change.mul_(_signs(change))
+        weight = twin.weight
+        return change.to(weight).add_(weight)
+
+    _read(other, shifted)
     return other
 
 
 def _signs(like: Tensor) -> Tensor:
     """1 or -1 at random, the same each time."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+    bits = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return bits.to(like).mul_(2).sub_(1)
 
 
 def _rounding_bound(layer: Any) -> Tensor:
@@ -128,7 +141,7 @@ def _rounding_bound(layer: Any) -> Tensor:
     """
     if not hasattr(layer, "to_dense"):
         weight = layer.weight.detach()
-        return weight.abs() * _unit(weight)
+        return weight.abs().mul_(_unit(weight))
     size: Any = parametrize.type_before_parametrizations(layer).from_structure(layer.structure())
     lengths = []
     with torch.no_grad():
@@ -139,7 +152,7 @@ def _rounding_bound(layer: Any) -> Tensor:
             lengths.append(value.numel() // min(value.shape) if value.dim() > 1 else 1)
         weight = size.to_dense()
     total = len(lengths) + 1 if weight.dtype.itemsize < 4 else sum(lengths) + weight[0].numel()
-    return weight * total**0.5 * _unit(weight)
+    return weight.mul_(total**0.5 * _unit(weight))
 
 
 def _unit(weight: Tensor) -> float:

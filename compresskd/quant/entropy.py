@@ -26,6 +26,7 @@ from compresskd.quant.pack import QuantizedTensor, pack, unpack
 _PACKED = 0  # in place of a model
 _LONGEST = 32  # run, in tensors: what one byte holds beside the model
 _WORD_BYTES = 4  # of the coder
+_COUNTED_TOGETHER = 2**20
 
 
 def encode(tensors: Sequence[QuantizedTensor]) -> bytes:
@@ -37,18 +38,19 @@ def encode(tensors: Sequence[QuantizedTensor]) -> bytes:
     coder = _constriction().stream.stack.AnsCoder()
     ordered = [tensors[index] for index in _order([tensor.grid for tensor in tensors])]
     heads: list[bytes] = []
-    coded: list[tuple[NDArray[np.int32], Frequencies]] = []
+    coded: list[tuple[QuantizedTensor, Frequencies]] = []
     for run in _runs(ordered):
         head = run.model.model if run.is_coded else _PACKED
         heads.append(bytes([head + 8 * (len(run.tensors) - 1)]))
         if run.is_coded:
             heads.append(run.model.parameters)
-            coded += [(_codes(tensor), run.model) for tensor in run.tensors]
+            coded += [(tensor, run.model) for tensor in run.tensors]
         else:
             heads += [pack(tensor.integers, tensor.grid) for tensor in run.tensors]
-    for codes, frequencies in reversed(coded):  # a stack: the first tensor must come out first
-        coder.encode_reverse(codes, _categorical(frequencies))
-    return b"".join(heads) + coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    for tensor, frequencies in reversed(coded):  # a stack: the first tensor must come out first
+        coder.encode_reverse(_codes(tensor), _categorical(frequencies))
+    words = coder.get_compressed().astype("<u4", copy=False)
+    return b"".join(heads) + words.tobytes().rstrip(b"\0")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _runs(ordered: Sequence[QuantizedTensor]) -> list[_Run]:
     runs: list[_Run] = []
     for tensor in ordered:
         levels = tensor.grid.num_levels
-        alone = _Run.of((tensor,), np.bincount(_codes(tensor), minlength=levels).astype(np.int64))
+        alone = _Run.of((tensor,), _counts(tensor))
         last = runs[-1] if runs else None
         if last is not None and len(last.counts) == levels and len(last.tensors) < _LONGEST:
             joined = _Run.of((*last.tensors, tensor), last.counts + alone.counts)
@@ -178,6 +180,15 @@ def _parameter_bytes(number: int, grid: Grid, position: int) -> int:
 
 def _codes(tensor: QuantizedTensor) -> NDArray[np.int32]:
     return (tensor.integers.cpu().reshape(-1).to(torch.int32) - tensor.grid.low).numpy()
+
+
+def _counts(tensor: QuantizedTensor) -> NDArray[np.int64]:
+    """How often each level occurs; a part at a time, for what counts makes whole numbers of 8 bytes of all."""
+    levels, flat = tensor.grid.num_levels, tensor.integers.cpu().reshape(-1)
+    counts = np.zeros(levels, np.int64)
+    for part in flat.split(_COUNTED_TOGETHER):
+        counts += np.bincount(part.numpy().astype(np.int64) - tensor.grid.low, minlength=levels)
+    return counts
 
 
 def _categorical(frequencies: Frequencies) -> Any:

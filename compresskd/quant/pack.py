@@ -10,12 +10,14 @@ from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, dequantize, quantize, spread
 from compresskd.quant.scale import find_scale
 
+_TOGETHER = 40 * 2**15  # integers that are worked on at once: whole bytes, of any number of bits
 _POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
 
 
@@ -119,15 +121,27 @@ def payload_bytes(shape: Sequence[int], grid: Grid, granularity: Granularity) ->
 
 def pack(integers: Tensor, grid: Grid) -> bytes:
     """`grid.packed_bytes(n)` bytes of n integers of the grid, in storage order."""
-    codes = (integers.detach().cpu().reshape(-1).to(torch.int16) - grid.low).numpy().astype(np.uint8)
+    flat = integers.detach().cpu().reshape(-1)
+    return b"".join(_pack(part.numpy(), grid).tobytes() for part in flat.split(_TOGETHER))
+
+
+def _pack(integers: NDArray[np.int8], grid: Grid) -> NDArray[np.uint8]:
+    codes = (integers.astype(np.int16) - grid.low).astype(np.uint8)
     if grid.kind == "ternary":
         padded = np.pad(codes, (0, -len(codes) % 5)).reshape(-1, 5)
-        return (padded * _POWERS_OF_THREE).sum(axis=1, dtype=np.uint8).tobytes()
+        return (padded * _POWERS_OF_THREE).sum(axis=1, dtype=np.uint8)
+    if 8 % grid.bits == 0:
+        per_byte = 8 // grid.bits
+        padded = np.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
+        packed = padded[:, 0].copy()
+        for place in range(1, per_byte):
+            packed |= padded[:, place] << (place * grid.bits)
+        return packed
     bits = (codes[:, None] >> np.arange(grid.bits, dtype=np.uint8)) & 1
-    return np.packbits(bits.reshape(-1), bitorder="little").tobytes()
+    return np.packbits(bits.reshape(-1), bitorder="little")
 
 
-def unpack(data: bytes, count: int, grid: Grid) -> Tensor:
+def unpack(data: bytes | memoryview, count: int, grid: Grid) -> Tensor:
     """`count` integers (int8, one dimension) of what `pack` wrote.
 
     Raises:
@@ -135,12 +149,23 @@ def unpack(data: bytes, count: int, grid: Grid) -> Tensor:
     """
     if len(data) != grid.packed_bytes(count):
         raise ValueError(f"{count} integers on {grid} take {grid.packed_bytes(count)} bytes, got {len(data)}")
-    packed = np.frombuffer(data, np.uint8)
+    packed, integers = np.frombuffer(data, np.uint8), np.empty(count, np.int8)
+    for start in range(0, count, _TOGETHER):
+        stop = min(start + _TOGETHER, count)
+        part = packed[grid.packed_bytes(start) : grid.packed_bytes(stop)]
+        integers[start:stop] = _unpack(part, stop - start, grid).astype(np.int16) + grid.low
+    return torch.from_numpy(integers)
+
+
+def _unpack(packed: NDArray[np.uint8], count: int, grid: Grid) -> NDArray[np.uint8]:
     if grid.kind == "ternary":
         if (packed >= 3**5).any():
             raise ValueError("packed ternary integers: a byte above 242 stands for no five digits")
-        codes = (packed[:, None] // _POWERS_OF_THREE % 3).reshape(-1)[:count]
-    else:
-        bits = np.unpackbits(packed, count=count * grid.bits, bitorder="little").reshape(count, grid.bits)
-        codes = (bits << np.arange(grid.bits, dtype=np.uint8)).sum(axis=1, dtype=np.uint8)
-    return torch.from_numpy((codes.astype(np.int16) + grid.low).astype(np.int8))
+        return (packed[:, None] // _POWERS_OF_THREE % 3).reshape(-1)[:count]
+    if 8 % grid.bits == 0:
+        codes = np.empty((len(packed), 8 // grid.bits), np.uint8)
+        for place in range(codes.shape[1]):
+            codes[:, place] = packed >> (place * grid.bits) & (2**grid.bits - 1)
+        return codes.reshape(-1)[:count]
+    bits = np.unpackbits(packed, count=count * grid.bits, bitorder="little").reshape(count, grid.bits)
+    return (bits << np.arange(grid.bits, dtype=np.uint8)).sum(axis=1, dtype=np.uint8)

@@ -91,7 +91,7 @@ def evaluate_run(
     shape, batch_size = _settings(directory, config)
     _check_fits(model, data, shape)
     with tt.plans(config.get("tt", {}).get("plan", tt.FIXED)):
-        scores = evaluate(model, data.test, data.task, batch_size=batch_size)
+        scores = evaluate(model, data.test, data.task, batch_size=data.at_once(batch_size))
     if not math.isfinite(scores.loss):
         raise CannotEvaluate(
             f"{directory}: the model of stage '{entry['name']}' answers NaN or infinity on the test split (mean loss "

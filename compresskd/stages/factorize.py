@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from torch import nn
 from compresskd import artifact
 from compresskd.compression.compression import Compression, Init
 from compresskd.engine.strategy import Context, State
+from compresskd.layers import surgery
 from compresskd.options import checked, one_of, within
 from compresskd.tasks import Inputs
 
@@ -23,8 +23,8 @@ class Factorize:
     Attributes:
         compression: method, size and layers.
         source: 'student', or 'teacher' to compress the teacher.
-        init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, which
-            keep the variance of activations (a student born in this format).
+        init: 'decomposed' takes the factors of the dense weights; 'random' fresh ones of the same shapes, whose
+            weights have the mean square of the dense ones (a student born in this format).
 
     Raises:
         OptionError: for a value out of its range.
@@ -39,6 +39,11 @@ class Factorize:
         """Whether the teacher is what is compressed."""
         return self.source == "teacher"
 
+    @property
+    def makes_student(self) -> bool:
+        """Whether the student that there was does not matter."""
+        return self.needs_teacher
+
     def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
@@ -48,12 +53,12 @@ class Factorize:
 
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the factorized student; details record ranks and skipped layers."""
-        model = self._model(state)
+        source = model = self._model(state)
         if self.needs_teacher:
-            model = artifact.thaw(copy.deepcopy(model))
+            model = artifact.thaw(surgery.lent(source))
         replaced = self.compression.apply(model, context, init=self.init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped, epochs=0)
-        return State(model, state.teacher)
+        return State(surgery.settle(model, source) if self.needs_teacher else model, state.teacher)
 
     def _model(self, state: State) -> nn.Module:
         if self.source == "student":

@@ -90,7 +90,7 @@ class RankStep(Reducing):
         return replace(state, student=student)
 
     def _reduced(self, previous: nn.Module, context: Context) -> nn.Module:
-        student = copy.deepcopy(previous if self.init == "round" else context.reference)
+        student = copy.deepcopy(previous) if self.init == "round" else context.reference()
         init = "decomposed" if self.init == "round" else "random"
         replaced = self.compression.apply(student, context, init=init)
         context.details.update(layers=replaced.layers, skipped=replaced.skipped)

@@ -109,7 +109,7 @@ class Quantize:
         unrounded = copy.deepcopy(student)
         student = self._rounded(student, quantization, context)
         names = list(context.details["layers"])
-        differing = differing_when_rounded(unrounded, student, names, few_samples(context))
+        differing = differing_when_rounded(unrounded, student, names, few_samples(unrounded, context))
         if differing:  # a prepared model is not taken apart: once more without them
             quantization = replace(
                 quantization, layers=dict.fromkeys(differing, 0) | dict(quantization.patterns)

@@ -80,8 +80,18 @@ class TestLatency:
         rows = list(stages_table(record).columns[0].cells)
         assert ("latency, batch 1, ms" in rows) == ("  times faster than teacher" in rows) == measured
 
-    @pytest.mark.parametrize("latency", [None, "absent", {"batch_1": 0.1, "batch_32": 0.2}, {"batch_1": 0.1}])
-    def test_a_record_has_all_of_it_or_none(self, latency):
+    def test_batches_beyond_those_of_an_evaluation_are_not_timed(self, make_experiment, execute, tmp_path):
+        made = make_experiment(tmp_path, recipe={"evaluation_batch_size": 31})
+        record = execute(replace(made, measure_latency=True), tmp_path)
+        assert all(set(stage["latency_ms"]) == {"batch_1"} for stage in record.stages)
+        rows = list(stages_table(record).columns[0].cells)
+        assert "latency, batch 32, ms" not in rows
+        assert "  times faster than teacher" in rows
+
+    @pytest.mark.parametrize(
+        "latency", [None, "absent", {"batch_1": 0.1, "batch_32": 0.2}, {"batch_32": 0.1}]
+    )
+    def test_a_record_has_that_of_one_sample_or_none(self, latency):
         metrics = {"validation_accuracy": 0.5, "test_accuracy": 0.5}
         teacher = {
             "metrics": metrics,
@@ -91,8 +101,8 @@ class TestLatency:
         if latency == "absent":
             del teacher["latency_ms"]
         values = {"strategy": "s", "config": {}, "overrides": [], "seed": 0, "teacher": teacher}
-        if latency == {"batch_1": 0.1}:
-            with pytest.raises(ValueError, match=r"teacher\.latency_ms\.batch_32: expected a finite number"):
+        if latency == {"batch_32": 0.1}:
+            with pytest.raises(ValueError, match=r"teacher\.latency_ms\.batch_1: expected a finite number"):
                 check_record(values)
         else:
             check_record(values)

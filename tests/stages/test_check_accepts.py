@@ -153,7 +153,9 @@ def carried_out(stages, data, folder):
     run = open_run(folder)
     try:
         run.start(Experiment(data, lambda: student, Strategy("s", stages), recipe(), 0, DEVICE)._record())
-        context = Context(data, run, recipe(), 0, DEVICE, Reporter(), reference=copy.deepcopy(student))
+        context = Context(
+            data, run, recipe(), 0, DEVICE, Reporter(), reference=lambda: copy.deepcopy(student)
+        )
         for name, stage in stages.items():
             context.begin(name)
             state = stage(state, context)

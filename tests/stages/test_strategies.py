@@ -172,24 +172,72 @@ def test_matched_dense_student_has_at_most_the_bytes(run_strategy):
     assert 0.9 * allowed < matched <= allowed
 
 
-def test_fresh_factors_keep_the_variance_of_activations():
+def _of_small_weight(kind):
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    made = {
+        "linear": lambda: nn.Linear(96, 64),
+        "conv": lambda: nn.Conv2d(48, 32, 3),
+        "conv 1d": lambda: nn.Conv1d(48, 32, 3),
+        "transposed": lambda: Conv1D(64, 96),
+        "embedding": lambda: nn.Embedding(300, 48),
+    }[kind]()
+    nn.init.normal_(made.weight, std=0.02)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *[(kind, "svd") for kind in ("linear", "conv", "conv 1d", "transposed", "embedding")],
+        *[(kind, "tensor_train") for kind in ("linear", "conv", "embedding")],
+        *[(kind, method) for kind in ("linear", "conv") for method in ("tucker", "cp")],
+    ],
+)
+def test_fresh_factors_keep_the_mean_square_of_the_weight(kind, method):
+    from compresskd.compression.compression import _fresh
+
+    layer = _of_small_weight(kind)
+    found = []
+    for _ in range(8):  # one product of a few factors scatters
+        new = _fresh(layer, make=lambda layer: tt.factorize(layer, rank=8, method=method))
+        assert not isinstance(new, tt.Skipped)
+        found.append(float(new.to_dense().detach().square().mean()))
+    assert math.isclose((sum(found) / len(found)) ** 0.5, 0.02, rel_tol=0.3)
+
+
+def test_fresh_factors_of_zeros_are_zero_and_can_learn():
     import torch
 
     from compresskd.compression.compression import _fresh
-    from compresskd.models.build import build
 
-    options = {"hidden": [512, 512, 512], "num_classes": 10, "input_shape": [512], "activation": "relu"}
-    model = build("compresskd.models.mlp.MLP", options, seed=0)
-    torch.manual_seed(0)
-    for name in ("fc1", "fc2", "fc3"):
-        setattr(
-            model, name, _fresh(model.get_submodule(name), make=lambda layer: tt.factorize(layer, rank=16))
-        )
-    x = torch.randn(2000, 512)
-    for name in ("fc1", "fc2", "fc3"):
-        layer = model.get_submodule(name)
-        y = layer(x)
-        assert math.isclose(float(y.detach().var()), 1.0, rel_tol=0.35), name
+    for method in ("svd", "tucker", "cp"):
+        layer = _of_small_weight("linear")
+        new = tt.factorize(layer, rank=8, method=method)
+        torch.nn.init.zeros_(layer.weight)
+        new = _fresh(layer, make=lambda _, new=new: new)
+        assert not bool(new.to_dense().any())
+        new(torch.randn(5, 96)).sum().backward()
+        assert any(bool(p.grad.any()) for name, p in new.named_parameters() if name != "bias")
+
+
+def test_fresh_factors_of_a_tied_table_are_its_heads_too():
+    import torch
+    from torch import nn
+
+    from compresskd.compression.compression import _fresh
+    from compresskd.compression.replacement import carry_out
+
+    model = nn.ModuleDict({"table": _of_small_weight("embedding"), "head": nn.Linear(48, 300, bias=False)})
+    model["head"].weight = model["table"].weight
+    plan = {"table": lambda layer: _fresh(layer, make=lambda layer: tt.factorize(layer, rank=8))}
+    carry_out(model, plan)
+    table, head = model["table"].to_dense(), model["head"].to_dense()
+    assert torch.equal(table, head)
+    assert math.isclose(float(table.detach().square().mean()) ** 0.5, 0.02, rel_tol=0.4)
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ class SetOptions(TypedDict, total=False):
     test_fraction: float | None
     validation_fraction: float | None
     validation_count: int | None
+    num_validation: Count | None
+    num_test: Count | None
     split_seed: int
     num_classes: Count | None
     input_shape: Sequence[int] | None
@@ -171,6 +173,7 @@ def assemble_texts(
     for split in splits.values():
         if not len(split):
             raise ValueError(f"the {split.name} split has no sample")
+    splits, limited = _limited(splits, {name: options.get(f"num_{name}") for name in ("validation", "test")})
     preprocessing = dict(preprocessing)
     if labels.kind == "values":
         splits, preprocessing["targets"] = _standardized(splits, labels.class_names)
@@ -200,7 +203,12 @@ def assemble_texts(
         std=(),
         fingerprint=short_hash([*determines, list(labels.class_names)]),
         batches_fingerprint=short_hash(determines),
-        notices=(*notices, *(notice for source in sources.values() for notice in source.notices), *overlap),
+        notices=(
+            *notices,
+            *(notice for source in sources.values() for notice in source.notices),
+            *limited,
+            *overlap,
+        ),
         preprocessing={
             **preprocessing,
             "tokenizer": tokenizer.describe(),
@@ -273,6 +281,21 @@ def _split(
         num_bytes=None if sizes is None else int(sizes.sum()),
         streamed=source.streamed,
     )
+
+
+def _limited(
+    splits: Mapping[str, TextSplit], most: Mapping[str, int | None]
+) -> tuple[dict[str, TextSplit], list[Notice]]:
+    """The splits, of some only the beginning, and what is said of that."""
+    found, notices = dict(splits), []
+    for name, count in most.items():
+        total = len(splits[name])
+        if count is None or count >= total:
+            continue
+        found[name] = splits[name].take(torch.arange(count), "")
+        text = f"{name}: the first {count:,} of {total:,} samples alone, as data.num_{name} says"
+        notices.append(Notice("limited", name, total - count, text))
+    return found, notices
 
 
 def _standardized(

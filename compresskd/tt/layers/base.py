@@ -76,6 +76,10 @@ class FactorizedLayer(nn.Module, ABC):
                 bound = self.fan_in**-0.5
                 self.bias.uniform_(-bound, bound)
 
+    def gain_of(self, deviation: float) -> float:
+        """The gain with which fresh factors come to a weight of this root mean square."""
+        return deviation * self.fan_in**0.5
+
     @abstractmethod
     def _fill(self, gain: float) -> None:
         """Draw the factors."""

@@ -35,7 +35,8 @@ class _CPLayer(FactorizedLayer):
     def _fill(self, gain: float) -> None:
         total, power = self.fan_in * self.ranks[0], 0.5 / len(self.factors)
         for factor in self.factors:
-            factor.normal_(std=(gain**2 / total) ** power)
+            factor.normal_(std=(1 / total) ** power)
+        self.factors[0].mul_(gain)  # one alone: of a weight of zeros the others have a gradient to give
 
     @classmethod
     def _empty(cls, options: dict[str, Any], dtype: torch.dtype | None) -> Self:

@@ -90,6 +90,10 @@ class TTEmbedding(TensorTrainLayer):
             core.normal_(std=core.shape[3] ** -0.5)
         self.cores[0].mul_(gain)
 
+    def gain_of(self, deviation: float) -> float:
+        """Rows are looked up, not summed: the gain is the root mean square itself."""
+        return deviation
+
     @classmethod
     def from_dense(
         cls,

@@ -165,3 +165,18 @@ def test_the_documentation_of_python_is_a_text_without_a_download():
 def test_what_does_not_fit_is_refused(file, options, message):
     with pytest.raises(ValueError, match=message):
         load(path=file, **options)
+
+
+def test_only_the_beginning_of_a_split_may_be_scored(file):
+    whole, short = load(path=file), load(path=file, num_test=2, num_validation=1)
+    assert (len(short.test), len(short.validation), len(short.train)) == (2, 1, len(whole.train))
+    (batch,), (first, *_) = short.test.batches(2), whole.test.batches(2)
+    assert torch.equal(batch.inputs["input_ids"], first.inputs["input_ids"])
+    assert short.test.num_bytes == int(whole.test.sizes[:2].sum())
+    assert short.test.fingerprint != whole.test.fingerprint
+    assert short.train.fingerprint == whole.train.fingerprint
+    told = {n.split: n.count for n in short.notices if n.kind == "limited"}
+    assert told == {"test": len(whole.test) - 2, "validation": len(whole.validation) - 1}
+    enough = load(path=file, num_test=10**6)
+    assert enough.fingerprint == whole.fingerprint
+    assert "limited" not in kinds(enough)
