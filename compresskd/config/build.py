@@ -19,6 +19,7 @@ from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
 from compresskd.config.parts import Parts, model_of, trial_key
 from compresskd.config.schema import conf_dir
+from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
@@ -30,7 +31,13 @@ from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
-_PATHS = (("", "outputs_dir"), ("data", "path"), ("teacher", "weights"), ("student", "weights"))
+_PATHS = (
+    ("", "outputs_dir"),
+    ("data", "path"),
+    ("data", "unlabelled_path"),
+    ("teacher", "weights"),
+    ("student", "weights"),
+)
 _MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
 _RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
 # What determines a trained teacher, beside the data.
@@ -139,6 +146,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     data = parts.data(task)
     if task is not None and strategy is not None:
         parts.check_objectives(task, strategy)
+        parts.check_unlabelled(strategy)
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
@@ -161,14 +169,17 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     parts.stop_at_faults()
     assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
 
-    def experiment(config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None) -> Experiment:
+    def experiment(
+        config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None, data: Data = data
+    ) -> Experiment:
         named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
         student = functools.partial(model_of, config["student"], config["seed"])
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
         of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
-    trained = experiment(own, alone, fit, None) if own and alone and fit else None
+    labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone
+    trained = experiment(own, alone, fit, None, labelled) if own and alone and fit else None
     whole = experiment(config, strategy, recipe, None if teacher is None else _teacher(config, trained))
     kept = parts.from_teacher()
     if kept is None or teacher is None:
@@ -186,6 +197,7 @@ def _own_config(config: Plain) -> Plain:
     strategy.stages.pop("quantize")
     # a total, and quantization, are the student's
     own |= {
+        "data": {**config["data"], **dict.fromkeys({"unlabelled_path"} & config["data"].keys())},
         "total_epochs": None,
         "bits": None,
         "quant": {},

@@ -178,15 +178,31 @@ class Parts(Maker):
                 place = place if key is None else (lambda _, key=key: key)
                 self.attempt(place, functools.partial(raise_all, objective.faults(task)))
 
+    def check_unlabelled(self, strategy: Strategy) -> None:
+        """Refuse samples without labels where no stage trains by what a teacher says of them, or one needs labels."""
+        path = self.config["data"].get("unlabelled_path")
+        if path is None:
+            return
+        trainings = [getattr(stage, "training", None) for stage in strategy.stages.values()]
+        seeing = [each.objective for each in trainings if each and each.objective.needs_teacher]
+        if not seeing:
+            needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
+            self.refuse("data.unlabelled_path", f"got {path}, expected {needs}: nothing else would see it")
+        for objective in seeing:
+            place = functools.partial(joined, "kd.objective")
+            self.attempt(place, functools.partial(raise_all, objective.unlabelled_faults()))
+
     def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
         node = self.config["data"]
         if task is not None and node.get("asks", "") is None:  # what the user leaves to the task
             node = {**node, "asks": task.asks}
             self.config = {**self.config, "data": node}
+        for name in ("path", "unlabelled_path"):
+            place = node.get(name)
+            if isinstance(place, str) and not Path(place).exists():
+                self.refuse(f"data.{name}", f"got {place}, which is not there; write data.{name}=DIR")
         path, key = node.get("path"), json.dumps([node, self.config.get("task")], sort_keys=True)
-        if isinstance(path, str) and not Path(path).exists():
-            self.refuse("data.path", f"got {path}, which is not there; write data.path=DIR")
         takes_long = (self._known or self.errors) and (path or node.get("id"))
         data = self._shared.get(key)
         if data is None and not takes_long and not self._is_faulty("data"):
@@ -217,13 +233,14 @@ class Parts(Maker):
         return None
 
     def _refuse_mixup(self, data: Data) -> None:
-        if isinstance(data.train, TensorSplit) and data.train.strata is not None:
+        if isinstance(data.train, TensorSplit) and data.train.strata is not None and not data.unlabelled:
             return
+        what = "samples without labels" if data.unlabelled else f"those of data {data.name}"
         fit = self.config.get("teacher_fit", {})
         for key, recipe in (("train", self.config), ("teacher_fit.train", fit)):
             alpha = recipe.get("train", {}).get("mixup")
             if alpha is not None:
-                expected = f"null: only samples with one class each are mixed, not those of data {data.name}"
+                expected = f"null: only samples with one class each are mixed, not {what}"
                 self.refuse(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def from_teacher(self) -> FromTeacher | None:

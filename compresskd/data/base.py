@@ -259,6 +259,7 @@ class Data:
         batches_fingerprint: the same without the names (what version 0.1 recorded as `fingerprint`).
         notices: what a user should know of the data.
         task: what a model is asked of these samples.
+        unlabelled: samples that only terms on a teacher see (see `compresskd.data.alternating`); None without any.
         preprocessing: plain values by which raw inputs become those of the model, besides the above: the tokenizer.
     """
 
@@ -276,6 +277,13 @@ class Data:
     notices: tuple[Notice, ...] = ()
     task: Task = field(default_factory=Classification)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: Split | None = None
+
+    @property
+    def unlabelled_facts(self) -> dict[str, Any] | None:
+        """For the record: how many unlabelled samples there are, and their fingerprint; None without any."""
+        found = self.unlabelled
+        return None if found is None else {"num": len(found), "fingerprint": found.fingerprint}
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits on `device`."""
@@ -284,6 +292,7 @@ class Data:
             train=self.train.to(device),
             validation=self.validation.to(device),
             test=self.test.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
         )
 
 

@@ -193,6 +193,7 @@ class Experiment:
                 "num_train": len(data.train),
                 "num_validation": len(data.validation),
                 "num_test": len(data.test),
+                **({"unlabelled": data.unlabelled_facts} if data.unlabelled else {}),
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },

@@ -41,6 +41,7 @@ class DKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+    needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -77,6 +78,7 @@ class NKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+    needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

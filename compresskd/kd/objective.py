@@ -25,7 +25,8 @@ class Term(Protocol):
 
     A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without
     a teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
-    :mod:`compresskd.kd.matching` for what such a term offers besides).
+    :mod:`compresskd.kd.matching` for what such a term offers besides). One with ``needs_labels = True`` compares
+    with the teacher by the labels, and so cannot be used on samples that have none.
     """
 
     @property
@@ -90,6 +91,13 @@ class Objective:
                 expected = f"0 for task {task.name}: its targets are no classes"
                 yield OptionError(f"terms.{name}.label_smoothing", smoothing, expected)
 
+    def unlabelled_faults(self) -> Iterator[OptionError]:
+        """A fault for each active term on the teacher that cannot do without the label of a sample."""
+        for name, term in self.active.items():
+            if getattr(term, "needs_labels", False):
+                expected = "one that needs no labels beside data.unlabelled_path; write kd=soft_targets"
+                yield OptionError(f"terms.{name}", type(term).__name__, expected)
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any active term compares with a teacher."""
@@ -107,11 +115,17 @@ class Objective:
         return self.over(dict.fromkeys(self.active, (student, teacher)), targets)
 
     def over(
-        self, views: Mapping[str, tuple[ModelOutputs, ModelOutputs | None]], targets: Tensor
+        self,
+        views: Mapping[str, tuple[ModelOutputs, ModelOutputs | None]],
+        targets: Tensor,
+        *,
+        labelled: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As a call, with the views of each active term given by the term's name."""
+        """As a call, with the views of each active term given by the term's name; unlabelled, without label terms."""
         total, parts = None, {}
         for name, term in self.active.items():
+            if not labelled and _kind(term) == "targets":
+                continue
             student, teacher = views[name]
             with torch.autocast(student.logits.device.type, enabled=False):
                 part = term(student, teacher, targets)
@@ -242,7 +256,12 @@ class BoundObjective(nn.Module):
             yield CapturedPair(student_capture, teacher_capture)
 
     def forward(
-        self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor
+        self,
+        student: ModelOutputs,
+        teacher: ModelOutputs | None,
+        targets: Tensor,
+        *,
+        labelled: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total (float32 scalar, differentiable) and each unweighted term (detached)."""
         views = {}
@@ -256,7 +275,7 @@ class BoundObjective(nn.Module):
                 )
             with torch.autocast(student.logits.device.type, enabled=False):
                 views[name] = self.matches[name](student, teacher)
-        return self.objective.over(views, targets)
+        return self.objective.over(views, targets, labelled=labelled)
 
 
 def _kind(term: Term) -> str:

@@ -15,6 +15,7 @@ from compresskd.tasks.batch import Batch, logits_of
 from compresskd.tasks.outputs import ModelOutputs
 
 IGNORED = -100  # the class of a position that is no row, as everywhere in PyTorch
+UNLABELLED = -1  # the class of a row without a label; a number without one is NaN
 
 
 @dataclass(frozen=True)

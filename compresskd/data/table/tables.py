@@ -23,6 +23,7 @@ from compresskd.data.table.encode import (
     numbers,
 )
 from compresskd.data.table.read import read_tables
+from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.weights import class_weights as weights_of_classes
 from compresskd.options import Count, OptionError, did_you_mean
 from compresskd.tasks import CLASSES, LABELS, VALUES
@@ -55,6 +56,7 @@ def table(
     train_split: str | None,
     validation_split: str | None,
     test_split: str | None,
+    unlabelled_path: str | None = None,
     **options: Unpack[TableOptions],
 ) -> Data:
     """Rows of a csv, parquet or json lines file, or of a folder with one for each split.
@@ -67,6 +69,7 @@ def table(
         categorical: those whose numbers are categories.
         asks: "classes", "labels" (0 or 1 in each target column) or "values" (numbers); None: classes for strings and
             few whole numbers, values for other numbers, labels for several columns of 0 and 1.
+        unlabelled_path: of rows with the columns of the inputs.
 
     Raises:
         OptionError: for an option that does not fit, and ValueError for rows that cannot be used.
@@ -94,6 +97,7 @@ def table(
         where=where,
         notices=notices,
         options=options,
+        unlabelled_path=unlabelled_path,
     )
 
 
@@ -208,6 +212,7 @@ def _table(
     where: str,
     notices: Sequence[Notice],
     options: TableOptions,
+    unlabelled_path: str | None = None,
 ) -> Data:
     weighed = [] if weight_column is None else [weight_column]
     for split, part in found.items():
@@ -235,12 +240,20 @@ def _table(
         split: _source(split, found[source], rows[split], raw[source], made, weights, told)
         for split, source in parts.items()
     }
+    if unlabelled_path is not None:
+        part = _unlabelled(unlabelled_path, inputs, told)
+        rows["unlabelled"] = torch.arange(len(part))
+        placeholders = without_labels(len(part), raw["train"])
+        sources["unlabelled"] = _source(
+            "unlabelled", part, rows["unlabelled"], placeholders, made, None, told
+        )
     kept = {"num_classes", "input_shape", "allow_overlap"}
     return assemble(
         name,
         sources["train"],
         validation=sources["validation"],
         test=sources["test"],
+        unlabelled=sources.get("unlabelled"),
         class_names=names,
         mean=[0.0],
         std=[1.0],
@@ -249,6 +262,18 @@ def _table(
         preprocessing=preprocessing,
         **{key: value for key, value in options.items() if key in kept},  # pyright: ignore[reportArgumentType]
     )
+
+
+def _unlabelled(path: str, inputs: Sequence[str], notices: list[Notice]) -> Any:
+    """The rows of a file without labels, as an Arrow table."""
+    with of_unlabelled():
+        found, told = read_tables(path)
+    missing = [name for name in inputs if name not in found["train"].column_names]
+    if missing:
+        raise OptionError(KEY, path, f"rows with the columns of the inputs, {', '.join(missing)} among them")
+    notices += told
+    check_values(found["train"], inputs, path)
+    return found["train"]
 
 
 def _asked(train: Any, targets: Sequence[str]) -> str:

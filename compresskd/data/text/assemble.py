@@ -21,6 +21,7 @@ from compresskd.data.stratify import cut_rows, cut_size
 from compresskd.data.text.sequences import Block, Sequences, collected
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
+from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.weights import class_weights
 from compresskd.options import Count, OptionError, Whole
 
@@ -46,6 +47,12 @@ class SetOptions(TypedDict, total=False):
     max_in_memory_bytes: Whole
 
 
+class LabelledOptions(SetOptions, total=False):
+    """Those of a set whose samples have labels besides the text: there may be others without."""
+
+    unlabelled_path: str | None
+
+
 @dataclass(frozen=True)
 class Opened:
     """A set that was found: its splits, by our names and by theirs."""
@@ -60,6 +67,17 @@ class Opened:
         location = located(*(options.get(key) for key in ("id", "config", "revision", "path")))
         given = {key: options.get(key) for key in ("train_split", "validation_split", "test_split")}
         return cls(location, *map(_frozen, named_splits(list(location.loaded), location.what, **given)))
+
+    @classmethod
+    def unlabelled(cls, options: LabelledOptions) -> "Opened | None":
+        """The set of samples without labels, as a split of this name; None where there is none."""
+        path = options.get(KEY)
+        if path is None:
+            return None
+        with of_unlabelled():
+            location = located(None, None, None, path)
+            names, notices = named_splits(list(location.loaded), location.what)
+        return cls(location, {"unlabelled": names["train"]}, tuple(notices))
 
     def part(self, split: str) -> Any:
         """The data set of one split."""
@@ -151,7 +169,8 @@ def assemble_texts(
     """Check, cut and fingerprint.
 
     Args:
-        sources: of train, and of validation and test where they are not cut from it. `more` may have targets [M] or
+        sources: of train, of unlabelled samples where there are any, and of validation and test where they are not cut
+            from train. `more` may have targets [M] or
             [M, D], weights [M], and sizes [M], the bytes of what is predicted; a column `targets` is of tokens.
         columns: those that are inputs of the model.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
@@ -181,13 +200,16 @@ def assemble_texts(
         group_by_length=group_by_length,
         weights=_weights(splits["train"], sources["train"], labels),
     )
+    parts = list(splits)
+    if "unlabelled" in sources:
+        splits["unlabelled"] = _unlabelled(sources["unlabelled"], splits["train"], labels)
     splits = {split: replace(part, fingerprint=split_fingerprint(part)) for split, part in splits.items()}
     hashes = {id(source): source.hashes() for source in sources.values()}
     of_split = {
         split: hashes[id(sources.get(split, sources["train"]))][part.rows] for split, part in splits.items()
     }
     overlap = list(identical_samples(splits, of_split, allowed=options.get("allow_overlap", False)))
-    determines = [split.fingerprint for split in splits.values()]
+    determines = [splits[split].fingerprint for split in parts]
     return Data(
         name=name,
         train=splits["train"],
@@ -208,6 +230,7 @@ def assemble_texts(
             "padding_id": tokenizer.padding_id,
             "inputs": [*columns, *([] if contiguous else ["attention_mask"])],
         },
+        unlabelled=splits.get("unlabelled"),
     )
 
 
@@ -271,6 +294,28 @@ def _split(
         masked=not contiguous,
         sizes=sizes,
         num_bytes=None if sizes is None else int(sizes.sum()),
+        streamed=source.streamed,
+    )
+
+
+def _unlabelled(source: Sequences, train: TextSplit, labels: Labels) -> TextSplit:
+    """Samples whose targets, as far as there are any, tell which tokens are asked."""
+    if not len(source):
+        raise OptionError(KEY, "no sample", "one text or more")
+    count = len(source)
+    targets = without_labels(count, train.targets)
+    if labels.kind == "tokens":
+        targets = padded(source.columns["targets"], source.offsets)
+    return replace(
+        train,
+        name="unlabelled",
+        columns={column: source.columns[column] for column in train.columns},
+        offsets=source.offsets,
+        rows=torch.arange(count),
+        targets=targets,
+        weights=None,
+        sizes=None,
+        num_bytes=None,
         streamed=source.streamed,
     )
 
