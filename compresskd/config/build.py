@@ -48,6 +48,8 @@ _LATER_IN_TRAIN = {
     "gradient_checkpointing": False,
     "max_steps": None,
     "validate_every": None,
+    "teacher_outputs": None,
+    "teacher_bits": 16,
 }
 
 
@@ -147,6 +149,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     if task is not None and strategy is not None:
         parts.check_objectives(task, strategy)
         parts.check_unlabelled(strategy)
+        parts.check_packed(strategy, data.num_classes if data else None)
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")

@@ -250,7 +250,8 @@ class Data:
     """A data set ready for training.
 
     Attributes:
-        num_classes: how many outputs a model must have: classes, labels, values of a target, tokens of a vocabulary.
+        num_classes: how many outputs a model must have: classes, labels, values of a target, tokens of a vocabulary; 0
+            where the teacher says it.
         input_shape: of one sample; empty where samples differ in length.
         class_names: of classes, labels or values; empty for language models.
         mean, std: those of `Normalize`, inputs = (pixels / pixel_max - mean) / std; empty where inputs are no floats.

@@ -38,6 +38,7 @@ from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
+from compresskd.training.teacher_targets import with_targets_of
 from compresskd.trust import Signer, granted
 
 
@@ -108,9 +109,7 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
-        reporter.begin(self.data.task.monitor)
-        for notice in self.data.notices:
-            reporter.note(f"data: {notice.text}")
+        reporter.begin(self.data.task.monitor, [notice.text for notice in self.data.notices])
         data = self.data.to(self.device)
         student = self.student().to(self.device)
         _tell_what_is_fresh(student, reporter)
@@ -119,6 +118,7 @@ class Experiment:
             teacher = teacher.to(self.device)
             if self.inherit is not None:
                 self.inherit(student, teacher)
+            data = with_targets_of(teacher, data, batch_size=self.recipe.evaluation_batch_size)
         context = Context(
             data,
             run,

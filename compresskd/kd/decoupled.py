@@ -13,9 +13,9 @@ from torch import Tensor
 
 from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import Temperature, class_indices, logit_pair
-from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, checked
-from compresskd.tasks import CLASSES
+from compresskd.tasks import CLASSES, ModelOutputs
 
 
 @checked

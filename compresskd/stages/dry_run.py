@@ -25,6 +25,7 @@ from compresskd.stages.train_student import Comparison, Training, compared, data
 from compresskd.tasks import Batch, Inputs, Task, call, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 from compresskd.training.loop import can_checkpoint
+from compresskd.training.teacher_targets import with_targets_of
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
@@ -111,6 +112,7 @@ def try_training(
         for name, teacher in teachers_of(training.teacher, state, student).items()
         if objective.needs_teacher
     }
+    sample = with_targets_of(next(iter(teachers.values()), student), sample, batch_size=_NUM_EVALUATED)
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=generators), ExitStack() as stack:
         gradients = stack.enter_context(_gradients(student))
@@ -185,7 +187,15 @@ def _comparisons(
     for name, teacher in (teachers or {"": None}).items():
         bound = training.objective.bind(student, teacher, example).to(device)
         outputs = teacher and TeacherOutputs(
-            teacher, sample.train, sample.task, 1, seed=0, cacheable=False, recipe=recipe, device=device
+            teacher,
+            sample.train,
+            sample.task,
+            1,
+            seed=0,
+            cacheable=False,
+            recipe=recipe,
+            device=device,
+            temperatures=training.objective.temperatures,
         )
         found.append(Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs))
     return found

@@ -86,13 +86,15 @@ def train_student(
     named = dict(teachers) if objective.needs_teacher else {"": None}
     data = data_for(objective, context.data)
     recipe = recipe_with(context.recipe, epochs, learning_rate)
-    validations = recipe.num_validations(data.train.num_batches(recipe.batch_size))
+    batches = data.train.num_batches(recipe.batch_size)
+    validations = recipe.num_validations(batches)
+    passes = recipe.num_updates(batches) // recipe.updates_per_epoch(batches)
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")
     with ExitStack() as stack:
         comparisons = [
-            _compare(name, student, teacher, objective, context, data.train, epochs, seed, stack)
+            _compare(name, student, teacher, objective, context, data.train, passes, seed, stack)
             for name, teacher in named.items()
         ]
         outputs = {c.name: c.outputs for c in comparisons if isinstance(c.outputs, TeacherOutputs)}
@@ -132,7 +134,7 @@ def _compare(
     objective: Objective,
     context: Context,
     train: Split,
-    epochs: int,
+    passes: int,
     seed: int,
     stack: ExitStack,
 ) -> Comparison:
@@ -143,11 +145,12 @@ def _compare(
             teacher,
             train,
             context.data.task,
-            epochs,
+            passes,
             seed=seed,
             cacheable=not bound.needs_features,
             recipe=context.recipe,
             device=context.device,
+            temperatures=objective.temperatures,
         )
     return Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
 

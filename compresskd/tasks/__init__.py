@@ -10,9 +10,10 @@ from compresskd.tasks.classes import (
     TextClassification,
     TokenClassification,
 )
+from compresskd.tasks.embedding import Embedding
 from compresskd.tasks.labels import MultiLabel
 from compresskd.tasks.language import CausalLM, MaskedLM, Seq2SeqLM
-from compresskd.tasks.outputs import ModelOutputs
+from compresskd.tasks.outputs import ModelOutputs, TopOutputs
 from compresskd.tasks.regression import Regression
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "CausalLM",
     "Classification",
+    "Embedding",
     "Inputs",
     "Judged",
     "MaskedLM",
@@ -36,6 +38,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "TokenClassification",
+    "TopOutputs",
     "call",
     "logits_of",
     "map_inputs",

@@ -122,7 +122,9 @@ def token_rows(task: Task, logits: Tensor, targets: Tensor, batch: Batch) -> tup
     """Rows of logits [B, L, K] where targets [B, L] are not IGNORED."""
     counted = targets != IGNORED
     sample = counted.nonzero()[:, 0]
-    weights = None if batch.weights is None else batch.weights[sample]
+    weights = batch.weights
+    if weights is not None:
+        weights = weights[sample] if weights.ndim == 1 else weights[counted]
     outputs = ModelOutputs(logits[counted], mask=batch.mask, sample=sample, weights=weights, task=task)
     return outputs, targets[counted]
 

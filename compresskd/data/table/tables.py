@@ -12,6 +12,7 @@ from torch import Tensor
 from compresskd.data.assemble import Source, assemble
 from compresskd.data.base import Data
 from compresskd.data.notice import Notice
+from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows
 from compresskd.data.table.encode import (
     Column,
@@ -232,7 +233,7 @@ def _table(
         told += [Notice("constant", "train", 1, said)] if said else []
     preprocessing: dict[str, Any] = {"kind": "table", "columns": [one.describe() for one in made]}
     if asks == VALUES:
-        raw, preprocessing["targets"] = _standardized(raw, rows["train"], names)
+        raw, preprocessing["targets"] = standardized(raw, raw["train"][rows["train"]], names, key="target")
     weights = _weights(
         found["train"], weight_column, class_weights, raw["train"], rows["train"], names, where
     )
@@ -382,19 +383,6 @@ def _source(
         text = f"{split}: {count:,} values of {name} are categories that train does not have"
         notices.append(Notice("unseen", split, count, text))
     return Source(torch.from_numpy(pixels), targets[rows], weights=weights if split == "train" else None)
-
-
-def _standardized(
-    raw: Mapping[str, Tensor], rows: Tensor, names: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Targets with mean 0 and deviation 1 over the training rows."""
-    train = raw["train"][rows].double()
-    mean, std = train.mean(0), train.std(0, correction=0)
-    constant = [name for name, value in zip(names, std.tolist(), strict=True) if not value > 0]
-    if constant:
-        raise OptionError("target", constant[0], "a column that is not the same in every training row")
-    scaled = {split: ((values.double() - mean) / std).float() for split, values in raw.items()}
-    return scaled, {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
 
 
 def _weights(

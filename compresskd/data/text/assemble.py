@@ -11,19 +11,22 @@ from torch import Tensor
 from compresskd.data.assemble import short_hash
 from compresskd.data.base import Data
 from compresskd.data.cache import Cache
-from compresskd.data.checks import check_class_names, check_classes, check_declared, check_numbers
+from compresskd.data.checks import check_class_names, check_classes, check_declared
 from compresskd.data.columns import tables
 from compresskd.data.identical import identical_samples
 from compresskd.data.location import Location, located
 from compresskd.data.named import named_splits
 from compresskd.data.notice import Notice
+from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows, cut_size
+from compresskd.data.text.masking import Masking
 from compresskd.data.text.sequences import Block, Sequences, collected
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
 from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.weights import class_weights
 from compresskd.options import Count, OptionError, Whole
+from compresskd.tasks import IGNORED
 
 
 class SetOptions(TypedDict, total=False):
@@ -143,7 +146,7 @@ class Labels:
     Attributes:
         class_names: of classes, labels or values; empty where tokens are predicted.
         num_outputs: how many outputs a model must have.
-        kind: "classes", "labels", "values", or "tokens" for a class of each token.
+        kind: "classes", "labels", "values", "vectors", or "tokens" for a class of each token.
         class_weights: of the classes in the label loss, or "balanced": the same for each class of train.
     """
 
@@ -165,6 +168,7 @@ def assemble_texts(
     preprocessing: Mapping[str, Any],
     group_by_length: bool = False,
     contiguous: bool = False,
+    masking: Masking | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
 
@@ -173,6 +177,7 @@ def assemble_texts(
             from train. `more` may have targets [M] or
             [M, D], weights [M], and sizes [M], the bytes of what is predicted; a column `targets` is of tokens.
         columns: those that are inputs of the model.
+        masking: hides tokens, which are then the targets.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
     Raises:
@@ -190,15 +195,21 @@ def assemble_texts(
     for split in splits.values():
         if not len(split):
             raise ValueError(f"the {split.name} split has no sample")
+    splits = {split: replace(part, masking=masking) for split, part in splits.items()}
     preprocessing = dict(preprocessing)
     if labels.kind == "values":
-        splits, preprocessing["targets"] = _standardized(splits, labels.class_names)
+        raw = {split: part.targets for split, part in splits.items()}
+        raw, preprocessing["targets"] = standardized(
+            raw, raw["train"], labels.class_names, key="label_column"
+        )
+        splits = {split: replace(part, targets=raw[split]) for split, part in splits.items()}
     elif labels.class_names and labels.kind != "labels":
         check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
     splits["train"] = replace(
         splits["train"],
         group_by_length=group_by_length,
         weights=_weights(splits["train"], sources["train"], labels),
+        token_weights=_token_weights(splits["train"], labels),
     )
     parts = list(splits)
     if "unlabelled" in sources:
@@ -226,7 +237,7 @@ def assemble_texts(
         preprocessing={
             **preprocessing,
             "tokenizer": tokenizer.describe(),
-            "vocabulary_size": tokenizer.vocabulary_size,
+            "vocabulary_size": max(tokenizer.vocabulary_size, masking.mask_id + 1 if masking else 0),
             "padding_id": tokenizer.padding_id,
             "inputs": [*columns, *([] if contiguous else ["attention_mask"])],
         },
@@ -280,8 +291,10 @@ def _split(
         targets = ids[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else ids[:0]
     elif labels.kind == "tokens":
         targets = padded(source.columns["targets"], source.offsets)[rows]
-    else:
+    elif "targets" in source.more:
         targets = source.more["targets"][rows]
+    else:
+        targets = without_labels(len(rows), rows)
     sizes = source.more["sizes"][rows] if "sizes" in source.more else None
     return TextSplit(
         name=name,
@@ -314,30 +327,25 @@ def _unlabelled(source: Sequences, train: TextSplit, labels: Labels) -> TextSpli
         rows=torch.arange(count),
         targets=targets,
         weights=None,
+        token_weights=None,
         sizes=None,
         num_bytes=None,
         streamed=source.streamed,
     )
 
 
-def _standardized(
-    splits: Mapping[str, TextSplit], names: Sequence[str]
-) -> tuple[dict[str, TextSplit], dict[str, Any]]:
-    """Targets with mean 0 and deviation 1 over train."""
-    check_numbers({split: part.targets for split, part in splits.items()})
-    train = splits["train"].targets.double()
-    mean, std = train.mean(0), train.std(0, correction=0)
-    scaled = {
-        split: replace(part, targets=((part.targets.double() - mean) / std).float())
-        for split, part in splits.items()
-    }
-    return scaled, {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
+def _token_weights(split: TextSplit, labels: Labels) -> Tensor | None:
+    """[K] float32 of the classes of tokens in the label loss."""
+    if labels.class_weights is None or labels.kind != "tokens":
+        return None
+    asked = split.targets[split.targets != IGNORED].long()
+    return class_weights(labels.class_weights, asked, labels.class_names)
 
 
 def _weights(split: TextSplit, source: Sequences, labels: Labels) -> Tensor | None:
     """[N] float32 of the samples in the label loss: their own, times that of their class."""
     own = source.more["weights"][split.rows] if "weights" in source.more else None
-    if labels.class_weights is None:
+    if labels.class_weights is None or labels.kind == "tokens":
         return own
     by_class = class_weights(labels.class_weights, split.targets, labels.class_names)
     found = by_class[split.targets]

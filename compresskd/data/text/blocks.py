@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import Annotated, Unpack
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns
@@ -19,11 +19,13 @@ from compresskd.data.text.assemble import (
     sequences_of,
     texts_of,
 )
+from compresskd.data.text.masking import masking_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Tokenizer, tokenizer_of
 from compresskd.options import OptionError
 
 BlockSize = Annotated[int, Ge(2)]
+MaskShare = Annotated[float, Gt(0), Lt(1)]
 _CHARACTERS_AT_ONCE = 2**18
 
 
@@ -34,6 +36,7 @@ def text_blocks(
     separator: str,
     tokenizer: str | None,
     block_size: BlockSize,
+    mask_share: MaskShare | None = None,
     **options: Unpack[SetOptions],
 ) -> Data:
     """The text of a folder, a file or a set of the hub, its rows one after the other, in blocks of tokens.
@@ -43,6 +46,7 @@ def text_blocks(
 
     Args:
         separator: stands between two rows.
+        mask_share: of the tokens, which are hidden and to be predicted (task=masked_lm); None: the next one is.
 
     Raises:
         OptionError: for an option that does not fit, and ValueError for text that cannot be used.
@@ -54,7 +58,7 @@ def text_blocks(
     def rows(split: str) -> Iterator[str]:
         return texts_of(opened.part(split), text_column, "text_column", opened.where(split))
 
-    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options)
+    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options, mask_share)
 
 
 def python_docs(
@@ -79,14 +83,17 @@ def _blocks(
     block_size: int,
     columns: list[str],
     options: SetOptions,
+    mask_share: float | None = None,
 ) -> Data:
     def parts(split: str) -> Iterator[str]:
         return chunks(rows(split), separator)
 
     made = tokenizer_of(tokenizer, lambda: (part for split in opened.names for part in parts(split)))
+    masking = None if mask_share is None else masking_of(made, mask_share)
+    size = max(made.vocabulary_size, 0 if masking is None else masking.mask_id + 1)
     declared = options.get("num_classes")
-    if declared is not None and declared < made.vocabulary_size:
-        expected = f">= {made.vocabulary_size}, the tokens that there are, or null"
+    if declared is not None and declared < size:
+        expected = f">= {size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
     def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
@@ -96,13 +103,14 @@ def _blocks(
     return assemble_texts(
         name,
         sources,
-        Labels((), declared or made.vocabulary_size, "tokens"),
+        Labels((), declared or size, "tokens"),
         columns=["input_ids"],
         tokenizer=made,
         options=options,
         notices=opened.notices,
         preprocessing={"kind": "text_blocks", "columns": columns, "max_length": block_size},
         contiguous=True,
+        masking=masking,
     )
 
 

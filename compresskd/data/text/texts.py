@@ -12,8 +12,9 @@ from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assem
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
+from compresskd.data.unlabelled import KEY
 from compresskd.options import Count, OptionError
-from compresskd.tasks import CLASSES, LABELS, VALUES
+from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS
 
 
 def text(
@@ -36,7 +37,8 @@ def text(
     Args:
         pair_column: a second text; both are given to the model together.
         label_column: with a class; for labels and values several columns may be named.
-        asks: "classes", "labels" (0 or 1 in each label column) or "values" (numbers); None: classes.
+        asks: "classes", "labels" (0 or 1 in each label column), "values" (numbers), or "vectors", for which no label
+            is read; None: classes.
         unlabelled_path: a file or folder of texts without labels, in the same text columns (see `alternating`).
         max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
 
@@ -47,14 +49,17 @@ def text(
     read = {"text_column": text_column, "pair_column": pair_column, "weight_column": weight_column}
     read = {key: column for key, column in read.items() if column is not None}
     labelled = [label_column] if isinstance(label_column, str) else list(label_column)
+    labelled = [] if asks == VECTORS else labelled  # a teacher says them
     for split in opened.names:
         check_columns(opened.part(split), read, opened.where(split))
         for column in labelled:
             check_columns(opened.part(split), {"label_column": column}, opened.where(split))
-    alone, texts = (
-        Opened.unlabelled(options),
-        {k: column for k, column in read.items() if k != "weight_column"},
-    )
+    if asks == VECTORS and options.get(KEY) is not None:
+        raise OptionError(
+            KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
+        )
+    alone = Opened.unlabelled(options)
+    texts = {key: column for key, column in read.items() if key != "weight_column"}
     if alone is not None:
         check_columns(alone.part("unlabelled"), texts, alone.where("unlabelled"))
     labels, numbers = _labels(opened, labelled, asks or CLASSES, class_weights)
@@ -88,10 +93,14 @@ def text(
 def _labels(
     opened: Opened, columns: Sequence[str], asks: str, class_weights: Sequence[float] | str | None
 ) -> tuple[Labels, dict[Any, int]]:
-    if asks not in (CLASSES, LABELS, VALUES):
-        raise OptionError("asks", asks, f"{CLASSES}, {LABELS} or {VALUES}: another data set for this task")
+    if asks not in (CLASSES, LABELS, VALUES, VECTORS):
+        raise OptionError(
+            "asks", asks, f"{CLASSES}, {LABELS}, {VALUES} or {VECTORS}: another data set for this task"
+        )
     if class_weights is not None and asks != CLASSES:
         raise OptionError("class_weights", class_weights, f"null: the task asks for {asks}")
+    if asks == VECTORS:
+        return Labels((), 0, asks), {}
     if asks != CLASSES:
         return Labels(tuple(columns), len(columns), asks), {}
     if len(columns) != 1:

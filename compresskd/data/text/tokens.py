@@ -26,6 +26,7 @@ def tokens(
     max_length: Count | None,
     group_by_length: bool,
     skip_bad: bool,
+    class_weights: Sequence[float] | str | None = None,
     **options: Unpack[LabelledOptions],
 ) -> Data:
     """Sentences of a folder, a file or a set of the hub; the tag of a word is asked of its first piece.
@@ -61,7 +62,7 @@ def tokens(
     return assemble_texts(
         name,
         sources,
-        Labels(names, len(names), "tokens"),
+        Labels(names, len(names), "tokens", class_weights),
         columns=["input_ids"],
         tokenizer=made,
         options=options,

@@ -9,7 +9,7 @@ from torch import nn
 
 from compresskd.data.text.blocks import chunks, python_docs, text_blocks
 from compresskd.data.text.tokenizer import tokenizer_of
-from compresskd.tasks import CausalLM
+from compresskd.tasks import IGNORED, CausalLM
 from compresskd.training.evaluation import evaluate
 
 OPTIONS = {
@@ -151,3 +151,38 @@ def test_the_documentation_of_python_is_a_text_without_a_download():
 def test_what_does_not_fit_is_refused(file, options, message):
     with pytest.raises(ValueError, match=message):
         load(path=file, **options)
+
+
+def masked(tmp_path, **options):
+    (tmp_path / "it.txt").write_text("".join(f"{i} and {i * i}\n" for i in range(400)))
+    return text_blocks(**{
+        "name": "masked_blocks", "text_column": "text", "separator": "", "tokenizer": "characters", "block_size": 16,
+        "path": str(tmp_path / "it.txt"), "test_fraction": 0.2, "validation_fraction": 0.2, "mask_share": 0.15,
+        **options,
+    })  # fmt: skip
+
+
+def test_hidden_tokens_are_the_targets_and_other_ones_in_each_epoch(tmp_path):
+    data = masked(tmp_path)
+    plain = masked(tmp_path, mask_share=None)
+    assert data.num_classes == plain.num_classes + 1  # the mask token
+    assert data.train.num_views is None
+    whole = list(data.train.batches(32, epoch=1, seed=3))
+    again = list(data.train.batches(32, epoch=1, seed=3, start=2))
+    for one, other in zip(whole[2:], again, strict=True):
+        assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
+        assert torch.equal(one.targets, other.targets)
+    other = next(data.train.batches(32, epoch=2, seed=3))
+    assert not torch.equal(other.targets != IGNORED, whole[0].targets != IGNORED)
+    fixed = [next(data.test.batches(32)).targets for _ in range(2)]
+    assert torch.equal(*fixed)
+    ids = torch.cat([b.inputs["input_ids"] for b in whole])
+    targets = torch.cat([b.targets for b in whole])
+    hidden = targets != IGNORED
+    kept = {tuple(row.tolist()) for row in plain.train.targets}
+    assert {tuple(row.tolist()) for row in torch.where(hidden, targets, ids)} <= kept
+    share = float(hidden.float().mean())
+    assert share == pytest.approx(0.15, abs=0.03)
+    assert float((ids[hidden] == data.num_classes - 1).float().mean()) == pytest.approx(0.8, abs=0.08)
+    one = next(data.test.take(torch.arange(1), "").batches(1))
+    assert (one.targets != IGNORED).any()  # a batch without a target would have no loss

@@ -220,3 +220,10 @@ def test_a_set_that_is_not_there_is_refused(tmp_path):
     for options, key in (({"path": str(tmp_path)}, "path"), ({}, "id"), ({"path": __file__}, "path")):
         with pytest.raises(ValueError, match=says(key)):
             load(**options)
+
+
+def test_a_number_that_never_changes_is_refused_by_its_column(folder):
+    texts, _ = sentences(30)
+    path = folder(train={"sentence": texts, "a": [float(i) for i in range(30)], "b": [2.0] * 30})
+    with pytest.raises(ValueError, match=says("label_column", "'b'", "same")):
+        load(path=path, label_column=["a", "b"], asks="values")
