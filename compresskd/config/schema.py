@@ -14,7 +14,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, StringConstraints
 
 from compresskd.config.faults import ConfigError, Fault
@@ -101,6 +101,11 @@ def _complement(share: Any) -> Any:
     return 1 - share if is_number else share
 
 
+def _first(*keys: str, _root_: DictConfig) -> Any:
+    """The value of the first of these keys that has one."""
+    return next((value for key in keys if (value := OmegaConf.select(_root_, key)) is not None), None)
+
+
 class Searched(SearchPathPlugin):
     """The folders of --config-dir, at the place that Hydra's own run gives them."""
 
@@ -123,6 +128,7 @@ def register(*config_dirs: Path) -> None:
     OmegaConf.register_new_resolver("complement", _complement, replace=True)
     suffix: Any = lambda label, value: "" if value is None else f"{label}{value}"  # noqa: E731 - of a name
     OmegaConf.register_new_resolver("suffix", suffix, replace=True)
+    OmegaConf.register_new_resolver("first", _first, replace=True)
     ConfigStore.instance().store(name="schema", node=DEFAULTS)
     offer_models("--config-dir", (conf_dir(), *config_dirs))
 

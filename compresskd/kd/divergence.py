@@ -5,6 +5,8 @@ their log-probabilities, about ``1 / T``, then drowns in the rounding of the log
 enlarges what is left. Here only the difference of the logits enters, which knows no such rounding.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +18,7 @@ def divergence(t: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
     """``KL(softmax(t) || softmax(t + difference))``, and the mean of the difference under softmax(t).
 
     Args:
-        t: logits ``[..., K]``, without gradient.
+        t: logits ``[..., K]``, differentiable.
         difference: ``[..., K]``, differentiable.
 
     Returns:
@@ -31,6 +33,16 @@ def divergence(t: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
     small = torch.log1p((q * _excess(torch.where(near, b, 0.0))).sum(dim=-1))
     large = (log_q + torch.where(near, 0.0, b)).logsumexp(dim=-1)
     return torch.where(near[..., 0], small, large), mean[..., 0]
+
+
+def to_mixture(share: float, log_ratio: Tensor) -> Tensor:
+    """``log((1 - share) p + share q) - log p``, where ``log_ratio`` is ``log q - log p``; exact where it is small."""
+    near = log_ratio.abs() < 1
+    small = torch.log1p(share * torch.expm1(torch.where(near, log_ratio, 0.0)))
+    large = torch.logaddexp(
+        log_ratio.new_tensor(math.log1p(-share)), math.log(share) + torch.where(near, 0.0, log_ratio)
+    )
+    return torch.where(near, small, large)
 
 
 def _excess(x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ Which modules are compared is said by ``pairs`` (student module: teacher module)
   ``include`` the outermost ones (a block counts, not the layers within); with it all whose name fits a
   pattern (``fnmatch``): ``["*"]`` takes every layer and block, ``["layer?", "*.conv2"]`` some.
 - ``middle``, ``last``: of the outermost layers and blocks before the logits the middle or last of each side.
+- ``layers``: the blocks that each side repeats, the student's spread evenly over the teacher's, and what enters the
+  first of them, as the layer map of TinyBERT (Jiao et al. 2019, arXiv:1909.10351, section 3.1).
 
 Losses are summed over pairs. Padding among the tokens counts for nothing. Every term computes in float32 and expects
 both views keyed by the student's names, as :class:`compresskd.kd.objective.BoundObjective` gives them.
@@ -24,7 +26,7 @@ from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, OptionError, checked, one_of
 from compresskd.tasks import ModelOutputs
 
-Rule = Annotated[str, one_of("same_name", "middle", "last")]
+Rule = Annotated[str, one_of("same_name", "middle", "last", "layers")]
 
 
 @checked
@@ -34,7 +36,9 @@ class Hint:
 
     FitNets: Hints for Thin Deep Nets (Romero et al. 2015, arXiv:1412.6550), equation 3, with the mean for
     the half sum and a joint training for the two stages; the customary weight is then 100 (Tian et al.
-    2020, arXiv:1910.10699, supplement). Extents that differ are average-pooled to the smaller one.
+    2020, arXiv:1910.10699, supplement). Extents that differ are average-pooled to the smaller one. With ``match``
+    layers and weight 1 these are the losses of hidden states and embeddings of TinyBERT (Jiao et al. 2019,
+    arXiv:1909.10351, equations 8 and 9), with a projector for each block.
     """
 
     weight: NonNegative = 100.0
@@ -49,7 +53,7 @@ class Hint:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(self, student, teacher, lambda s, t, mask: F.mse_loss(*aligned(s, t, mask)))
+        return over_pairs(self, student, teacher, lambda s, t, mask, _: F.mse_loss(*aligned(s, t, mask)))
 
 
 @checked
@@ -73,7 +77,7 @@ class AttentionTransfer:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(self, student, teacher, _attention_distance)
+        return over_pairs(self, student, teacher, _attention_distance)
 
     def fault(self, student: Tensor, teacher: Tensor) -> str | None:
         """Why two features cannot be compared, or None."""
@@ -105,11 +109,11 @@ class SimilarityPreserving:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(
+        return over_pairs(
             self,
             student,
             teacher,
-            lambda s, t, mask: F.mse_loss(_similarity(_without(s, mask)), _similarity(_without(t, mask))),
+            lambda s, t, mask, _: F.mse_loss(_similarity(_without(s, mask)), _similarity(_without(t, mask))),
         )
 
 
@@ -139,9 +143,9 @@ class RKD:
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return _over_pairs(self, student, teacher, self._relation)
+        return over_pairs(self, student, teacher, self._relation)
 
-    def _relation(self, s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+    def _relation(self, s: Tensor, t: Tensor, mask: Tensor | None, name: str) -> Tensor:
         s_differences, t_differences = _differences(pooled(s, mask)), _differences(pooled(t, mask))
         loss = s.new_zeros(())
         if self.distance_weight:
@@ -158,12 +162,17 @@ def _check(term: Any) -> None:
         raise OptionError("include", term.include, "null, or match=same_name (which it narrows) and no pairs")
 
 
-def _over_pairs(
+def over_pairs(
     term: Any,
     student: ModelOutputs,
     teacher: ModelOutputs | None,
-    distance: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    distance: Callable[[Tensor, Tensor, Tensor | None, str], Tensor],
 ) -> Tensor:
+    """The sum over the pairs of a term of `distance(student's feature, teacher's, mask, student's module)`.
+
+    Raises:
+        ValueError: the two have features of other names than each other.
+    """
     theirs = teacher_of(teacher, term).features
     if not student.features or student.features.keys() != theirs.keys():
         raise ValueError(
@@ -171,7 +180,7 @@ def _over_pairs(
             f"{list(student.features)} and {list(theirs)}; call a bound objective (Objective.bind)"
         )
     losses = [
-        distance(s.float(), theirs[name].detach().float(), student.mask)
+        distance(s.float(), theirs[name].detach().float(), student.mask, name)
         for name, s in student.features.items()
     ]
     return torch.stack(losses).sum()
@@ -184,7 +193,7 @@ def _without(feature: Tensor, mask: Tensor | None) -> Tensor:
     return feature * mask[..., None]
 
 
-def _attention_distance(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+def _attention_distance(s: Tensor, t: Tensor, mask: Tensor | None, name: str) -> Tensor:
     if mask is not None and s.ndim == t.ndim == 3 and s.shape[:2] == t.shape[:2] == mask.shape:
         maps = [F.normalize(_without(x, mask).square().mean(dim=2), dim=1) for x in (s, t)]
         return (maps[0] - maps[1]).square().sum() / mask.sum().clamp_min(1)

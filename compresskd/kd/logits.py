@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from compresskd.kd.divergence import divergence
+from compresskd.kd.divergence import divergence, to_mixture
 from compresskd.kd.outputs import teacher_of
 from compresskd.kd.packed import softened_pair
 from compresskd.options import checked
@@ -114,6 +114,64 @@ class SoftTargets:
         s, t = logit_pair(student, theirs, self.standardize)
         kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
         return kl.mean() * self.temperature**2
+
+
+@checked
+@dataclass(frozen=True)
+class ReverseKL:
+    """``T^2 KL(softmax(s / T) || softmax(t / T))``, mean over the rows: soft targets the other way round.
+
+    It lets the student leave out what it cannot say, where soft targets make it cover all that the teacher may say:
+    MiniLLM (Gu et al. 2023, arXiv:2306.08543), section 2.1, token by token as in On-Policy Distillation of Language
+    Models (Agarwal et al. 2023, arXiv:2306.13649), section 3, on the given text. Both take T 1.
+
+    Raises:
+        OptionError: if ``temperature`` is not within 0.001 to 1e6.
+    """
+
+    weight: float = 1.0
+    temperature: Temperature = 1.0
+    standardize: bool = False
+    kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        kl, _ = divergence(s / self.temperature, (t - s) / self.temperature)
+        return kl.mean() * self.temperature**2
+
+
+@checked
+@dataclass(frozen=True)
+class JensenShannon:
+    """``T^2 (beta KL(p || m) + (1 - beta) KL(q || m))`` with ``m = beta p + (1 - beta) q``, mean over the rows.
+
+    ``p`` is the teacher's softmax at T, ``q`` the student's. The generalized divergence of On-Policy Distillation of
+    Language Models (Agarwal et al. 2023, arXiv:2306.13649), equation 1; ``beta`` 0.5 is that of Jensen and Shannon,
+    which is bounded by log 2, so that no row outweighs the others. Divided by ``beta``, it comes to soft targets as
+    ``beta`` goes to 0; divided by ``1 - beta``, to the reverse divergence as it goes to 1.
+
+    Raises:
+        OptionError: if ``temperature`` is not within 0.001 to 1e6, or ``beta`` not within 0.001 to 0.999.
+    """
+
+    weight: float = 1.0
+    temperature: Temperature = 1.0
+    beta: Annotated[float, Ge(0.001), Le(0.999)] = 0.5
+    standardize: bool = False
+    kind: ClassVar[str] = "logits"
+    fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+
+    def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        s, t = s / self.temperature, t / self.temperature
+        kl, mean = divergence(t, s - t)
+        log_ratio = s - t - (kl + mean)[..., None]  # log q - log p
+        of_teacher, _ = divergence(t, to_mixture(1 - self.beta, log_ratio))
+        of_student, _ = divergence(s, to_mixture(self.beta, -log_ratio))
+        return (self.beta * of_teacher + (1 - self.beta) * of_student).mean() * self.temperature**2
 
 
 @checked

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskd.kd.probe import Probe, outermost, probe
+from compresskd.kd.projections import projections
 from compresskd.kd.projector import projector
 from compresskd.options import OptionError, within
 from compresskd.tasks import Inputs, ModelOutputs
@@ -95,6 +96,10 @@ def _explicit(term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
 def _found(term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
     if term.match == "same_name":
         pairs = _same_name(term.include, ours, theirs)
+    elif term.match == "layers":
+        pairs = _by_layer(ours, theirs)
+    elif term.match == "attention":
+        pairs = _by_projection(term.block, ours, theirs)
     else:
         pairs = _by_position(term.match, ours.trunk(), theirs.trunk())
     faults = {s: _fault(term, ours.outputs[s], theirs.outputs[t], len(ours.logits)) for s, t in pairs.items()}
@@ -102,10 +107,14 @@ def _found(term: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
     if fitting:
         return fitting
     why = "; ".join(f"{s}: {fault}" for s, fault in faults.items()) or "no module fits"
+    there = f"the student has {_some(ours)}, the teacher {_some(theirs)}"
+    if term.match == "attention":  # nobody's choice
+        expected = (
+            f"{{student_module: teacher_module}} of projections to queries, keys and values: {why}; {there}"
+        )
+        raise OptionError("pairs", None, expected)
     expected = f"a rule that finds something to compare ({why}), or pairs={{student_module: teacher_module}}"
-    raise OptionError(
-        "match", term.match, f"{expected}; the student has {_some(ours)}, the teacher {_some(theirs)}"
-    )
+    raise OptionError("match", term.match, f"{expected}; {there}")
 
 
 def _same_name(include: Any, ours: Probe, theirs: Probe) -> dict[str, str]:
@@ -122,6 +131,33 @@ def _by_position(rule: str, ours: list[str], theirs: list[str]) -> dict[str, str
         return {}
     s, t = (names[len(names) // 2] if rule == "middle" else names[-1] for names in (ours, theirs))
     return {s: t}
+
+
+def _by_layer(ours: Probe, theirs: Probe) -> dict[str, str]:
+    """Block m of M to block m N / M of N, both counted from 1, of each stack; before them what enters the first."""
+    pairs = {}
+    stacks, others = ours.stacks(), theirs.stacks()
+    if len(stacks) != len(others):
+        stacks, others = stacks[:1], others[:1]
+    for mine, other in zip(stacks, others, strict=True):
+        entering = ours.entering(mine[0]), theirs.entering(other[0])
+        if entering[0] and entering[1]:
+            pairs[entering[0]] = entering[1]
+        for number, block in enumerate(mine, 1):
+            pairs[block] = other[max(1, round(number * len(other) / len(mine))) - 1]
+    return pairs
+
+
+def _by_projection(block: int, ours: Probe, theirs: Probe) -> dict[str, str]:
+    """The projections of the student's last block, and of one block of the teacher."""
+    stacks, others = ours.stacks(), theirs.stacks()
+    if not stacks or not others:
+        return {}
+    if block >= len(others[0]):
+        raise OptionError("block", block, f"a block of the teacher: 0 to {len(others[0]) - 1}, or -1")
+    mine = projections(ours.outputs, stacks[0][-1])
+    other = projections(theirs.outputs, others[0][block])
+    return dict(zip(mine, other, strict=True)) if len(mine) == len(other) else {}
 
 
 def _fault(term: Any, s: Tensor, t: Tensor, batch: int) -> str | None:

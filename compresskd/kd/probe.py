@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.kd.capture import ActivationCapture
+from compresskd.layers.stacks import stacks_of
 from compresskd.options import OptionError
 from compresskd.tasks import Inputs, call, logits_of
 
@@ -43,6 +44,26 @@ class Probe:
         """The outermost candidates, in the order in which they finished."""
         candidates = set(outermost(self.candidates()))
         return [name for name in self.outputs if name in candidates]
+
+    def stacks(self) -> list[list[str]]:
+        """The blocks of every outermost stack that ran, the longest stack first."""
+        found = list(stacks_of(self.model)) or list(stacks_of(self.model, least=1))
+        names = outermost(name for name, _ in found)
+        blocks = [
+            [f"{name}.{key}" for key, _ in self.model.get_submodule(name).named_children()] for name in names
+        ]
+        ran = [kept for stack in blocks if (kept := [name for name in stack if name in self.outputs])]
+        return sorted(ran, key=len, reverse=True)
+
+    def entering(self, block: str) -> str | None:
+        """The module whose output, of the shape of the block's, was the last before it ran; None where none was."""
+        before: str | None = None
+        for name, output in self.outputs.items():
+            if name == block or name.startswith(f"{block}."):
+                break
+            if output.shape == self.outputs[block].shape and not _is_within(name, {block}):
+                before = name
+        return before
 
     def check_name(self, side: str, name: str) -> None:
         """Raises: OptionError of ``pairs`` with the nearest name, unless ``name`` is a module that ran."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from compresskd.layers.stacks import stacks_of
 from compresskd.models import hub_shapes
 from compresskd.models.build import build, spec_of
 from compresskd.models.huggingface import is_of_transformers
@@ -105,15 +106,6 @@ class FromTeacher:
             )
         longest = max(stacks, key=lambda name: stacks[name])
         return longest, stacks[longest]
-
-
-def stacks_of(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """The name and length of every sequence of two or more blocks, themselves of several modules, of one class."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
-            blocks = list(module)
-            if len({type(block) for block in blocks}) == 1 and any(blocks[0].children()):
-                yield name, len(blocks)
 
 
 def shortened(*, model: nn.Module, stack: str, layers: Sequence[int]) -> nn.Module:

@@ -5,6 +5,7 @@ from compresskd.compression.quantization import Quantization
 from compresskd.stages.admm import Admm
 from compresskd.stages.factorize import Factorize
 from compresskd.stages.fit import Fit
+from compresskd.stages.fit_blocks import FitBlocks
 from compresskd.stages.fit_layers import FitLayers
 from compresskd.stages.matched_dense import MatchedDense
 from compresskd.stages.multi_stage import MultiStage
@@ -15,6 +16,7 @@ __all__ = [
     "Compression",
     "Factorize",
     "Fit",
+    "FitBlocks",
     "FitLayers",
     "MatchedDense",
     "MultiStage",

@@ -53,6 +53,42 @@ class Tokens(nn.Module):
         return self.head(x.mean(dim=1))
 
 
+class Attention(nn.Module):
+    """One head of queries, keys and values, by three layers or by one."""
+
+    def __init__(self, width, fused):
+        super().__init__()
+        self.fused = fused
+        names = {"c_attn": 3} if fused else {"query": 1, "key": 1, "value": 1}
+        for name, times in names.items():
+            self.add_module(name, nn.Linear(width, times * width))
+
+    def forward(self, x):
+        q, k, v = (
+            self.c_attn(x).chunk(3, dim=-1) if self.fused else (self.query(x), self.key(x), self.value(x))
+        )
+        return x + F.scaled_dot_product_attention(q, k, v)
+
+
+class Attending(nn.Module):
+    """An encoder's outline: embed [B, 16, C], blocks.N.attention, head."""
+
+    def __init__(self, width=4, depth=2, fused=False):
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 2, stride=2)
+        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList([nn.Sequential() for _ in range(depth)])
+        for block in self.blocks:
+            block.add_module("attention", Attention(width, fused))
+        self.head = nn.Linear(width, K)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(dim=1))
+
+
 class Mlp(nn.Module):
     def __init__(self, hidden, num_classes=K):
         super().__init__()

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kd_nets import Net, step
+from kd_nets import Attending, Net, step
 
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
-from compresskd.kd.logits import SoftTargets
+from compresskd.kd.logits import JensenShannon, ReverseKL, SoftTargets
 from compresskd.kd.objective import BoundObjective
+from compresskd.kd.relations import AttentionRelations
 
 KD_CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "kd").glob("*.yaml"))
 
@@ -43,6 +44,8 @@ OTHER = {
     "distance_weight": 3.0,
     "angle_weight": 3.0,
     "match": "same_name",
+    "block": 0,
+    "heads": 2,
     "pairs": {"conv1": "conv1"},
 }
 
@@ -51,14 +54,16 @@ OTHER = {
 def test_every_config_builds_binds_and_trains(path, inputs, targets):
     objective = build(path)
     assert objective.terms["cross_entropy"].label_smoothing == 0.1
-    student, teacher = Net(width=4), Net(width=6)
+    attends = path.stem == "attention_relations"
+    student, teacher = (Attending if attends else Net)(width=4), (Attending if attends else Net)(width=6)
+    first = student.embed if attends else student.conv1
     bound = objective.bind(student, teacher if objective.needs_teacher else None, inputs[:2])
     assert isinstance(bound, BoundObjective)
     total, parts = step(bound, student, teacher, inputs, targets)
     assert set(parts) == set(objective.active)
     total.backward()
-    assert torch.isfinite(student.conv1.weight.grad).all()
-    assert student.conv1.weight.grad.abs().sum() > 0
+    assert torch.isfinite(first.weight.grad).all()
+    assert first.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("path", KD_CONFIGS, ids=lambda path: path.stem)
@@ -84,14 +89,18 @@ def path_term(objective):
 
 def test_there_is_a_config_for_every_loss():
     assert [path.stem for path in KD_CONFIGS] == [
+        "attention_relations",
         "attention_transfer",
         "bernoulli",
         "dist",
         "dkd",
         "fitnets",
+        "hidden_states",
+        "jensen_shannon",
         "logit_mse",
         "nkd",
         "none",
+        "reverse_kl",
         "rkd",
         "similarity_preserving",
         "soft_targets",
@@ -106,6 +115,10 @@ def test_defaults_are_those_of_the_papers():
     assert terms["dkd"]["dkd"] == DKD(0.5, 4.0, target_weight=1.0, non_target_weight=8.0)
     assert terms["rkd"]["rkd"] == RKD(1.0, 25.0, 50.0)
     assert terms["fitnets"]["hint"] == Hint(100.0)
+    assert terms["hidden_states"]["hidden_states"] == Hint(1.0, match="layers")
+    assert terms["reverse_kl"]["reverse_kl"] == ReverseKL(0.7, 1.0)
+    assert terms["jensen_shannon"]["jensen_shannon"] == JensenShannon(0.7, 1.0, beta=0.5)
+    assert terms["attention_relations"]["attention_relations"] == AttentionRelations(1.0, block=-1)
     assert terms["attention_transfer"]["attention_transfer"] == AttentionTransfer(1000.0)
     assert terms["similarity_preserving"]["similarity_preserving"] == SimilarityPreserving(3000.0)
     assert not build(next(path for path in KD_CONFIGS if path.stem == "none")).needs_teacher

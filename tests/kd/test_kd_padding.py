@@ -7,12 +7,21 @@ import torch.nn.functional as F
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
-from compresskd.kd.logits import BernoulliTargets, CrossEntropy, LogitMSE, SoftTargets
+from compresskd.kd.logits import (
+    BernoulliTargets,
+    CrossEntropy,
+    JensenShannon,
+    LogitMSE,
+    ReverseKL,
+    SoftTargets,
+)
+from compresskd.kd.relations import AttentionRelations
 from compresskd.tasks import Batch, CausalLM, ModelOutputs, TokenClassification
 
 B, L, K, C = 4, 6, 5, 3
 ON_LOGITS = [CrossEntropy(), SoftTargets(), SoftTargets(standardize=True), LogitMSE(), DKD(), NKD(), DIST()]
-ON_FEATURES = [Hint(), AttentionTransfer(), RKD(), SimilarityPreserving()]
+ON_LOGITS += [ReverseKL(), JensenShannon(temperature=2.0)]
+ON_FEATURES = [Hint(), AttentionTransfer(), RKD(), SimilarityPreserving(), AttentionRelations()]
 TASKS = [TokenClassification(), CausalLM()]
 
 

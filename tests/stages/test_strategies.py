@@ -74,6 +74,16 @@ OPTIONS = [
             and all(plain.errors("after")[name] < after for name, after in changed.errors("after").items()))),
     ("compress_then_distill_layerwise", "strategy.stages.fit_layers.num_samples=64", "fit_layers",
         lambda plain, changed: plain.errors("before") != changed.errors("before")),
+    ("compress_blockwise", "strategy.stages.fit_blocks.updates=5", "fit_blocks",
+        lambda plain, changed: sum(plain.blocks.values()) < sum(changed.blocks.values())),
+    ("compress_blockwise", "strategy.stages.fit_blocks.learning_rate=1e-5", "fit_blocks",
+        lambda plain, changed: sum(plain.blocks.values()) < sum(changed.blocks.values())),
+    ("compress_blockwise", "strategy.stages.fit_blocks.num_samples=64", "fit_blocks",
+        lambda plain, changed: plain.blocks != changed.blocks),
+    ("compress_blockwise", "strategy.stages.fit_blocks.batch_size=64", "fit_blocks",
+        lambda plain, changed: plain.blocks != changed.blocks),
+    ("compress_blockwise", "strategy.stages.fit_blocks.inputs=teacher", "fit_blocks",
+        lambda plain, changed: plain.blocks != changed.blocks),
     ("multi_stage", "strategy.init=fresh", "step_1_r16", lambda plain, changed: (
         changed.trained["train_accuracy"] < 0.5 * plain.trained["train_accuracy"])),
     ("multi_stage", "strategy.teacher=original", "step_1_r16", lambda plain, changed: (
@@ -108,6 +118,10 @@ class Told:
         self.trained = next(iter(epochs_of(directory, name)), {})
         self.terms = self.trained.get("terms", {})
         self.distances = self.stage.get("low_rank_distance", {}).get("after", {})
+
+    @property
+    def blocks(self):
+        return {name: error["after"] for name, error in self.stage["block_errors"].items()}
 
     def errors(self, when):
         return {name: error[when] for name, error in self.stage["layer_errors"].items()}
