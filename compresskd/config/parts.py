@@ -177,6 +177,11 @@ class Parts(Maker):
 
     def check_objectives(self, task: Task, strategy: Strategy, key: str | None = None) -> None:
         """Note the terms that do not fit the task, of every objective that a stage trains by, at `key` if given."""
+        smoothing = self.config["train"].get("label_smoothing")
+        if task.targets_of_teacher and smoothing:
+            self.refuse(
+                "train.label_smoothing", f"got {smoothing}, expected 0: task {task.name} has no labels"
+            )
         chosen = self.make(self.config["kd"].get("objective"), "kd.objective")
         for name, stage in strategy.stages.items():
             objective = getattr(stage, "objective", None)

@@ -164,8 +164,9 @@ def test_an_encoder_is_compressed_judged_used_and_exported(run_cli, work, folder
     compared = run_cli("compare", "compress", "compress_then_distill")
     assert compared.status == 0, compared.err
     assert "cosine" in compared.out
-    predicted = run_cli("predict", "compress", str(sentences), "--json")
-    rows = [json.loads(line) for line in predicted.out.splitlines()]
+    predicted = run_cli("predict", "compress", str(sentences), "--out", "vectors.jsonl")
+    assert predicted.status == 0, predicted.err
+    rows = [json.loads(line) for line in (work / "vectors.jsonl").read_text().splitlines()]
     vectors = torch.tensor([[row[str(k)] for k in range(32)] for row in rows])
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(80))
     exported = run_cli("export", "compress", "--to", "huggingface", "--out", "hub")
@@ -181,6 +182,7 @@ def test_what_has_no_teacher_or_no_vectors_is_refused(run_cli, folder, sentences
     refused(run_cli(*ready, "strategy=train"), "cross_entropy")
     refused(run_cli(*ready, "strategy=distill", "kd=soft_targets"), fault("kd.objective.terms.soft_targets"))
     refused(run_cli(*ready, f"data.unlabelled_path={sentences}"), fault("data.unlabelled_path", "null"))
+    refused(run_cli(*ready, "train.label_smoothing=0.1"), fault("train.label_smoothing", "0.1", "0"))
     fresh = "{model_type: bert, num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 1, intermediate_size: 16}"
     untrained = [*lines, "data.tokenizer=characters", f"teacher.config={fresh}"]
     refused(run_cli(*untrained, "strategy=compress"), "teacher", "labels")
