@@ -42,6 +42,7 @@ _MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # 
 _RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
 # What determines a trained teacher, beside the data.
 _DETERMINING = ("strategy", "precision", *_RECIPE)
+_LATER_IN_SCHEDULER = {"warmup_steps": 0, "warmup_fraction": 0.0}
 # Keys of `train` that version 0.1 did not have, with the values that change nothing.
 _LATER_IN_TRAIN = {
     "gradient_accumulation": 1,
@@ -232,11 +233,13 @@ def _key(own: Experiment) -> str:
     # out, so that a teacher is found that was trained before there were any
     train = {k: v for k, v in config["train"].items() if (k, v) not in _LATER_IN_TRAIN.items()}
     train.pop("checkpoint_seconds", None)
+    schedule = {k: v for k, v in config["scheduler"].items() if (k, v) not in _LATER_IN_SCHEDULER.items()}
     student = {k: v for k, v in config["student"].items() if k != "class_names"}
     folder = weights_folder(student)
     if folder is not None:  # what is in it counts, wherever it is
         student["id"] = folder.fingerprint
     determined = {k: config[k] for k in _DETERMINING} | {"student": student, "train": train}
+    determined |= {"scheduler": schedule}
     determined |= {"data": own.data.batches_fingerprint}
     if own.data.task.name != "classification":  # all that version 0.1 knew
         determined |= {"task": config["task"]}

@@ -187,7 +187,7 @@ BAD = {
     "word of weights": ({"class_weights": "even"}, says("class_weights", "balanced")),
     "weights of numbers": ({"class_weights": "balanced", "asks": "values"}, says("class_weights", "null")),
     "two classes": ({"label_column": ["label", "n"]}, says("label_column", "one column")),
-    "vectors": ({"asks": "vectors"}, says("asks", "vectors")),
+    "pictures": ({"asks": "pictures"}, says("asks", "pictures")),
     "split": ({"test_split": "tset"}, says("test_split", "tset", "train")),
     "all cut": ({"test_fraction": 0.001}, says("test_fraction", "0.001")),
     "no test": ({"test_fraction": None}, says("test_fraction", "null")),
