@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from compresskd.options import Count, Fraction, OptionError, Share, Whole, checked, one_of
 from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
+from compresskd.quant.feedback import ROUNDINGS
 from compresskd.quant.granularity import Granularity, PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import BITS, KINDS
 from compresskd.quant.prepare import OTHER_BITS, QuantSpec
@@ -40,10 +41,12 @@ class Quantization:
         core_grid, core_granularity: of the cores of factorized layers; 'best' takes the kind of grid with the
             smaller error, the granularity is 'tensor', 'rank_slice' or the size of groups.
         core_start: how cores are first rounded, see `compresskd.quant.cores`.
-        data_aware: whether that counts errors of the layer's output, over inputs from calibration samples.
+        rounding: of the weights of ordinary layers: 'nearest', or 'gptq', which lessens the error of a layer's output
+            over inputs from calibration samples; training, where there is any, starts from that.
+        data_aware: whether `core_start` counts errors of the layer's output, over inputs from calibration samples.
         estimator: how gradients pass through rounding.
         activation_bits: 8 rounds the inputs of quantized layers too; None leaves them.
-        num_calibration: samples that `data_aware`, `activation_bits` and `budget` look at.
+        num_calibration: samples that `rounding`, `data_aware`, `activation_bits` and `budget` look at.
         other_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
@@ -66,6 +69,7 @@ class Quantization:
     core_grid: Annotated[str, one_of(BEST, *KINDS)] = BEST
     core_granularity: Annotated[str, one_of("tensor", "rank_slice")] | Count = "tensor"
     core_start: Annotated[str, one_of(*CORE_METHODS)] = "gauge_als"
+    rounding: Annotated[str, one_of(*ROUNDINGS)] = "nearest"
     data_aware: bool = False
     estimator: Annotated[str, one_of(*ESTIMATORS)] = "lsq"
     initial_scale: Annotated[str, one_of(*METHODS)] = "mse"
@@ -112,10 +116,17 @@ class Quantization:
         return chosen
 
     def _check_unused(self) -> None:
-        for key in ("layers", "activation_bits", "entropy"):
+        for key, unused in (
+            ("layers", None),
+            ("activation_bits", None),
+            ("entropy", 0.0),
+            ("rounding", "nearest"),
+        ):
             value = getattr(self, key)
-            if value:
-                raise OptionError(key, value, "nothing where bits is null; write bits=8 as well")
+            if value and value != unused:
+                raise OptionError(
+                    key, value, f"{unused or 'nothing'} where bits is null; write bits=8 as well"
+                )
 
     @property
     def patterns(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from compresskd import measure
 from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
 from compresskd.quant.cores import quantize_cores
+from compresskd.quant.feedback import round_with_errors_fed_back
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
 
@@ -70,9 +71,44 @@ def start_quantized(
             ]
             values = weights
             start.errors[name] = {"nearest": _relative_error(weights, tensors)}
+            covariance = _covariance_of(targets, covariances)
+            if quantization.rounding == "gptq" and covariance is not None:
+                (w,), (target,), (nearest,) = weights, targets, tensors
+                tensors = [
+                    round_with_errors_fed_back(
+                        nearest, w.cpu(), covariance.cpu(), output_dim=target.output_dim
+                    )
+                ]
+                start.errors[name] |= _errors_of_output(
+                    w, target, covariance, nearest=nearest, gptq=tensors[0]
+                )
+                values = [t.dequantize() for t in tensors]  # the nearest to these are these
         _load(targets, [t.dequantize() for t in tensors] if keep_integers else values)
         start.tensors.update((t.name, tensor) for t, tensor in zip(targets, tensors, strict=True))
     return start
+
+
+def _covariance_of(targets: list[Target], covariances: Mapping[str, Tensor]) -> Tensor | None:
+    """Of the inputs of a dense matrix: of the first layer that applies it; None where there is none."""
+    if len(targets) != 1 or targets[0].is_core:
+        return None
+    return next((covariances[owner] for owner in targets[0].owners if owner in covariances), None)
+
+
+def _errors_of_output(
+    w: Tensor, target: Target, covariance: Tensor, **rounded: QuantizedTensor
+) -> dict[str, float]:
+    """Relative errors of the output, over inputs of this covariance, of what each way of rounding makes of a weight."""
+
+    def norm(x: Tensor) -> float:
+        rows = x.float().movedim(target.output_dim, 0).flatten(1)
+        return float(((rows @ covariance.to(rows)) * rows).sum()) ** 0.5
+
+    whole = norm(w)
+    return {
+        f"output_{way}": norm(w - t.dequantize().to(w)) / whole if whole else 0.0
+        for way, t in rounded.items()
+    }
 
 
 def _is_train(layer: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from compresskd import artifact, tt
+from compresskd import artifact, layers, tt
 from compresskd.compression.calibration import calibrate
 from compresskd.compression.precision_budget import check_budget, fit_budget
 from compresskd.compression.quantization import Quantization
@@ -146,9 +146,16 @@ class Quantize:
         return student
 
     def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
-        """Of the inputs of tensor trains, where the gauge weighs errors by them."""
-        names = [n for n, m in student.named_modules() if isinstance(m, tt.TTLinear | tt.TTConv2d)]
-        if not self.quantization.data_aware or not names:
+        """Of the inputs of the layers whose rounding weighs errors by them."""
+        gptq = self.quantization.rounding == "gptq"
+        trains = tt.TTLinear | tt.TTConv2d
+        names = [
+            name
+            for name, module in student.named_modules()
+            if (self.quantization.data_aware and isinstance(module, trains))
+            or (gptq and layers.is_matrix(module))
+        ]
+        if not names:
             return {}
         num_samples = self.quantization.num_calibration
         found = calibrate(

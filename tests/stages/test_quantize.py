@@ -110,3 +110,24 @@ def test_all_faults_are_told_together():
     assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
         "mode", "entropy", "epochs",
     ]  # fmt: skip
+
+
+def test_errors_are_fed_back_where_rounding_is_all_there_is(run_strategy):
+    common = ("strategy=train", "epochs=4", "bits=2", "quant.mode=ptq")
+    plain, _ = run_strategy(*common)
+    fed, _ = run_strategy(*common, "quant.rounding=gptq")
+    layers = fed.stage("quantize")["layers"]
+    assert all(
+        layer["errors"]["output_gptq"] < layer["errors"]["output_nearest"] for layer in layers.values()
+    )
+    assert all(
+        "output_nearest" not in layer["errors"] for layer in plain.stage("quantize")["layers"].values()
+    )
+
+
+def test_training_starts_from_weights_whose_errors_were_fed_back(run_strategy):
+    common = ("strategy=train", "epochs=1", "bits=2", "quant.rounding=gptq", "quant.epochs=0")
+    trained, _ = run_strategy(*common)
+    rounded, _ = run_strategy(*common[:-1], "quant.mode=ptq")
+    same = [record.stage("quantize")["metrics"]["test_accuracy"] for record in (trained, rounded)]
+    assert same[0] == same[1]

@@ -121,6 +121,7 @@ CHANGES = {
     "data_aware": ({"core_start": "gauge"}, {"core_start": "gauge", "data_aware": True}),
     "estimator": ({}, {"estimator": "straight_through"}),
     "initial_scale": ({}, {"initial_scale": "absmax"}),
+    "rounding": ({}, {"rounding": "gptq"}),
     "activation_bits": ({}, {"activation_bits": 8}),
     "num_calibration": ({"activation_bits": 8}, {"activation_bits": 8, "num_calibration": 4}),
     "other_bits": ({}, {"other_bits": 8}),
