@@ -14,11 +14,11 @@ from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.data.base import Data, Split
 from compresskd.engine.experiment import Experiment
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.listeners.console import Reporter
 from compresskd.models.weights import load_weights
 from compresskd.run import open_run
 from compresskd.stages import Fit
+from compresskd.tasks import ModelOutputs
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ MSE = Metric("mse", higher_is_better=False)
 MAE = Metric("mae", higher_is_better=False)
 R2 = Metric("r2")
 PEARSON = Metric("pearson")
+SPEARMAN = Metric("spearman")
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
 BITS_PER_BYTE = Metric("bits_per_byte", higher_is_better=False)
 COSINE = Metric("cosine")
@@ -56,5 +57,6 @@ METRICS = {
     m.name: m
     for m in (
         LOSS, ACCURACY, MACRO_F1, MICRO_F1, MATTHEWS, MSE, MAE, R2, PEARSON, PERPLEXITY, BITS_PER_BYTE, COSINE,
+        SPEARMAN,
     )
 }  # fmt: skip

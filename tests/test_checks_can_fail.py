@@ -27,7 +27,6 @@ from compresskd.export.errors import ExportFailed
 from compresskd.export.samples import Samples
 from compresskd.kd.correlation import DIST
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.metric import ACCURACY
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
@@ -41,6 +40,7 @@ from compresskd.reports.evaluate import Verdict
 from compresskd.run.errors import RunDirectoryError
 from compresskd.run.files import read_checked, write_checked
 from compresskd.stages.fold_batch_norm import fold_batch_norms
+from compresskd.tasks import ModelOutputs
 from compresskd.tt.decompose.metric import check_covariance
 from compresskd.tt.decompose.ranks import SizeTarget
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.api.functions import compress, soft_targets
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.models.build import build
 from compresskd.quant.prepare import prepare
 from compresskd.stages import Quantization
+from compresskd.tasks import ModelOutputs
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.tt import TTLinear as TensorizedLinear
 

@@ -90,7 +90,7 @@ def _of_run(path: Path) -> Path:
 
 def folder_bytes(directory: Path) -> int:
     """Bytes of all files of a model's folder."""
-    return sum(path.stat().st_size for path in directory.iterdir())
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def bytes_of(model: nn.Module) -> int:

@@ -61,6 +61,8 @@ def _free(directory: Path, into: Path | None) -> Path:
 
 def _check_same_data(directory: Path, record: Record, experiment: Any) -> None:
     then, now = record.data.get("fingerprint"), experiment.data.fingerprint
+    if then == now:
+        then, now = record.data.get("unlabelled"), experiment.data.unlabelled_facts
     if then != now:
         raise RunDirectoryError(
             f"{directory} was made on other data (fingerprint {then} then, {now} now); put the data back as it was"

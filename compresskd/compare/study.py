@@ -15,10 +15,16 @@ from compresskd.run.factors import factors
 FINAL, ALL = "final", "all"
 _PARTS = ("packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
 # Keys that a later version brought, with what a record without them did.
+_LATER_OF_A_TRAINING = {
+    "train.gradient_accumulation": "1",
+    "train.teacher_bits": "16",
+    "scheduler.warmup_steps": "0",
+    "scheduler.warmup_fraction": "0",
+}
 _LATER = {
     "task._target_": "compresskd.tasks.Classification",
-    "train.gradient_accumulation": "1",
-    "teacher_fit.train.gradient_accumulation": "1",
+    **_LATER_OF_A_TRAINING,
+    **{f"teacher_fit.{key}": value for key, value in _LATER_OF_A_TRAINING.items()},
 }
 
 

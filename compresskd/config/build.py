@@ -31,17 +31,26 @@ from compresskd.trust.sources import source_digests
 from compresskd.tt import FIXED
 
 Plain = dict[str, Any]
-_PATHS = (("", "outputs_dir"), ("data", "path"), ("teacher", "weights"), ("student", "weights"))
+_PATHS = (
+    ("", "outputs_dir"),
+    ("data", "path"),
+    ("data", "unlabelled_path"),
+    ("teacher", "weights"),
+    ("student", "weights"),
+)
 _MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
 _RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
 # What determines a trained teacher, beside the data.
 _DETERMINING = ("strategy", "precision", *_RECIPE)
+_LATER_IN_SCHEDULER = {"warmup_steps": 0, "warmup_fraction": 0.0}
 # Keys of `train` that version 0.1 did not have, with the values that change nothing.
 _LATER_IN_TRAIN = {
     "gradient_accumulation": 1,
     "gradient_checkpointing": False,
     "max_steps": None,
     "validate_every": None,
+    "teacher_outputs": None,
+    "teacher_bits": 16,
 }
 
 
@@ -140,6 +149,8 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     data = parts.data(task)
     if task is not None and strategy is not None:
         parts.check_objectives(task, strategy)
+        parts.check_unlabelled(strategy)
+        parts.check_packed(strategy, data.num_classes if data else None)
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
@@ -163,14 +174,17 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     parts.stop_at_faults()
     assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
 
-    def experiment(config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None) -> Experiment:
+    def experiment(
+        config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None, data: Data = data
+    ) -> Experiment:
         named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
         student = functools.partial(model_of, config["student"], config["seed"])
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
         of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
-    trained = experiment(own, alone, fit, None) if own and alone and fit else None
+    labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone
+    trained = experiment(own, alone, fit, None, labelled) if own and alone and fit else None
     whole = experiment(config, strategy, recipe, None if teacher is None else _teacher(config, trained))
     kept = parts.from_teacher()
     if kept is None or teacher is None:
@@ -195,6 +209,7 @@ def _own_config(config: Plain) -> Plain:
     strategy.stages.pop("quantize")
     # a total, and quantization, are the student's
     own |= {
+        "data": {**config["data"], **dict.fromkeys({"unlabelled_path"} & config["data"].keys())},
         "total_epochs": None,
         "bits": None,
         "quant": {},
@@ -226,11 +241,13 @@ def _key(own: Experiment) -> str:
     # out, so that a teacher is found that was trained before there were any
     train = {k: v for k, v in config["train"].items() if (k, v) not in _LATER_IN_TRAIN.items()}
     train.pop("checkpoint_seconds", None)
+    schedule = {k: v for k, v in config["scheduler"].items() if (k, v) not in _LATER_IN_SCHEDULER.items()}
     student = {k: v for k, v in config["student"].items() if k != "class_names"}
     folder = weights_folder(student)
     if folder is not None:  # what is in it counts, wherever it is
         student["id"] = folder.fingerprint
     determined = {k: config[k] for k in _DETERMINING} | {"student": student, "train": train}
+    determined |= {"scheduler": schedule}
     determined |= {"data": own.data.batches_fingerprint}
     if own.data.task.name != "classification":  # all that version 0.1 knew
         determined |= {"task": config["task"]}

@@ -36,7 +36,15 @@ from compresskd.stages import Quantization
 from compresskd.stages.dry_run import check_answers, try_training
 from compresskd.stages.train_student import Training
 from compresskd.targets.nodes import UNMADE, Maker, Place
-from compresskd.tasks import Batch, CausalLM, Classification, MaskedLM, Task, TokenClassification
+from compresskd.tasks import (
+    Batch,
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Seq2SeqLM,
+    Task,
+    TokenClassification,
+)
 from compresskd.training import Recipe
 from compresskd.training.dry_run import factory_faults
 from compresskd.training.precision import device_of
@@ -175,6 +183,11 @@ class Parts(Maker):
 
     def check_objectives(self, task: Task, strategy: Strategy, key: str | None = None) -> None:
         """Note the terms that do not fit the task, of every objective that a stage trains by, at `key` if given."""
+        smoothing = self.config["train"].get("label_smoothing")
+        if task.targets_of_teacher and smoothing:
+            self.refuse(
+                "train.label_smoothing", f"got {smoothing}, expected 0: task {task.name} has no labels"
+            )
         chosen = self.make(self.config["kd"].get("objective"), "kd.objective")
         for name, stage in strategy.stages.items():
             objective = getattr(stage, "objective", None)
@@ -184,15 +197,50 @@ class Parts(Maker):
                 place = place if key is None else (lambda _, key=key: key)
                 self.attempt(place, functools.partial(raise_all, objective.faults(task)))
 
+    def check_unlabelled(self, strategy: Strategy) -> None:
+        """Refuse samples without labels where no stage trains by what a teacher says of them, or one needs labels."""
+        path = self.config["data"].get("unlabelled_path")
+        if path is None:
+            return
+        seeing = _comparing(strategy)
+        if not seeing:
+            needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
+            self.refuse("data.unlabelled_path", f"got {path}, expected {needs}: nothing else would see it")
+        for objective in seeing:
+            place = functools.partial(joined, "kd.objective")
+            self.attempt(place, functools.partial(raise_all, objective.unlabelled_faults()))
+
+    def check_packed(self, strategy: Strategy, num_outputs: int | None) -> None:
+        """Refuse the largest outputs of a teacher where no stage sees one, or a term needs all that it says."""
+        if self.config["teacher_fit"].get("train", {}).get("teacher_outputs") is not None:
+            self.refuse(
+                "teacher_fit.train.teacher_outputs", "expected null: a teacher is trained by labels alone"
+            )
+        k = self.config["train"].get("teacher_outputs")
+        if k is None or self._is_faulty("train.teacher_outputs"):
+            return
+        seeing = _comparing(strategy)
+        if not seeing:
+            needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
+            self.refuse("train.teacher_outputs", f"got {k}, expected {needs}")
+        elif num_outputs is not None and k >= num_outputs:
+            expected = f"null, or < {num_outputs}, the outputs that there are: all of them need no rest"
+            self.refuse("train.teacher_outputs", f"got {k}, expected {expected}")
+        for objective in seeing:
+            place = functools.partial(joined, "kd.objective")
+            self.attempt(place, functools.partial(raise_all, objective.packed_faults()))
+
     def data(self, task: Task | None = None) -> Data | None:
         """The three splits. Where faults are known and loading may take long, only the path is looked at."""
         node = self.config["data"]
         if task is not None and node.get("asks", "") is None:  # what the user leaves to the task
             node = {**node, "asks": task.asks}
             self.config = {**self.config, "data": node}
+        for name in ("path", "unlabelled_path"):
+            place = node.get(name)
+            if isinstance(place, str) and not Path(place).exists():
+                self.refuse(f"data.{name}", f"got {place}, which is not there; write data.{name}=DIR")
         path, key = node.get("path"), json.dumps([node, self.config.get("task")], sort_keys=True)
-        if isinstance(path, str) and not Path(path).exists():
-            self.refuse("data.path", f"got {path}, which is not there; write data.path=DIR")
         takes_long = (self._known or self.errors) and (path or node.get("id"))
         data = self._shared.get(key)
         if data is None and not takes_long and not self._is_faulty("data"):
@@ -209,7 +257,8 @@ class Parts(Maker):
             return None
         self._shared[key] = data
         told = _told_by(data)
-        shape = {name: told[name] for name in ("num_classes", "input_shape")}  # all that data itself takes
+        # all that data itself takes
+        shape = {"num_classes": told["num_classes"] or None, "input_shape": told["input_shape"]}
         models = {role: _with_told(self.config.get(role, {}), told) for role in MODEL_ROLES}
         self.config = {**self.config, "data": _with_told(node, shape), **models}
         return data
@@ -223,13 +272,14 @@ class Parts(Maker):
         return None
 
     def _refuse_mixup(self, data: Data) -> None:
-        if isinstance(data.train, TensorSplit) and data.train.strata is not None:
+        if isinstance(data.train, TensorSplit) and data.train.strata is not None and not data.unlabelled:
             return
+        what = "samples without labels" if data.unlabelled else f"those of data {data.name}"
         fit = self.config.get("teacher_fit", {})
         for key, recipe in (("train", self.config), ("teacher_fit.train", fit)):
             alpha = recipe.get("train", {}).get("mixup")
             if alpha is not None:
-                expected = f"null: only samples with one class each are mixed, not those of data {data.name}"
+                expected = f"null: only samples with one class each are mixed, not {what}"
                 self.refuse(f"{key}.mixup", f"got {alpha}, expected {expected}")
 
     def from_teacher(self) -> FromTeacher | None:
@@ -252,12 +302,13 @@ class Parts(Maker):
         data, node = trained_on[0], self.config["data"]
         typed = {name: node.get(name) for name in ("num_classes", "input_shape")}
         told = _told_by(data) if data else {**_ANYTHING, **typed}
-        is_known = told["num_classes"] and (told["input_shape"] or data)
+        is_known = told["num_classes"] is not None and (told["input_shape"] or data)
         if any(map(self._is_faulty, ("data", "task"))) or not is_known:
             return None
         batches = _trial_batches(data, told["input_shape"])
         task = data.task if data else Classification()
         needs_teacher = strategy is None or strategy.needs_teacher or self.from_teacher() is not None
+        needs_teacher = needs_teacher or task.targets_of_teacher
         teacher = self._model("teacher", batches, task, told) if needs_teacher else None
         student = self._model("student", batches, task, told, teacher)
         for model in (teacher, student):
@@ -339,9 +390,19 @@ class Parts(Maker):
         return any(e.field == key or e.field.startswith((f"{key}.", f"{key}[")) for e in self.errors)
 
 
+def _comparing(strategy: Strategy) -> list[Objective]:
+    """The objectives of the stages that train by what a teacher says."""
+    trainings = [getattr(stage, "training", None) for stage in strategy.stages.values()]
+    return [each.objective for each in trainings if each and each.objective.needs_teacher]
+
+
 def _other_tokens(data: Data, task: Task) -> str | None:
     """What the tokens of the data are asked, where it is another thing than the task asks of tokens."""
     kind = data.preprocessing.get("kind")
+    hides = isinstance(data.train, TextSplit) and data.train.masking is not None
+    if hides:
+        fits = isinstance(task, MaskedLM) and not isinstance(task, CausalLM | Seq2SeqLM)
+        return None if fits else MaskedLM.targets_are
     if kind == "text_blocks" and not isinstance(task, CausalLM):
         return CausalLM.targets_are
     if kind == "tokens" and (not isinstance(task, TokenClassification) or isinstance(task, MaskedLM)):

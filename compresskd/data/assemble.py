@@ -16,6 +16,7 @@ from compresskd.data.checks import (
     check_declared,
     check_finite,
     check_splits,
+    check_unlabelled,
 )
 from compresskd.data.digest import content_digest
 from compresskd.data.identical import identical_samples, sample_hashes
@@ -78,6 +79,7 @@ def assemble(
     pixel_max: float,
     validation: Source | None = None,
     test: Source | None = None,
+    unlabelled: Source | None = None,
     test_fraction: float | None = None,
     notices: Sequence[Notice] = (),
     preprocessing: Mapping[str, Any] | None = None,
@@ -89,7 +91,8 @@ def assemble(
     `validation` is cut from what remains by `validation_fraction` or `validation_count`. `num_classes` and
     `input_shape` are compared with what was loaded where they are not None. Samples that are in two splits are
     counted; a split that lies wholly in train is refused unless `allow_overlap`. `notices` are what the caller has
-    seen already. Of targets [N, D], `class_names` are the names of the D values or labels.
+    seen already. `unlabelled` samples have placeholders for targets.
+    Of targets [N, D], `class_names` are the names of the D values or labels.
 
     Raises ValueError, naming the option, for anything that does not fit, and TypeError for an unknown option.
     """
@@ -120,14 +123,24 @@ def assemble(
     parts = {"train": (train, rows), "validation": validation_part, "test": test_part}
     splits = {split: _split(split, source, chosen, normalize) for split, (source, chosen) in parts.items()}
     check_splits(splits, class_names)
-    check_finite(splits)
     sources = {split: source for split, (source, _) in parts.items()}
+    if unlabelled is not None:
+        rows = torch.arange(len(unlabelled.targets))
+        splits["unlabelled"] = _split("unlabelled", unlabelled, rows, normalize)
+        sources["unlabelled"] = unlabelled
+        check_unlabelled(splits["unlabelled"], shape)
+    check_finite(splits)
     overlap = identical_samples(splits, _hashes(sources, splits), allowed=options.get("allow_overlap", False))
     seen = [*notices, *(notice for source in _distinct(sources) for notice in source.notices), *overlap]
-    determines = [split.fingerprint for split in splits.values()] + [repr((normalize, augmentation, bank))]
+    determines = [splits[split].fingerprint for split in parts] + [repr((normalize, augmentation, bank))]
+    augmented = {
+        split: replace(splits[split], augmentation=augmentation, augmentation_bank=bank)
+        for split in ("train", "unlabelled")
+        if split in splits
+    }
     return Data(
         name=name,
-        train=replace(splits["train"], augmentation=augmentation, augmentation_bank=bank),
+        train=augmented["train"],
         validation=splits["validation"],
         test=splits["test"],
         num_classes=len(class_names),
@@ -139,6 +152,7 @@ def assemble(
         batches_fingerprint=short_hash(determines),
         notices=tuple(seen),
         preprocessing=preprocessing or {},
+        unlabelled=augmented.get("unlabelled"),
     )
 
 

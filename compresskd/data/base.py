@@ -253,7 +253,8 @@ class Data:
     """A data set ready for training.
 
     Attributes:
-        num_classes: how many outputs a model must have: classes, labels, values of a target, tokens of a vocabulary.
+        num_classes: how many outputs a model must have: classes, labels, values of a target, tokens of a vocabulary; 0
+            where the teacher says it.
         input_shape: of one sample; empty where samples differ in length.
         class_names: of classes, labels or values; empty for language models.
         mean, std: those of `Normalize`, inputs = (pixels / pixel_max - mean) / std; empty where inputs are no floats.
@@ -262,6 +263,7 @@ class Data:
         batches_fingerprint: the same without the names (what version 0.1 recorded as `fingerprint`).
         notices: what a user should know of the data.
         task: what a model is asked of these samples.
+        unlabelled: samples that only terms on a teacher see (see `compresskd.data.alternating`); None without any.
         preprocessing: plain values by which raw inputs become those of the model, besides the above: the tokenizer.
     """
 
@@ -279,6 +281,13 @@ class Data:
     notices: tuple[Notice, ...] = ()
     task: Task = field(default_factory=Classification)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: Split | None = None
+
+    @property
+    def unlabelled_facts(self) -> dict[str, Any] | None:
+        """For the record: how many unlabelled samples there are, and their fingerprint; None without any."""
+        found = self.unlabelled
+        return None if found is None else {"num": len(found), "fingerprint": found.fingerprint}
 
     def at_once(self, most: int) -> int:
         """Samples, at most `most`, that a model can answer together: each token of a text asks for a vocabulary."""
@@ -295,6 +304,7 @@ class Data:
             train=self.train.to(device),
             validation=self.validation.to(device),
             test=self.test.to(device),
+            unlabelled=None if self.unlabelled is None else self.unlabelled.to(device),
         )
 
 

@@ -72,6 +72,16 @@ def check_splits(splits: Mapping[str, TensorSplit], class_names: tuple[str, ...]
         check_classes({split.name: split.targets for split in splits.values()}, class_names)
 
 
+def check_unlabelled(split: TensorSplit, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless there are unlabelled samples, of the shape of those of train."""
+    if split.input_shape != shape or not len(split):
+        expected = f"samples of shape {list(shape)}, as train has them, got {list(split.input_shape)}"
+        raise ValueError(
+            f"unlabelled_path: expected {'a sample or more' if not len(split) else expected}; write data.size=PIXELS "
+            "(resize) or data.channels=3 (convert) to make images alike"
+        )
+
+
 def check_numbers(targets: Mapping[str, Tensor]) -> None:
     """Raise ValueError for targets [N, D] of a split that are not finite, and for those of train that never change."""
     for name, values in targets.items():

@@ -34,6 +34,7 @@ def hub(
     test_fraction: float | None,
     cache_dir: str | None,
     max_in_memory_bytes: int,
+    unlabelled_path: str | None = None,
     **options: Unpack[Options],
 ) -> Data:
     """The set `id` of the hub, or the one of the same layout in the folder `path`, which needs no connection.
@@ -68,5 +69,6 @@ def hub(
         mean=mean,
         std=std,
         test_fraction=test_fraction,
+        unlabelled_path=unlabelled_path,
         **options,
     )

@@ -13,6 +13,7 @@ from compresskd.tasks import IGNORED
 
 _ROWS = 65_536  # that are hashed together
 _PAIRS = (("test", "train"), ("validation", "train"), ("validation", "test"))
+_UNLABELLED = tuple(("unlabelled", other) for other in ("train", "validation", "test"))
 
 
 def sample_hashes(pixels: Tensor | np.ndarray) -> Tensor:
@@ -28,14 +29,15 @@ def identical_samples(
 ) -> Iterator[Notice]:
     """A notice for each two splits that share samples; labels do not count.
 
-    `hashes` are those of the samples of each split, in its order. Raises ValueError where every sample of
+    `hashes` are those of the samples of each split, in its order; there may be a split of unlabelled ones.
+    Raises ValueError where every sample of
     validation or test is in train too, unless that is `allowed`, and where train holds one sample again and again.
     """
     if len(hashes["train"]) > 1 and len(hashes["train"].unique()) == 1:
         raise ValueError(
             f"all {len(hashes['train']):,} train samples are the same: there is nothing to be learned from them"
         )
-    for one, other in _PAIRS:
+    for one, other in (*_PAIRS, *(_UNLABELLED if "unlabelled" in splits else ())):
         shared = torch.isin(hashes[one], hashes[other])
         count, total = int(shared.sum()), len(splits[one])
         if count == total and other == "train" and not allowed:
@@ -46,7 +48,7 @@ def identical_samples(
             )
         if count:
             text = f"{count:,} of {total:,} {one} samples ({_percent(count, total)}) are in the {other} split as well"
-            relabelled = count - int(
+            relabelled = one != "unlabelled" and count - int(
                 torch.isin(_labelled(splits, hashes, one), _labelled(splits, hashes, other)).sum()
             )
             if relabelled:

@@ -9,12 +9,11 @@ from compresskd.data.base import Data
 from compresskd.data.cache import Cache
 from compresskd.data.decode import Decoder
 from compresskd.data.digest import files_digest
-from compresskd.data.images import Encoded, assemble_images
+from compresskd.data.images import Encoded, assemble_images, blocks_of
 from compresskd.data.notice import Notice, shown
 from compresskd.data.tree import SUFFIXES, Findings, alike, class_files, folders, plain
 from compresskd.options import OptionError
 
-_BLOCK = 256
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 # Folders of which someone meant a split: they are no classes.
 _LIKE_SPLITS = (
@@ -45,6 +44,7 @@ def image_folder(
     test_fraction: float | None,
     cache_dir: str | None,
     max_in_memory_bytes: int,
+    unlabelled_path: str | None = None,
     **options: Unpack[Options],
 ) -> Data:
     """Classes are the folders of PATH/train, in the order of their names; images may lie deeper.
@@ -74,12 +74,16 @@ def image_folder(
         name,
         shown(root),
         files_digest(root, files),
-        {split: (lambda found=found: Encoded(class_names, _blocks(found))) for split, found in items.items()},
+        {
+            split: (lambda found=found: Encoded(class_names, blocks_of(found)))
+            for split, found in items.items()
+        },
         decoder=decoder,
         cache=cache,
         mean=mean,
         std=std,
         test_fraction=None if "test" in splits else test_fraction,
+        unlabelled_path=unlabelled_path,
         notices=notices,
         **options,
     )
@@ -139,9 +143,3 @@ def _items(
             raise OptionError("path", str(child), expected)
         items += [(file, numbers[child.name]) for file in files]
     return items
-
-
-def _blocks(
-    items: list[tuple[bytes | Path | None, int]],
-) -> list[list[tuple[bytes | Path | None, int]]]:
-    return [[*items[start : start + _BLOCK]] for start in range(0, len(items), _BLOCK)]

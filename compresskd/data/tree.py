@@ -78,6 +78,11 @@ def class_files(folder: Path, class_folders: Sequence[Path], findings: Findings)
     ]
 
 
+def image_files(folder: Path, findings: Findings) -> list[Path]:
+    """All images in a folder and below, sorted. Raises ValueError for folders that cannot be read."""
+    return sorted(_walk(folder, {_identity(folder)}, {_identity(folder)}, findings))
+
+
 def alike(names: Sequence[str]) -> list[str]:
     """Pairs of names that differ in case, or in the Unicode form of the same letters, alone."""
     by_form: dict[str, list[str]] = {}

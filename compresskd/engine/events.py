@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from compresskd.metric import Metric
@@ -25,8 +25,8 @@ def shown(monitor: Metric, metrics: Mapping[str, float]) -> str:
 class Listener(Protocol):
     """Follows one run, and changes nothing in it."""
 
-    def begin(self, monitor: Metric) -> None:
-        """Take the beginning of a run, and the metric that selects its epochs."""
+    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+        """Take the beginning of a run, the metric that selects its epochs, and what is worth telling of the data."""
 
     def note(self, text: str) -> None:
         """Take one thing that the user should know."""

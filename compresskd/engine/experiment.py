@@ -38,6 +38,7 @@ from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
+from compresskd.training.teacher_targets import with_targets_of
 from compresskd.trust import Signer, granted
 
 
@@ -108,9 +109,7 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
-        reporter.begin(self.data.task.monitor)
-        for notice in self.data.notices:
-            reporter.note(f"data: {notice.text}")
+        reporter.begin(self.data.task.monitor, [notice.text for notice in self.data.notices])
         data = self.data.to(self.device)
         give_back()  # what the models of the checks before have left
         self._run_stages(data, run, reporter, trust)
@@ -132,6 +131,8 @@ class Experiment:
         teacher = None if teacher is None else teacher.to(self.device)
         if student is not None:
             self._inherit(student, teacher)
+        if teacher is not None:
+            data = with_targets_of(teacher, data, batch_size=self.recipe.evaluation_batch_size)
         context = Context(
             data,
             run,
@@ -212,6 +213,7 @@ class Experiment:
                 "num_train": len(data.train),
                 "num_validation": len(data.validation),
                 "num_test": len(data.test),
+                **({"unlabelled": data.unlabelled_facts} if data.unlabelled else {}),
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },

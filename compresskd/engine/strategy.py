@@ -421,7 +421,9 @@ def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, 
     arrays: dict[str, np.ndarray] = read_predictions(path) if path.exists() else {}
     task = context.data.task
     if task.keeps_targets:
-        arrays["targets"] = _narrow(scores.targets.numpy())
+        targets = scores.targets.half() if task.targets_of_teacher else scores.targets
+        arrays["targets"] = _narrow(targets.numpy())
+    if task.keeps_targets and task.keeps_predictions:
         arrays[name] = _narrow(scores.predictions.numpy())
     if not (task.rows_are_samples and task.asks == CLASSES):
         arrays[f"{SCORES}{name}"] = scores.of_samples.numpy()

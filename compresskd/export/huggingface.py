@@ -15,6 +15,8 @@ from compresskd.export.agreement import Run, run_of
 from compresskd.export.errors import ExportError
 from compresskd.export.source import Source
 from compresskd.models.build import spec_of
+from compresskd.models.huggingface import huggingface
+from compresskd.models.sentence import write_pooling
 from compresskd.run import Record
 from compresskd.version import __version__
 
@@ -49,9 +51,14 @@ def write(source: Source, dense: nn.Module, path: Path, *, trust: list[str]) -> 
         model.save_pretrained(path, safe_serialization=True)
     _write_tokenizer(source.about.get("preprocessing", {}), path)
     write_compact(source.content, path / COMPACT, trust=trust)
-    auto = spec_of(dense)["kwargs"].get("auto", "AutoModel")
+    kwargs = spec_of(dense)["kwargs"]
+    auto = kwargs.get("auto", "AutoModel")
     (path / "README.md").write_text(card(source, auto, path / COMPACT), encoding="utf-8")
-    return run_of(read(path, auto))
+    if not kwargs.get("pooling"):
+        return run_of(read(path, auto))
+    length = source.about.get("preprocessing", {}).get("max_length")
+    write_pooling(path, kwargs, model.config.hidden_size, length)
+    return run_of(huggingface(id=str(path), task="embedding", num_classes=0).eval())
 
 
 def read(path: Path, auto: str) -> nn.Module:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from compresskd.kd.logits import Temperature, logit_pair
-from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, checked
-from compresskd.tasks import CLASSES
+from compresskd.tasks import CLASSES, ModelOutputs
 
 _EPSILON = 1e-8
 _NEARLY_UNIFORM = 0.5  # the widest range of logits

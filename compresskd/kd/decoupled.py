@@ -13,9 +13,9 @@ from torch import Tensor
 
 from compresskd.kd.divergence import divergence
 from compresskd.kd.logits import Temperature, class_indices, logit_pair
-from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, checked
-from compresskd.tasks import CLASSES
+from compresskd.tasks import CLASSES, ModelOutputs
 
 
 @checked
@@ -41,6 +41,7 @@ class DKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+    needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -77,6 +78,7 @@ class NKD:
     standardize: bool = False
     kind: ClassVar[str] = "logits"
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
+    needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""

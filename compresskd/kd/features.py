@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.kd.extent import aligned, pooled
-from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, OptionError, checked, one_of
+from compresskd.tasks import ModelOutputs
 
 Rule = Annotated[str, one_of("same_name", "middle", "last", "layers")]
 

@@ -13,9 +13,10 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from compresskd.kd.divergence import divergence, to_mixture
-from compresskd.kd.outputs import ModelOutputs, teacher_of
+from compresskd.kd.outputs import teacher_of
+from compresskd.kd.packed import softened_pair
 from compresskd.options import checked
-from compresskd.tasks import CLASSES, LABELS, Classification
+from compresskd.tasks import CLASSES, LABELS, Classification, ModelOutputs
 
 # Above 1e6 the softened classes differ by less than float32 resolves, below 1e-3 logits of usual size overflow.
 Temperature = Annotated[float, Ge(1e-3), Le(1e6)]
@@ -99,9 +100,18 @@ class SoftTargets:
     kind: ClassVar[str] = "logits"
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
+    @property
+    def takes_packed(self) -> bool:
+        """Whether the k largest of the teacher's outputs do: then the divergence is that of k + 1 outcomes."""
+        return not self.standardize
+
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
-        s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
+        theirs = teacher_of(teacher, self)
+        if theirs.top is not None and self.takes_packed:
+            kl, _ = divergence(*softened_pair(student.logits, theirs.top, self.temperature))
+            return kl.mean() * self.temperature**2
+        s, t = logit_pair(student, theirs, self.standardize)
         kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
         return kl.mean() * self.temperature**2
 

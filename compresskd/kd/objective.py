@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.options import Fraction, OptionError, Positive, checked
-from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS, Inputs, Task
+from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS, Inputs, ModelOutputs, Task
 
-_USUAL = {CLASSES: "soft_targets", LABELS: "bernoulli", VALUES: "squared_error"}  # in conf/kd
-
-__all__ = ["BoundObjective", "CapturedPair", "ModelOutputs", "Objective", "Term"]
+_USUAL = {
+    CLASSES: "soft_targets",
+    LABELS: "bernoulli",
+    VALUES: "squared_error",
+    VECTORS: "vectors",
+}  # in conf/kd
 
 
 class Term(Protocol):
@@ -25,7 +27,8 @@ class Term(Protocol):
 
     A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without
     a teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
-    :mod:`compresskd.kd.matching` for what such a term offers besides).
+    :mod:`compresskd.kd.matching` for what such a term offers besides). One with ``needs_labels = True`` compares
+    with the teacher by the labels, and so cannot be used on samples that have none.
     """
 
     @property
@@ -85,10 +88,36 @@ class Objective:
                 expected = f"one for {task.asks}, as task {task.name} asks; this one is for {', '.join(fits)}"
                 expected += f"; write kd={_USUAL[task.asks]}" if task.asks in _USUAL else ""
                 yield OptionError(f"terms.{name}", type(term).__name__, expected)
+            if task.targets_of_teacher and _kind(term) == "targets":
+                expected = f"none for task {task.name}, which has no labels; write kd={_USUAL[task.asks]}"
+                yield OptionError(f"terms.{name}", type(term).__name__, expected)
             smoothing = getattr(term, "label_smoothing", 0)
             if task.asks in (VALUES, VECTORS) and smoothing:
                 expected = f"0 for task {task.name}: its targets are no classes"
                 yield OptionError(f"terms.{name}.label_smoothing", smoothing, expected)
+
+    def unlabelled_faults(self) -> Iterator[OptionError]:
+        """A fault for each active term on the teacher that cannot do without the label of a sample."""
+        for name, term in self.active.items():
+            if getattr(term, "needs_labels", False):
+                expected = "one that needs no labels beside data.unlabelled_path; write kd=soft_targets"
+                yield OptionError(f"terms.{name}", type(term).__name__, expected)
+
+    def packed_faults(self) -> Iterator[OptionError]:
+        """A fault for each active term on the teacher that needs all of its outputs."""
+        for name, term in self.active.items():
+            if _kind(term) != "targets" and not getattr(term, "takes_packed", False):
+                expected = (
+                    "one that does with the largest outputs of a teacher, such as that of kd=soft_targets"
+                )
+                expected += " without standardize; or write train.teacher_outputs=null"
+                yield OptionError(f"terms.{name}", type(term).__name__, expected)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Of the terms that do with the largest outputs of a teacher."""
+        packed = [term for term in self.active.values() if getattr(term, "takes_packed", False)]
+        return tuple(sorted({float(getattr(term, "temperature", 1.0)) for term in packed}))
 
     @property
     def needs_teacher(self) -> bool:
@@ -107,11 +136,17 @@ class Objective:
         return self.over(dict.fromkeys(self.active, (student, teacher)), targets)
 
     def over(
-        self, views: Mapping[str, tuple[ModelOutputs, ModelOutputs | None]], targets: Tensor
+        self,
+        views: Mapping[str, tuple[ModelOutputs, ModelOutputs | None]],
+        targets: Tensor,
+        *,
+        labelled: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As a call, with the views of each active term given by the term's name."""
+        """As a call, with the views of each active term given by the term's name; unlabelled, without label terms."""
         total, parts = None, {}
         for name, term in self.active.items():
+            if not labelled and _kind(term) == "targets":
+                continue
             student, teacher = views[name]
             with torch.autocast(student.logits.device.type, enabled=False):
                 part = term(student, teacher, targets)
@@ -242,7 +277,12 @@ class BoundObjective(nn.Module):
             yield CapturedPair(student_capture, teacher_capture)
 
     def forward(
-        self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor
+        self,
+        student: ModelOutputs,
+        teacher: ModelOutputs | None,
+        targets: Tensor,
+        *,
+        labelled: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total (float32 scalar, differentiable) and each unweighted term (detached)."""
         views = {}
@@ -256,7 +296,7 @@ class BoundObjective(nn.Module):
                 )
             with torch.autocast(student.logits.device.type, enabled=False):
                 views[name] = self.matches[name](student, teacher)
-        return self.objective.over(views, targets)
+        return self.objective.over(views, targets, labelled=labelled)
 
 
 def _kind(term: Term) -> str:

@@ -1,8 +1,6 @@
-"""What a distillation term sees of a model: `compresskd.tasks.ModelOutputs`."""
+"""The teacher's side of what a distillation term sees."""
 
 from compresskd.tasks import ModelOutputs
-
-__all__ = ["ModelOutputs", "teacher_of"]
 
 
 def teacher_of(teacher: ModelOutputs | None, term: object) -> ModelOutputs:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from compresskd.kd.divergence import divergence
 from compresskd.kd.features import over_pairs
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.projections import is_fused
 from compresskd.options import Count, NonNegative, checked
+from compresskd.tasks import ModelOutputs
 
 _LEAST_CHANNELS = 16  # of a relation head, as 48 heads of the paper's base models of width 768 have
 _NEVER = -1e9

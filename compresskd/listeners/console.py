@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -49,9 +49,14 @@ class Reporter:
                 transient=True,
             )
 
-    def begin(self, monitor: Metric) -> None:
-        """A run begins: the metric that is shown is the one that selects its epochs."""
+    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+        """A run begins: the metric that is shown is the one that selects its epochs.
+
+        What is worth telling of the data is said once, not again for a teacher's own run.
+        """
         self._monitor = monitor
+        for notice in notices if not self._prefix else ():
+            self.note(f"data: {notice}")
 
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""

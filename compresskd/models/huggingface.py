@@ -6,6 +6,7 @@ rebuilt by `from_config`, which needs the plain configuration alone: no folder, 
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from compresskd.models.hub_folder import HubFolder, hub_folder
+from compresskd.models.sentence import MEAN, Pooling, pooled, pooling_of
 from compresskd.options import Count, OptionError, Whole, checked, did_you_mean, joined, one_of
 
 HUGGING_FACE = f"{__name__}.huggingface"
@@ -24,7 +26,9 @@ _OF_TASK = {
     "causal_lm": "AutoModelForCausalLM",
     "masked_lm": "AutoModelForMaskedLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "embedding": "AutoModel",
 }
+_ENCODER = "AutoModel"  # without a head: its states are pooled
 _LANGUAGE = (
     "AutoModelForCausalLM",
     "AutoModelForMaskedLM",
@@ -61,8 +65,10 @@ def huggingface(
     auto: Auto | None = None,
     pretrained: bool = True,
     attn_implementation: Attention | None = None,
+    pooling: Pooling | None = None,
+    normalize: bool | None = None,
     task: str = "classification",
-    num_classes: Count,
+    num_classes: Whole,
     input_shape: Sequence[Count] = (),
     class_names: Sequence[str] = (),
     vocabulary_size: Count | None = None,
@@ -80,6 +86,8 @@ def huggingface(
         auto: the class AutoModelFor... that gives the architecture its head; None: as the task and the inputs ask.
         pretrained: whether the weights beside `id` are taken.
         attn_implementation: eager or sdpa; None is sdpa where the architecture has it.
+        pooling: of an encoder without a head: mean or cls; None: what the folder says, else the mean.
+        normalize: whether its vectors have length 1; None: what the folder says, else false.
         task: the name of the task.
         num_classes: how many outputs; of a language model the size of its vocabulary.
         input_shape: of one sample: [C, H, W] of images, [mel, T] of audio, empty for texts.
@@ -93,7 +101,12 @@ def huggingface(
     auto = auto or _auto_of(task, input_shape)
     folder = None if id is None else hub_folder(id)
     names = list(class_names) or (list(folder.labels.values()) if folder else [])
-    outputs = {} if auto in _LANGUAGE else _outputs(num_classes, names)
+    if auto != _ENCODER and (pooling, normalize) != (None, None):
+        key, value = ("normalize", normalize) if pooling is None else ("pooling", pooling)
+        raise OptionError(
+            key, value, f"null: only an encoder without a head pools (task=embedding), not {auto}"
+        )
+    outputs = {} if auto in (*_LANGUAGE, _ENCODER) else _outputs(num_classes, names)
     known = {
         "vocab_size": vocabulary_size or (num_classes if auto in _LANGUAGE else None),
         "pad_token_id": pad_token_id,
@@ -112,25 +125,38 @@ def huggingface(
     else:
         model, fresh = _without_weights(kind, made, attn_implementation), ()
     stored = {"auto": auto, "config": plain(made), "attn_implementation": model.config._attn_implementation}
+    if auto == _ENCODER:
+        stored |= _pooled_as(folder, pooling, normalize)
+        pooled(model, stored["pooling"], normalize=stored["normalize"])
     model.spec = {"target": f"{__name__}.from_config", "kwargs": stored}
     model.fresh_parameters = fresh
     return model
 
 
 @checked
-def from_config(*, auto: Auto, config: Mapping[str, Any], attn_implementation: Attention) -> nn.Module:
+def from_config(
+    *,
+    auto: Auto,
+    config: Mapping[str, Any],
+    attn_implementation: Attention,
+    pooling: Pooling | None = None,
+    normalize: bool = False,
+) -> nn.Module:
     """An architecture from its whole configuration, with parameters of no particular value; of no folder or network.
 
     Args:
         auto: the class AutoModelFor... of transformers.
         config: plain values, as `plain` returns them.
         attn_implementation: eager or sdpa.
+        pooling: of an encoder without a head.
+        normalize: whether its vectors have length 1.
 
     Raises:
         OptionError: an unknown model type, options that it refuses, or some that would run code from elsewhere.
     """
     made = configuration(dict(config))
-    return _without_weights(_class_of(auto, made), made, attn_implementation)
+    model = _without_weights(_class_of(auto, made), made, attn_implementation)
+    return model if pooling is None else pooled(model, pooling, normalize=normalize)
 
 
 def weights_folder(node: Mapping[str, Any]) -> HubFolder | None:
@@ -149,6 +175,8 @@ def is_trained_for(options: Mapping[str, Any]) -> bool:
     auto = options.get("auto") or _auto_of(options["task"], options.get("input_shape") or ())
     made = configuration(_options_of(folder, dict(options.get("config") or {}), {}))
     stored = folder.config.get("architectures") or [_class_of("AutoModelForCausalLM", made).__name__]
+    if auto == _ENCODER:  # whatever head it was stored with
+        return True
     is_as_wide = auto in _LANGUAGE or made.num_labels == options["num_classes"]
     return _class_of(auto, made).__name__ in stored and is_as_wide
 
@@ -248,7 +276,9 @@ def _class_of(auto: str, made: Any) -> Any:
 
 def _without_weights(kind: Any, made: Any, attention: str | None) -> Any:
     with _quiet():
-        return kind._from_config(made, attn_implementation=attention, dtype=torch.float32)
+        return kind._from_config(
+            made, attn_implementation=attention, dtype=torch.float32, **_without_pooler(kind, made)
+        )
 
 
 def _with_weights(
@@ -263,12 +293,13 @@ def _with_weights(
             attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **_without_pooler(kind, made),
             local_files_only=True,
             **folder.reading,
         )
     resized = sorted(each[0] for each in found["mismatched_keys"])
     fresh = tuple(sorted({*found["missing_keys"], *resized}))
-    body = f"{kind.base_model_prefix}."
+    body = f"{kind.base_model_prefix}." if hasattr(model, kind.base_model_prefix) else ""
     wrong = [name for name in resized if name.startswith(body)]
     if wrong:
         raise OptionError(
@@ -281,6 +312,22 @@ def _with_weights(
         same.load_state_dict(model.state_dict())
         model = same
     return model.train(), fresh
+
+
+def _without_pooler(kind: Any, made: Any) -> dict[str, bool]:
+    """For an encoder without a head, whose own layer over the first token nothing would use."""
+    name = "add_pooling_layer"
+    if name not in inspect.signature(kind.__init__).parameters:
+        return {}
+    return {name: False} if _class_of(_ENCODER, made) is kind else {}
+
+
+def _pooled_as(folder: HubFolder | None, pooling: str | None, normalize: bool | None) -> dict[str, Any]:
+    said = (MEAN, False) if folder is None else pooling_of(folder.path)
+    return {
+        "pooling": said[0] if pooling is None else pooling,
+        "normalize": said[1] if normalize is None else normalize,
+    }
 
 
 def _outputs(count: int, names: Sequence[str]) -> dict[str, Any]:

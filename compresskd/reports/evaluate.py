@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from compresskd import artifact, tt
-from compresskd.data.base import Data
+from compresskd.data.base import Data, Split
 from compresskd.metric import Metric
 from compresskd.run import FINISHED, Record, RunDirectoryError, changes, is_reproduced
-from compresskd.run.ownership import MODEL
+from compresskd.run.ownership import MODEL, PREDICTIONS
+from compresskd.run.predictions import read_predictions
 from compresskd.tasks import logits_of
 from compresskd.training import evaluate
 
@@ -90,6 +91,8 @@ def evaluate_run(
     config = record.config
     shape, batch_size = _settings(directory, config)
     _check_fits(model, data, shape)
+    if data.task.targets_of_teacher:
+        data = replace(data, test=_with_stored_targets(directory, record, data))
     with tt.plans(config.get("tt", {}).get("plan", tt.FIXED)):
         scores = evaluate(model, data.test, data.task, batch_size=data.at_once(batch_size))
     if not math.isfinite(scores.loss):
@@ -104,6 +107,21 @@ def evaluate_run(
     recorded = entry["metrics"][f"test_{monitor.name}"] if same else None
     value = scores.values[monitor.name]
     return Verdict(entry["name"], monitor, value, recorded, len(data.test), verified=bool(files))
+
+
+def _with_stored_targets(directory: Path, record: Record, data: Data) -> Split:
+    """The test split with what the teacher said of it, as the run kept it."""
+    if data.test.fingerprint != record.data.get("test_fingerprint"):
+        raise CannotEvaluate(
+            f"{directory}: task {data.task.name} is judged by the teacher's answers, which the run has for its own "
+            "test split alone; evaluate it without other data"
+        )
+    path, test = directory / PREDICTIONS, data.test
+    targets = torch.from_numpy(read_predictions(path)["targets"]).float()
+    if len(targets) != len(test):
+        raise CannotEvaluate(f"{path} has {len(targets):,} targets for {len(test):,} test samples")
+    changed: Any = test
+    return replace(changed, targets=targets)
 
 
 def _model(
@@ -161,7 +179,7 @@ def _check_fits(model: torch.nn.Module, data: Data, shape: list[int] | None) -> 
         )
     with torch.inference_mode():
         num_classes = logits_of(next(iter(data.test.batches(1))).call(model)).shape[-1]
-    if num_classes != data.num_classes:
+    if data.num_classes and num_classes != data.num_classes:
         raise CannotEvaluate(
             f"the model knows {num_classes} classes, the data has {data.num_classes}; write another data="
         )

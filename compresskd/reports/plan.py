@@ -22,7 +22,7 @@ from compresskd.engine.experiment import Experiment
 from compresskd.layers import surgery
 from compresskd.quant.targets import find_targets
 from compresskd.stages import Quantization
-from compresskd.stages.train_student import recipe_with
+from compresskd.stages.train_student import data_for, recipe_with
 from compresskd.tasks import Batch, tensors_of
 from compresskd.training.precision import autocast
 
@@ -153,7 +153,9 @@ def _updates(experiment: Experiment, stage: Any) -> int:
     if not epochs:
         return 0
     recipe = recipe_with(experiment.recipe, epochs, None)
-    return recipe.num_updates(experiment.data.train.num_batches(recipe.batch_size))
+    objective = getattr(getattr(stage, "training", stage), "objective", None)
+    data = experiment.data if objective is None else data_for(objective, experiment.data)
+    return recipe.num_updates(data.train.num_batches(recipe.batch_size))
 
 
 def _compressed(model: nn.Module, compression: Compression) -> nn.Module | None:

@@ -119,6 +119,8 @@ def _described(logits: Tensor, sample: str, about: Mapping[str, Any]) -> Row:
             | {"labels": " ".join(n for n, p in zip(names, share, strict=True) if p > 0.5)}
             | dict(zip(names, (round(p, 4) for p in share), strict=True))
         )
+    if task == "embedding":
+        return row | dict(zip(names, logits.tolist(), strict=True))
     if task == "regression":
         scale = about.get("preprocessing", {}).get("targets", {})
         mean, std = (torch.tensor(scale.get(key, default)) for key, default in (("mean", 0.0), ("std", 1.0)))

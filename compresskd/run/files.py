@@ -50,8 +50,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
-            _flush(file)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
         _check_replaceable(path, {file.name for file in temporary.iterdir()})
         if path.exists():
             path.rename(old)

@@ -93,7 +93,10 @@ def changed_data(then: Record, now: Record) -> str:
     key = "batches_fingerprint" if before is None else "fingerprint"
     was, is_now = then.data.get("fingerprint"), now.data.get(key)
     if was == is_now:
-        return ""
+        unlabelled = [data.get("unlabelled") for data in (then.data, now.data)]
+        return (
+            "" if unlabelled[0] == unlabelled[1] else "unlabelled samples {} then, {} now".format(*unlabelled)
+        )
     if before is not None and before != after:
         return f"{_changed_names(before, after or [])}: fingerprint {was} then, {is_now} now"
     return f"fingerprint {was} then, {is_now} now"

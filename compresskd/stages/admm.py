@@ -24,7 +24,7 @@ from compresskd.engine.strategy import Context, State
 from compresskd.kd.objective import Objective
 from compresskd.options import Count, Whole, checked
 from compresskd.stages.fit import Reducing, Which, teachers_of
-from compresskd.stages.train_student import train_student
+from compresskd.stages.train_student import data_for, train_student
 
 
 class _Splitting(nn.Module):
@@ -108,7 +108,7 @@ class Admm(Reducing):
             raise ValueError("admm: no layer would get smaller at this rank; write a smaller rank=")
         splitting = _Splitting(pulled, plan, self.rho).to(context.device)
         before = splitting.distances()
-        steps = context.data.train.num_batches(context.recipe.batch_size)
+        steps = data_for(self.objective, context.data).train.num_batches(context.recipe.batch_size)
         every = max(1, steps // self.updates_per_epoch)
 
         def after_step(done: int) -> None:

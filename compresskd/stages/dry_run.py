@@ -22,10 +22,11 @@ from compresskd.models.vocabulary import remedy, takes
 from compresskd.options import OptionError
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
-from compresskd.stages.train_student import Comparison, Training, compared, recipe_with
+from compresskd.stages.train_student import Comparison, Training, compared, data_for, recipe_with
 from compresskd.tasks import Batch, Inputs, Task, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
 from compresskd.training.loop import can_checkpoint
+from compresskd.training.teacher_targets import with_targets_of
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
 _EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
@@ -104,7 +105,8 @@ def try_training(
     if not training.epochs:
         return
     _check_recipe(recipe, state.student)
-    steps = data.train.num_batches(recipe.batch_size)
+    objective = training.objective
+    steps = data_for(objective, data).train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
         epochs=_EPOCHS,
@@ -116,13 +118,14 @@ def try_training(
             optimizer, total_steps=recipe.num_updates(steps), steps_per_epoch=recipe.updates_per_epoch(steps)
         ),
     )
-    sample = _sample(data, recipe.batch_size, device)
+    sample = data_for(objective, _sample(data, recipe.batch_size, device))
     student = copy.deepcopy(state.student).to(device)
     teachers = {
         name: copy.deepcopy(teacher).to(device)
         for name, teacher in teachers_of(training.teacher, state, student).items()
-        if training.objective.needs_teacher
+        if objective.needs_teacher
     }
+    sample = with_targets_of(next(iter(teachers.values()), student), sample, batch_size=_NUM_EVALUATED)
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=generators), ExitStack() as stack:
         gradients = stack.enter_context(_gradients(student))
@@ -165,12 +168,17 @@ def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:
 
 def _sample(data: Data, batch_size: int, device: torch.device) -> Data:
     """As many training samples as give one batch of each size that will come, and a little validation."""
-    batch_size = min(batch_size, len(data.train))
-    rest = len(data.train) % batch_size
+
+    def few(split: Split) -> Split:
+        size = min(batch_size, len(split))
+        rest = len(split) % size
+        return _first(split, size + (rest if rest > 1 else 0)).to(device)
+
     return dataclasses.replace(
         data,
-        train=_first(data.train, batch_size + (rest if rest > 1 else 0)).to(device),
+        train=few(data.train),
         validation=_first(data.validation, _NUM_EVALUATED).to(device),
+        unlabelled=None if data.unlabelled is None else few(data.unlabelled),
     )
 
 
@@ -192,7 +200,15 @@ def _comparisons(
     for name, teacher in (teachers or {"": None}).items():
         bound = training.objective.bind(student, teacher, example).to(device)
         outputs = teacher and TeacherOutputs(
-            teacher, sample.train, sample.task, 1, seed=0, cacheable=False, recipe=recipe, device=device
+            teacher,
+            sample.train,
+            sample.task,
+            1,
+            seed=0,
+            cacheable=False,
+            recipe=recipe,
+            device=device,
+            temperatures=training.objective.temperatures,
         )
         found.append(Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs))
     return found

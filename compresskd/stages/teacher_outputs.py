@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compresskd import artifact
+from compresskd.data.assemble import short_hash
 from compresskd.data.base import Split
-from compresskd.tasks import Batch, ModelOutputs, Task
+from compresskd.data.cache import Cache
+from compresskd.kd.packed import pack
+from compresskd.stages.packed_outputs import Stored, stored
+from compresskd.tasks import Batch, ModelOutputs, Task, TopOutputs
 from compresskd.training import Recipe
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.precision import autocast
@@ -28,10 +33,11 @@ class TeacherOutputs:
         teacher: evaluated without gradient; its mode is put back after each pass.
         split: the training split.
         task: what the models are asked.
-        epochs: that will be asked for. A view that is seen but once is not worth storing.
+        passes: over the whole split that will be asked for. A view that is seen but once is not worth storing.
         seed: of the training, which the augmented views follow from.
-        cacheable: False where features are compared, which takes a real pass each time.
-        recipe: gives the evaluation batch size and the precision.
+        cacheable: False where features are compared, which takes a real pass each time; then nothing is kept.
+        recipe: gives the evaluation batch size, the precision, and how outputs are packed, if they are.
+        temperatures: at which terms compare packed outputs.
     """
 
     def __init__(
@@ -39,19 +45,23 @@ class TeacherOutputs:
         teacher: nn.Module,
         split: Split,
         task: Task,
-        epochs: int,
+        passes: int,
         *,
         seed: int,
         cacheable: bool,
         recipe: Recipe,
         device: torch.device,
+        temperatures: tuple[float, ...] = (),
     ):
         self._teacher, self._split, self._task, self._seed = teacher, split, task, seed
         self._recipe, self._device = recipe, device
         self._caching = (
-            cacheable and task.rows_are_samples and split.num_views is not None and epochs > split.num_views
+            cacheable and task.rows_are_samples and split.num_views is not None and passes > split.num_views
         )
+        self._temperatures = temperatures
+        self._repeats = cacheable and split.num_views is not None
         self._views: dict[int, Tensor] = {}
+        self._packed: dict[int, Stored] = {}
         self._counted: set[int] = set()  # views that are in the counts, before an interruption or since
         self._num_computed = self._num_served = 0
         self._seconds = 0.0
@@ -59,6 +69,8 @@ class TeacherOutputs:
     def __call__(self, batch: Batch) -> ModelOutputs:
         """The rows of `batch`, logits [N, K] detached."""
         self._num_served += len(batch.index)
+        if self._recipe.teacher_outputs is not None:
+            return self._of_largest(batch, self._recipe.teacher_outputs)
         if self._caching and batch.view >= 0:
             if batch.view not in self._views:
                 self._views[batch.view] = self._whole_view(batch.view)
@@ -89,6 +101,30 @@ class TeacherOutputs:
     def _counts(self) -> dict[str, float | int]:
         return {"num_computed": self._num_computed, "num_served": self._num_served, "seconds": self._seconds}
 
+    def _of_largest(self, batch: Batch, k: int) -> ModelOutputs:
+        """The packed rows of `batch`: read from files, or made now of samples that never look the same again."""
+        if not self._repeats or batch.view < 0:
+            return _packed_rows(pack(self._compute(batch).logits, k, self._temperatures), self._task)
+        if batch.view not in self._packed:
+            recipe, num_views = self._recipe, self._split.num_views
+            determined = [
+                artifact.fingerprint(self._teacher), self._split.fingerprint, batch.view, self._task.name, k,
+                recipe.teacher_bits, list(self._temperatures), recipe.precision, recipe.evaluation_batch_size,
+                self._seed if num_views is not None and num_views > 1 else None,  # which augmented views follow from
+            ]  # fmt: skip
+            folder = Cache.at(None, 0).directory / "teacher_outputs" / short_hash(determined)
+            rows = self._rows_to_pack(batch.view, k)
+            self._packed[batch.view] = stored(folder, rows, self._temperatures, bits=recipe.teacher_bits)
+        return _packed_rows(self._packed[batch.view].of(batch.index), self._task)
+
+    def _rows_to_pack(self, view: int, k: int) -> Iterator[tuple[TopOutputs, Tensor]]:
+        for batch in self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed):
+            rows = self._compute(batch)
+            counts = torch.ones(len(batch), dtype=torch.int64)
+            if rows.sample is not None:
+                counts = torch.bincount(rows.sample, minlength=len(batch))
+            yield pack(rows.logits, k, self._temperatures), counts
+
     def _whole_view(self, view: int) -> Tensor:
         batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
         counted = self._num_computed, self._seconds
@@ -105,3 +141,7 @@ class TeacherOutputs:
         self._num_computed += len(batch.index)
         self._seconds += time.perf_counter() - start
         return replace(rows, logits=rows.logits.float())
+
+
+def _packed_rows(top: TopOutputs, task: Task) -> ModelOutputs:
+    return ModelOutputs(top.values, task=task, top=top)

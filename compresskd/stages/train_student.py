@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from compresskd.data.alternating import with_unlabelled
+from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
@@ -49,7 +51,8 @@ class Comparison:
     def __call__(self, rows: ModelOutputs, targets: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from the rows of what the student said of a batch, and their targets."""
         teacher = None if self.outputs is None else self.captured.teacher(self.outputs(batch))
-        return self.bound(self.captured.student(rows), teacher, targets)
+        student = self.captured.student(rows)
+        return self.bound(student, teacher, targets, labelled=batch.labelled)
 
 
 def train_student(
@@ -81,14 +84,17 @@ def train_student(
     seed = context.stage_seed
     torch.manual_seed(seed)
     named = dict(teachers) if objective.needs_teacher else {"": None}
+    data = data_for(objective, context.data)
     recipe = recipe_with(context.recipe, epochs, learning_rate)
-    validations = recipe.num_validations(context.data.train.num_batches(recipe.batch_size))
+    batches = data.train.num_batches(recipe.batch_size)
+    validations = recipe.num_validations(batches)
+    passes = recipe.num_updates(batches) // recipe.updates_per_epoch(batches)
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")
     with ExitStack() as stack:
         comparisons = [
-            _compare(name, student, teacher, objective, context, epochs, seed, stack)
+            _compare(name, student, teacher, objective, context, data.train, passes, seed, stack)
             for name, teacher in named.items()
         ]
         outputs = {c.name: c.outputs for c in comparisons if isinstance(c.outputs, TeacherOutputs)}
@@ -96,7 +102,7 @@ def train_student(
             outputs[name].load_state_dict(counts)
         result = fit(
             student,
-            context.data,
+            data,
             functools.partial(_loss, task=context.data.task, comparisons=comparisons, penalty=penalty),
             recipe,
             seed=seed,
@@ -116,13 +122,19 @@ def train_student(
         context.details["teacher_outputs"] = {name: each.saving() for name, each in outputs.items()}
 
 
+def data_for(objective: Objective, data: Data) -> Data:
+    """What a training by an objective sees: samples without labels where it compares with a teacher."""
+    return with_unlabelled(data) if objective.needs_teacher else data
+
+
 def _compare(
     name: str,
     student: nn.Module,
     teacher: nn.Module | None,
     objective: Objective,
     context: Context,
-    epochs: int,
+    train: Split,
+    passes: int,
     seed: int,
     stack: ExitStack,
 ) -> Comparison:
@@ -131,13 +143,14 @@ def _compare(
     if teacher is not None:
         outputs = TeacherOutputs(
             teacher,
-            context.data.train,
+            train,
             context.data.task,
-            epochs,
+            passes,
             seed=seed,
             cacheable=not bound.needs_features,
             recipe=context.recipe,
             device=context.device,
+            temperatures=objective.temperatures,
         )
     return Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
 

@@ -3,21 +3,30 @@
 from compresskd.metric import Metric
 from compresskd.tasks.base import CLASSES, LABELS, VALUES, VECTORS, Judged, Task
 from compresskd.tasks.batch import Batch, Inputs, call, logits_of, map_inputs, num_samples, sliced, tensors_of
-from compresskd.tasks.classes import IGNORED, Classification, TextClassification, TokenClassification
+from compresskd.tasks.classes import (
+    IGNORED,
+    UNLABELLED,
+    Classification,
+    TextClassification,
+    TokenClassification,
+)
+from compresskd.tasks.embedding import Embedding
 from compresskd.tasks.labels import MultiLabel
 from compresskd.tasks.language import CausalLM, MaskedLM, Seq2SeqLM
-from compresskd.tasks.outputs import ModelOutputs
+from compresskd.tasks.outputs import ModelOutputs, TopOutputs
 from compresskd.tasks.regression import Regression
 
 __all__ = [
     "CLASSES",
     "IGNORED",
     "LABELS",
+    "UNLABELLED",
     "VALUES",
     "VECTORS",
     "Batch",
     "CausalLM",
     "Classification",
+    "Embedding",
     "Inputs",
     "Judged",
     "MaskedLM",
@@ -29,6 +38,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "TokenClassification",
+    "TopOutputs",
     "call",
     "logits_of",
     "map_inputs",

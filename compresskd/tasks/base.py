@@ -51,7 +51,9 @@ class Task(ABC):
         metrics: all of them besides the loss.
         running: the metric that is followed over the training batches; None follows the loss alone.
         score_is: in words, what the score of a sample is.
-        keeps_targets: whether predictions and targets of rows are worth keeping in a run's predictions.npz.
+        keeps_targets: whether targets of rows are worth keeping in a run's predictions.npz.
+        keeps_predictions: whether the predictions are, too.
+        targets_of_teacher: whether targets are what the teacher says, so that there must be one.
         keeps_losses: whether `metrics_of` and `scores` need the loss of each row.
     """
 
@@ -63,6 +65,8 @@ class Task(ABC):
     running: ClassVar[Metric | None] = None
     score_is: ClassVar[str]
     keeps_targets: ClassVar[bool] = True
+    keeps_predictions: ClassVar[bool] = True
+    targets_of_teacher: ClassVar[bool] = False
     keeps_losses: ClassVar[bool] = False
 
     def rows(self, output: Any, batch: Batch) -> tuple[ModelOutputs, Tensor]:

@@ -22,7 +22,9 @@ class Batch:
     index: [B], int64, the position of each sample in its split.
     view: which augmented copy of the samples this is: 0 for a split with a single one, k for a bank of them, -1 if
     the augmentation is random, so that results must not be cached.
-    weights: [B] float32, how much each sample counts in the label loss; None where all count alike.
+    weights: [B] float32, how much each sample counts in the label loss, or [B, L] each token; None where all count
+    alike.
+    labelled: whether the samples have labels; else `targets` only say which rows there are (see `UNLABELLED`).
     """
 
     inputs: Inputs
@@ -30,6 +32,7 @@ class Batch:
     index: Tensor
     view: int
     weights: Tensor | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.index)

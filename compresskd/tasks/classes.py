@@ -15,6 +15,7 @@ from compresskd.tasks.batch import Batch, logits_of
 from compresskd.tasks.outputs import ModelOutputs
 
 IGNORED = -100  # the class of a position that is no row, as everywhere in PyTorch
+UNLABELLED = -1  # the class of a row without a label; a number without one is NaN
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def token_rows(task: Task, logits: Tensor, targets: Tensor, batch: Batch) -> tup
     """Rows of logits [B, L, K] where targets [B, L] are not IGNORED."""
     counted = targets != IGNORED
     sample = counted.nonzero()[:, 0]
-    weights = None if batch.weights is None else batch.weights[sample]
+    weights = batch.weights
+    if weights is not None:
+        weights = weights[sample] if weights.ndim == 1 else weights[counted]
     outputs = ModelOutputs(logits[counted], mask=batch.mask, sample=sample, weights=weights, task=task)
     return outputs, targets[counted]
 

@@ -25,26 +25,24 @@ class Meter:
         self.task = task
         self.rows_per_fetch = 1 if device.type == "cpu" else ROWS_PER_FETCH
         self.names: list[str] = []
-        self.sums: list[float] = []  # loss, the terms, the running metric
-        self.rows = self.samples = 0
-        self.steps = 0
+        self.sums: list[float] = [0.0, 0.0]  # loss, the terms, the running metric
+        self.counts: list[int] = [0, 0]  # the rows that each of them is of: not every row has a label
+        self.samples = self.steps = 0
         self.lr = 0.0
         self.first_bad: tuple[int, float, dict[str, float]] | None = None  # step, learning rate, its values
         self._steps: list[Tensor] = []
-        self._waiting: list[tuple[int, int, float]] = []  # rows, samples and learning rate of each step
+        self._waiting: list[
+            tuple[list[str], int, int, float]
+        ] = []  # terms, rows, samples, learning rate of each
 
     @torch.no_grad()
     def add(self, output: LossOutput, batch: Batch, lr: float) -> None:
         """Take the values of one step."""
-        if not self.sums:
-            self.names = list(output.terms)
-            self.sums = [0.0] * (len(self.names) + 2)
         targets = batch.targets if output.targets is None else output.targets
-        running = output.total
-        if self.task.running is not None:
-            running = self.task.running_sum(output.logits, targets)
-        self._steps.append(torch.stack([output.total, *(output.terms[name] for name in self.names), running]))
-        self._waiting.append((len(targets), len(batch), lr))
+        runs = self.task.running is not None and batch.labelled
+        running = [self.task.running_sum(output.logits, targets)] if runs else []
+        self._steps.append(torch.stack([output.total, *output.terms.values(), *running]))
+        self._waiting.append((list(output.terms), len(targets), len(batch), lr))
         if len(self._steps) >= self.rows_per_fetch:
             self.fetch()
 
@@ -52,44 +50,58 @@ class Meter:
         """Add the waiting rows to the sums; note the first step whose loss or terms were not finite."""
         if not self._steps:
             return
-        rows = torch.stack(self._steps).tolist()
-        for row, (rows_of_step, samples, lr) in zip(rows, self._waiting, strict=True):
-            *losses, running = row
+        fetched = torch.cat(self._steps).tolist()
+        for step, (names, rows, samples, lr) in zip(self._steps, self._waiting, strict=True):
+            values, fetched = fetched[: len(step)], fetched[len(step) :]
+            losses, running = values[: 1 + len(names)], values[1 + len(names) :]
             if self.first_bad is None and not all(map(math.isfinite, losses)):
-                self.first_bad = self.steps, lr, dict(zip(["loss", *self.names], losses, strict=True))
-            for index, value in enumerate(losses):
-                self.sums[index] += value * rows_of_step
-            self.sums[-1] += running
-            self.rows += rows_of_step
+                self.first_bad = self.steps, lr, dict(zip(["loss", *names], losses, strict=True))
+            self._add(0, losses[0] * rows, rows)
+            for name, value in zip(names, losses[1:], strict=True):
+                self._add(self._place(name), value * rows, rows)
+            for total in running:
+                self._add(-1, total, rows)
             self.samples += samples
             self.steps += 1
             self.lr = lr
         self._steps, self._waiting = [], []
 
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            self.names.append(name)
+            self.sums.insert(-1, 0.0)
+            self.counts.insert(-1, 0)
+        return 1 + self.names.index(name)
+
+    def _add(self, place: int, total: float, rows: int) -> None:
+        self.sums[place] += total
+        self.counts[place] += rows
+
+    def _mean(self, place: int) -> float:
+        return self.sums[place] / max(1, self.counts[place])
+
     @property
     def loss(self) -> float:
         """Mean over the rows fetched so far."""
-        return self.sums[0] / max(1, self.rows)
+        return self._mean(0)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The running metric by name: its mean over the rows fetched so far."""
+        """The running metric by name: its mean over the rows with labels that were fetched so far."""
         running = self.task.running
-        return {} if running is None else {running.name: self.sums[-1] / max(1, self.rows)}
+        return {} if running is None else {running.name: self._mean(-1)}
 
     @property
     def terms(self) -> dict[str, float]:
-        """Mean of each term over the rows fetched so far."""
-        return {
-            name: total / max(1, self.rows) for name, total in zip(self.names, self.sums[1:-1], strict=True)
-        }
+        """Mean of each term over the rows that it was computed of, fetched so far."""
+        return {name: self._mean(place) for place, name in enumerate(self.names, 1)}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; call `fetch` before."""
         return {
             "names": list(self.names),
             "sums": list(self.sums),
-            "rows": self.rows,
+            "counts": list(self.counts),
             "samples": self.samples,
             "steps": self.steps,
             "lr": self.lr,
@@ -97,6 +109,7 @@ class Meter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.names, self.sums = list(state["names"]), list(state["sums"])
-        self.rows = state.get("rows", state["samples"])
+        self.names, self.sums = list(state["names"]), list(state["sums"]) or [0.0, 0.0]
+        # before there were samples without labels, all was of all rows
+        self.counts = list(state.get("counts", [state.get("rows", state["samples"])] * len(self.sums)))
         self.samples, self.steps, self.lr = state["samples"], state["steps"], state["lr"]

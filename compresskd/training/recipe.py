@@ -50,6 +50,10 @@ class Recipe:
     )
     max_steps: Count | None = None  # updates in all; wins over `epochs`
     validate_every: Count | None = None  # updates between two validations; None validates after each epoch
+    teacher_outputs: Count | None = (
+        None  # the largest of a row that are kept, the others as one; None keeps all
+    )
+    teacher_bits: Annotated[int, one_of(8, 16, 32)] = 16  # of each that is kept
     mixup: Positive | None = None  # alpha of Zhang et al. 2018; 0.2 to 1 is usual
     ema: Share | None = None  # decay of the weight average per step; the average is evaluated and kept
     patience: Count | None = None  # epochs without a better validation score before training stops

@@ -13,15 +13,22 @@ from annotated_types import Ge, Gt, Le
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from compresskd.options import Fraction, NonNegative, OptionError, Share, checked
+from compresskd.options import Fraction, NonNegative, OptionError, Share, Whole, checked
 
 
 @checked
 def constant(
-    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_epochs: NonNegative = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    warmup_epochs: NonNegative = 0.0,
+    warmup_steps: Whole = 0,
+    warmup_fraction: Fraction = 0.0,
 ) -> LRScheduler:
-    """The base rate throughout, after a linear warm-up of `warmup_epochs`."""
-    return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, lambda progress: 1.0)
+    """The base rate throughout, after a linear warm-up: of epochs, of updates, or of a fraction of the training."""
+    warmup = _warmup(total_steps, steps_per_epoch, warmup_epochs, warmup_steps, warmup_fraction)
+    return _after_warmup(optimizer, total_steps, warmup, lambda progress: 1.0)
 
 
 @checked
@@ -31,6 +38,8 @@ def cosine(
     steps_per_epoch: int,
     *,
     warmup_epochs: NonNegative = 0.0,
+    warmup_steps: Whole = 0,
+    warmup_fraction: Fraction = 0.0,
     final_fraction: Fraction = 0.0,  # of optimizer.lr
 ) -> LRScheduler:
     """Half a cosine from the base rate to `final_fraction` of it (Loshchilov & Hutter 2017, eq. 5)."""
@@ -38,7 +47,8 @@ def cosine(
     def factor(progress: float) -> float:
         return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
-    return _after_warmup(optimizer, total_steps, steps_per_epoch, warmup_epochs, factor)
+    warmup = _warmup(total_steps, steps_per_epoch, warmup_epochs, warmup_steps, warmup_fraction)
+    return _after_warmup(optimizer, total_steps, warmup, factor)
 
 
 @checked
@@ -50,6 +60,8 @@ def multistep(
     milestones: Sequence[Share] = (0.5, 0.75),
     gamma: Annotated[float, Gt(0), Le(1)] = 0.1,
     warmup_epochs: NonNegative = 0.0,
+    warmup_steps: Whole = 0,
+    warmup_fraction: Fraction = 0.0,
 ) -> LRScheduler:
     """Multiply the rate by `gamma` at each milestone.
 
@@ -60,10 +72,10 @@ def multistep(
         expected = "rising fractions of the training (for epochs 150 and 180 of 240 write [0.625, 0.75])"
         raise OptionError("milestones", milestones, expected)
     steps = [round(m * total_steps) for m in milestones]
-    warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
+    warmup = _warmup(total_steps, steps_per_epoch, warmup_epochs, warmup_steps, warmup_fraction)
 
     def factor(step: int) -> float:
-        return _warmup_factor(step, warmup_steps) * gamma ** sum(step >= milestone for milestone in steps)
+        return _warmup_factor(step, warmup) * gamma ** sum(step >= milestone for milestone in steps)
 
     return LambdaLR(optimizer, factor)
 
@@ -103,12 +115,10 @@ def one_cycle(
 def _after_warmup(
     optimizer: Optimizer,
     total_steps: int,
-    steps_per_epoch: int,
-    warmup_epochs: float,
+    warmup_steps: int,
     factor: Callable[[float], float],
 ) -> LRScheduler:
     """`factor` maps the progress 0..1 of what comes after the warm-up to a multiple of the base rate."""
-    warmup_steps = _warmup_steps(total_steps, steps_per_epoch, warmup_epochs)
 
     def multiple(step: int) -> float:
         if step < warmup_steps:
@@ -118,12 +128,25 @@ def _after_warmup(
     return LambdaLR(optimizer, multiple)
 
 
-def _warmup_steps(total_steps: int, steps_per_epoch: int, warmup_epochs: float) -> int:
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
-    if not 0 <= warmup_steps < total_steps:
-        expected = f">= 0, and less than the {total_steps / steps_per_epoch:g} epochs of this training"
-        raise OptionError("warmup_epochs", warmup_epochs, expected)
-    return warmup_steps
+def _warmup(total_steps: int, steps_per_epoch: int, epochs: float, steps: int, fraction: float) -> int:
+    """The updates of a warm-up, of which one option says how long it is.
+
+    Raises OptionError where several do, or it would take all of the training.
+    """
+    given = {"warmup_epochs": epochs, "warmup_steps": steps, "warmup_fraction": fraction}
+    said = [name for name, value in given.items() if value]
+    if len(said) > 1:
+        raise OptionError(said[1], given[said[1]], f"0 beside {said[0]}={given[said[0]]:g}: one of them")
+    found = round(epochs * steps_per_epoch) + steps + round(fraction * total_steps)
+    if not 0 <= found < total_steps:
+        name = said[0] if said else "warmup_epochs"
+        length = {
+            "warmup_epochs": f"{total_steps / steps_per_epoch:g} epochs",
+            "warmup_steps": f"{total_steps} updates",
+            "warmup_fraction": "1 that is all",
+        }
+        raise OptionError(name, given[name], f">= 0, and less than the {length[name]} of this training")
+    return found
 
 
 def _warmup_factor(step: int, warmup_steps: int) -> float:

@@ -35,7 +35,8 @@ def plans_used(model: nn.Module, data: Data, recipe: Recipe, *, trained: bool) -
     passes = {"inference": _sizes(recipe.evaluation_batch_size, len(data.validation), len(data.test))}
     if trained:
         # the last batch of an epoch is left out where it has one sample
-        passes = {"training": _sizes(recipe.batch_size, len(data.train)) - {1}, **passes}
+        counts = [len(split) for split in (data.train, data.unlabelled) if split is not None]
+        passes = {"training": _sizes(recipe.batch_size, *counts) - {1}, **passes}
     for mode, sizes in passes.items():
         training = mode == "training"
 

@@ -11,8 +11,8 @@ from small_architectures import inputs as example_of
 
 from compresskd.kd.features import Hint
 from compresskd.kd.objective import Objective
-from compresskd.kd.outputs import ModelOutputs
 from compresskd.kd.relations import AttentionRelations
+from compresskd.tasks import ModelOutputs
 
 LAYERS = Hint(1.0, match="layers")
 

@@ -6,7 +6,7 @@ from refusals import says
 
 from compresskd.kd.extent import aligned, pooled
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
-from compresskd.kd.outputs import ModelOutputs
+from compresskd.tasks import ModelOutputs
 
 B = 5
 SHAPES = {"vector": (B, 8), "tokens": (B, 6, 8), "image": (B, 8, 4, 4)}

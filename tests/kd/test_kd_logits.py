@@ -7,7 +7,7 @@ import torch
 from compresskd.kd.correlation import DIST
 from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets, standardized
-from compresskd.kd.outputs import ModelOutputs
+from compresskd.tasks import ModelOutputs
 
 B, K = 6, 5
 DISTILLING = [SoftTargets, LogitMSE, DKD, NKD, DIST]

@@ -11,7 +11,8 @@ from refusals import says
 from compresskd.kd.decoupled import DKD
 from compresskd.kd.features import Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, LogitMSE, SoftTargets
-from compresskd.kd.objective import ModelOutputs, Objective
+from compresskd.kd.objective import Objective
+from compresskd.tasks import ModelOutputs
 
 # The sum
 

@@ -11,7 +11,7 @@ from compresskd.kd.decoupled import DKD, NKD
 from compresskd.kd.features import RKD, AttentionTransfer, Hint, SimilarityPreserving
 from compresskd.kd.logits import CrossEntropy, JensenShannon, LogitMSE, ReverseKL, SoftTargets
 from compresskd.kd.matching import match_features
-from compresskd.kd.outputs import ModelOutputs
+from compresskd.tasks import ModelOutputs
 
 B, K = 16, 10
 TEMPERATURES = [0.1, 0.5, 1.0, 4.0, 20.0, 1e2, 1e3, 1e4, 1e5, 1e6]

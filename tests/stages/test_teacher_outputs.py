@@ -76,3 +76,39 @@ def test_a_checkpoint_of_an_earlier_version_has_no_views(data):
     one.load_state_dict({"num_computed": 50, "num_served": 50, "seconds": 1.0})
     ask(one, data, 1)
     assert counts(one) == {"num_computed": 100, "num_served": 100}
+
+
+def packing(data, teacher, **options):
+    recipe = Recipe(
+        epochs=3,
+        batch_size=16,
+        optimizer=torch.optim.SGD,
+        scheduler=constant,
+        teacher_outputs=2,
+        teacher_bits=32,
+    )
+    return TeacherOutputs(
+        teacher, data.train, data.task, 1, seed=0, recipe=recipe, device=torch.device("cpu"), temperatures=(2.0,),
+        **{"cacheable": True, **options},
+    )  # fmt: skip
+
+
+def test_packed_outputs_are_computed_once_for_all_runs_and_read_by_position(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPRESSKD_CACHE", str(tmp_path))
+    teacher = nn.Linear(6, 4)
+    first, second, trial = (
+        packing(data, teacher),
+        packing(data, teacher),
+        packing(data, teacher, cacheable=False),
+    )
+    for epoch in range(2):
+        for batch in data.train.batches(16, epoch=epoch):
+            whole = teacher(batch.inputs).detach()
+            found = [one(batch).top for one in (first, second, trial)]
+            for top in found:
+                assert torch.equal(top.index, whole.topk(2, dim=1).indices)
+                torch.testing.assert_close(top.values, whole.topk(2, dim=1).values)
+    assert [one.saving()["num_computed"] for one in (first, second, trial)] == [50, 0, 100]
+    other = packing(data, nn.Linear(6, 4))
+    next(iter(map(other, data.train.batches(16, epoch=0))))
+    assert other.saving()["num_computed"] == 50  # another teacher says other things

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from compresskd.options import OptionError
 from compresskd.training.schedules import constant, cosine, multistep, one_cycle
 
 TOTAL, PER_EPOCH = 40, 4
@@ -119,3 +120,27 @@ def test_each_group_keeps_its_own_rate():
 def test_values_that_cannot_be(schedule, words):
     with pytest.raises(ValueError, match=words):
         rates(schedule)
+
+
+@pytest.mark.parametrize("schedule", [constant, cosine, multistep])
+def test_a_warm_up_is_of_epochs_of_updates_or_of_a_fraction(schedule):
+    def rates(**options):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        made = schedule(optimizer, 40, 10, **options)
+        found = []
+        for _ in range(40):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            made.step()
+        return found
+
+    by_epochs = rates(warmup_epochs=0.5)
+    assert rates(warmup_steps=5) == rates(warmup_fraction=0.125) == by_epochs
+    assert by_epochs[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    for options, field in (
+        ({"warmup_steps": 40}, "warmup_steps"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction"),
+        ({"warmup_steps": 3, "warmup_epochs": 1.0}, "warmup_steps"),
+    ):
+        with pytest.raises(OptionError, match=field):
+            rates(**options)

@@ -12,6 +12,7 @@ from torch import Tensor
 from compresskd.data.assemble import Source, assemble
 from compresskd.data.base import Data
 from compresskd.data.notice import Notice
+from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows
 from compresskd.data.table.encode import (
     Column,
@@ -23,6 +24,7 @@ from compresskd.data.table.encode import (
     numbers,
 )
 from compresskd.data.table.read import read_tables
+from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.weights import class_weights as weights_of_classes
 from compresskd.options import Count, OptionError, did_you_mean
 from compresskd.tasks import CLASSES, LABELS, VALUES
@@ -55,6 +57,7 @@ def table(
     train_split: str | None,
     validation_split: str | None,
     test_split: str | None,
+    unlabelled_path: str | None = None,
     **options: Unpack[TableOptions],
 ) -> Data:
     """Rows of a csv, parquet or json lines file, or of a folder with one for each split.
@@ -67,6 +70,7 @@ def table(
         categorical: those whose numbers are categories.
         asks: "classes", "labels" (0 or 1 in each target column) or "values" (numbers); None: classes for strings and
             few whole numbers, values for other numbers, labels for several columns of 0 and 1.
+        unlabelled_path: of rows with the columns of the inputs.
 
     Raises:
         OptionError: for an option that does not fit, and ValueError for rows that cannot be used.
@@ -94,6 +98,7 @@ def table(
         where=where,
         notices=notices,
         options=options,
+        unlabelled_path=unlabelled_path,
     )
 
 
@@ -208,6 +213,7 @@ def _table(
     where: str,
     notices: Sequence[Notice],
     options: TableOptions,
+    unlabelled_path: str | None = None,
 ) -> Data:
     weighed = [] if weight_column is None else [weight_column]
     for split, part in found.items():
@@ -227,7 +233,7 @@ def _table(
         told += [Notice("constant", "train", 1, said)] if said else []
     preprocessing: dict[str, Any] = {"kind": "table", "columns": [one.describe() for one in made]}
     if asks == VALUES:
-        raw, preprocessing["targets"] = _standardized(raw, rows["train"], names)
+        raw, preprocessing["targets"] = standardized(raw, raw["train"][rows["train"]], names, key="target")
     weights = _weights(
         found["train"], weight_column, class_weights, raw["train"], rows["train"], names, where
     )
@@ -235,12 +241,20 @@ def _table(
         split: _source(split, found[source], rows[split], raw[source], made, weights, told)
         for split, source in parts.items()
     }
+    if unlabelled_path is not None:
+        part = _unlabelled(unlabelled_path, inputs, told)
+        rows["unlabelled"] = torch.arange(len(part))
+        placeholders = without_labels(len(part), raw["train"])
+        sources["unlabelled"] = _source(
+            "unlabelled", part, rows["unlabelled"], placeholders, made, None, told
+        )
     kept = {"num_classes", "input_shape", "allow_overlap"}
     return assemble(
         name,
         sources["train"],
         validation=sources["validation"],
         test=sources["test"],
+        unlabelled=sources.get("unlabelled"),
         class_names=names,
         mean=[0.0],
         std=[1.0],
@@ -249,6 +263,18 @@ def _table(
         preprocessing=preprocessing,
         **{key: value for key, value in options.items() if key in kept},  # pyright: ignore[reportArgumentType]
     )
+
+
+def _unlabelled(path: str, inputs: Sequence[str], notices: list[Notice]) -> Any:
+    """The rows of a file without labels, as an Arrow table."""
+    with of_unlabelled():
+        found, told = read_tables(path)
+    missing = [name for name in inputs if name not in found["train"].column_names]
+    if missing:
+        raise OptionError(KEY, path, f"rows with the columns of the inputs, {', '.join(missing)} among them")
+    notices += told
+    check_values(found["train"], inputs, path)
+    return found["train"]
 
 
 def _asked(train: Any, targets: Sequence[str]) -> str:
@@ -357,19 +383,6 @@ def _source(
         text = f"{split}: {count:,} values of {name} are categories that train does not have"
         notices.append(Notice("unseen", split, count, text))
     return Source(torch.from_numpy(pixels), targets[rows], weights=weights if split == "train" else None)
-
-
-def _standardized(
-    raw: Mapping[str, Tensor], rows: Tensor, names: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Targets with mean 0 and deviation 1 over the training rows."""
-    train = raw["train"][rows].double()
-    mean, std = train.mean(0), train.std(0, correction=0)
-    constant = [name for name, value in zip(names, std.tolist(), strict=True) if not value > 0]
-    if constant:
-        raise OptionError("target", constant[0], "a column that is not the same in every training row")
-    scaled = {split: ((values.double() - mean) / std).float() for split, values in raw.items()}
-    return scaled, {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
 
 
 def _weights(

@@ -11,18 +11,22 @@ from torch import Tensor
 from compresskd.data.assemble import short_hash
 from compresskd.data.base import Data
 from compresskd.data.cache import Cache
-from compresskd.data.checks import check_class_names, check_classes, check_declared, check_numbers
+from compresskd.data.checks import check_class_names, check_classes, check_declared
 from compresskd.data.columns import tables
 from compresskd.data.identical import identical_samples
 from compresskd.data.location import Location, located
 from compresskd.data.named import named_splits
 from compresskd.data.notice import Notice
+from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows, cut_size
+from compresskd.data.text.masking import Masking
 from compresskd.data.text.sequences import Block, Sequences, collected
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
+from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.weights import class_weights
 from compresskd.options import Count, OptionError, Whole
+from compresskd.tasks import IGNORED
 
 
 class SetOptions(TypedDict, total=False):
@@ -48,6 +52,12 @@ class SetOptions(TypedDict, total=False):
     max_in_memory_bytes: Whole
 
 
+class LabelledOptions(SetOptions, total=False):
+    """Those of a set whose samples have labels besides the text: there may be others without."""
+
+    unlabelled_path: str | None
+
+
 @dataclass(frozen=True)
 class Opened:
     """A set that was found: its splits, by our names and by theirs."""
@@ -62,6 +72,17 @@ class Opened:
         location = located(*(options.get(key) for key in ("id", "config", "revision", "path")))
         given = {key: options.get(key) for key in ("train_split", "validation_split", "test_split")}
         return cls(location, *map(_frozen, named_splits(list(location.loaded), location.what, **given)))
+
+    @classmethod
+    def unlabelled(cls, options: LabelledOptions) -> "Opened | None":
+        """The set of samples without labels, as a split of this name; None where there is none."""
+        path = options.get(KEY)
+        if path is None:
+            return None
+        with of_unlabelled():
+            location = located(None, None, None, path)
+            names, notices = named_splits(list(location.loaded), location.what)
+        return cls(location, {"unlabelled": names["train"]}, tuple(notices))
 
     def part(self, split: str) -> Any:
         """The data set of one split."""
@@ -127,7 +148,7 @@ class Labels:
     Attributes:
         class_names: of classes, labels or values; empty where tokens are predicted.
         num_outputs: how many outputs a model must have.
-        kind: "classes", "labels", "values", or "tokens" for a class of each token.
+        kind: "classes", "labels", "values", "vectors", or "tokens" for a class of each token.
         class_weights: of the classes in the label loss, or "balanced": the same for each class of train.
     """
 
@@ -149,13 +170,16 @@ def assemble_texts(
     preprocessing: Mapping[str, Any],
     group_by_length: bool = False,
     contiguous: bool = False,
+    masking: Masking | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
 
     Args:
-        sources: of train, and of validation and test where they are not cut from it. `more` may have targets [M] or
+        sources: of train, of unlabelled samples where there are any, and of validation and test where they are not cut
+            from train. `more` may have targets [M] or
             [M, D], weights [M], and sizes [M], the bytes of what is predicted; a column `targets` is of tokens.
         columns: those that are inputs of the model.
+        masking: hides tokens, which are then the targets.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
     Raises:
@@ -174,23 +198,32 @@ def assemble_texts(
         if not len(split):
             raise ValueError(f"the {split.name} split has no sample")
     splits, limited = _limited(splits, {name: options.get(f"num_{name}") for name in ("validation", "test")})
+    splits = {split: replace(part, masking=masking) for split, part in splits.items()}
     preprocessing = dict(preprocessing)
     if labels.kind == "values":
-        splits, preprocessing["targets"] = _standardized(splits, labels.class_names)
+        raw = {split: part.targets for split, part in splits.items()}
+        raw, preprocessing["targets"] = standardized(
+            raw, raw["train"], labels.class_names, key="label_column"
+        )
+        splits = {split: replace(part, targets=raw[split]) for split, part in splits.items()}
     elif labels.class_names and labels.kind != "labels":
         check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
     splits["train"] = replace(
         splits["train"],
         group_by_length=group_by_length,
         weights=_weights(splits["train"], sources["train"], labels),
+        token_weights=_token_weights(splits["train"], labels),
     )
+    parts = list(splits)
+    if "unlabelled" in sources:
+        splits["unlabelled"] = _unlabelled(sources["unlabelled"], splits["train"], labels)
     splits = {split: replace(part, fingerprint=split_fingerprint(part)) for split, part in splits.items()}
     hashes = {id(source): source.hashes() for source in sources.values()}
     of_split = {
         split: hashes[id(sources.get(split, sources["train"]))][part.rows] for split, part in splits.items()
     }
     overlap = list(identical_samples(splits, of_split, allowed=options.get("allow_overlap", False)))
-    determines = [split.fingerprint for split in splits.values()]
+    determines = [splits[split].fingerprint for split in parts]
     return Data(
         name=name,
         train=splits["train"],
@@ -212,10 +245,11 @@ def assemble_texts(
         preprocessing={
             **preprocessing,
             "tokenizer": tokenizer.describe(),
-            "vocabulary_size": tokenizer.vocabulary_size,
+            "vocabulary_size": max(tokenizer.vocabulary_size, masking.mask_id + 1 if masking else 0),
             "padding_id": tokenizer.padding_id,
             "inputs": [*columns, *([] if contiguous else ["attention_mask"])],
         },
+        unlabelled=splits.get("unlabelled"),
     )
 
 
@@ -265,8 +299,10 @@ def _split(
         targets = ids[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else ids[:0]
     elif labels.kind == "tokens":
         targets = padded(source.columns["targets"], source.offsets)[rows]
-    else:
+    elif "targets" in source.more:
         targets = source.more["targets"][rows]
+    else:
+        targets = without_labels(len(rows), rows)
     sizes = source.more["sizes"][rows] if "sizes" in source.more else None
     return TextSplit(
         name=name,
@@ -298,24 +334,41 @@ def _limited(
     return found, notices
 
 
-def _standardized(
-    splits: Mapping[str, TextSplit], names: Sequence[str]
-) -> tuple[dict[str, TextSplit], dict[str, Any]]:
-    """Targets with mean 0 and deviation 1 over train."""
-    check_numbers({split: part.targets for split, part in splits.items()})
-    train = splits["train"].targets.double()
-    mean, std = train.mean(0), train.std(0, correction=0)
-    scaled = {
-        split: replace(part, targets=((part.targets.double() - mean) / std).float())
-        for split, part in splits.items()
-    }
-    return scaled, {"names": list(names), "mean": mean.tolist(), "std": std.tolist()}
+def _unlabelled(source: Sequences, train: TextSplit, labels: Labels) -> TextSplit:
+    """Samples whose targets, as far as there are any, tell which tokens are asked."""
+    if not len(source):
+        raise OptionError(KEY, "no sample", "one text or more")
+    count = len(source)
+    targets = without_labels(count, train.targets)
+    if labels.kind == "tokens":
+        targets = padded(source.columns["targets"], source.offsets)
+    return replace(
+        train,
+        name="unlabelled",
+        columns={column: source.columns[column] for column in train.columns},
+        offsets=source.offsets,
+        rows=torch.arange(count),
+        targets=targets,
+        weights=None,
+        token_weights=None,
+        sizes=None,
+        num_bytes=None,
+        streamed=source.streamed,
+    )
+
+
+def _token_weights(split: TextSplit, labels: Labels) -> Tensor | None:
+    """[K] float32 of the classes of tokens in the label loss."""
+    if labels.class_weights is None or labels.kind != "tokens":
+        return None
+    asked = split.targets[split.targets != IGNORED].long()
+    return class_weights(labels.class_weights, asked, labels.class_names)
 
 
 def _weights(split: TextSplit, source: Sequences, labels: Labels) -> Tensor | None:
     """[N] float32 of the samples in the label loss: their own, times that of their class."""
     own = source.more["weights"][split.rows] if "weights" in source.more else None
-    if labels.class_weights is None:
+    if labels.class_weights is None or labels.kind == "tokens":
         return own
     by_class = class_weights(labels.class_weights, split.targets, labels.class_names)
     found = by_class[split.targets]

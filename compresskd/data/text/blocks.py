@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import Annotated, Unpack
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns
@@ -19,11 +19,13 @@ from compresskd.data.text.assemble import (
     sequences_of,
     texts_of,
 )
+from compresskd.data.text.masking import masking_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Tokenizer, tokenizer_of
-from compresskd.options import Count, OptionError
+from compresskd.options import OptionError
 
 BlockSize = Annotated[int, Ge(2)]
+MaskShare = Annotated[float, Gt(0), Lt(1)]
 _CHARACTERS_AT_ONCE = 2**18
 
 
@@ -34,7 +36,7 @@ def text_blocks(
     separator: str,
     tokenizer: str | None,
     block_size: BlockSize,
-    test_blocks: Count | None = None,
+    mask_share: MaskShare | None = None,
     **options: Unpack[SetOptions],
 ) -> Data:
     """The text of a folder, a file or a set of the hub, its rows one after the other, in blocks of tokens.
@@ -44,7 +46,7 @@ def text_blocks(
 
     Args:
         separator: stands between two rows.
-        test_blocks: of the test split so many from its beginning; None takes all.
+        mask_share: of the tokens, which are hidden and to be predicted (task=masked_lm); None: the next one is.
 
     Raises:
         OptionError: for an option that does not fit, and ValueError for text that cannot be used.
@@ -56,7 +58,7 @@ def text_blocks(
     def rows(split: str) -> Iterator[str]:
         return texts_of(opened.part(split), text_column, "text_column", opened.where(split))
 
-    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options, test_blocks)
+    return _blocks(name, opened, rows, separator, tokenizer, block_size, [text_column], options, mask_share)
 
 
 def python_docs(
@@ -81,54 +83,35 @@ def _blocks(
     block_size: int,
     columns: list[str],
     options: SetOptions,
-    test_blocks: int | None = None,
+    mask_share: float | None = None,
 ) -> Data:
     def parts(split: str) -> Iterator[str]:
         return chunks(rows(split), separator)
 
     made = tokenizer_of(tokenizer, lambda: (part for split in opened.names for part in parts(split)))
+    masking = None if mask_share is None else masking_of(made, mask_share)
+    size = max(made.vocabulary_size, 0 if masking is None else masking.mask_id + 1)
     declared = options.get("num_classes")
-    if declared is not None and declared < made.vocabulary_size:
-        expected = f">= {made.vocabulary_size}, the tokens that there are, or null"
+    if declared is not None and declared < size:
+        expected = f">= {size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
-    if test_blocks is not None and "test" not in opened.names:
-        raise OptionError("test_blocks", test_blocks, "null where test is cut from train, by test_fraction")
-
     def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        found = packed(parts(split), made, block_size, split, opened.where(split), notices)
-        return found if split != "test" or test_blocks is None else first_of(found, test_blocks, notices)
+        return packed(parts(split), made, block_size, split, opened.where(split), notices)
 
-    determining = [columns, separator, block_size, *([] if test_blocks is None else [test_blocks])]
-    sources = sequences_of(opened, options, made, determining, blocks)
+    sources = sequences_of(opened, options, made, [columns, separator, block_size], blocks)
     return assemble_texts(
         name,
         sources,
-        Labels((), declared or made.vocabulary_size, "tokens"),
+        Labels((), declared or size, "tokens"),
         columns=["input_ids"],
         tokenizer=made,
         options=options,
         notices=opened.notices,
         preprocessing={"kind": "text_blocks", "columns": columns, "max_length": block_size},
         contiguous=True,
+        masking=masking,
     )
-
-
-def first_of(blocks: Iterable[Block], count: int, notices: list[Notice]) -> Iterator[Block]:
-    """The first `count` sequences; what is not looked at is not read."""
-    left = count
-    for block in blocks:
-        lengths = block.lengths[:left]
-        columns = {name: ids[: lengths.sum()] for name, ids in block.columns.items()}
-        yield Block(columns, lengths, {name: values[:left] for name, values in block.more.items()})
-        left -= len(lengths)
-        if left <= 0:
-            notices.append(
-                Notice(
-                    "first_blocks", "test", count, f"test: the first {count:,} blocks, by data.test_blocks"
-                )
-            )
-            return
 
 
 def chunks(texts: Iterable[str], separator: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compresskd.data.base import Split
 from compresskd.data.randomness import generator
+from compresskd.data.text.masking import Masking
 from compresskd.tasks import IGNORED, Batch, Inputs
 
 _BATCHES_TOGETHER = 50  # whose texts are sorted by length
@@ -23,9 +24,10 @@ class TextSplit(Split):
     rows: [N] int64, which samples are this split's, in its order. targets: [N], [N, D], or of tokens [N, L], -100
     where there is none, cut to the length of the batch. `padding` has for each column the number that fills it up.
     With `masked`, inputs have an `attention_mask`, 1 for tokens and 0 for padding. weights: [N] float32, of samples in
-    the label loss. sizes: [N] int64, bytes of the text that is predicted of each. With `group_by_length`, texts of
-    about one length come together in training. With `streamed`, columns stay where they are and batches go to
-    `device`.
+    the label loss; token_weights: [K] float32, of the classes of tokens. sizes: [N] int64, bytes of the text that is
+    predicted of each. With `group_by_length`, texts of about one length come together in training. `masking` hides
+    tokens, which are then the targets: in training those of a batch are a pure function of (seed, epoch, step), else
+    of the step alone. With `streamed`, columns stay where they are and batches go to `device`.
     """
 
     name: str
@@ -37,9 +39,11 @@ class TextSplit(Split):
     padding: Mapping[str, int]
     masked: bool = True
     weights: Tensor | None = None
+    token_weights: Tensor | None = None
     sizes: Tensor | None = None
     num_bytes: int | None = None
     group_by_length: bool = False
+    masking: Masking | None = None
     streamed: bool = False
     device: torch.device = field(default=torch.device("cpu"))
 
@@ -50,6 +54,11 @@ class TextSplit(Split):
     def lengths(self) -> Tensor:
         """[N] int64, tokens of each sample."""
         return self.offsets[self.rows + 1] - self.offsets[self.rows]
+
+    @property
+    def num_views(self) -> int | None:
+        """One, but where other tokens are hidden in each epoch."""
+        return 1 if self.masking is None else None
 
     @property
     def of_tokens(self) -> bool:
@@ -86,7 +95,7 @@ class TextSplit(Split):
         moved = replace(self, device=device)
         if self.streamed:
             return moved
-        tensors = {"offsets", "rows", "targets", "weights", "sizes"}
+        tensors = {"offsets", "rows", "targets", "weights", "token_weights", "sizes"}
         there = {
             name: None if tensor is None else tensor.to(device)
             for name, tensor in vars(self).items()
@@ -107,7 +116,17 @@ class TextSplit(Split):
         """Batches of one pass, as `Split.batches` says."""
         num_batches = self.checked_pass(batch_size, epoch, start, view)
         steps = self._steps(batch_size, epoch, seed)[:num_batches]
-        return map(self._batch, steps[start:])
+        batches = map(self._batch, steps[start:])
+        if self.masking is None:
+            return batches
+        key = (0,) if epoch is None else (1, seed, epoch)
+        return (self._hidden(batch, step, key) for step, batch in enumerate(batches, start))
+
+    def _hidden(self, batch: Batch, step: int, key: tuple[int, ...]) -> Batch:
+        assert self.masking is not None
+        assert not isinstance(batch.inputs, Tensor)
+        ids, targets = self.masking(batch.inputs["input_ids"], generator("mask", *key, step))
+        return replace(batch, inputs={**batch.inputs, "input_ids": ids}, targets=targets, view=-1)
 
     def _steps(self, batch_size: int, epoch: int | None, seed: int) -> list[Tensor]:
         """The positions of each batch."""
@@ -144,14 +163,17 @@ class TextSplit(Split):
         if self.of_tokens:
             targets = targets[:, :longest].long()
         weights = None if self.weights is None else self.weights[here].to(self.device)
+        if self.token_weights is not None:  # of what is no row, any
+            weights = self.token_weights[targets.clamp_min(0)].to(self.device)
         return Batch(inputs, targets.to(self.device), index.to(self.device), 0, weights)
 
 
 def split_fingerprint(split: TextSplit) -> str:
     """Of the tokens, lengths, targets and weights of all samples in order, and of how batches are made of them."""
     options = sorted(split.padding.items()), split.masked, split.group_by_length, list(split.targets.shape)
+    options = options if split.masking is None else (*options, split.masking)
     digest = hashlib.sha256(repr(options).encode())
-    for tensor in (split.lengths, split.targets, split.weights):
+    for tensor in (split.lengths, split.targets, split.weights, split.token_weights):
         for part in () if tensor is None else tensor.split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):
             digest.update(part.contiguous().numpy().data)
     lengths = split.lengths

@@ -8,12 +8,13 @@ import numpy as np
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
-from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
+from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
+from compresskd.data.unlabelled import KEY
 from compresskd.options import Count, OptionError
-from compresskd.tasks import CLASSES, LABELS, VALUES
+from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS
 
 
 def text(
@@ -29,14 +30,16 @@ def text(
     class_weights: Sequence[float] | str | None,
     group_by_length: bool,
     skip_bad: bool,
-    **options: Unpack[SetOptions],
+    **options: Unpack[LabelledOptions],
 ) -> Data:
     """Texts of a folder, a file or a set of the hub, each with what a task asks of it.
 
     Args:
         pair_column: a second text; both are given to the model together.
         label_column: with a class; for labels and values several columns may be named.
-        asks: "classes", "labels" (0 or 1 in each label column) or "values" (numbers); None: classes.
+        asks: "classes", "labels" (0 or 1 in each label column), "values" (numbers), or "vectors", for which no label
+            is read; None: classes.
+        unlabelled_path: a file or folder of texts without labels, in the same text columns (see `alternating`).
         max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
 
     Raises:
@@ -46,16 +49,29 @@ def text(
     read = {"text_column": text_column, "pair_column": pair_column, "weight_column": weight_column}
     read = {key: column for key, column in read.items() if column is not None}
     labelled = [label_column] if isinstance(label_column, str) else list(label_column)
+    labelled = [] if asks == VECTORS else labelled  # a teacher says them
     for split in opened.names:
         check_columns(opened.part(split), read, opened.where(split))
         for column in labelled:
             check_columns(opened.part(split), {"label_column": column}, opened.where(split))
+    if asks == VECTORS and options.get(KEY) is not None:
+        raise OptionError(
+            KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
+        )
+    alone = Opened.unlabelled(options)
+    texts = {key: column for key, column in read.items() if key != "weight_column"}
+    if alone is not None:
+        check_columns(alone.part("unlabelled"), texts, alone.where("unlabelled"))
     labels, numbers = _labels(opened, labelled, asks or CLASSES, class_weights)
-    made = tokenizer_of(tokenizer, lambda: _known(opened, read))
+    sets = [opened] if alone is None else [opened, alone]
+    made = tokenizer_of(tokenizer, lambda: (text for each in sets for text in _known(each, read)))
     length = max_length or made.max_length
     reader = _Reader(opened, read, labelled, labels.kind, numbers, made, length, skip_bad)
     determines = [read, labelled, labels.kind, list(numbers), length, skip_bad]
     sources = sequences_of(opened, options, made, determines, reader.blocks)
+    if alone is not None:
+        reader = _Reader(alone, texts, (), labels.kind, {}, made, length, skip_bad)
+        sources |= sequences_of(alone, options, made, [texts, length, skip_bad], reader.blocks)
     columns = ["input_ids", *(["token_type_ids"] if made.has_types and pair_column else [])]
     return assemble_texts(
         name,
@@ -64,7 +80,7 @@ def text(
         columns=columns,
         tokenizer=made,
         options=options,
-        notices=opened.notices,
+        notices=[notice for each in sets for notice in each.notices],
         preprocessing={
             "kind": "text",
             "columns": [text_column, *([pair_column] if pair_column else [])],
@@ -77,10 +93,14 @@ def text(
 def _labels(
     opened: Opened, columns: Sequence[str], asks: str, class_weights: Sequence[float] | str | None
 ) -> tuple[Labels, dict[Any, int]]:
-    if asks not in (CLASSES, LABELS, VALUES):
-        raise OptionError("asks", asks, f"{CLASSES}, {LABELS} or {VALUES}: another data set for this task")
+    if asks not in (CLASSES, LABELS, VALUES, VECTORS):
+        raise OptionError(
+            "asks", asks, f"{CLASSES}, {LABELS}, {VALUES} or {VECTORS}: another data set for this task"
+        )
     if class_weights is not None and asks != CLASSES:
         raise OptionError("class_weights", class_weights, f"null: the task asks for {asks}")
+    if asks == VECTORS:
+        return Labels((), 0, asks), {}
     if asks != CLASSES:
         return Labels(tuple(columns), len(columns), asks), {}
     if len(columns) != 1:
@@ -151,7 +171,7 @@ class _Reader:
     def _block(
         self, rows: Mapping[str, list[Any]], encoded: Sequence[Encoded], places: Sequence[int], where: str
     ) -> Block:
-        more = {"targets": self._targets(rows, places, where)}
+        more = {"targets": self._targets(rows, places, where)} if self._labelled else {}
         if "weight_column" in self._read:
             weights = _numbers_of(rows[self._read["weight_column"]], places, "weight_column", where)
             if (weights < 0).any():

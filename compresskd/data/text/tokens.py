@@ -9,12 +9,12 @@ import numpy as np
 from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
-from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
+from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assemble_texts, sequences_of
 from compresskd.data.text.sequences import Block
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
 from compresskd.options import Count, OptionError
-from compresskd.tasks import IGNORED
+from compresskd.tasks import IGNORED, UNLABELLED
 
 
 def tokens(
@@ -26,7 +26,8 @@ def tokens(
     max_length: Count | None,
     group_by_length: bool,
     skip_bad: bool,
-    **options: Unpack[SetOptions],
+    class_weights: Sequence[float] | str | None = None,
+    **options: Unpack[LabelledOptions],
 ) -> Data:
     """Sentences of a folder, a file or a set of the hub; the tag of a word is asked of its first piece.
 
@@ -37,6 +38,9 @@ def tokens(
     read = {"tokens_column": tokens_column, "tags_column": tags_column}
     for split in opened.names:
         check_columns(opened.part(split), read, opened.where(split))
+    alone, words = Opened.unlabelled(options), {"tokens_column": tokens_column}
+    if alone is not None:
+        check_columns(alone.part("unlabelled"), words, alone.where("unlabelled"))
     names, numbers = class_numbers(
         opened.part("train"), tags_column, opened.where("train"), key="tags_column", lists=True
     )
@@ -47,15 +51,24 @@ def tokens(
         part, where = opened.part(split), opened.where(split)
         return _blocks(part, split, where, read, numbers, made, length, notices, skip_bad=skip_bad)
 
+    def untagged(split: str, notices: list[Notice]) -> Iterator[Block]:
+        assert alone is not None
+        part, where = alone.part(split), alone.where(split)
+        return _blocks(part, split, where, words, {}, made, length, notices, skip_bad=skip_bad)
+
     sources = sequences_of(opened, options, made, [read, list(numbers), length, skip_bad], blocks)
+    told = opened.notices
+    if alone is not None:
+        sources |= sequences_of(alone, options, made, [words, length, skip_bad], untagged)
+        told += alone.notices
     return assemble_texts(
         name,
         sources,
-        Labels(names, len(names), "tokens"),
+        Labels(names, len(names), "tokens", class_weights),
         columns=["input_ids"],
         tokenizer=made,
         options=options,
-        notices=opened.notices,
+        notices=told,
         preprocessing={"kind": "tokens", "columns": [tokens_column], "max_length": length},
         group_by_length=group_by_length,
     )
@@ -77,11 +90,15 @@ def _blocks(
     position = truncated = lost = total = 0
     for table in tables(part, list(read.values()), where):
         rows, tags, places = [], [], []
-        for words, named in zip(*(table[column].to_pylist() for column in read.values()), strict=True):
+        columns = [table[column].to_pylist() for column in read.values()]
+        for words, *named in zip(*columns, strict=True):
             if not words:
                 bad.append(f"row {position}")
             else:
-                tags.append(_numbered(words, named, numbers, read, f"row {position} of {where}"))
+                tagged = _numbered(
+                    words, named[0] if named else None, numbers, read, f"row {position} of {where}"
+                )
+                tags.append(tagged)
                 rows.append(words)
                 places.append(position)
             position += 1
@@ -110,10 +127,15 @@ def _blocks(
 def _numbered(
     words: Any, tags: Any, numbers: Mapping[Any, int], read: Mapping[str, str], where: str
 ) -> list[int]:
-    """The number of each word's tag. Raises OptionError for what are no lists of words and tags of train."""
+    """The number of each word's tag, or what stands for none where there are no tags.
+
+    Raises OptionError for what are no lists of words and tags of train.
+    """
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         expected = f"a column with a list of words, not what {where} has"
         raise OptionError("tokens_column", read["tokens_column"], expected)
+    if tags is None and "tags_column" not in read:
+        return [UNLABELLED] * len(words)
     if not isinstance(tags, list) or len(tags) != len(words):
         expected = f"a column with a tag for each of the {len(words)} words of {where}"
         raise OptionError("tags_column", read["tags_column"], expected)

@@ -9,7 +9,7 @@ from torch import nn
 
 from compresskd.data.text.blocks import chunks, python_docs, text_blocks
 from compresskd.data.text.tokenizer import tokenizer_of
-from compresskd.tasks import CausalLM
+from compresskd.tasks import IGNORED, CausalLM
 from compresskd.training.evaluation import evaluate
 
 OPTIONS = {
@@ -59,20 +59,6 @@ def test_blocks_follow_each_other_and_the_end_is_cut_off(file):
     assert batch.inputs["input_ids"].tolist() == blocks[sizes[0] : sizes[0] + sizes[1]]
     assert torch.equal(batch.inputs["input_ids"], batch.targets)
     assert kinds(data)[0] == "left_out"
-
-
-def test_of_the_test_split_the_first_blocks_may_be_taken(folder, file):
-    rows = {"text": TEXT.splitlines(keepends=True)}
-    path = folder(train=rows, test=rows)
-    cuts = {"test_fraction": None, "allow_overlap": True}
-    whole, few = (load(path=path, test_blocks=count, **cuts) for count in (None, 3))
-    assert len(few.test) == 3 < len(whole.test)
-    assert torch.equal(few.test.targets, whole.test.targets[:3])
-    assert few.test.num_bytes < whole.test.num_bytes
-    assert few.train.fingerprint == whole.train.fingerprint
-    assert "first_blocks" in kinds(few)
-    with pytest.raises(ValueError, match=says("test_blocks", "3", "test_fraction")):
-        load(path=file, test_blocks=3)
 
 
 def test_rows_of_files_and_columns_are_one_text(folder, file):
@@ -180,3 +166,38 @@ def test_only_the_beginning_of_a_split_may_be_scored(file):
     enough = load(path=file, num_test=10**6)
     assert enough.fingerprint == whole.fingerprint
     assert "limited" not in kinds(enough)
+
+
+def masked(tmp_path, **options):
+    (tmp_path / "it.txt").write_text("".join(f"{i} and {i * i}\n" for i in range(400)))
+    return text_blocks(**{
+        "name": "masked_blocks", "text_column": "text", "separator": "", "tokenizer": "characters", "block_size": 16,
+        "path": str(tmp_path / "it.txt"), "test_fraction": 0.2, "validation_fraction": 0.2, "mask_share": 0.15,
+        **options,
+    })  # fmt: skip
+
+
+def test_hidden_tokens_are_the_targets_and_other_ones_in_each_epoch(tmp_path):
+    data = masked(tmp_path)
+    plain = masked(tmp_path, mask_share=None)
+    assert data.num_classes == plain.num_classes + 1  # the mask token
+    assert data.train.num_views is None
+    whole = list(data.train.batches(32, epoch=1, seed=3))
+    again = list(data.train.batches(32, epoch=1, seed=3, start=2))
+    for one, other in zip(whole[2:], again, strict=True):
+        assert torch.equal(one.inputs["input_ids"], other.inputs["input_ids"])
+        assert torch.equal(one.targets, other.targets)
+    other = next(data.train.batches(32, epoch=2, seed=3))
+    assert not torch.equal(other.targets != IGNORED, whole[0].targets != IGNORED)
+    fixed = [next(data.test.batches(32)).targets for _ in range(2)]
+    assert torch.equal(*fixed)
+    ids = torch.cat([b.inputs["input_ids"] for b in whole])
+    targets = torch.cat([b.targets for b in whole])
+    hidden = targets != IGNORED
+    kept = {tuple(row.tolist()) for row in plain.train.targets}
+    assert {tuple(row.tolist()) for row in torch.where(hidden, targets, ids)} <= kept
+    share = float(hidden.float().mean())
+    assert share == pytest.approx(0.15, abs=0.03)
+    assert float((ids[hidden] == data.num_classes - 1).float().mean()) == pytest.approx(0.8, abs=0.08)
+    one = next(data.test.take(torch.arange(1), "").batches(1))
+    assert (one.targets != IGNORED).any()  # a batch without a target would have no loss

@@ -107,3 +107,24 @@ def test_models_that_know_fewer_tokens_or_shorter_texts_are_refused(run_cli, lab
 def test_models_of_one_shape_are_refused_for_texts(run_cli):
     ended = run_cli("task=causal_lm", "data.tokenizer=bytes", "teacher=mlp", "student=mlp_small")
     refused(ended, fault("teacher", "huggingface"), fault("student", "custom"))
+
+
+def test_packed_outputs_serve_a_language_model_and_are_refused_where_they_cannot(run_cli, work, tmp_path):
+    (tmp_path / "it.txt").write_text("".join(f"{i} and {i * i}\n" for i in range(300)))
+    lines = [
+        "task=causal_lm", "data=text_blocks", f"data.path={tmp_path / 'it.txt'}", "data.tokenizer=characters",
+        "data.block_size=16", *models("NextToken", vocabulary=False), *SHORT, "train.teacher_outputs=4",
+    ]  # fmt: skip
+    ended = run_cli(*lines, "strategy=distill", "kd.temperature=2", "epochs=2", "hydra.run.dir=run")
+    assert ended.status == 0, ended.err
+    record = json.loads((work / "run" / "record.json").read_text())
+    counted = record["stages"][-1]["teacher_outputs"]["original"]
+    assert (counted["num_computed"], counted["num_served"]) == (record["data"]["num_train"], pytest.approx(
+        2 * record["data"]["num_train"], abs=2))  # fmt: skip
+    refused(run_cli(*lines, "strategy=distill", "kd=dkd"), fault("kd.objective.terms.dkd", "DKD"))
+    refused(run_cli(*lines, "strategy=train"), fault("train.teacher_outputs", "4", "null"))
+    refused(
+        run_cli(*lines[:-1], "strategy=distill", "train.teacher_outputs=500"), fault("train.teacher_outputs")
+    )
+    more = run_cli(*lines, "strategy=distill", "teacher_fit.train.teacher_outputs=4")
+    refused(more, fault("teacher_fit.train.teacher_outputs", "null"))

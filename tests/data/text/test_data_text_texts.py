@@ -187,7 +187,7 @@ BAD = {
     "word of weights": ({"class_weights": "even"}, says("class_weights", "balanced")),
     "weights of numbers": ({"class_weights": "balanced", "asks": "values"}, says("class_weights", "null")),
     "two classes": ({"label_column": ["label", "n"]}, says("label_column", "one column")),
-    "vectors": ({"asks": "vectors"}, says("asks", "vectors")),
+    "pictures": ({"asks": "pictures"}, says("asks", "pictures")),
     "split": ({"test_split": "tset"}, says("test_split", "tset", "train")),
     "all cut": ({"test_fraction": 0.001}, says("test_fraction", "0.001")),
     "no test": ({"test_fraction": None}, says("test_fraction", "null")),
@@ -220,3 +220,10 @@ def test_a_set_that_is_not_there_is_refused(tmp_path):
     for options, key in (({"path": str(tmp_path)}, "path"), ({}, "id"), ({"path": __file__}, "path")):
         with pytest.raises(ValueError, match=says(key)):
             load(**options)
+
+
+def test_a_number_that_never_changes_is_refused_by_its_column(folder):
+    texts, _ = sentences(30)
+    path = folder(train={"sentence": texts, "a": [float(i) for i in range(30)], "b": [2.0] * 30})
+    with pytest.raises(ValueError, match=says("label_column", "'b'", "same")):
+        load(path=path, label_column=["a", "b"], asks="values")

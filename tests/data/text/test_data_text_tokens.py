@@ -1,9 +1,10 @@
 import pytest
+import torch
 from refusals import says
 from text_sets import CUTS, kinds, sentences
 
 from compresskd.data.text.tokens import tokens
-from compresskd.tasks import IGNORED
+from compresskd.tasks import IGNORED, TokenClassification
 
 OPTIONS = {
     "name": "tokens", "tokens_column": "tokens", "tags_column": "upos", "max_length": None, "group_by_length": True,
@@ -77,3 +78,20 @@ def test_what_does_not_fit_is_refused(load, folder, columns, options, message):
     path = folder(all={"tokens": words, "upos": [[0, 1]] * 30, **columns})
     with pytest.raises(ValueError, match=message):
         load(path=path, **options)
+
+
+def test_tags_may_be_weighted(tagged, tokenizer):
+    data = tokens(path=tagged, tokenizer=tokenizer, class_weights="balanced", **OPTIONS)
+    (batch,) = data.train.batches(len(data.train))
+    asked = batch.targets[batch.targets != IGNORED]
+    counts = torch.bincount(asked)
+    wanted = len(asked) / (3 * counts[asked])
+    torch.testing.assert_close(batch.weights[batch.targets != IGNORED], wanted)
+    task, logits = TokenClassification(), torch.randn(*batch.targets.shape, 3)
+    rows, targets = task.rows(logits, batch)
+    loss = task.label_loss(rows.logits, targets, weights=rows.weights)
+    means = [task.label_losses(rows.logits, targets)[targets == tag].mean() for tag in range(3)]
+    torch.testing.assert_close(loss, torch.stack(means).mean())
+    assert data.fingerprint != tokens(path=tagged, tokenizer=tokenizer, **OPTIONS).fingerprint
+    with pytest.raises(ValueError, match="class_weights"):
+        tokens(path=tagged, tokenizer=tokenizer, class_weights=[1.0, 2.0], **OPTIONS)
