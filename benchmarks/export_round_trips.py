@@ -30,6 +30,7 @@ CONF = Path(__file__).parents[1] / "conf" / "model"
 OF_OTHERS = (
     "custom",
     "from_teacher",
+    "bert_4l128",
     "gpt2_4l128",
     "huggingface",
     "timm",

@@ -25,6 +25,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from refusals import name_of
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a look-up that fails is repeated for 45 s
+
 import compresskd
 from compresskd.cli import main
 from compresskd.config.schema import conf_dir

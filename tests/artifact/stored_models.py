@@ -17,6 +17,7 @@ from compresskd.quant.grid import Grid
 OF_OTHERS = (
     "custom",
     "from_teacher",
+    "bert_4l128",
     "gpt2_4l128",
     "huggingface",
     "timm",

@@ -14,6 +14,7 @@ PRESETS = sorted(file.stem for file in (CONF / "data" / "augmentation").glob("*.
 # options that every set of texts takes, and that make no sense for one
 NOT_OF = {
     "text_blocks": {"split_seed"},
+    "masked_blocks": {"split_seed"},
     "python_docs": {
         "id", "config", "revision", "path", "train_split", "validation_split", "test_split", "split_seed"
     },

@@ -18,6 +18,7 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 OF_OTHERS = (
     "custom",
     "from_teacher",
+    "bert_4l128",
     "gpt2_4l128",
     "huggingface",
     "timm",

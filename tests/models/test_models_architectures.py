@@ -16,6 +16,7 @@ OF_OTHERS = (
     "huggingface",
     "timm",
     "from_teacher",
+    "bert_4l128",
     "gpt2_4l128",
 )  # which say themselves what they are
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in OF_OTHERS)

@@ -218,7 +218,7 @@ REFUSED = [
     ({"config": {"hidden_size": 64}}, says("config", "shapes")),
     ({"class_names": ["good", "fair", "bad"]}, says("id", "order")),
     ({"task": "seq2seq_lm", "num_classes": VOCABULARY}, says("config.model_type", "'bert'", "Seq2SeqLM")),
-    ({"auto": "AutoModel"}, says("auto", "AutoModelForCausalLM")),
+    ({"auto": "AutoModelForPreTraining"}, says("auto", "AutoModelForCausalLM")),
     ({"attn_implementation": "kernels-community/flash-attn"}, says("attn_implementation", "sdpa")),
 ]  # fmt: skip
 
