@@ -69,7 +69,7 @@ def main() -> int:
             for task in tasks:
                 folder_of_cell = Path(folder) / f"{name}_{bits}_{task}"
                 typed = (*of_task[task], f"bits={bits}", *(["strategy=distill"] if options.kd else []))
-                chosen = typed_for(name, task) if options.kd else typed_of(name, task)
+                chosen = typed_for(name, task) if options.kd else typed_of(name)
                 plain = f"{'kd' if options.kd else 'strategy'}={name}"
                 cells.append(cell(folder_of_cell, typed, chosen, plain))
             failed += sum(each.startswith(FAILED) for each in cells)

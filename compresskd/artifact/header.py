@@ -27,12 +27,14 @@ from compresskd.artifact.content import Content, check_plain, tied
 from compresskd.artifact.description import INT64, Description, describe, understand
 from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
 from compresskd.artifact.errors import ArtifactError
+from compresskd.artifact.scan import structure_bytes
 from compresskd.artifact.structures import restore, shorten
 from compresskd.artifact.ways import usual_ways, ways_of
 from compresskd.layers import surgery
 from compresskd.quant.pack import QuantizedTensor
 
-MAX_BYTES = 2**20  # of a header, decompressed: a thousand label names take 20,000
+MAX_STRUCTURE = 2**20  # bytes of a header that are no text: a thousand label names take 3,000
+MAX_BYTES = 2**26  # of a header, decompressed: the tokenizers of language models take up to 35 million
 _RAW = -15  # zlib without its own header and checksum
 _EMPTY: tuple[Any, ...] = (
     "",
@@ -150,6 +152,8 @@ def _check_same(name: str, value: Any, holder: str, own: Any) -> None:
 
 def _fields(data: bytes) -> list[Any]:
     """All fields, of the right types. Raises ArtifactError where these are none."""
+    if structure_bytes(data, MAX_STRUCTURE) > MAX_STRUCTURE:
+        raise ArtifactError(f"header: more than {MAX_STRUCTURE:,} bytes of it are no text")
     try:
         fields = msgpack.unpackb(data)
     except ValueError as error:

@@ -110,6 +110,8 @@ class Parts(Maker):
         self.judge(Config, {k: v for k, v in config.items() if k not in GROUPS and k in DEFAULTS}, str, "it")
         if incomplete:
             self.stop_at_faults()
+        for holder in ("tt", "measure"):
+            self._check_keys(holder)
         self.judge(TeacherFit, config["teacher_fit"], functools.partial(joined, "teacher_fit"), "teacher_fit")
         before = len(self.errors)
         own = {name: config["strategy"][name] for name in ("name", "stages") if name in config["strategy"]}
@@ -124,6 +126,17 @@ class Parts(Maker):
                 self.refuse(key, f"got a number of {value.bit_length()} bits, expected at most 63")
         for group in GROUPS:
             self.check_group(group)
+
+    def _check_keys(self, holder: str) -> None:
+        """Refuse keys of a mapping that are missing, and those that nothing reads."""
+        given, known = self.config[holder], DEFAULTS[holder]
+        if not isinstance(given, Mapping):
+            return  # told by its type
+        for name in known.keys() - given.keys():
+            key = f"{holder}.{name}"
+            self.refuse(key, f"is missing; write {key}={known[name]}".lower())
+        for name in given.keys() - known.keys():
+            self.refuse(f"{holder}.{name}", f"unknown option{nearest(name, known)}", literal=True)
 
     def check_group(self, group: str) -> None:
         """Judge every `_target_` of one group, as has to be done before anything of it is made."""
@@ -403,6 +416,8 @@ def _other_tokens(data: Data, task: Task) -> str | None:
     if hides:
         fits = isinstance(task, MaskedLM) and not isinstance(task, CausalLM | Seq2SeqLM)
         return None if fits else MaskedLM.targets_are
+    if (kind == "text_to_text") != isinstance(task, Seq2SeqLM) and isinstance(data.train, TextSplit):
+        return Seq2SeqLM.targets_are if kind == "text_to_text" else "no texts that follow"
     if kind == "text_blocks" and not isinstance(task, CausalLM):
         return CausalLM.targets_are
     if kind == "tokens" and (not isinstance(task, TokenClassification) or isinstance(task, MaskedLM)):

@@ -80,6 +80,8 @@ def _stage(stage: Any) -> Any:
     stage = _without_how(stage)
     if isinstance(stage, dict) and isinstance(stage.get("compression"), dict):
         return {**stage, "compression": _compression(stage["compression"])}
+    if isinstance(stage, dict) and isinstance(stage.get("quantization"), dict):
+        return {**stage, "quantization": _quantization(stage["quantization"])}
     return stage
 
 
@@ -98,14 +100,13 @@ def _without_how(stage: Any) -> Any:
         return stage
     of_quant = str(stage["how"].get("_target_", "")).endswith("Quantization")
     new = "quantization" if of_quant else "compression"
-    return {
-        (new if key == "how" else key): _quantization(value) if key == "how" and of_quant else value
-        for key, value in stage.items()
-    }
+    return {(new if key == "how" else key): value for key, value in stage.items()}
 
 
 def _quantization(options: Mapping[str, Any]) -> dict[str, Any]:
     options = _named(options, _QUANT)
+    if "grid" in options:  # weights were always rounded to the nearest integer
+        options.setdefault("rounding", "nearest")
     estimators = VALUES["quant.estimator"]
     if options.get("estimator") in estimators:
         options["estimator"] = estimators[options["estimator"]]

@@ -56,6 +56,12 @@ OVERRIDES = {
     "teacher's recipe": ("teacher_fit.train.batch_size=0", fault("teacher_fit.train.batch_size", "0")),
     "device": ("device=cdua", fault("device", "cuda:N", "auto", "cpu", "cdua")),
     "absent device": ("device=cuda:77", fault("device", "cuda:77")),
+    "a key of measure that is taken away": (
+        "~measure.latency",
+        fault("measure.latency", "missing", "measure.latency=true"),
+    ),
+    "a key of measure that nothing reads": ("+measure.lat=true", fault("measure.lat", "latency")),
+    "a key of tt that is taken away": ("~tt.plan", fault("tt.plan", "missing", "tt.plan=fixed")),
     "what is measured": ("measure.latency=3", fault("measure.latency", "3", "true", "false")),
     "precision": ("precision=fp8", fault("precision", "fp8", "fp32", "bf16", "fp16")),
     "malformed": ("rank==3", fault("rank==3", "is no override", "KEY=VALUE")),

@@ -56,7 +56,7 @@ def weights(tmp_path_factory):
 def test_compress_takes_three_times_the_model(weights, run_cli):
     path, size = weights
     command = (
-        "strategy=compress", "rank=16", "compress.data_aware=false", "teacher=mlp", f"teacher.weights={path}",
+        "strategy=compress", "rank=16", "compress.whitening=none", "teacher=mlp", f"teacher.weights={path}",
         f"teacher.hidden={HIDDEN}", "epochs=0", "measure.latency=false", "hydra.run.dir=run",
     )  # fmt: skip
     with Counting() as counted:

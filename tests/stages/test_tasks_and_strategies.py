@@ -28,7 +28,7 @@ def check(record, directory):
 
 @pytest.mark.parametrize(("task", "strategy", "bits"), pairwise(TASKS))
 def test_a_pair_of_task_and_stage_and_bits(run_strategy, of_task, task, strategy, bits):
-    record, directory = run_strategy(*of_task[task], *typed_of(strategy, task), f"bits={bits}", *FAST)
+    record, directory = run_strategy(*of_task[task], *typed_of(strategy), f"bits={bits}", *FAST)
     check(record, directory)
     assert record.task["name"] == task
 

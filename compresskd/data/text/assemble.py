@@ -148,7 +148,7 @@ class Labels:
     Attributes:
         class_names: of classes, labels or values; empty where tokens are predicted.
         num_outputs: how many outputs a model must have.
-        kind: "classes", "labels", "values", "vectors", or "tokens" for a class of each token.
+        kind: "classes", "labels", "values", "vectors", "tokens" for a class of each token, or "texts".
         class_weights: of the classes in the label loss, or "balanced": the same for each class of train.
     """
 
@@ -171,6 +171,7 @@ def assemble_texts(
     group_by_length: bool = False,
     contiguous: bool = False,
     masking: Masking | None = None,
+    decoder_start: int | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
 
@@ -180,6 +181,8 @@ def assemble_texts(
             [M, D], weights [M], and sizes [M], the bytes of what is predicted; a column `targets` is of tokens.
         columns: those that are inputs of the model.
         masking: hides tokens, which are then the targets.
+        decoder_start: the token before the targets, where these are another text, of which a model is given the tokens
+            before each.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
     Raises:
@@ -198,7 +201,9 @@ def assemble_texts(
         if not len(split):
             raise ValueError(f"the {split.name} split has no sample")
     splits, limited = _limited(splits, {name: options.get(f"num_{name}") for name in ("validation", "test")})
-    splits = {split: replace(part, masking=masking) for split, part in splits.items()}
+    splits = {
+        split: replace(part, masking=masking, decoder_start=decoder_start) for split, part in splits.items()
+    }
     preprocessing = dict(preprocessing)
     if labels.kind == "values":
         raw = {split: part.targets for split, part in splits.items()}

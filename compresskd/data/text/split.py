@@ -27,7 +27,9 @@ class TextSplit(Split):
     the label loss; token_weights: [K] float32, of the classes of tokens. sizes: [N] int64, bytes of the text that is
     predicted of each. With `group_by_length`, texts of about one length come together in training. `masking` hides
     tokens, which are then the targets: in training those of a batch are a pure function of (seed, epoch, step), else
-    of the step alone. With `streamed`, columns stay where they are and batches go to `device`.
+    of the step alone. With `decoder_start`, targets [N, T] are the tokens of another text, and inputs have
+    `decoder_input_ids`, that token and the targets but their last. With `streamed`, columns stay where they are and
+    batches go to `device`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TextSplit(Split):
     num_bytes: int | None = None
     group_by_length: bool = False
     masking: Masking | None = None
+    decoder_start: int | None = None
     streamed: bool = False
     device: torch.device = field(default=torch.device("cpu"))
 
@@ -160,7 +163,12 @@ class TextSplit(Split):
         }
         if self.masked:
             inputs = {**inputs, "attention_mask": within.long().to(self.device)}
-        if self.of_tokens:
+        if self.decoder_start is not None:
+            targets = targets[:, : int((targets != IGNORED).sum(dim=1).max())].long()
+            before = torch.full_like(targets, self.decoder_start)
+            before[:, 1:] = targets[:, :-1].where(targets[:, :-1] != IGNORED, self.padding["input_ids"])
+            inputs = {**inputs, "decoder_input_ids": before.to(self.device)}
+        elif self.of_tokens:
             targets = targets[:, :longest].long()
         weights = None if self.weights is None else self.weights[here].to(self.device)
         if self.token_weights is not None:  # of what is no row, any
@@ -172,6 +180,7 @@ def split_fingerprint(split: TextSplit) -> str:
     """Of the tokens, lengths, targets and weights of all samples in order, and of how batches are made of them."""
     options = sorted(split.padding.items()), split.masked, split.group_by_length, list(split.targets.shape)
     options = options if split.masking is None else (*options, split.masking)
+    options = options if split.decoder_start is None else (*options, split.decoder_start)
     digest = hashlib.sha256(repr(options).encode())
     for tensor in (split.lengths, split.targets, split.weights, split.token_weights):
         for part in () if tensor is None else tensor.split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):

@@ -22,8 +22,10 @@ def left_out(
     return [Notice.of("skipped", split, bad, text)] if bad else []
 
 
-def cut_off(split: str, truncated: int, total: int, what: str, max_length: int | None) -> list[Notice]:
-    """A notice of the samples that are longer than `max_length`, where there are any."""
+def cut_off(
+    split: str, truncated: int, total: int, what: str, max_length: int | None, option: str = "max_length"
+) -> list[Notice]:
+    """A notice of the samples that are longer than `max_length`, the value of an option, where there are any."""
     share = f"{truncated:,} of {total:,} {what} ({100 * truncated / max(1, total):.2g}%)"
-    text = f"{split}: {share} are longer than {max_length} tokens, and cut (data.max_length)"
+    text = f"{split}: {share} are longer than {max_length} tokens, and cut (data.{option})"
     return [Notice("truncated", split, truncated, text)] if truncated else []
