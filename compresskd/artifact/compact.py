@@ -39,7 +39,7 @@ _CHECKSUM = 8
 _LEAST = len(MAGIC) + 2 + _CHECKSUM
 _MAX_PER_BYTE = 4096  # values; coded integers that are nearly all alike come to 1,000 a byte
 _ALWAYS_ALLOWED = 2**26
-_BEGINNING = 2**21  # bytes that are read at first: the whole of a header is among them
+_BEGINNING = 2**21  # bytes that are read at first: most headers are among them
 _MOST_PER_VALUE = 16  # bytes: a float64, or an integer with a scale and a zero point of its own
 
 
@@ -84,6 +84,7 @@ def read_compact(path: Path, *, trust: Sequence[str] = ()) -> Content:
     with refusing(path), open_regular(path.resolve()) as file:  # whoever names a link means the file
         size = os.fstat(file.fileno()).st_size
         head = file.read(_BEGINNING)
+        head += file.read(max(0, _end_of_header(head) - len(head)))
         if size <= len(head):
             return decode(head, trust=trust)
         _check_size(head, size, trust)  # a sparse file of many gigabytes costs its writer nothing
@@ -159,6 +160,14 @@ def _header(body: memoryview, stored: int, trust: Sequence[str]) -> tuple[Header
     return unpack_header(
         bytes(body[start : start + size]), stored=stored, tied_too=tied_too, trust=trust
     ), start + size
+
+
+def _end_of_header(beginning: bytes) -> int:
+    _check_beginning(beginning)
+    size, start = read_varint(beginning, len(MAGIC) + 1, "header")
+    if size > MAX_BYTES:
+        raise ArtifactError(f"header: {size:,} bytes, expected at most {MAX_BYTES:,}")
+    return start + size
 
 
 def _check_size(beginning: bytes, size: int, trust: Sequence[str]) -> None:

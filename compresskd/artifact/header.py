@@ -35,6 +35,7 @@ from compresskd.quant.pack import QuantizedTensor
 
 MAX_STRUCTURE = 2**20  # bytes of a header that are no text: a thousand label names take 3,000
 MAX_BYTES = 2**26  # of a header, decompressed: the tokenizers of language models take up to 35 million
+_RATIO = 32  # most of what decompression may make of each byte beyond the first million: tokenizers come to 6 to 10
 _RAW = -15  # zlib without its own header and checksum
 _EMPTY: tuple[Any, ...] = (
     "",
@@ -178,14 +179,15 @@ def compress(data: bytes) -> bytes:
 
 
 def decompress(data: bytes) -> bytes:
-    """Read what `compress` wrote, up to `MAX_BYTES`. Raises ArtifactError for more, or for anything else."""
+    """Read what `compress` wrote, as much as so many bytes may hold; ArtifactError for more, or anything else."""
     decoder = zlib.decompressobj(_RAW, DICTIONARY)
+    most = min(MAX_BYTES, 2**20 + _RATIO * len(data))
     try:
-        result = decoder.decompress(data, MAX_BYTES)
+        result = decoder.decompress(data, most)
     except zlib.error as error:
         raise ArtifactError(f"header: it cannot be decompressed: {error}") from error
     if decoder.unconsumed_tail:
-        raise ArtifactError(f"header: it is larger than {MAX_BYTES:,} bytes when decompressed")
+        raise ArtifactError(f"header: it is larger than {most:,} bytes when decompressed")
     if not decoder.eof or decoder.unused_data:
         raise ArtifactError("header: the compressed data does not end where the header does")
     return result
