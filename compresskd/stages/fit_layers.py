@@ -71,14 +71,13 @@ class FitLayers:
         inputs = [batch.inputs for batch in drawn.batches(self.batch_size)]
         errors = {}
         for name in names:
-            errors[name] = self._fit(name, state.student.get_submodule(name), teacher, inputs, context)
+            features = _features(teacher, name, inputs)
+            if features is not None:  # else the model never calls it: another layer has its weight as well
+                errors[name] = self._fit(state.student.get_submodule(name), *features, context)
         context.details.update(layer_errors=errors, epochs=0)
         return state
 
-    def _fit(
-        self, name: str, layer: nn.Module, teacher: nn.Module, inputs: Sequence[Inputs], context: Context
-    ) -> dict[str, float]:
-        x, y = _features(teacher, name, inputs)
+    def _fit(self, layer: nn.Module, x: Tensor, y: Tensor, context: Context) -> dict[str, float]:
         generator = torch.Generator().manual_seed(context.seed)
         optimizer = torch.optim.Adam(
             [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
@@ -109,12 +108,17 @@ def _is_trainable(model: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _features(teacher: nn.Module, name: str, inputs: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
-    """What goes into and comes out of the teacher's layer, for all inputs; of sequences, position by position."""
+def _features(teacher: nn.Module, name: str, inputs: Sequence[Inputs]) -> tuple[Tensor, Tensor] | None:
+    """What goes into and comes out of the teacher's layer, for all inputs; of sequences, position by position.
+
+    None where the layer never runs.
+    """
     seen: list[tuple[Tensor, Tensor]] = []
     with evaluation_mode(teacher), _recording(teacher.get_submodule(name), seen):
         for batch in inputs:
             call(teacher, batch)
+    if not seen:
+        return None
     if any(
         y.dim() == 3 for _, y in seen
     ):  # sequences of several lengths: a layer maps each position by itself
