@@ -9,12 +9,16 @@ border of two integers may fall to either side, which shows as a difference of o
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import torch
 import yaml
+from named_models import NAMES
 from torch import nn
 
 from compresskd import artifact, tt
@@ -27,14 +31,6 @@ from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import QuantSpec, prepare
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-OF_OTHERS = (
-    "custom",
-    "from_teacher",
-    "bert_4l128",
-    "gpt2_4l128",
-    "huggingface",
-    "timm",
-)  # whose architectures are told by options
 SHAPES = {
     "tt_mlp": [1, 8, 8],
     "tt_lenet_300_100": [1, 28, 28],
@@ -109,9 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--models", default=",".join(sorted(p.stem for p in CONF.glob("*.yaml") if p.stem not in OF_OTHERS))
-    )
+    parser.add_argument("--models", default=",".join(NAMES))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rank", type=int, default=4)
     options = parser.parse_args()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.kd.capture import ActivationCapture
-from compresskd.layers.stacks import stacks_of
+from compresskd.layers.stacks import blocks_of
 from compresskd.options import OptionError
 from compresskd.tasks import Inputs, call, logits_of
 
@@ -47,12 +47,11 @@ class Probe:
 
     def stacks(self) -> list[list[str]]:
         """The blocks of every outermost stack that ran, the longest stack first."""
-        found = list(stacks_of(self.model)) or list(stacks_of(self.model, least=1))
-        names = outermost(name for name, _ in found)
-        blocks = [
-            [f"{name}.{key}" for key, _ in self.model.get_submodule(name).named_children()] for name in names
+        ran = [
+            kept
+            for stack in blocks_of(self.model)
+            if (kept := [name for name in stack if name in self.outputs])
         ]
-        ran = [kept for stack in blocks if (kept := [name for name in stack if name in self.outputs])]
         return sorted(ran, key=len, reverse=True)
 
     def entering(self, block: str) -> str | None:

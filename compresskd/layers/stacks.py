@@ -12,3 +12,10 @@ def stacks_of(model: nn.Module, *, least: int = 2) -> Iterator[tuple[str, int]]:
             blocks = list(module)
             if len({type(block) for block in blocks}) == 1 and any(blocks[0].children()):
                 yield name, len(blocks)
+
+
+def blocks_of(model: nn.Module) -> list[list[str]]:
+    """The names of the blocks of every outermost stack, in the order of the model; stacks of one where no other is."""
+    names = [name for name, _ in list(stacks_of(model)) or stacks_of(model, least=1)]
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    return [[f"{name}.{key}" for key, _ in model.get_submodule(name).named_children()] for name in outer]

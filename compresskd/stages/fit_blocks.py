@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compresskd import layers
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
-from compresskd.layers.stacks import stacks_of
+from compresskd.layers.stacks import blocks_of
 from compresskd.options import Count, checked, one_of
 from compresskd.stages.block_calls import BlockCall, calls_of, hidden_before, links, num_calls, relative_error
 from compresskd.tasks import Batch, Inputs
@@ -243,11 +243,8 @@ def _stacks(student: nn.Module, teacher: nn.Module, example: Inputs) -> list[lis
     Of a model without such stacks, its layers are the blocks. Left out is what never runs, and what is given hidden
     states of another shape than in the teacher.
     """
-    there = dict(stacks_of(teacher, least=1))
-    found = list(stacks_of(student)) or list(stacks_of(student, least=1))
-    names = [name for name, count in found if there.get(name) == count]
-    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
-    stacks = [[f"{name}.{key}" for key, _ in student.get_submodule(name).named_children()] for name in outer]
+    found, there = blocks_of(student), blocks_of(teacher)
+    stacks = [stack for stack in found if stack in there]
     if not found:
         ours = dict(student.named_modules())
         stacks = [[layer.name for layer in layers.find(teacher) if layer.name in ours]]

@@ -14,15 +14,6 @@ from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.grid import Grid
 
-OF_OTHERS = (
-    "custom",
-    "from_teacher",
-    "bert_4l128",
-    "gpt2_4l128",
-    "huggingface",
-    "timm",
-)  # whose architectures are told by options
-NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem not in OF_OTHERS)
 MLP = {"hidden": [32, 32], "num_classes": 10, "input_shape": [1, 8, 8]}
 
 

@@ -5,7 +5,8 @@ from itertools import cycle, product
 import pytest
 import torch
 from hostile import count
-from stored_models import NAMES, content, factorized, inputs_for, make, read_back, shape_for
+from named_models import NAMES
+from stored_models import content, factorized, inputs_for, make, read_back, shape_for
 
 from compresskd import artifact
 from compresskd.quant.granularity import PerTensor

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from named_models import NAMES
 from safetensors.torch import load_file, save_file
-from stored_models import NAMES, assert_same, inputs_for, make, mlp, shake
+from stored_models import assert_same, inputs_for, make, mlp, shake
 from torch import nn
 
 from compresskd import artifact, tt

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from named_models import NAMES
 from torch import nn
 
 from compresskd import artifact, tt
@@ -15,15 +16,6 @@ from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import prepare
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-OF_OTHERS = (
-    "custom",
-    "from_teacher",
-    "bert_4l128",
-    "gpt2_4l128",
-    "huggingface",
-    "timm",
-)  # whose architectures are told by options
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in OF_OTHERS)
 _SHAPES = {
     "tt_mlp": [1, 8, 8],
     "tt_lenet_300_100": [1, 28, 28],

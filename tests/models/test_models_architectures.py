@@ -6,20 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from named_models import NAMES
 from torch import nn
 
 from compresskd.models.build import build, spec_of
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-OF_OTHERS = (
-    "custom",
-    "huggingface",
-    "timm",
-    "from_teacher",
-    "bert_4l128",
-    "gpt2_4l128",
-)  # which say themselves what they are
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in OF_OTHERS)
 SMALLEST_OF_ITS_KIND = ["mlp", "lenet5", "resnet20", "resnet8x4", "wrn_16_1", "vit_tiny"]
 CIFAR10, CIFAR100, MNIST = (10, [3, 32, 32]), (100, [3, 32, 32]), (10, [1, 28, 28])
 

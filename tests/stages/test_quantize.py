@@ -4,8 +4,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from compresskd import artifact
+from compresskd.compression.start_quantized import start_quantized
+from compresskd.quant.grid import quantize
+from compresskd.quant.pack import quantize_tensor
 from compresskd.stages import Quantization
 
 SHORT = ("rank=6", "epochs=2", "teacher_fit.epochs=2", "quant.core_start=nearest")
@@ -131,3 +135,18 @@ def test_training_starts_from_weights_whose_errors_were_fed_back(run_strategy):
     rounded, _ = run_strategy(*common[:-1], "quant.mode=ptq")
     same = [record.stage("quantize")["metrics"]["test_accuracy"] for record in (trained, rounded)]
     assert same[0] == same[1]
+
+
+def test_weights_to_be_trained_are_those_that_round_to_the_integers_of_gptq():
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(12, 6, bias=False)
+    x = torch.randn(200, 3, generator=generator) @ torch.randn(3, 12, generator=generator)
+    w, covariance = layer.weight.detach().clone(), x.T @ x / len(x)
+    options = {"keep_integers": False, "seed": 0}
+    fed = Quantization(bits=3, rounding="gptq")
+    start = start_quantized(nn.Sequential(layer), fed, covariances={"0": covariance}, **options)
+    tensor = start.tensors["0.weight"]
+    again = quantize(layer.weight, tensor.scale, tensor.zero_point, tensor.grid, tensor.granularity)
+    assert torch.equal(again, tensor.integers)
+    nearest = quantize_tensor(w, tensor.grid, tensor.granularity, method="mse")
+    assert not torch.equal(nearest.integers, tensor.integers)

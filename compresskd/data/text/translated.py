@@ -1,7 +1,7 @@
 """Texts and the texts that follow from them: translations, summaries, answers."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -57,32 +57,9 @@ def text_to_text(
         raise OptionError("decoder_start_id", start, f"< {made.vocabulary_size}, the tokens that there are")
 
     def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        where = opened.where(split)
-        bad: list[str] = []
-        position = total = 0
-        truncated = [0, 0]
-        for table in tables(opened.part(split), list(read.values()), where):
-            texts, targets = (
-                _texts(table[column].to_pylist(), key, column, position, where)
-                for key, column in read.items()
-            )
-            good = [row for row in range(len(table)) if texts[row].strip() and targets[row].strip()]
-            bad += [f"row {position + row}" for row in range(len(table)) if row not in set(good)]
-            position += len(table)
-            if not good:
-                continue
-            sides = (
-                made.encode([texts[row] for row in good], None, length),
-                made.encode([targets[row] for row in good], None, max_target_length),
-            )
-            truncated = [
-                n + sum(each.truncated for each in side) for n, side in zip(truncated, sides, strict=True)
-            ]
-            total += len(good)
-            yield _block(*sides, [targets[row] for row in good], max_target_length)
-        notices += left_out(split, where, bad, position, "pairs have an empty text", skip_bad=skip_bad)
-        notices += cut_off(split, truncated[0], total, "texts", length)
-        notices += cut_off(split, truncated[1], total, "targets", max_target_length, "max_target_length")
+        part, where = opened.part(split), opened.where(split)
+        lengths = length, max_target_length
+        return _blocks(part, split, where, read, made, lengths, notices, skip_bad=skip_bad)
 
     determined = [read, length, max_target_length, skip_bad]
     return assemble_texts(
@@ -97,6 +74,41 @@ def text_to_text(
         group_by_length=group_by_length,
         decoder_start=start,
     )
+
+
+def _blocks(
+    part: Any,
+    split: str,
+    where: str,
+    read: Mapping[str, str],
+    tokenizer: Tokenizer,
+    lengths: tuple[int | None, int],
+    notices: list[Notice],
+    *,
+    skip_bad: bool,
+) -> Iterator[Block]:
+    bad: list[str] = []
+    position = total = 0
+    truncated = [0, 0]
+    for table in tables(part, list(read.values()), where):
+        texts, targets = (
+            _texts(table[column].to_pylist(), key, column, position, where) for key, column in read.items()
+        )
+        pairs = [(a, b) for a, b in zip(texts, targets, strict=True) if a.strip() and b.strip()]
+        whole = enumerate(zip(texts, targets, strict=True), position)
+        bad += [f"row {row}" for row, (a, b) in whole if not (a.strip() and b.strip())]
+        position += len(texts)
+        if not pairs:
+            continue
+        sources = tokenizer.encode([a for a, _ in pairs], None, lengths[0])
+        wanted = tokenizer.encode([b for _, b in pairs], None, lengths[1])
+        for side, encoded in enumerate((sources, wanted)):
+            truncated[side] += sum(each.truncated for each in encoded)
+        total += len(pairs)
+        yield _block(sources, wanted, [b for _, b in pairs], lengths[1])
+    notices += left_out(split, where, bad, position, "pairs have an empty text", skip_bad=skip_bad)
+    notices += cut_off(split, truncated[0], total, "texts", lengths[0])
+    notices += cut_off(split, truncated[1], total, "targets", lengths[1], "max_target_length")
 
 
 def _start_of(tokenizer: str | None, made: Tokenizer) -> int:
