@@ -86,7 +86,8 @@ def source_of(model: nn.Module, spec: QuantSpec | None, samples: Samples) -> Sou
             calibrate(model, [samples.inputs])
     content = artifact.content_of(model.eval())
     quantized = {k: v for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)}
-    return Source(Path("none"), artifact.build(content), quantized, tuple(samples.inputs.shape[1:]))
+    shape = tuple(samples.inputs.shape[1:])
+    return Source(Path("none"), artifact.build(content), quantized, shape, content)
 
 
 def cell(source: Source, form: str, samples: Samples) -> str:
