@@ -166,8 +166,9 @@ print(float((onnx.read(Path(sys.argv[2]))(x) - expected).abs().max() / expected.
 def test_integer_products_are_right_where_onednn_is_told_that_there_is_no_vnni(tmp_path):
     """Neither form goes through oneDNN's integer kernels, which overflow there without a word."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(compresskd.__file__).parents[1])
-    arguments = [sys.executable, "-P", "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "m.onnx")]
+    here = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(compresskd.__file__).parents[1]), str(here.parent)])
+    arguments = [sys.executable, "-P", "-c", CHILD, str(here), str(tmp_path / "m.onnx")]
     ended = subprocess.run(
         arguments, check=False, capture_output=True, text=True, env=environment, timeout=120
     )
