@@ -30,6 +30,7 @@ _CLASSES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("compresskd.tt.cp.CPLinear", ("input_dims", "output_dims", "ranks"), ("bias",)),
     ("compresskd.tt.cp.CPConv2d", ("kernel_size", "ranks"), _CONV),
     ("compresskd.models.folded.FoldedBatchNorm", ("scale", "bias"), ("num_features",)),
+    ("compresskd.tt.layers.interpolative.InterpolativeLinear", ("ranks",), _LINEAR),
 )
 _NUM_TRAINS = 3  # the first rows, which are written as bytes
 

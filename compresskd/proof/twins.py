@@ -150,6 +150,8 @@ def _rounding_bound(layer: Any) -> Tensor:
             value: Tensor = getattr(layer.get_submodule(holder), key)
             parameter.data = value.detach().abs()
             lengths.append(value.numel() // min(value.shape) if value.dim() > 1 else 1)
+        for name, buffer in size.named_buffers():
+            buffer.copy_(layer.get_buffer(name))
         weight = size.to_dense()
     total = len(lengths) + 1 if weight.dtype.itemsize < 4 else sum(lengths) + weight[0].numel()
     return weight.mul_(total**0.5 * _unit(weight))

@@ -4,12 +4,13 @@ from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.search import Candidate, CurvePoint
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.execution.policy import FIXED, MEASURED, plans
-from compresskd.tt.factorize import candidates, error_curve, factorize, least_parameters, refusal
+from compresskd.tt.factorize import METHODS, candidates, error_curve, factorize, least_parameters, refusal
 from compresskd.tt.layers.base import WeightDescription
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d, two_dimensional
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.ordinary import ordinary
 from compresskd.tt.layers.structure import from_structure
@@ -19,11 +20,13 @@ from compresskd.tt.layers.twin import twin
 __all__ = [
     "FIXED",
     "MEASURED",
+    "METHODS",
     "CPConv1d",
     "CPConv2d",
     "CPLinear",
     "Candidate",
     "CurvePoint",
+    "InterpolativeLinear",
     "Modes",
     "Skipped",
     "TTConv1d",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
 from compresskd.tt.layers.embedding import TTEmbedding, scale_of
+from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
-METHODS = ("tensor_train", "svd", "tucker", "cp")
+INTERPOLATIVE = "interpolative"
+METHODS = ("tensor_train", "svd", INTERPOLATIVE, "tucker", "cp")
 ROUNDING = 1e-6
 
 ModeChoice = Modes | Sequence[Sequence[int]]
@@ -64,7 +67,8 @@ def factorize(
         tolerance: relative error of the weight, or in the metric that the covariances make.
         energy: share of the squared norm kept; the same as tolerance = sqrt(1 - energy).
         num_parameters: a budget for the cores; the bias is not counted.
-        method: "tensor_train" (searches the modes, the low-rank SVD among them), "svd", "tucker" or "cp".
+        method: "tensor_train" (searches the modes, the low-rank SVD among them), "svd", "interpolative" (of a linear
+            layer the SVD in fewer parameters, see `InterpolativeLinear`; of others the SVD), "tucker" or "cp".
         input_covariance: E[x x^T] over the layer's inputs, [in_features, in_features]; for a convolution of the
             unfolded patches [I kh kw, I kh kw] (F.unfold's order) or of the channels [I, I]; for an embedding [D, D]
             the metric of its rows, such as that of a head with the same weight. The error that counts is then that of
@@ -96,6 +100,8 @@ def factorize(
                 f"method {method!r} takes no covariance, num_cores or ranks: use tensor_train or svd"
             )
         built = _by_rank(layer, target, method, modes, keep_larger)
+    elif _is_interpolative(layer, method):
+        built = _interpolated(layer, target, _metric(layer, input_covariance, output_covariance), keep_larger)
     else:
         metric = _metric(layer, input_covariance, output_covariance)
         found = _search(layer, target, method, metric, modes, num_cores, keep_larger)
@@ -152,16 +158,17 @@ def error_curve(
     point's, which is a bound from the spectra of the unfoldings. Empty where no form is smaller than dense.
 
     Raises:
-        ValueError: `method` is neither "tensor_train" nor "svd", or weights are not finite.
+        ValueError: `method` is "tucker" or "cp", or weights are not finite.
     """
-    if method not in ("tensor_train", "svd"):
-        raise ValueError(f"expected method tensor_train or svd, got {method!r}")
+    if method in ("tucker", "cp"):
+        raise ValueError(f"expected method tensor_train, svd or interpolative, got {method!r}")
     if refusal(module) is not None:
         return []
     layer = _plain(module)
     weight, options = layer.weight.detach().flatten(1), _modes(layer, method, modes, num_cores)
     metric = _metric(layer, input_covariance, output_covariance)
-    return curve(weight, options, metric=metric, max_points=max_points)
+    saves = _is_interpolative(layer, method)
+    return curve(weight, options, metric=metric, max_points=max_points, interpolative=saves)
 
 
 def least_parameters(
@@ -175,7 +182,7 @@ def least_parameters(
     """Parameters of the smallest form, one with ranks of 1, by shapes alone; None where the layer has no form.
 
     Args:
-        module, method, modes, num_cores: as in `factorize`, of method "tensor_train" or "svd".
+        module, method, modes, num_cores: as in `factorize`, of a method with an error curve.
         ranks: one for each TT-rank; only their number is looked at.
 
     Raises:
@@ -194,7 +201,7 @@ def least_parameters(
             raise ValueError(
                 f"expected {len(each.sizes) - 1} ranks for the {len(each.sizes)} cores of {each}; got {ranks}"
             )
-    return min(sum(each.sizes) for each in options)
+    return min(sum(each.sizes) for each in options) - _is_interpolative(layer, method)
 
 
 def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
@@ -260,7 +267,7 @@ def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int 
     if modes is not None:
         input_dims, output_dims = modes
         return [Modes(tuple(input_dims), tuple(output_dims))]
-    if method == "svd":
+    if method in ("svd", INTERPOLATIVE):
         return [svd_modes(num_inputs, num_outputs)]
     return linear_modes(num_inputs, num_outputs, num_cores=num_cores)
 
@@ -269,7 +276,7 @@ def _conv_modes(
     module: nn.Conv2d, method: str, stages: Sequence[Sequence[int]] | None, num_cores: int | None
 ) -> list[Modes]:
     kernel = (module.kernel_size[0], module.kernel_size[1])
-    if stages is None and method == "svd":
+    if stages is None and method in ("svd", INTERPOLATIVE):
         stages = (kernel, (1, 1))
     if stages is None:
         return conv_modes(module.in_channels, module.out_channels, kernel, num_cores=num_cores)
@@ -277,6 +284,33 @@ def _conv_modes(
     if math.prod(a for a, _ in pairs) != kernel[0] or math.prod(b for _, b in pairs) != kernel[1]:
         raise ValueError(f"expected stages that make a {kernel[0]}x{kernel[1]} kernel, got {pairs}")
     return [stage_modes(pairs, module.in_channels, module.out_channels)]
+
+
+def _is_interpolative(module: Plain, method: str) -> bool:
+    return method == INTERPOLATIVE and isinstance(module, nn.Linear)
+
+
+def _interpolated(
+    module: nn.Linear, target: SizeTarget, metric: Metric | None, keep_larger: bool
+) -> nn.Module | Skipped:
+    """The low-rank SVD of the target, in the parameters that an interpolative layer takes for it."""
+    weight = module.weight.detach()
+    (M, N), wanted = weight.shape, target
+
+    def count(rank: int) -> int:
+        return rank * (M + N - rank)
+
+    if target.num_parameters is not None:
+        most = _largest(lambda r: count(r) <= (target.num_parameters or 0), min(M, N))
+        wanted = SizeTarget(rank=max(1, most))
+    found = search(weight, [svd_modes(N, M)], wanted, metric=metric, keep_larger=True)[0]
+    found = replace(found, num_parameters=count(found.ranks[0]))
+    if found.num_parameters >= M * N and not keep_larger:
+        return _break_even(found.num_parameters, found.ranks[0], M * N)
+    reason = _unreached(found, target, M * N)
+    if reason is not None or found.decomposition is None:
+        return reason or _break_even(found.num_parameters, found.ranks[0], M * N)
+    return InterpolativeLinear.of_cores(found.decomposition.cores, module.bias)
 
 
 def _metric(module: Plain, inputs: Tensor | None, outputs: Tensor | None) -> Metric | None:

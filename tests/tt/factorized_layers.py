@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.grid import Grid
-from compresskd.tt import CPConv2d, CPLinear, TTConv2d, TTEmbedding, TTLinear, TuckerLinear
+from compresskd.tt import (
+    CPConv2d,
+    CPLinear,
+    InterpolativeLinear,
+    TTConv2d,
+    TTEmbedding,
+    TTLinear,
+    TuckerLinear,
+)
 
 STAGES = ((1, 1), (3, 3), (1, 1))
 
@@ -44,6 +52,7 @@ CASES = {
         lambda: TTEmbedding(30, 16, (2, 3, 5), (2, 2, 4), 3, padding_idx=3), ids(30, 2, 7)
     ),
     "tucker": Case(lambda: TuckerLinear((4, 8), (8, 4), (3, 3, 3, 3)), rows(5, 32)),
+    "interpolative": Case(lambda: InterpolativeLinear(32, 24, (5,)), rows(5, 32)),
     "cp": Case(lambda: CPLinear((4, 8), (8, 4), 3), rows(5, 32)),
     "cp convolution": Case(lambda: CPConv2d(8, 8, (3, 3), 4, padding=1), rows(2, 8, 6, 6)),
 }

@@ -118,7 +118,7 @@ def test_forms_that_do_not_exist_stay_dense_and_say_so():
         ({"ranks": (3,)}, "modes together with ranks"),
         ({"ranks": (3, 3), "modes": ((4, 5), (5, 8))}, "expected 1 ranks for the 2 cores"),
         ({"rank": 3, "modes": ((2, 3), (4, 5))}, "product is at least 20"),
-        ({"rank": 3, "method": "wavelet"}, "tensor_train, svd, tucker, cp; got 'wavelet'"),
+        ({"rank": 3, "method": "wavelet"}, "tensor_train, svd, interpolative, tucker, cp; got 'wavelet'"),
         ({"rank": 3, "num_cores": 7}, "num_cores between 1 and 4, got 7"),
         ({"rank": 3, "method": "cp", "input_covariance": torch.eye(20)}, "use tensor_train or svd"),
     ],

@@ -201,7 +201,7 @@ def test_functional_calls_answer_by_what_they_are_given(case):
     with torch.no_grad():
         expected = layer(x)
         for _ in range(50):  # what is freed after a call comes back at the same address
-            given = {k: torch.randn_like(v) for k, v in own.items()}
+            given = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in own.items()}
             other = fresh(layer)
             other.load_state_dict(given)
             assert torch.equal(functional_call(layer, given, (x,)), other(x))

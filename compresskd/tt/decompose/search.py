@@ -86,19 +86,25 @@ def search(
 
 
 def curve(
-    weight: Tensor, candidates: Sequence[Modes], *, metric: Metric | None = None, max_points: int = 64
+    weight: Tensor,
+    candidates: Sequence[Modes],
+    *,
+    metric: Metric | None = None,
+    max_points: int = 64,
+    interpolative: bool = False,
 ) -> list[CurvePoint]:
     """The sizes worth having, by rising parameters and falling error bound, below the dense size.
 
     Points lie on the lower convex hull over all candidates, so that greedy steps from point to point are optimal
-    for a sum over layers.
+    for a sum over layers. `interpolative` layers take the square of their rank less, see `InterpolativeLinear`.
     """
     spectra = Spectra(_whitened(weight, metric))
+    most = None if interpolative else weight.numel() - 1
     points = [
         CurvePoint(count, ranks, max(0.0, lost) ** 0.5, max(0.0, lost) * spectra.total, modes)
         for modes in candidates
-        for ranks, count, lost in steps(modes, spectra.tails(modes), max_parameters=weight.numel() - 1)
-        if count < weight.numel()
+        for ranks, all_of_them, lost in steps(modes, spectra.tails(modes), max_parameters=most)
+        if (count := all_of_them - (ranks[0] ** 2 if interpolative else 0)) < weight.numel()
     ]
     hull = _lower_hull(points)
     if len(hull) <= max_points:

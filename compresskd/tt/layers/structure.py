@@ -9,10 +9,21 @@ from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.tucker import TuckerLinear
 
-_CLASSES = (TTLinear, TTConv2d, TTEmbedding, TuckerLinear, CPLinear, CPConv2d, TTConv1d, CPConv1d)
+_CLASSES = (
+    TTLinear,
+    TTConv2d,
+    TTEmbedding,
+    TuckerLinear,
+    CPLinear,
+    CPConv2d,
+    TTConv1d,
+    CPConv1d,
+    InterpolativeLinear,
+)
 
 
 def from_structure(structure: Mapping[str, Any]) -> nn.Module:

@@ -42,7 +42,7 @@ def twin(layer: Any, like: Any) -> nn.Module | Skipped:
     bias = layers.effective(like, "bias")
     made: Any = from_structure({**structure, "bias": bias is not None})
     made.to(next(layer.parameters()))
-    for key in layers.WEIGHTS:
+    for key in (*layers.WEIGHTS, "chosen"):  # the last of an interpolative layer
         if hasattr(layer, key):
             setattr(made, key, getattr(layer, key))
     if bias is not None:
