@@ -111,7 +111,7 @@ def calibrate(
             stack.enter_context(seen.watched(name, model.get_submodule(name)))
         total = -(-len(drawn) // batch_size)
         for batch in told(drawn.batches(batch_size), total, "calibration, batches", note):
-            seen.mask = _mask(batch)
+            seen.mask = mask_of(batch)
             output = batch.call(model)
             rows = logits_of(output) if task is None else task.rows(output, batch)[0].logits
             if rows.requires_grad:
@@ -129,10 +129,17 @@ def _affordable(model: nn.Module, split: Split, batch_size: int) -> int:
     return max(1, min(batch_size, MAX_LOGITS // logits.numel()))
 
 
-def _mask(batch: Batch) -> Tensor | None:
+def mask_of(batch: Batch) -> Tensor | None:
     """[B, L] of what is no padding, where all layers see the same positions."""
     of_decoder = not isinstance(batch.inputs, Tensor) and "decoder_input_ids" in batch.inputs
     return None if of_decoder else batch.mask
+
+
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """[R, N] the positions of x [B, L, N], or [B L, N], that are no padding; x where nothing says."""
+    if mask is not None and x.shape[:-1] == mask.shape:
+        return x[mask]
+    return x[mask.flatten()] if mask is not None and x.shape[:-1] == (mask.numel(),) else x
 
 
 def _check_finite(name: str, found: LayerStatistics) -> None:
@@ -166,7 +173,7 @@ class _Seen:
             if is_matrix:
                 self._add_inputs(found, layer, given.detach())
             elif isinstance(layer, nn.Embedding):
-                asked = self._without_padding(given.detach().unsqueeze(-1)).flatten()
+                asked = without_padding(given.detach().unsqueeze(-1), self.mask).flatten()
                 counts = torch.bincount(asked, minlength=layer.num_embeddings).float()
                 found.frequency = counts if found.frequency is None else found.frequency + counts
             num_features = output.shape[1 if is_convolution else -1]
@@ -185,18 +192,11 @@ class _Seen:
             handle.remove()
 
     def _add_inputs(self, found: LayerStatistics, layer: nn.Module, x: Tensor) -> None:
-        rows = _input_rows(layer, self._without_padding(x), self._generator)
+        rows = input_rows(layer, without_padding(x, self.mask), self._generator)
         if found.covariance is None:
             found.covariance = rows.new_zeros(rows.shape[1], rows.shape[1])
         found.covariance.addmm_(rows.T, rows)
         found.num_rows += len(rows)
-
-    def _without_padding(self, x: Tensor) -> Tensor:
-        """[R, N] the positions of x [B, L, N], or [B L, N], that are no padding; x where nothing says."""
-        mask = self.mask
-        if mask is not None and x.shape[:-1] == mask.shape:
-            return x[mask]
-        return x[mask.flatten()] if mask is not None and x.shape[:-1] == (mask.numel(),) else x
 
     def add_gradients(self, rows: Tensor) -> None:
         """Count what the logits [..., K] of a batch say of each output."""
@@ -217,7 +217,7 @@ class _Seen:
 
     def _add_output_rows(self, output: _Output, gradient: Tensor) -> None:
         moved = gradient.movedim(1, -1) if output.is_convolution else gradient
-        rows = self._without_padding(moved).reshape(-1, output.num_features)
+        rows = without_padding(moved, self.mask).reshape(-1, output.num_features)
         found, diagonal = output.statistics, output.num_features > MAX_SIDE
         if found.gradients is None:
             found.gradients = rows.new_zeros((output.num_features,) * (1 if diagonal else 2))
@@ -232,7 +232,7 @@ def _is_matrix(layer: nn.Module) -> bool:
     return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
 
 
-def _input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+def input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """[rows, N] float32: what the weight, seen as a matrix, is applied to."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | tt.TTConv2d):
         return x.reshape(-1, x.shape[-1]).float()

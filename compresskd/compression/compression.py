@@ -14,12 +14,14 @@ from torch import nn
 
 from compresskd import artifact, layers, measure, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate
+from compresskd.compression.compensation import COMPENSATIONS, SEQUENTIAL, compensated
 from compresskd.compression.plan import (
     Method,
     SensitivityTable,
     applied,
     from_table,
     kept,
+    of_one_ratio,
     plan_layers,
     total_of,
 )
@@ -28,6 +30,7 @@ from compresskd.compression.size import Size
 from compresskd.compression.trial import NothingCompressed, factorize_model, reasons_of, without_read
 from compresskd.compression.weighting import (
     DAMPING,
+    INPUT,
     NONE,
     TWO_SIDED,
     WHITENINGS,
@@ -38,6 +41,7 @@ from compresskd.compression.weighting import (
     shortages,
     weighting_of,
 )
+from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, few_samples, score, shortened
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, checked, one_of, raise_all
@@ -45,6 +49,8 @@ from compresskd.tasks import Inputs
 from compresskd.training import Scores
 
 Init = Annotated[str, one_of("decomposed", "random")]
+ERROR, RATIO = "error", "ratio"
+_COMPENSATED_AT_ONCE = 8  # samples in a batch
 _TOO_LARGE_TO_TRY = (
     2**20
 )  # parameters; decomposing such a layer only to see if it gets smaller takes too long
@@ -57,16 +63,22 @@ class Compression(Size):
 
     Attributes:
         rank, ranks, tolerance, energy, budget, budget_of, max_drop: the target for the size, see `Size`.
-        method: tensor_train (whose search over modes includes the low-rank SVD), svd, tucker or cp.
+        method: tensor_train (whose search over modes includes the low-rank SVD), svd, interpolative (the low-rank SVD
+            of a linear layer in fewer parameters), tucker or cp.
+        allocation: of a budget: 'error' gives each layer what makes the sum of errors the least, 'ratio' each the same
+            share of its parameters.
         num_cores: of a tensor train; None lets the search choose.
         modes: layer-name pattern to the modes to take in place of the search: [input modes, output modes] of a linear
             layer, the kernels of the stages of a convolution; the first pattern that fits counts. Of a tensor train
             sized by ranks, tolerance or energy.
         whitening: what an error of a weight counts by, over `num_calibration` training samples: 'none' by itself;
-            'input' by the error of the layer's output; 'two_sided' also by what gradients of the task say of outputs,
-            see `compresskd.compression.weighting`. tensor_train and svd only.
+            'input_scale' by the root mean square of each input; 'input' by the error of the layer's output;
+            'two_sided' also by what gradients of the task say of outputs, see `compresskd.compression.weighting`.
+            Neither tucker nor cp.
         damping: shares of their mean diagonals by which the covariances of inputs and of gradients are raised; None
-            takes those of `compresskd.compression.weighting.DAMPING`.
+            takes those of `compresskd.compression.weighting.DAMPING`, of two_sided for a compensation.
+        compensation: 'sequential' fits each layer in closed form to what the compressed layers before it give it, over
+            the calibration samples, see `compresskd.compression.compensation`; ranks are those of 'none'.
         include: shell-style patterns of module names; a layer is taken if any fits.
         exclude: patterns of layers to leave dense. Of a weight that is tied, or is there under several names, any
             name counts.
@@ -76,19 +88,21 @@ class Compression(Size):
         ValueError: for a value out of its range.
     """
 
-    method: Annotated[str, one_of("tensor_train", "svd", "tucker", "cp")] = "tensor_train"
+    method: Annotated[str, one_of(*tt.METHODS)] = "tensor_train"
+    allocation: Annotated[str, one_of(ERROR, RATIO)] = ERROR
     num_cores: Annotated[int, Ge(2), Le(4)] | None = None
     modes: Mapping[str, Sequence[Sequence[int]]] | None = None
     whitening: Annotated[str, one_of(*WHITENINGS)] = NONE
     damping: Sequence[NonNegative] | None = None
     num_calibration: Count = 512
+    compensation: Annotated[str, one_of(*COMPENSATIONS)] = COMPENSATIONS[0]
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     keep_larger: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        raise_all(self._faults())
+        raise_all([*self._faults(), *self._faults_of_allocation()])
 
     def _faults(self) -> Iterator[OptionError]:
         if not self.include:
@@ -114,11 +128,33 @@ class Compression(Size):
                     f"ranks.{pattern}", ranks, "one number where `modes` does not say its modes"
                 )
 
+    def _faults_of_allocation(self) -> Iterator[OptionError]:
+        if self.allocation == RATIO and self.max_drop is not None:
+            yield OptionError("allocation", self.allocation, f"{ERROR} with max_drop")
+        if self.allocation == RATIO and self.budget is not None and self.budget_of != "parameters":
+            yield OptionError("budget_of", self.budget_of, "parameters with allocation=ratio")
+        if self.compensation == SEQUENTIAL and self.whitening not in (INPUT, TWO_SIDED):
+            yield OptionError("compensation", self.compensation, f"none with whitening={self.whitening}")
+
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
-        return factorize_model(
-            model, self.plan(model, context, init=init), few_samples(model, context), fresh=init == "random"
-        )
+        plan = self.plan(model, context, init=init)
+        if self.compensation == SEQUENTIAL and init != "random":
+            plan = self._compensated(model, plan, context)
+        return factorize_model(model, plan, few_samples(model, context), fresh=init == "random")
+
+    def _compensated(self, model: nn.Module, plan: Mapping[str, Make], context: Context) -> dict[str, Make]:
+        """The plan with its matrices fitted in order; the record says of each other layer why it is not."""
+        taken, _ = without_read(model, self._taken(model), few_samples(model, context))
+        reasons = {layer.name: reason for layer in taken if (reason := _not_fitted(layer)) is not None}
+        wanted = [layer.name for layer in taken if layer.name not in reasons]
+        drawn = draw(context.data.train, self.num_calibration, seed=context.stage_seed)
+        batches = list(drawn.batches(_COMPENSATED_AT_ONCE))
+        damping = (self.damping or DAMPING[TWO_SIDED])[0]
+        found = compensated(model, plan, wanted, batches, damping=damping, note=context.reporter.note)
+        left = {name: "dense, or never run" for name in wanted if found[name] is plan[name]}
+        context.details["compensation"] = {"damping": damping, "not_fitted": reasons | left}
+        return found
 
     def plan(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> dict[str, Make]:
         """What is done with each layer that the patterns name; `model` stays as it is.
@@ -132,8 +168,10 @@ class Compression(Size):
         def scores(plan: dict[str, Make]) -> Scores:
             return score(applied(model, plan), context.data.validation, context)
 
-        def table() -> tuple[SensitivityTable, dict[str, Any]]:
+        def table() -> tuple[SensitivityTable | Method, dict[str, Any]]:
             method = self._method(model, taken, context, init)
+            if self.allocation == RATIO:
+                return method, context.details
             return SensitivityTable(chosen, method, model, self.budget_over), context.details
 
         chosen = {layer.name: layer.module for layer in taken}
@@ -142,7 +180,10 @@ class Compression(Size):
             of_data = context.data.batches_fingerprint, context.stage_seed
             found, details = kept(lambda: repr((artifact.fingerprint(model), options, init, of_data)), table)
             context.details.update(details)
-            made = from_table(found, self, scores)
+            if isinstance(found, Method):
+                made = of_one_ratio(chosen, self, found, model)
+            else:
+                made = from_table(found, self, scores)
         else:
             made = plan_layers(chosen, self, self._method(model, taken, context, init), model, None)
         if init == "random":
@@ -231,7 +272,7 @@ class Compression(Size):
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
             raise NothingCompressed("include", self.include, f"other layers: {reasons_of(skipped)}")
-        if self.method in ("tensor_train", "svd"):
+        if self.method not in ("tucker", "cp"):
             self._check_forms(taken, model)
         if self.is_rank:
             self._check_smaller(taken)
@@ -288,6 +329,13 @@ class Compression(Size):
 
 def _is_watched(layer: nn.Module) -> bool:
     return layers.is_matrix(layer) or (isinstance(layer, nn.Embedding) and layers.obstacle(layer) is None)
+
+
+def _not_fitted(layer: layers.Layer) -> str | None:
+    """Why a layer is not fitted to its inputs; None where it may be."""
+    if len(layer.members) > 1:
+        return f"one weight of {', '.join(layer.members)}"
+    return None if layers.is_matrix(layer.module) else f"a {type(layer.module).__name__}"
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:

@@ -34,7 +34,7 @@ class Method:
     """How a layer is decomposed.
 
     Attributes:
-        name: tensor_train, svd, tucker or cp.
+        name: tensor_train, svd, interpolative, tucker or cp.
         num_cores: restricts the search over modes of a tensor train; None searches all.
         weightings: how errors of each layer count; empty where the error of the weight counts by itself.
         modes: layer-name pattern to modes in place of the search; the first that fits counts.
@@ -50,7 +50,7 @@ class Method:
     def options(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `tt.factorize`, except the size target."""
         options: dict[str, Any] = {"method": self.name}
-        if self.name in ("tensor_train", "svd"):
+        if self.name not in ("tucker", "cp"):
             known = self.weightings.get(name)
             options["input_covariance"] = None if known is None else known.inputs
             options["output_covariance"] = None if known is None else known.outputs
@@ -91,6 +91,20 @@ def from_table(
     return _smallest(table, size.max_drop, score)
 
 
+def of_one_ratio(
+    chosen: Mapping[str, nn.Module], size: Size, method: Method, model: nn.Module
+) -> dict[str, Make]:
+    """The plan in which every layer has the same share of its parameters, so that the model keeps its budget."""
+    dense = {n: layers.plain(m).weight.numel() for n, m in chosen.items() if not layers.is_factorized(m)}
+    total, whole = total_of(model, chosen.values(), size.budget_over), sum(dense.values())
+    ratio = 1 - (1 - (size.budget or 1.0)) * total / whole
+    counts = {name: max(1, int(ratio * count)) for name, count in dense.items()}
+    return {
+        name: functools.partial(tt.factorize, num_parameters=count, **method.options(name))
+        for name, count in counts.items()
+    }
+
+
 @contextmanager
 def tables_kept() -> Iterator[None]:
     """Inside, a table is computed once for all budgets that are asked of the same model."""
@@ -113,10 +127,10 @@ def kept(key: Callable[[], str], make: Callable[[], _Made]) -> _Made:
     return tables[name]
 
 
-def _one(layer: nn.Module, *, name: str, size: Size, method: Method) -> nn.Module | tt.Skipped:
+def _one(layer: nn.Module, *, name: str, size: Size, method: Method, **metric: Any) -> nn.Module | tt.Skipped:
     if layers.is_factorized(layer):
         return size.rounded(name, layer)
-    options = {**size.of_layer(name), **method.options(name), "keep_larger": method.keep_larger}
+    options = {**size.of_layer(name), **method.options(name), "keep_larger": method.keep_larger, **metric}
     return tt.factorize(layer, **options)
 
 
@@ -222,7 +236,7 @@ class SensitivityTable:
         return functools.partial(tt.factorize, ranks=point.ranks, modes=point.modes, **options)
 
 
-def _dense(layer: nn.Module) -> tt.Skipped:
+def _dense(layer: nn.Module, **_: Any) -> tt.Skipped:
     return tt.Skipped("left dense: the budget buys more in other layers")
 
 

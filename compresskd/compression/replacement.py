@@ -11,7 +11,7 @@ from torch import nn
 from compresskd import layers, measure, tt
 from compresskd.layers import surgery
 
-Make = Callable[[nn.Module], nn.Module | tt.Skipped]
+Make = Callable[..., nn.Module | tt.Skipped]  # of a layer; where planned, with another metric
 Descriptions = dict[str, dict[str, Any]]
 LEFT_OUT = "left out by compress.include or compress.exclude"
 

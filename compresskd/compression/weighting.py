@@ -12,9 +12,13 @@ from compresskd.compression.calibration import LayerStatistics
 from compresskd.layers.known import scale_of
 from compresskd.tt.decompose.metric import RIDGE
 
-NONE, INPUT, TWO_SIDED = "none", "input", "two_sided"
-WHITENINGS = (NONE, INPUT, TWO_SIDED)
-DAMPING: Mapping[str, tuple[float, float]] = {INPUT: (RIDGE, RIDGE), TWO_SIDED: (1e-3, 1e-2)}
+NONE, SCALE, INPUT, TWO_SIDED = "none", "input_scale", "input", "two_sided"
+WHITENINGS = (NONE, SCALE, INPUT, TWO_SIDED)
+DAMPING: Mapping[str, tuple[float, float]] = {
+    SCALE: (RIDGE, RIDGE),
+    INPUT: (RIDGE, RIDGE),
+    TWO_SIDED: (1e-3, 1e-2),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,12 @@ def weighting_of(layer: nn.Module, found: LayerStatistics, whitening: str) -> We
     weight = found.positions if whitening == TWO_SIDED else found.sensitivity
     if isinstance(layer, nn.Embedding):
         return Weighting(weight * (scale_of(layer) or 1.0) ** 2, after, found.frequency)
-    return None if found.covariance is None else Weighting(weight, found.covariance, after)
+    if found.covariance is None:
+        return None
+    inputs = found.covariance
+    if whitening == SCALE:  # ASVD (Yuan et al. 2023, arXiv:2312.05821) at alpha = 1/2, of root mean squares
+        inputs = inputs.diagonal().sqrt()
+    return Weighting(weight, inputs, after)
 
 
 def damped(weighting: Weighting, shares: Sequence[float]) -> Weighting:
@@ -81,7 +90,7 @@ def combined(weightings: Sequence[Weighting], shape: Sequence[int]) -> Weighting
 
 def shortages(name: str, found: LayerStatistics, whitening: str) -> Iterator[Shortage]:
     """The covariances of a layer that cannot have full rank."""
-    if found.covariance is not None and found.num_rows < len(found.covariance):
+    if whitening != SCALE and found.covariance is not None and found.num_rows < len(found.covariance):
         yield Shortage(name, "inputs", found.num_rows, len(found.covariance))
     if whitening == TWO_SIDED and found.gradients is not None and found.num_gradients < len(found.gradients):
         yield Shortage(name, "gradients", found.num_gradients, len(found.gradients))

@@ -86,10 +86,12 @@ def _stage(stage: Any) -> Any:
 
 
 def _compression(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A budget was always one of the whole model."""
+    """A budget was always one of the whole model, shared by errors, and nothing was made up for."""
     then = {key: value for key, value in options.items() if key != "data_aware"}
     if "budget" in options:
         then.setdefault("budget_over", "all")
+        then.setdefault("allocation", "error")
+        then.setdefault("compensation", "none")
     if isinstance(options.get("data_aware"), bool):
         then["whitening"] = _WHITENING[str(options["data_aware"]).lower()]
     return then

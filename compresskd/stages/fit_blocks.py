@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import layers
+from compresskd.compression.block_calls import (
+    BlockCall,
+    calls_of,
+    hidden_before,
+    links,
+    num_calls,
+    relative_error,
+)
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers.stacks import blocks_of
 from compresskd.options import Count, checked, one_of
-from compresskd.stages.block_calls import BlockCall, calls_of, hidden_before, links, num_calls, relative_error
 from compresskd.tasks import Batch, Inputs
 from compresskd.training import LearningRate, StepProgress
 from compresskd.training.evaluation import evaluation_mode

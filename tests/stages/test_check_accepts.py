@@ -65,8 +65,9 @@ def compression(rng):
     ))  # fmt: skip
     patterns = {"include": rng.choice((("*",), ("fc1",), ("fc[12]",), ("conv*",)))}
     options = {
-        "method": rng.choice(("tensor_train", "svd", "tucker", "cp")),
+        "method": rng.choice(("tensor_train", "svd", "interpolative", "tucker", "cp")),
         "whitening": rng.choice(["none", "none", "input", "two_sided"]),
+        "compensation": rng.choice(["none", "none", "sequential"]),
     }
     return Compression(rng.choice((1, 2, 4, 16)), **wish, **patterns, **options)
 

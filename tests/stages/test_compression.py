@@ -102,6 +102,28 @@ def test_a_budget_over_included_layers_counts_their_weights_alone(of, least):
         compresskd.compress(model, torch.randn(8, 32), **{**options, "budget_over": "all"})
 
 
+def test_one_ratio_gives_every_layer_the_same_share():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 48))
+    options = {"method": "interpolative", "budget": 0.5, "allocation": "ratio", "exclude": ["4"]}
+    whole = sum(p.numel() for p in model.parameters())
+    small = compresskd.compress(model, torch.randn(8, 64), **options)
+    taken = [small[k].num_parameters - small[k].out_features for k in (0, 2)]
+    shares = [count / model[k].weight.numel() for count, k in zip(taken, (0, 2), strict=True)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+    assert 0.47 * whole < sum(p.numel() for p in small.parameters()) <= 0.5 * whole
+
+
+def test_scales_of_inputs_make_the_small_ones_count_less():
+    torch.manual_seed(0)
+    model, scales = nn.Sequential(nn.Linear(32, 32)), torch.logspace(-2, 1, 32)
+    x, errors = torch.randn(512, 32) * scales, {}
+    for whitening in ("none", "input_scale", "input"):
+        small = compresskd.compress(model, x, rank=8, method="svd", whitening=whitening)
+        errors[whitening] = float((small(x) - model(x)).norm())
+    assert errors["input"] < errors["input_scale"] < 0.5 * errors["none"]
+
+
 def test_too_few_samples_are_refused_where_nothing_is_damped():
     model, few = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.randn(8, 32)
     options = {"rank": 4, "whitening": "input", "num_calibration": 8}
@@ -182,11 +204,17 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"max_drop": -1}, "max_drop: got -1, expected >= 0"),
         ({"budget": 0.5, "budget_over": "some"}, "budget_over: got 'some', expected all, included"),
         ({"budget_over": "included"}, "budget_over: got 'included', expected all without compress.budget"),
-        ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, tucker, cp"),
+        ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, interpolative, tucker, cp"),
         ({"num_cores": 1}, "num_cores: got 1, expected >= 2"),
         ({"num_cores": 3, "method": "svd"}, "num_cores: got 3, expected null with method=svd"),
         ({"whitening": "input", "method": "cp"}, "whitening: got 'input', expected none with method=cp"),
-        ({"whitening": "both"}, "whitening: got 'both', expected none, input, two_sided"),
+        ({"whitening": "both"}, "whitening: got 'both', expected none, input_scale, input, two_sided"),
+        ({"allocation": "ratio", "max_drop": 1.0}, "allocation: got 'ratio', expected error with max_drop"),
+        (
+            {"allocation": "ratio", "budget": 0.5, "budget_of": "bytes"},
+            "budget_of: got 'bytes', expected parameters with allocation=ratio",
+        ),
+        ({"compensation": "sequential"}, "compensation: got 'sequential', expected none with whitening=none"),
         ({"damping": [0.1, 0.1]}, r"damping: got \[0\.1, 0\.1\], expected null with whitening=none"),
         ({"damping": [0.1], "whitening": "input"}, r"damping: got \[0\.1\], expected two"),
         ({"damping": [0.1, -1.0], "whitening": "input"}, r"damping\[1\]: got -1\.0, expected >= 0"),

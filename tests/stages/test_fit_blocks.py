@@ -9,9 +9,9 @@ from refusals import says
 from small_architectures import build, inputs
 from torch import nn
 
+from compresskd.compression.block_calls import calls_of, hidden_before, links, relative_error
 from compresskd.engine.strategy import State
 from compresskd.stages import FitBlocks
-from compresskd.stages.block_calls import calls_of, hidden_before, links, relative_error
 from compresskd.stages.fit_blocks import ENTERING
 from compresskd.tasks import Batch, tensors_of
 

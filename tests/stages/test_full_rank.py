@@ -57,7 +57,7 @@ def skipped_for(name, method):
     return expected
 
 
-@pytest.mark.parametrize("method", ["tensor_train", "svd", "tucker"])
+@pytest.mark.parametrize("method", ["tensor_train", "svd", "interpolative", "tucker"])
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_changes_at_full_rank(name, method):
     model, original = make(name), make(name)
@@ -76,7 +76,7 @@ def test_nothing_changes_at_full_rank(name, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [None, "tensor_train", "svd", "tucker"])
+@pytest.mark.parametrize("method", [None, "tensor_train", "svd", "interpolative", "tucker"])
 @pytest.mark.parametrize("name", MODELS)
 def test_eight_bits_are_those_of_what_is_stored(name, method, tmp_path):
     model = make(name)
