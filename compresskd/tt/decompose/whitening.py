@@ -3,8 +3,8 @@
 Where one core holds all input modes and one all output modes, the SVD of the whitened weight R_G^T W R_C, divided by
 the roots again, is optimal (as in Yuan et al., ASVD, 2023, and Wang et al., SVD-LLM, 2024, for two factors and inputs
 alone). Where modes are split over cores, a root is replaced by the Kronecker product of the modes' own roots, which
-cores absorb exactly, and least squares in the true metric follows, one core at a time. Both are compared with the
-plain TT-SVD in the true metric, and the best is returned: it is never worse than the plain one.
+cores absorb exactly, and least squares in the true metric follows, one core at a time. What is not known to be optimal
+is compared with the plain TT-SVD in the true metric, and the best is returned: it is never worse than the plain one.
 """
 
 import math
@@ -29,13 +29,15 @@ def tt_svd_whitened(
     metric: Metric,
 ) -> Decomposition:
     """Cores of `weight` [M, N] at these ranks with the least error in `metric` that was found; `error` is that."""
-    plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
     padded = metric.padded(math.prod(output_dims), math.prod(input_dims))
-    whitened = _kronecker(weight, input_dims, output_dims, ranks, padded)
-    errors = [_error(weight, cores, metric) for cores in (plain.cores, whitened)]
-    best, least = (plain.cores, errors[0]) if errors[0] <= errors[1] else (whitened, errors[1])
+    best = _kronecker(weight, input_dims, output_dims, ranks, padded)
+    least = _error(weight, best, metric)
     sides = ((metric.inputs, input_dims), (metric.outputs, output_dims))
     is_exact = not any(covariance is not None and _is_split(dims) for covariance, dims in sides)
+    if not is_exact or len(input_dims) > 2:
+        plain = tt_svd(weight, input_dims, output_dims, ranks=ranks).cores
+        if (error := _error(weight, plain, metric)) <= least:
+            best, least = plain, error
     for _ in range(0 if is_exact else SWEEPS):
         cores = _improved(weight, best, padded)
         error = _error(weight, cores, metric)
