@@ -211,7 +211,7 @@ def assemble_texts(
             raw, raw["train"], labels.class_names, key="label_column"
         )
         splits = {split: replace(part, targets=raw[split]) for split, part in splits.items()}
-    elif labels.class_names and labels.kind != "labels":
+    elif labels.class_names and labels.kind != "labels" and not splits["train"].targets.is_floating_point():
         check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
     splits["train"] = replace(
         splits["train"],
