@@ -48,6 +48,7 @@ _LATER_IN_SCHEDULER = {"warmup_steps": 0, "warmup_fraction": 0.0}
 _LATER_IN_TRAIN = {
     "gradient_accumulation": 1,
     "gradient_checkpointing": False,
+    "dropout": None,
     "max_steps": None,
     "validate_every": None,
     "teacher_outputs": None,
