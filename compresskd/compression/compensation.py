@@ -106,18 +106,21 @@ class _Walk:
 
     def _along(self, stack: Sequence[str], inside: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """Make the layers of a stack's blocks, moving the hidden states of both models along."""
-        calls = [calls_of(self.dense, stack, batch.inputs) for batch in self.batches]
-        linked = links(self.dense, stack, self.batches[0].inputs)
         models = (self.dense, self.changed)
+        # what stands around the blocks of a decoder comes from the encoder of the same model
+        calls = [[calls_of(self.dense, stack, b.inputs) for b in self.batches]]
+        calls.append(
+            [calls_of(self.changed, stack, b.inputs) for b in self.batches] if self.made else calls[0]
+        )
+        linked = links(self.dense, stack, self.batches[0].inputs)
         hidden: list[list[Tensor]] = []
         for name in stack:
             if name not in linked:
                 hidden = [[hidden_before(model, name, b.inputs) for b in self.batches] for model in models]
-            theirs, ours = hidden
 
-            def run(model: nn.Module, k: int, *, name=name, theirs=theirs, ours=ours) -> Tensor:
-                given = theirs if model is self.dense else ours
-                return calls[k][name].run(model.get_submodule(name), given[k])
+            def run(model: nn.Module, k: int, *, name: str = name, hidden: Any = hidden) -> Tensor:
+                side = models.index(model)
+                return calls[side][k][name].run(model.get_submodule(name), hidden[side][k])
 
             yield from self._part(inside[name], run)
             hidden = [[run(model, k) for k in range(len(self.batches))] for model in models]
@@ -141,8 +144,10 @@ class _Walk:
         def note(name: str, x: Tensor) -> None:
             nonlocal last
             counts[name] = counts.get(name, 0) + 1
-            if counts[name] == 1:
-                groups.append([name]) if x is not last else groups[-1].append(name)
+            if counts[name] == 1 and x is last:
+                groups[-1].append(name)
+            elif counts[name] == 1:
+                groups.append([name])
             last = x
 
         with _watching({name: self.dense.get_submodule(name) for name in names}, note):
