@@ -61,7 +61,11 @@ def main() -> None:
         [int(n) for n in text.split(",")] for text in (options.batch, options.length, options.threads)
     )
     names = ["compressed", "dense", "ONNX float", "ONNX int8"]
-    print(f"{'threads':>7} {'batch':>6} {'length':>6} " + " ".join(f"{name:>11}" for name in names) + "  times faster")
+    print(
+        f"{'threads':>7} {'batch':>6} {'length':>6} "
+        + " ".join(f"{name:>11}" for name in names)
+        + "  times faster"
+    )
     ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
     for number in threads:
         torch.set_num_threads(number)
@@ -70,7 +74,9 @@ def main() -> None:
             for batch in batches:
                 for length in lengths:
                     x = tokens(batch, length, size)
-                    found = medians({name: lambda run=run: run(x) for name, run in runs.items()}, options.rounds)
+                    found = medians(
+                        {name: lambda run=run: run(x) for name, run in runs.items()}, options.rounds
+                    )
                     for name in ratios:
                         ratios[name].append(found[name] / found["compressed"])
                     cells = " ".join(f"{1e3 * found[name]:11.2f}" for name in names)

@@ -81,7 +81,11 @@ def models(options: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
 
         yield options.bert.name, AutoModel.from_pretrained(options.bert)
     if options.resnet56_weights is not None:
-        model = build("compresskd.models.resnet.ResNet", {"depth": 56, "num_classes": 10, "input_shape": [3, 32, 32]}, seed=0)
+        model = build(
+            "compresskd.models.resnet.ResNet",
+            {"depth": 56, "num_classes": 10, "input_shape": [3, 32, 32]},
+            seed=0,
+        )
         load_weights(model, options.resnet56_weights)
         yield "ResNet-56", model
 
