@@ -146,7 +146,7 @@ def compress(
         model: any module; it is not changed.
         example: inputs [B, ...] that the new layers are tried on, or samples as `distill` takes them.
         rank: largest TT-rank.
-        method: tensor_train (whose search over modes includes the low-rank SVD), svd, tucker or cp.
+        method: tensor_train (whose search over modes includes the low-rank SVD), svd, interpolative, tucker or cp.
         init: decomposed takes the factors of the weights, random fresh ones of the same shapes.
         validation: samples by whose accuracy `max_drop` is judged.
         seed: of the samples that are looked at, and of fresh factors.
