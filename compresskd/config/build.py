@@ -174,18 +174,22 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     parts.stop_at_faults()
     assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
 
+    kept_tokens = None if data.vocabulary is None else data.vocabulary.kept.tolist()
+
     def experiment(
         config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None, data: Data = data
     ) -> Experiment:
         named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
-        student = functools.partial(model_of, config["student"], config["seed"])
+        student = functools.partial(model_of, config["student"], config["seed"], kept_tokens)
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
         of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
     labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone
     trained = experiment(own, alone, fit, None, labelled) if own and alone and fit else None
-    whole = experiment(config, strategy, recipe, None if teacher is None else _teacher(config, trained))
+    whole = experiment(
+        config, strategy, recipe, None if teacher is None else _teacher(config, trained, kept_tokens)
+    )
     kept = parts.from_teacher()
     if kept is None or teacher is None:
         return whole
@@ -219,15 +223,15 @@ def _own_config(config: Plain) -> Plain:
     return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
 
 
-def _teacher(config: Plain, own: Experiment | None) -> Teacher:
+def _teacher(config: Plain, own: Experiment | None, kept: Sequence[int] | None) -> Teacher:
     """How a run comes by its teacher; `own` trains it, None where it has weights."""
     node = config["teacher"]
-    make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
+    make = functools.partial(model_of, node, config["teacher_fit"]["seed"], kept)
     if own is None and node.get("weights"):
-        return Teacher(make, weights=Path(node["weights"]))
+        return Teacher(make, weights=Path(node["weights"]), has_weights=True)
     folder = weights_folder(node) if own is None else None
     if folder is not None:
-        return Teacher(make, weights=folder.path, key=folder.fingerprint)
+        return Teacher(make, weights=folder.path, key=folder.fingerprint, has_weights=True)
     assert own is not None  # else it has weights
     key, name = _key(own), node["_target_"].rpartition(".")[2].lower()
     directory = Path(config["outputs_dir"], "teachers", f"{name}_{key}")
@@ -254,6 +258,8 @@ def _key(own: Experiment) -> str:
     code = source_digests(sorted({path.partition(".")[0] for _, path in outside_targets(determined)}))
     if code:  # the user's own: where it changes, it is another teacher's
         determined |= {"code": code}
+    if own.data.vocabulary is not None:
+        determined |= {"tokens": hashlib.sha256(own.data.vocabulary.kept.tobytes()).hexdigest()}
     if config["tt"]["plan"] != FIXED:
         determined |= {"tt": config["tt"]}
     written = json.dumps(with_stored_targets(determined), sort_keys=True)
