@@ -1,11 +1,12 @@
-"""What truncation alone costs, without retraining, at half the parameters: three ways to spend them.
+"""What truncation alone costs, without retraining, at half the parameters: four ways to spend them.
 
     python benchmarks/truncation_quality.py --data DIR [--resnet56-weights FILE] [--budget 0.5] [--epochs 3]
 
 DIR holds mnist/ and cifar10/ in the layout of Hugging Face datasets. Each row is an ordinary run of
 `strategy=compress` on the same teacher:
 
-    budget, data-aware     compress.budget=0.5: ranks shared among layers by output error on calibration samples
+    budget, by inputs      compress.budget=0.5: ranks shared among layers by output error on calibration samples
+    budget, two-sided      the same with compress.whitening=two_sided: by what that error does to the loss
     one rank, weights      compress.rank=R compress.whitening=none: TT-SVD of every layer at one cap
     SVD, one rank          the same with compress.method=svd
 
@@ -40,7 +41,8 @@ from compresskd.stages import Compression
 
 MAX_RANK = 512
 ROWS = {
-    "budget, data-aware": ["compress.budget={budget}"],
+    "budget, by inputs": ["compress.budget={budget}"],
+    "budget, two-sided": ["compress.budget={budget}", "compress.whitening=two_sided"],
     "one rank, weights": ["rank={rank}", "compress.whitening=none"],
     "SVD, one rank": ["rank={rank}", "compress.whitening=none", "compress.method=svd"],
 }
@@ -96,7 +98,7 @@ def _least_rank(overrides: Sequence[str], row: Sequence[str], budget: float) -> 
     low, high = 0, MAX_RANK
     while high - low > 1:
         middle = (low + high) // 2
-        enough = _share(model, dataclasses.replace(stage.how, rank=middle), experiment.data) >= budget
+        enough = _share(model, dataclasses.replace(stage.compression, rank=middle), experiment.data) >= budget
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -106,7 +108,7 @@ def _share(dense: nn.Module, how: Compression, data: Data) -> float:
     model = copy.deepcopy(dense)
     context: Any = SimpleNamespace(data=data)  # more of it only data-aware plans and max_drop look at
     try:
-        factorize_model(model, how.plan(model, context), few_samples(context))
+        factorize_model(model, how.plan(model, context), few_samples(model, context))
     except NothingCompressed:  # the rank is too large for every layer
         return 1.0
     return measure.num_parameters(model) / measure.num_parameters(dense)

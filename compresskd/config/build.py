@@ -19,6 +19,7 @@ from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
 from compresskd.config.parts import Parts, model_of, trial_key
 from compresskd.config.schema import conf_dir
+from compresskd.data import unlabelled
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
@@ -47,6 +48,7 @@ _LATER_IN_SCHEDULER = {"warmup_steps": 0, "warmup_fraction": 0.0}
 _LATER_IN_TRAIN = {
     "gradient_accumulation": 1,
     "gradient_checkpointing": False,
+    "dropout": None,
     "max_steps": None,
     "validate_every": None,
     "teacher_outputs": None,
@@ -213,7 +215,7 @@ def _own_config(config: Plain) -> Plain:
     strategy.stages.pop("quantize")
     # a total, and quantization, are the student's
     own |= {
-        "data": {**config["data"], **dict.fromkeys({"unlabelled_path"} & config["data"].keys())},
+        "data": {**config["data"], **dict.fromkeys(unlabelled.KEYS & config["data"].keys())},
         "total_epochs": None,
         "bits": None,
         "quant": {},

@@ -16,6 +16,7 @@ from compresskd.config.allowed import resolve_allowed
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import leaves, origin
 from compresskd.config.schema import DEFAULTS, GROUPS, MODEL_ROLES, Config, StrategyNode, TeacherFit
+from compresskd.data import unlabelled
 from compresskd.data.base import Data, TensorSplit
 from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
@@ -214,13 +215,17 @@ class Parts(Maker):
 
     def check_unlabelled(self, strategy: Strategy) -> None:
         """Refuse samples without labels where no stage trains by what a teacher says of them, or one needs labels."""
-        path = self.config["data"].get("unlabelled_path")
-        if path is None:
+        typed = {
+            key: self.config["data"][key]
+            for key in unlabelled.KEYS
+            if self.config["data"].get(key) is not None
+        }
+        if not typed:
             return
         seeing = _comparing(strategy)
-        if not seeing:
+        for key, value in () if seeing else typed.items():
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
-            self.refuse("data.unlabelled_path", f"got {path}, expected {needs}: nothing else would see it")
+            self.refuse(f"data.{key}", f"got {value}, expected {needs}: nothing else would see it")
         for objective in seeing:
             place = functools.partial(joined, "kd.objective")
             self.attempt(place, functools.partial(raise_all, objective.unlabelled_faults()))

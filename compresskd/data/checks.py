@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compresskd.data.base import Augmentation, TensorSplit
 from compresskd.options import OptionError
+from compresskd.tasks import PROBABILITIES_WITHIN
 
 _ROWS_AT_ONCE = 1024
 
@@ -94,6 +96,16 @@ def check_numbers(targets: Mapping[str, Tensor]) -> None:
     same = (targets["train"] == targets["train"][:1]).all(dim=0).nonzero().flatten().tolist()
     if same and len(targets["train"]) > 1:
         raise ValueError(f"target {same[0]} of all train samples is the same: there is nothing to be learned")
+
+
+def check_probabilities(values: np.ndarray, columns: Sequence[str], key: str, where: str) -> None:
+    """Raise OptionError, of the option `key`, unless rows [N, K] are probabilities, a column for each class."""
+    bad = (values < 0).any(axis=1) | (abs(values.sum(axis=1) - 1) > PROBABILITIES_WITHIN)
+    if bad.any():
+        row = int(bad.argmax())
+        got = ", ".join(f"{value:g}" for value in values[row])
+        expected = f"columns of probabilities that add up to 1, not {got}, in {where}"
+        raise OptionError(key, list(columns), f"{expected}; write task=multi_label for independent labels")
 
 
 def check_classes(targets: Mapping[str, Tensor], class_names: tuple[str, ...]) -> None:

@@ -100,7 +100,7 @@ class Objective:
         """A fault for each active term on the teacher that cannot do without the label of a sample."""
         for name, term in self.active.items():
             if getattr(term, "needs_labels", False):
-                expected = "one that needs no labels beside data.unlabelled_path; write kd=soft_targets"
+                expected = "one that needs no labels beside samples without any; write kd=soft_targets"
                 yield OptionError(f"terms.{name}", type(term).__name__, expected)
 
     def packed_faults(self) -> Iterator[OptionError]:

@@ -25,6 +25,7 @@ from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, data_for, recipe_with
 from compresskd.tasks import Batch, Inputs, Task, logits_of, map_inputs
 from compresskd.training import LossOutput, NonFiniteLoss, Recipe, fit
+from compresskd.training.dropout import rates_of
 from compresskd.training.loop import can_checkpoint
 from compresskd.training.teacher_targets import with_targets_of
 
@@ -157,6 +158,9 @@ def _check_recipe(recipe: Recipe, student: nn.Module) -> None:
     if recipe.gradient_checkpointing and not can_checkpoint(student):
         expected = f"false: {type(student).__name__} has no gradient_checkpointing_enable()"
         raise OptionError("recipe.gradient_checkpointing", True, expected)
+    if recipe.dropout is not None and not any(rates_of(student)):
+        expected = f"null: {type(student).__name__} has no dropout"
+        raise OptionError("recipe.dropout", recipe.dropout, expected)
 
 
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:

@@ -5,6 +5,7 @@ from compresskd.tasks.base import CLASSES, LABELS, VALUES, VECTORS, Judged, Task
 from compresskd.tasks.batch import Batch, Inputs, call, logits_of, map_inputs, num_samples, sliced, tensors_of
 from compresskd.tasks.classes import (
     IGNORED,
+    PROBABILITIES_WITHIN,
     UNLABELLED,
     Classification,
     TextClassification,
@@ -20,6 +21,7 @@ __all__ = [
     "CLASSES",
     "IGNORED",
     "LABELS",
+    "PROBABILITIES_WITHIN",
     "UNLABELLED",
     "VALUES",
     "VECTORS",

@@ -104,6 +104,10 @@ class Task(ABC):
     def keep(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[N, ...] the predictions of rows, as small as `metrics_of` can do with."""
 
+    def judged_by(self, targets: Tensor) -> Tensor:
+        """[N, ...] what predictions of rows are compared with: their targets, or what these say most of all."""
+        return targets
+
     @abstractmethod
     def metrics_of(self, judged: Judged) -> dict[str, float]:
         """Every metric by name."""

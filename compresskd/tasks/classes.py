@@ -15,12 +15,16 @@ from compresskd.tasks.batch import Batch, logits_of
 from compresskd.tasks.outputs import ModelOutputs
 
 IGNORED = -100  # the class of a position that is no row, as everywhere in PyTorch
+PROBABILITIES_WITHIN = 1e-3  # of 1 is the sum of those of one sample
 UNLABELLED = -1  # the class of a row without a label; a number without one is NaN
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One class a sample: cross-entropy, accuracy, macro-F1 and Matthews' correlation."""
+    """One class a sample: cross-entropy, accuracy, macro-F1 and Matthews' correlation.
+
+    Targets [S, K] of floats are soft labels: probabilities of the classes. A model is judged by the most probable one.
+    """
 
     name: ClassVar[str] = "classification"
     asks: ClassVar[str] = CLASSES
@@ -52,8 +56,11 @@ class Classification(Task):
 
     def running_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
         """How many rows are right; of targets [N, K] the heaviest class counts."""
-        classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
-        return (logits.argmax(dim=1) == classes).sum()
+        return (logits.argmax(dim=1) == self.judged_by(targets)).sum()
+
+    def judged_by(self, targets: Tensor) -> Tensor:
+        """[N] int64, of probabilities the most probable class."""
+        return targets.argmax(dim=1) if targets.is_floating_point() else targets
 
     def metrics_of(self, judged: Judged) -> dict[str, float]:
         """Accuracy; the mean of the classes' F1; Matthews' correlation for K classes (Gorodkin 2004, eq. 8)."""
@@ -74,7 +81,11 @@ class Classification(Task):
         return float((student == teacher).double().mean())
 
     def faults(self, targets: Tensor, num_outputs: int) -> str | None:
-        """Targets are whole numbers [S], classes from 0."""
+        """Targets are whole numbers [S], classes from 0, or a probability for each class."""
+        if targets.is_floating_point() and list(targets.shape[1:]) == [num_outputs] and num_outputs > 1:
+            known = targets[~targets.isnan().any(dim=1)]
+            bad = (known < 0).any(dim=1) | ((known.sum(dim=1) - 1).abs() > PROBABILITIES_WITHIN)
+            return "numbers that are no probabilities of classes" if bool(bad.any()) else None
         if targets.is_floating_point() or targets.ndim != 1:
             kind = "numbers" if targets.is_floating_point() else "classes"
             return f"{kind} of shape [{', '.join(['S', *map(str, targets.shape[1:])])}]"

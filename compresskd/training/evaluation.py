@@ -83,7 +83,7 @@ def evaluate(
                 losses.append(task.label_losses(logits_NK, targets_N))
             sums.append(losses[-1].sum() if task.keeps_losses else task.label_sum(logits_NK, targets_N))
             predictions.append(task.keep(logits_NK, targets_N))
-            targets.append(targets_N)
+            targets.append(task.judged_by(targets_N))
             if rows.sample is not None:
                 samples.append(batch.index[rows.sample])
             if with_logits:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compresskd.data.base import Data
+from compresskd.training.dropout import dropout
 from compresskd.training.epoch import non_finite, save, train_epoch, validation_due
 from compresskd.training.evaluation import Scores, evaluate
 from compresskd.training.history import EpochRecord, FitResult, StepProgress, better
@@ -197,14 +198,15 @@ def _untrained(model: nn.Module, data: Data, recipe: Recipe) -> FitResult:
 
 @contextmanager
 def _prepared(model: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Weights of convolutions in channels-last order, and activations computed again in the backward pass, as the
-    recipe says, while training; afterwards weights are contiguous, as files want."""
+    """Weights of convolutions in channels-last order, activations computed again in the backward pass, and dropout, as
+    the recipe says, while training; afterwards weights are contiguous, as files want."""
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.gradient_checkpointing:
         _checkpointing(model, True)
     try:
-        yield
+        with dropout(model, recipe.dropout):
+            yield
     finally:
         if recipe.channels_last:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -48,6 +48,7 @@ class Recipe:
     gradient_checkpointing: bool = (
         False  # activations are computed again in the backward pass, for less memory
     )
+    dropout: Annotated[float, Ge(0), Lt(1)] | None = None  # share of values dropped; None: as the model does
     max_steps: Count | None = None  # updates in all; wins over `epochs`
     validate_every: Count | None = None  # updates between two validations; None validates after each epoch
     teacher_outputs: Count | None = (

@@ -57,7 +57,7 @@ def test_a_teacher_is_trained_as_long_as_the_student_unless_it_says_otherwise():
 
 
 def test_options_of_training_that_came_later_leave_the_teachers_key_while_they_are_off():
-    later = ("gradient_accumulation", "gradient_checkpointing", "max_steps", "validate_every")
+    later = ("gradient_accumulation", "gradient_checkpointing", "dropout", "max_steps", "validate_every")
     key = built(*MLP).teacher.key
     assert built(*MLP, *(f"~teacher_fit.train.{name}" for name in later)).teacher.key == key
     assert built(*MLP, "teacher_fit.train.gradient_accumulation=2").teacher.key != key

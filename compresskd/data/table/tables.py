@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compresskd.data.assemble import Source, assemble
 from compresskd.data.base import Data
+from compresskd.data.checks import check_probabilities
 from compresskd.data.notice import Notice
 from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows
@@ -65,7 +66,8 @@ def table(
     Numbers are standardized by the training rows, strings are categories, each an input of 0 or 1.
 
     Args:
-        target: the column to predict; for labels and values several may be named.
+        target: the column to predict; for labels and values several may be named, and for classes one with the
+            probability of each class (soft labels).
         columns: of the inputs; None takes all others.
         categorical: those whose numbers are categories.
         asks: "classes", "labels" (0 or 1 in each target column) or "values" (numbers); None: classes for strings and
@@ -293,20 +295,19 @@ def _asked(train: Any, targets: Sequence[str]) -> str:
 def _check_target(found: Mapping[str, Any], targets: Sequence[str], asks: str, where: str) -> None:
     if asks not in (CLASSES, LABELS, VALUES):
         raise OptionError("asks", asks, f"{CLASSES}, {LABELS} or {VALUES}: a table has nothing else")
-    if asks == CLASSES and len(targets) > 1:
-        raise OptionError("target", list(targets), "one column of classes; several are for task=multi_label")
+    one_class = asks == CLASSES and len(targets) == 1
     for part in found.values():
         for target in targets:
             kind = part[target].type
-            if asks == CLASSES and not (is_text(kind) or is_number(kind)):
+            if one_class and not (is_text(kind) or is_number(kind)):
                 raise OptionError(
                     "target", target, f"a column of strings or whole numbers, not {kind}, in {where}"
                 )
-            if asks != CLASSES and not is_number(kind):
+            if not one_class and not is_number(kind):
                 raise OptionError(
                     "target", target, f"a column of numbers for this task, not {kind}, in {where}"
                 )
-            values = part[target].to_pylist() if asks == CLASSES and is_number(kind) else []
+            values = part[target].to_pylist() if one_class and is_number(kind) else []
             broken = [value for value in values if value != int(value)]
             if broken:
                 expected = f"whole numbers for classes, not {broken[0]}; write task=regression for numbers"
@@ -317,7 +318,7 @@ def _targets(
     found: Mapping[str, Any], targets: Sequence[str], asks: str, where: str
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Names of classes, labels or values, and the targets of each split: [N] int64 or [N, D] float32."""
-    if asks == CLASSES:
+    if asks == CLASSES and len(targets) == 1:
         (target,) = targets
         classes = sorted(found["train"][target].unique().to_pylist())
         number = {value: place for place, value in enumerate(classes)}
@@ -335,6 +336,8 @@ def _targets(
         for split, part in found.items()
     }
     for split, values in made.items():
+        if asks == CLASSES:
+            check_probabilities(values.numpy(), targets, "target", f"the {split} split of {where}")
         outside = ((values != 0) & (values != 1)).nonzero() if asks == LABELS else []
         if len(outside):
             row, place = outside[0].tolist()

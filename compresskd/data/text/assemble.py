@@ -21,6 +21,7 @@ from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows, cut_size
 from compresskd.data.text.masking import Masking
 from compresskd.data.text.sequences import Block, Sequences, collected
+from compresskd.data.text.spans import joined, spans
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
 from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
@@ -175,6 +176,7 @@ def assemble_texts(
     masking: Masking | None = None,
     decoder_start: int | None = None,
     vocabulary: Vocabulary | None = None,
+    num_spans: int | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
 
@@ -187,6 +189,7 @@ def assemble_texts(
         decoder_start: the token before the targets, where these are another text, of which a model is given the tokens
             before each.
         vocabulary: what became of the tokens, where some are left out.
+        num_spans: pieces that are drawn of each training text, as samples without labels.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
     Raises:
@@ -215,7 +218,7 @@ def assemble_texts(
             raw, raw["train"], labels.class_names, key="label_column"
         )
         splits = {split: replace(part, targets=raw[split]) for split, part in splits.items()}
-    elif labels.class_names and labels.kind != "labels":
+    elif labels.class_names and labels.kind != "labels" and not splits["train"].targets.is_floating_point():
         check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
     splits["train"] = replace(
         splits["train"],
@@ -224,6 +227,10 @@ def assemble_texts(
         token_weights=_token_weights(splits["train"], labels),
     )
     parts = list(splits)
+    if num_spans is not None:
+        drawn = spans(splits["train"], tokenizer, num_spans, seed=options.get("split_seed", 0))
+        unlabelled = sources.get("unlabelled")
+        sources = {**sources, "unlabelled": drawn if unlabelled is None else joined(unlabelled, drawn)}
     if "unlabelled" in sources:
         splits["unlabelled"] = _unlabelled(sources["unlabelled"], splits["train"], labels)
     splits = {split: replace(part, fingerprint=split_fingerprint(part)) for split, part in splits.items()}

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from compresskd.data.base import Data
+from compresskd.data.checks import check_probabilities
 from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assemble_texts, sequences_of
@@ -31,16 +32,19 @@ def text(
     class_weights: Sequence[float] | str | None,
     group_by_length: bool,
     skip_bad: bool,
+    unlabelled_spans: Count | None = None,
     **options: Unpack[LabelledOptions],
 ) -> Data:
     """Texts of a folder, a file or a set of the hub, each with what a task asks of it.
 
     Args:
         pair_column: a second text; both are given to the model together.
-        label_column: with a class; for labels and values several columns may be named.
+        label_column: with a class; for labels and values several columns may be named, and for classes one with the
+            probability of each class (soft labels).
         asks: "classes", "labels" (0 or 1 in each label column), "values" (numbers), or "vectors", for which no label
             is read; None: classes.
         unlabelled_path: a file or folder of texts without labels, in the same text columns (see `alternating`).
+        unlabelled_spans: pieces of each training text that are more of them (see `spans`); None for none.
         max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
 
     Raises:
@@ -59,6 +63,9 @@ def text(
         raise OptionError(
             KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
         )
+    if unlabelled_spans is not None and (asks == VECTORS or pair_column is not None):
+        expected = "null: this task needs no labels" if asks == VECTORS else "null for pairs of texts"
+        raise OptionError("unlabelled_spans", unlabelled_spans, expected)
     alone = Opened.unlabelled(options)
     texts = {key: column for key, column in read.items() if key != "weight_column"}
     if alone is not None:
@@ -94,6 +101,7 @@ def text(
         },
         group_by_length=group_by_length,
         vocabulary=found.vocabulary,
+        num_spans=unlabelled_spans,
     )
 
 
@@ -110,8 +118,14 @@ def _labels(
         return Labels((), 0, asks), {}
     if asks != CLASSES:
         return Labels(tuple(columns), len(columns), asks), {}
-    if len(columns) != 1:
-        raise OptionError("label_column", columns, "the name of one column, that of the class")
+    if not columns:
+        expected = "the name of the column of the class, or of a column of probabilities for each class"
+        raise OptionError("label_column", columns, expected)
+    if len(columns) > 1:
+        if class_weights is not None:
+            expected = "null: soft labels are no classes; use data.weight_column"
+            raise OptionError("class_weights", class_weights, expected)
+        return Labels(tuple(columns), len(columns), asks), {}
     names, numbers = class_numbers(opened.part("train"), columns[0], opened.where("train"))
     return Labels(names, len(names), asks, class_weights), numbers
 
@@ -202,7 +216,7 @@ class _Reader:
 
     def _targets(self, rows: Mapping[str, list[Any]], places: Sequence[int], where: str) -> np.ndarray:
         """[n] int64, or [n, D] float32."""
-        if self._kind == CLASSES:
+        if self._kind == CLASSES and len(self._labelled) == 1:
             (column,) = self._labelled
             for label, place in zip(rows[column], places, strict=True):
                 if isinstance(label, list) or label not in self._numbers:
@@ -211,6 +225,10 @@ class _Reader:
             return np.array([self._numbers[label] for label in rows[column]], np.int64)
         found = [_numbers_of(rows[column], places, "label_column", where) for column in self._labelled]
         values = np.stack(found, axis=1)
+        if self._kind == CLASSES:
+            check_probabilities(
+                values, self._labelled, "label_column", f"rows {places[0]} to {places[-1]} of {where}"
+            )
         if self._kind == LABELS and ((values < 0) | (values > 1)).any():
             row, column = np.argwhere((values < 0) | (values > 1))[0]
             expected = f"0 or 1, not {values[row, column]:g} in row {places[row]} of {where}"

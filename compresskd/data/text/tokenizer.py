@@ -62,6 +62,14 @@ class Tokenizer(ABC):
     def pieces(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids [T] int32 of a text without special tokens, and the UTF-8 bytes [T] int64 that each stands for."""
 
+    def frame(self) -> tuple[int, int]:
+        """How many special tokens stand before and after a text."""
+        return 0, 0
+
+    @abstractmethod
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
+        """[T] bool, which of the tokens [T] of a text, without special ones, are the first of a word."""
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain values that `described` makes the tokenizer of again."""
@@ -77,6 +85,15 @@ class Tokenizer(ABC):
 
 class _Plain(Tokenizer):
     """Each unit of a text is a token."""
+
+    @abstractmethod
+    def _spaces(self) -> np.ndarray:
+        """[V] bool, which tokens are between words."""
+
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
+        """Those after a space."""
+        space = self._spaces()[ids]
+        return ~space & np.concatenate([[True], space[:-1]])
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None
@@ -117,6 +134,9 @@ class Characters(_Plain):
         numbers[code_points(self.characters)] = np.arange(len(self.characters))
         return numbers
 
+    def _spaces(self) -> np.ndarray:
+        return np.array([character.isspace() for character in self.characters])
+
     def pieces(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for a character that is none of them."""
         codes = code_points(text)
@@ -141,6 +161,9 @@ class Bytes(_Plain):
     def vocabulary_size(self) -> int:
         """256."""
         return 256
+
+    def _spaces(self) -> np.ndarray:
+        return np.array([byte < 0x80 and chr(byte).isspace() for byte in range(256)])
 
     def pieces(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Bytes as numbers."""
@@ -169,6 +192,31 @@ class Pieces(Tokenizer):
     def vocabulary_size(self) -> int:
         """One above the largest number of a token."""
         return self._size
+
+    def frame(self) -> tuple[int, int]:
+        """Those that its post-processor adds."""
+        self.rust.no_padding()
+        self.rust.no_truncation()
+        special = self.rust.encode("a").special_tokens_mask
+        own = [place for place, is_special in enumerate(special) if not is_special] or [len(special)]
+        return own[0], len(special) - 1 - own[-1]
+
+    @cached_property
+    def _begins_word(self) -> np.ndarray | None:
+        """[V] bool by the marks of WordPiece and byte-level or SentencePiece tokens; None where there are none."""
+        tokens = [self.rust.id_to_token(number) or "" for number in range(self.vocabulary_size)]
+        prefix = getattr(self.rust.model, "continuing_subword_prefix", None)
+        if prefix:
+            return np.array([not token.startswith(prefix) for token in tokens])
+        found = np.array([token.startswith(("\u0120", "\u010a", "\u2581")) for token in tokens])
+        return found if found.any() else None
+
+    def begin_words(self, ids: np.ndarray) -> np.ndarray:
+        """Those that the tokenizer marks so, and the first; of one without marks, all."""
+        begins = self._begins_word
+        found = np.ones(len(ids), bool) if begins is None else begins[ids].copy()
+        found[:1] = True
+        return found
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int | None

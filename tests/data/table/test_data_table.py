@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from refusals import says
+from refusals import fault, refused, says
 
 from compresskd.data.table.encode import inputs_of
 from compresskd.data.table.tables import diabetes, multi_label, table
@@ -153,7 +153,7 @@ BAD = {
     "classes of strings": ({}, {"target": "colour", "asks": "values"}, says("target", "numbers", "string")),
     "classes of numbers": ({}, {"asks": "classes"}, says("target", "whole numbers", "task=regression")),
     "labels of numbers": ({}, {"target": ["y"], "asks": "labels"}, says("target", "0 or 1")),
-    "several classes": ({}, {"target": ["y", "wet"], "asks": "classes"}, says("target", "one column")),
+    "several classes": ({}, {"target": ["y", "wet"], "asks": "classes"}, says("target", "probabilities")),
     "tokens": ({}, {"asks": "tokens"}, says("asks", "tokens")),
     "constant target": ({"y": [3.0] * 50}, {}, says("target", "same")),
     "identifiers": ({"id": [f"row {i}" for i in range(50)]}, {"columns": ["id"]}, None),
@@ -189,3 +189,61 @@ def test_missing_cells_of_files_are_refused(write):
 def test_dates_are_no_inputs(write):
     with pytest.raises(ValueError, match=says("columns", "'day'", "leave it out")):
         load(write(columns(day=["2026-01-02"] * 50)))
+
+
+def shares(count, seed=0):
+    """Columns of two numbers, and of probabilities of three classes that these tell."""
+    inputs = np.random.default_rng(seed).normal(size=(count, 2))
+    raw = np.exp(3 * np.stack([inputs[:, 0], inputs[:, 1], -inputs.sum(1)], 1))
+    soft = (raw / raw.sum(1, keepdims=True)).round(6)
+    soft[:, 2] = 1 - soft[:, :2].sum(1)
+    return {"a": inputs[:, 0].tolist(), "b": inputs[:, 1].tolist()} | {
+        f"p{k}": soft[:, k].tolist() for k in range(3)
+    }
+
+
+def test_several_targets_of_classes_are_their_probabilities(write):
+    values = shares(50)
+    data = load(write(values), target=["p0", "p1", "p2"], asks="classes")
+    assert data.class_names == ("p0", "p1", "p2")
+    assert data.train.targets.dtype == torch.float32
+    assert torch.allclose(data.train.targets.sum(1), torch.ones(len(data.train)), atol=1e-5)
+    found = torch.cat([split.targets for split in (data.train, data.validation, data.test)])
+    assert sorted(found[:, 1].tolist()) == pytest.approx(sorted(values["p1"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [0.9, -0.1, 2.0])
+def test_probabilities_that_are_none_are_refused_with_their_row(write, bad):
+    values = shares(50)
+    values["p1"][7] = bad
+    with pytest.raises(ValueError, match="target") as caught:
+        load(write(values), target=["p0", "p1", "p2"], asks="classes")
+    assert f"{bad:g}" in str(caught.value)
+    assert "multi_label" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_by_soft_labels_and_judged_by_the_most_probable_class(run_cli, work, write):
+    typed = ["data=table", f"data.path={write(shares(600))}", "data.target=[p0,p1,p2]"]
+    ended = run_cli(
+        *typed, "strategy=distill_then_compress", "rank=4", "bits=4", "epochs=20", "hydra.run.dir=run"
+    )
+    assert ended.status == 0, ended.err
+    final = json.loads((work / "run" / "record.json").read_text())["stages"][-1]
+    assert final["metrics"]["test_accuracy"] > 0.85
+    kept = np.load(work / "run" / "predictions.npz")
+    (targets,) = [kept[name] for name in kept.files if name.endswith("targets")]
+    assert targets.ndim == 1
+    assert set(targets.tolist()) <= {0, 1, 2}
+    again = run_cli("evaluate", "run")
+    assert again.status == 0, again.err + again.out
+
+
+@pytest.mark.parametrize("other", ["train.mixup=0.2", "data.class_weights=balanced"])
+def test_what_needs_a_class_is_refused_beside_soft_labels(run_cli, write, other):
+    typed = ["data=table", f"data.path={write(shares(60))}", "data.target=[p0,p1,p2]"]
+    refused(run_cli(*typed, other), fault(other.split("=")[0], "null"))
+
+
+def test_independent_labels_are_no_soft_labels(run_cli):
+    refused(run_cli("task=classification", "data=multi_label"), fault("task", "probabilities"))

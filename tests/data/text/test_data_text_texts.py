@@ -186,7 +186,7 @@ BAD = {
     "weights of classes": ({"class_weights": [1]}, says("class_weights", "2 numbers")),
     "word of weights": ({"class_weights": "even"}, says("class_weights", "balanced")),
     "weights of numbers": ({"class_weights": "balanced", "asks": "values"}, says("class_weights", "null")),
-    "two classes": ({"label_column": ["label", "n"]}, says("label_column", "one column")),
+    "two classes": ({"label_column": ["label", "n"]}, says("label_column", "probabilities")),
     "pictures": ({"asks": "pictures"}, says("asks", "pictures")),
     "split": ({"test_split": "tset"}, says("test_split", "tset", "train")),
     "all cut": ({"test_fraction": 0.001}, says("test_fraction", "0.001")),
@@ -227,3 +227,26 @@ def test_a_number_that_never_changes_is_refused_by_its_column(folder):
     path = folder(train={"sentence": texts, "a": [float(i) for i in range(30)], "b": [2.0] * 30})
     with pytest.raises(ValueError, match=says("label_column", "'b'", "same")):
         load(path=path, label_column=["a", "b"], asks="values")
+
+
+def test_several_label_columns_of_classes_are_their_probabilities(folder):
+    texts, labels = sentences(40)
+    soft = {"even": [0.75 - 0.5 * label for label in labels], "odd": [0.25 + 0.5 * label for label in labels]}
+    path = folder(
+        train={"sentence": texts, **soft}, test={"sentence": texts[:9], **{k: v[:9] for k, v in soft.items()}}
+    )
+    options = {
+        "path": path,
+        "label_column": ["even", "odd"],
+        "validation_fraction": 0.2,
+        "allow_overlap": True,
+    }
+    data = load(**options)
+    assert (data.class_names, data.num_classes) == (("even", "odd"), 2)
+    assert decoded(data.test) == texts[:9]
+    assert data.test.targets.tolist() == [[0.75 - 0.5 * label, 0.25 + 0.5 * label] for label in labels[:9]]
+    with pytest.raises(ValueError, match=says("class_weights", "null")):
+        load(**options, class_weights="balanced")
+    soft["odd"][5] = 0.5
+    with pytest.raises(ValueError, match=says("label_column", "probabilities")):
+        load(**options | {"path": folder(train={"sentence": texts, **soft}), "test_fraction": 0.2})
