@@ -17,10 +17,11 @@ from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
-from compresskd.config.parts import Parts, model_of, trial_key
+from compresskd.config.parts import Parts, comparing, model_of, trial_key
 from compresskd.config.schema import conf_dir
 from compresskd.data import unlabelled
 from compresskd.data.base import Data
+from compresskd.data.text.prune import KEY as PRUNE
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
@@ -153,6 +154,8 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         parts.check_objectives(task, strategy)
         parts.check_unlabelled(strategy)
         parts.check_packed(strategy, data.num_classes if data else None)
+        if data is not None and not comparing(strategy):  # of which the tokenizer alone may have been made
+            data = replace(data, unlabelled=None)
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
@@ -213,9 +216,10 @@ def _own_config(config: Plain) -> Plain:
     own = {k: v for k, v in config.items() if k != "teacher_fit"} | {k: fit[k] for k in _RECIPE}
     strategy = OmegaConf.load(conf_dir() / "strategy" / "train.yaml")
     strategy.stages.pop("quantize")
+    seen = {unlabelled.KEY} if config["data"].get(PRUNE) else set()  # by the tokenizer
     # a total, and quantization, are the student's
     own |= {
-        "data": {**config["data"], **dict.fromkeys(unlabelled.KEYS & config["data"].keys())},
+        "data": {**config["data"], **dict.fromkeys((unlabelled.KEYS - seen) & config["data"].keys())},
         "total_epochs": None,
         "bits": None,
         "quant": {},

@@ -18,6 +18,7 @@ from compresskd.config.origin import leaves, origin
 from compresskd.config.schema import DEFAULTS, GROUPS, MODEL_ROLES, Config, StrategyNode, TeacherFit
 from compresskd.data import unlabelled
 from compresskd.data.base import Data, TensorSplit
+from compresskd.data.text.prune import KEY as PRUNE
 from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.kd.objective import Objective
@@ -222,7 +223,9 @@ class Parts(Maker):
         }
         if not typed:
             return
-        seeing = _comparing(strategy)
+        seeing = comparing(strategy)
+        if self.config["data"].get(PRUNE):
+            typed.pop(unlabelled.KEY, None)  # their words stay in the tokenizer
         for key, value in () if seeing else typed.items():
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse(f"data.{key}", f"got {value}, expected {needs}: nothing else would see it")
@@ -239,7 +242,7 @@ class Parts(Maker):
         k = self.config["train"].get("teacher_outputs")
         if k is None or self._is_faulty("train.teacher_outputs"):
             return
-        seeing = _comparing(strategy)
+        seeing = comparing(strategy)
         if not seeing:
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse("train.teacher_outputs", f"got {k}, expected {needs}")
@@ -413,7 +416,7 @@ class Parts(Maker):
         return any(e.field == key or e.field.startswith((f"{key}.", f"{key}[")) for e in self.errors)
 
 
-def _comparing(strategy: Strategy) -> list[Objective]:
+def comparing(strategy: Strategy) -> list[Objective]:
     """The objectives of the stages that train by what a teacher says."""
     trainings = [getattr(stage, "training", None) for stage in strategy.stages.values()]
     return [each.objective for each in trainings if each and each.objective.needs_teacher]

@@ -169,6 +169,24 @@ def test_a_teacher_is_reused_for_the_tokens_that_it_was_trained_on_alone(root, r
     assert [each["source"] for each in keys] == ["trained"] * 3 + ["reused"]
 
 
+def test_words_of_texts_without_labels_stay_for_the_teacher_as_well(root, run_cli, work):
+    (work / "more.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{word} misplay"}) for word in OTHERS[:9])
+    )
+    more = ("data.prune_vocabulary=true", "data.unlabelled_path=more.jsonl", "outputs_dir=outputs")
+    outcome = run_cli(*lines(root, "strategy=distill", "teacher_fit.epochs=1", *more, "hydra.run.dir=run"))
+    assert outcome.status == 0, outcome.err
+    record = read_record(Path("run"))
+    own = read_record(Path(record.teacher["directory"]))
+    assert own.data["vocabulary"] == record.data["vocabulary"]
+    assert "unlabelled" in record.data
+    assert "unlabelled" not in own.data
+    outcome = run_cli("evaluate", record.teacher["directory"])
+    assert outcome.status == 0, outcome.err + outcome.out
+    alone = lines(root, "strategy=train", "data.unlabelled_path=more.jsonl")
+    refused(run_cli(*alone), fault("data.unlabelled_path", "nothing else would see it"))
+
+
 def test_a_language_model_is_scored_over_what_is_left(root, run_cli, work, tmp_path):
     rust = Tokenizer(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -27,9 +27,9 @@ def pruned(
     """The tokenizer with some of its tokens, and the number [V] int64 that each of these had.
 
     Special tokens stay, and the characters of the texts and of ASCII (all bytes where tokens are of bytes), so that a
-    word that is left out falls to others. Tokens of WordPiece are numbered anew, special ones first and the others in
-    alphabetical order, in which they take half the bytes of a file; those of other kinds keep their order, which is
-    that of merges or of scores.
+    word that is left out falls to others. Tokens of WordPiece, where some go, are numbered anew, special ones first and
+    the others in alphabetical order, in which they take half the bytes of a file; those of other kinds keep their
+    order, which is that of merges or of scores.
 
     Args:
         counts: [V] how often the texts use each token.
@@ -162,7 +162,7 @@ def _ordered(
     known = {piece for piece, _ in model["vocab"]} if model["type"] == "Unigram" else model["vocab"].keys()
 
     def place(number: int) -> tuple[bool, bool, bytes, int]:
-        sorts = model["type"] == "WordPiece" and number not in special
+        sorts = model["type"] == "WordPiece" and len(kept) < len(names) and number not in special
         return names[number] not in known, sorts, names[number].encode() if sorts else b"", number
 
     return sorted(kept, key=place)

@@ -135,6 +135,14 @@ def test_a_merge_stays_where_a_token_is_made_by_it():
     assert order == sorted(order)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_all_tokens_are_used_none_changes_its_number(kind):
+    whole = trained(kind)
+    made, kept = pruned(whole, np.ones(whole.vocabulary_size, np.int64), True)
+    assert kept.tolist() == list(range(whole.vocabulary_size))
+    assert made.rust.get_vocab() == whole.rust.get_vocab()
+
+
 def test_tokenizers_whose_words_fall_to_nothing_are_refused():
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     prefixes = Tokenizer(models.BPE({"a": 0, "##b": 1}, [], continuing_subword_prefix="##"))
