@@ -35,25 +35,20 @@ def with_tokens(model: nn.Module, kept: Sequence[int], seed: int = 0) -> nn.Modu
         return model
     spec = spec_of(model)
     if rows is None or not is_of_transformers(spec):
-        expected = (
-            "a model of transformers (teacher=huggingface), whose rows can be told: data.prune_vocabulary"
-        )
-        raise OptionError("", type(model).__name__, f"{expected} leaves some out")
+        expected = "a model of transformers (teacher=huggingface): data.prune_vocabulary leaves rows out"
+        raise OptionError("", type(model).__name__, expected)
     if rows <= max(kept):
-        raise OptionError(
-            "config.vocab_size", rows, f"> {max(kept)}, the largest number of a token that stays"
-        )
+        expected = f"> {max(kept)}, the largest number of a token that stays"
+        raise OptionError("config.vocab_size", rows, expected)
     _check_padding(model, rows, kept)
     kwargs = {**spec["kwargs"], "config": _configured(spec["kwargs"]["config"], kept)}
     made: Any = build(spec["target"], kwargs, seed=seed)
     state = model.state_dict()
     if rows_of(made) != len(kept):
-        raise OptionError(
-            "config", spec["kwargs"]["config"].get("model_type"), "one with a vocab_size of its own"
-        )
-    made.load_state_dict(
-        {name: _rows(name, state[name], new, rows, kept) for name, new in made.state_dict().items()}
-    )
+        kind = spec["kwargs"]["config"].get("model_type")
+        raise OptionError("config.model_type", kind, "an architecture with a vocab_size of its own")
+    taken = {name: _rows(name, state[name], new, rows, kept) for name, new in made.state_dict().items()}
+    made.load_state_dict(taken)
     if hasattr(model, "fresh_parameters"):
         made.fresh_parameters = model.fresh_parameters
     return made.train(model.training)
@@ -77,9 +72,8 @@ def _rows(name: str, old: Tensor, new: Tensor, rows: int, kept: Sequence[int]) -
     for dimension, (had, has) in enumerate(zip(old.shape, new.shape, strict=True)):
         if had != has:
             if (had, has) != (rows, len(kept)):
-                raise OptionError(
-                    "", name, f"a tensor of which one dimension is {rows} tokens, not {list(old.shape)}"
-                )
+                expected = f"a tensor with a dimension of {rows} tokens, not {list(old.shape)}"
+                raise OptionError("", name, expected)
             old = old.index_select(dimension, index)
     return old
 
@@ -90,7 +84,5 @@ def _check_padding(model: nn.Module, rows: int, kept: Sequence[int]) -> None:
         number = getattr(module, "padding_idx", None)
         is_table = hasattr(module, "embedding_dim") and getattr(module, "num_embeddings", None) != rows
         if is_table and number is not None and list(kept[number : number + 1]) != [number]:
-            expected = (
-                f"token {number} as the padding of the tokenizer that is left: positions are counted from it"
-            )
+            expected = f"{number} as the padding that is left: positions are counted from it"
             raise OptionError("", name, expected)

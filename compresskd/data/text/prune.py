@@ -46,14 +46,9 @@ def pruned(
     names = {number: token for token, number in vocabulary.items()}
     _check(model, wanted)
     used = np.flatnonzero(counts)
-    special = {
-        *needed,
-        tokenizer.padding_id,
-        *(vocabulary[token] for token in _special(value)),
-    } & names.keys()
-    alone = {
-        vocabulary[token] for token in _alone(vocabulary, model, _characters(value, (names[n] for n in used)))
-    }
+    special = {*needed, tokenizer.padding_id, *map(vocabulary.__getitem__, _special(value))} & names.keys()
+    characters = _characters(value, (names[number] for number in used))
+    alone = map(vocabulary.__getitem__, _alone(vocabulary, model, characters))
     most = used if wanted is True else used[np.argsort(-counts[used], kind="stable")][:wanted]
     kept = {*most.tolist(), *special, *alone}
     left = {names[number] for number in kept}
@@ -64,9 +59,8 @@ def pruned(
     order = _ordered(kept, special, names, model)
     numbers = {names[old]: new for new, old in enumerate(order)}
     _renumber(value, numbers, [names[old] for old in order])
-    return _made(value, numbers, tokenizer, numbers[names[tokenizer.padding_id]], wanted), np.array(
-        order, np.int64
-    )
+    padding_id = numbers[names[tokenizer.padding_id]]
+    return _made(value, numbers, tokenizer, padding_id, wanted), np.array(order, np.int64)
 
 
 def _check(model: Mapping[str, Any], wanted: bool | int) -> None:
