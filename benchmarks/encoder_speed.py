@@ -4,8 +4,8 @@
 
 RUN is the folder of a run whose final model answers texts. Its dense self is the same architecture with ordinary layers
 (`compresskd export --to dense`); the integers are onnxruntime's own dynamic quantization of that. All run in turn in
-one process, on random tokens without padding. Figures are medians in milliseconds; ratios are times faster, above 1 where
-the compressed model in torch is the faster one.
+one process, on random tokens without padding. Figures are medians in milliseconds; ratios are times faster, above 1
+where the compressed model in torch is the faster one.
 """
 
 import argparse
