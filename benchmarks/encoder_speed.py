@@ -3,19 +3,20 @@
     python benchmarks/encoder_speed.py RUN [--batch 1,32] [--length 32,128] [--threads 1,2] [--rounds 15]
 
 RUN is the folder of a run whose final model answers texts. Its dense self is the same architecture with ordinary layers
-(`compresskd export --to dense`); the integers are onnxruntime's own dynamic quantization of that. All run in turn in one
-process, on random tokens without padding. Figures are medians in milliseconds; ratios are times faster, above 1 where
-the compressed model in torch is the faster one.
+(`compresskd export --to dense`); the integers are onnxruntime's own dynamic quantization of that. All run in turn in
+one process, on random tokens without padding. Figures are medians in milliseconds; ratios are times faster, above 1
+where the compressed model in torch is the faster one.
 """
 
 import argparse
+import functools
 import math
 import tempfile
 from pathlib import Path
 
 import torch
-from tt_cases import medians
 from onnxruntime.quantization import quantize_dynamic
+from tt_cases import medians
 
 import compresskd
 from compresskd.export import dense, onnx, open_source
@@ -74,13 +75,12 @@ def main() -> None:
             for batch in batches:
                 for length in lengths:
                     x = tokens(batch, length, size)
-                    found = medians(
-                        {name: lambda run=run: run(x) for name, run in runs.items()}, options.rounds
-                    )
-                    for name in ratios:
-                        ratios[name].append(found[name] / found["compressed"])
+                    bound = {name: functools.partial(run, x) for name, run in runs.items()}
+                    found = medians(bound, options.rounds)
+                    for name, values in ratios.items():
+                        values.append(found[name] / found["compressed"])
                     cells = " ".join(f"{1e3 * found[name]:11.2f}" for name in names)
-                    told = " ".join(f"{ratios[name][-1]:6.2f}" for name in ratios)
+                    told = " ".join(f"{values[-1]:6.2f}" for values in ratios.values())
                     print(f"{number:>7} {batch:>6} {length:>6} {cells}  {told}", flush=True)
     for name, values in ratios.items():
         mean = math.exp(sum(map(math.log, values)) / len(values))

@@ -4,10 +4,10 @@
 
 DIR is a folder of transformers with a text encoder. For each layer of 10,000 weights or more and each share of its
 parameters: the relative error of the weight by the SVD, and by the best tensor train of three and of four cores, whose
-modes the search chooses. Convolutions are compared as matrices [O, I kh kw]. As controls, the same matrices with rows and columns in a random
-order, which an SVD does not see and a tensor train does, and matrices of normally distributed weights, in which
-there is nothing to find. A line for each model and share: the geometric mean of the ratio of errors, tensor train over
-SVD, below 1 where tensor trains are better; in how many layers they are; and the mean errors.
+modes the search chooses. Convolutions are compared as matrices [O, I kh kw]. As controls, the same matrices with rows
+and columns in a random order, which an SVD does not see and a tensor train does, and matrices of normally distributed
+weights, in which there is nothing to find. A line for each model and share: the geometric mean of the ratio of errors,
+tensor train over SVD, below 1 where tensor trains are better; in how many layers they are; and the mean errors.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from compresskd.tt import Skipped, factorize
 
 LEAST, MOST = 10_000, 2_000_000
 CORES = (3, 4)
+RESNET = {"depth": 56, "num_classes": 10, "input_shape": [3, 32, 32]}
 
 
 def matrices_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -32,7 +32,8 @@ from compresskd.quant.pack import QuantizedTensor, pack, unpack
 from compresskd.run import atomic, open_regular
 
 MAGIC = b"CKD"
-FORMAT = 3  # 2 held tied tensors once for each name; a model without any is written as 2
+# 2 has tied tensors once for each name, 3 once, 4 the words of a tokenizer apart; the least that does is written
+_PLAIN, _TIED, FORMAT = 2, 3, 4
 SUFFIX = ".ckd"
 _CODED = 128
 _CHECKSUM = 8
@@ -45,18 +46,19 @@ _MOST_PER_VALUE = 16  # bytes: a float64, or an integer with a scale and a zero 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the bytes of a compact file are; they sum to its size."""
+    """Where the bytes of a compact file are; they sum to its size. The header is what is not the tokenizer of it."""
 
     header: int
     integers: int
     scales: int
     floats: int
     checksum: int
+    tokenizer: int = 0
 
     @property
     def total(self) -> int:
         """Size of the file."""
-        return self.header + self.integers + self.scales + self.floats + self.checksum
+        return self.header + self.tokenizer + self.integers + self.scales + self.floats + self.checksum
 
 
 def write_compact(content: Content, path: Path, *, coded: bool = True, trust: Sequence[str] = ()) -> Split:
@@ -104,19 +106,20 @@ def _laid_out(
     content: Content, *, coded: bool, trust: Sequence[str]
 ) -> tuple[Iterator[bytes | memoryview], Split]:
     """The parts of the file but for the checksum, made one by one as they are asked for, and their sizes."""
-    header, names, ties = pack_header(content, trust=trust)
-    ordered = [content.tensors[name] for name in names]
+    header = pack_header(content, trust=trust)
+    ordered = [content.tensors[name] for name in header.names]
     quantized = [value for value in ordered if isinstance(value, QuantizedTensor)]
     floats = [value for value in ordered if isinstance(value, Tensor)]
     packed = sum(value.grid.packed_bytes(value.shape.numel()) for value in quantized)
     code = entropy.encode(quantized) if coded and quantized else b""
     is_coded = bool(code) and len(code) < packed
-    version = (FORMAT if ties else FORMAT - 1) | (_CODED if is_coded else 0)
-    head = MAGIC + bytes([version]) + varint(len(header)) + header
+    version = FORMAT if header.has_words else _TIED if header.has_ties else _PLAIN
+    head = MAGIC + bytes([version | (_CODED if is_coded else 0)]) + varint(len(header.data)) + header.data
     scales = b"".join(_scale_bytes(value) for value in quantized) + _activation_bytes(content)
     integers = iter([code]) if is_coded else (pack(value.integers, value.grid) for value in quantized)
     size = sum(value.numel() * value.itemsize for value in floats)
-    split = Split(len(head), len(code) if is_coded else packed, len(scales), size, _CHECKSUM)
+    own = len(head) - header.tokenizer
+    split = Split(own, len(code) if is_coded else packed, len(scales), size, _CHECKSUM, header.tokenizer)
     return chain([head, scales], map(view, floats), integers), split
 
 
@@ -147,8 +150,8 @@ def _check_beginning(data: bytes | bytearray) -> None:
     if len(data) < _LEAST:
         raise ArtifactError(f"it is cut short: {len(data)} bytes, the least is {_LEAST}")
     version = data[len(MAGIC)] & ~_CODED
-    if version not in (FORMAT - 1, FORMAT):
-        raise ArtifactError(f"it has format {version}; this version reads formats {FORMAT - 1} and {FORMAT}")
+    if not _PLAIN <= version <= FORMAT:
+        raise ArtifactError(f"it has format {version}; this version reads formats {_PLAIN} to {FORMAT}")
 
 
 def _header(body: memoryview, stored: int, trust: Sequence[str]) -> tuple[Header, int]:
@@ -156,7 +159,7 @@ def _header(body: memoryview, stored: int, trust: Sequence[str]) -> tuple[Header
     size, start = read_varint(body, len(MAGIC) + 1, "header")
     if size > min(MAX_BYTES, len(body) - start):
         raise ArtifactError(f"header: {size} bytes, the file has {len(body) - start} after its beginning")
-    tied_too = body[len(MAGIC)] & ~_CODED < FORMAT
+    tied_too = body[len(MAGIC)] & ~_CODED < _TIED
     return unpack_header(
         bytes(body[start : start + size]), stored=stored, tied_too=tied_too, trust=trust
     ), start + size

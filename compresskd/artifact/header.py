@@ -1,11 +1,11 @@
 """The header of the compact form: msgpack, compressed by zlib with a dictionary of what headers usually say.
 
-    [target, kwargs, modules, how tensors are stored, about, exceptions, quantized inputs, counters]
+    [target, kwargs, modules, how tensors are stored, about, exceptions, quantized inputs, counters, words]
 
 with empty values at the end left out. Names, shapes and types are those of the architecture, which is built
 without memory to read them; keywords that equal the constructor's defaults are left out. Integers without a
 dimension (the counters of batch norms) are written here, one for all where they are equal. See `structures` for
-the modules, `ways` for how tensors are stored.
+the modules, `ways` for how tensors are stored, `tokenizer` for the words.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from compresskd.artifact.dictionary import DICTIONARY, plain_bytes
 from compresskd.artifact.errors import ArtifactError
 from compresskd.artifact.scan import structure_bytes
 from compresskd.artifact.structures import restore, shorten
+from compresskd.artifact.tokenizer import put_words, take_words, without_tokenizer
 from compresskd.artifact.ways import usual_ways, ways_of
 from compresskd.layers import surgery
 from compresskd.quant.pack import QuantizedTensor
@@ -46,8 +47,29 @@ _EMPTY: tuple[Any, ...] = (
     [],
     [],
     [],
+    b"",
 )  # fields at the end are left out where they are these
+_MODULES, _ABOUT, _WORDS = 2, 4, 8  # places of fields
 _OURS = "compresskd."
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A header as it is written.
+
+    Attributes:
+        data: the compressed header.
+        names: of the tensors that the body has to hold, in order.
+        has_ties: whether any of them has several names.
+        has_words: whether the words of a tokenizer are apart.
+        tokenizer: how many of its bytes are the tokenizer's.
+    """
+
+    data: bytes
+    names: list[str]
+    has_ties: bool
+    has_words: bool
+    tokenizer: int
 
 
 @dataclass(frozen=True)
@@ -68,8 +90,8 @@ class Header:
     same: dict[str, str]
 
 
-def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, list[str], bool]:
-    """The header of a model, the names of the tensors that the body has to hold, in order, and whether any are tied.
+def pack_header(content: Content, *, trust: Sequence[str] = ()) -> Packed:
+    """The header of a model.
 
     Raises ValueError for a type of tensor that the format does not know, and where values differ that the
     architecture ties.
@@ -85,20 +107,31 @@ def pack_header(content: Content, *, trust: Sequence[str] = ()) -> tuple[bytes, 
     ways = {name: describe(content.tensors[name]) for name in state}
     counters = [name for name, value in state.items() if _is_counter(value, ways[name])]
     roles, exceptions = usual_ways(state, list(ways.values()))
-    path = architecture["target"]
+    path, (about, words) = architecture["target"], take_words(content.about)
     fields = [
         path.removeprefix(_OURS) if path.startswith(_OURS) else f":{path}",
         _without_defaults(architecture["kwargs"], path, trust),
         entries,
         roles,
-        shorten_about(content.about, architecture["kwargs"]),
+        shorten_about(about, architecture["kwargs"]),
         exceptions,
         _positions(content, model),
         _counts([int(cast(Tensor, content.tensors[name])) for name in counters]),
+        words,
     ]
-    while fields and not fields[-1]:
-        fields.pop()
-    return compress(plain_bytes(fields)), [name for name in ways if name not in counters], bool(same)
+    data, names = _packed(fields), [name for name in ways if name not in counters]
+    tokenizer = 0
+    if "tokenizer" in about.get("preprocessing", {}):
+        fields[_ABOUT] = shorten_about(without_tokenizer(about), architecture["kwargs"])
+        fields[_WORDS] = b""
+        tokenizer = len(data) - len(_packed(fields))
+    return Packed(data, names, bool(same), bool(words), tokenizer)
+
+
+def _packed(fields: Sequence[Any]) -> bytes:
+    """Without the empty ones at the end."""
+    count = max((place for place, value in enumerate(fields, 1) if value), default=0)
+    return compress(plain_bytes(fields[:count]))
 
 
 def unpack_header(data: bytes, *, stored: int, tied_too: bool = False, trust: Sequence[str] = ()) -> Header:
@@ -113,7 +146,7 @@ def unpack_header(data: bytes, *, stored: int, tied_too: bool = False, trust: Se
     Raises:
         ArtifactError: it cannot be decompressed or is no header. ValueError: it names what may not be built.
     """
-    path, kwargs, entries, roles, about, exceptions, inputs, counters = _fields(decompress(data))
+    path, kwargs, entries, roles, about, exceptions, inputs, counters, words = _fields(decompress(data))
     path = path[1:] if path.startswith(":") else _OURS + path
     architecture = {"target": path, "kwargs": kwargs}
     model = skeleton(architecture, stored=stored, trust=trust)
@@ -126,7 +159,7 @@ def unpack_header(data: bytes, *, stored: int, tied_too: bool = False, trust: Se
     return Header(
         architecture,
         modules,
-        restore_about(about, architecture["kwargs"]),
+        put_words(restore_about(about, architecture["kwargs"]), words),
         {name: tuple(value.shape) for name, value in state.items()},
         {name: understand(way) for name, way in ways.items()},
         _layers(inputs, model),
@@ -162,13 +195,13 @@ def _fields(data: bytes) -> list[Any]:
     if not isinstance(fields, list) or not 2 <= len(fields) <= len(_EMPTY):
         raise ArtifactError(f"header: expected 2 to {len(_EMPTY)} fields, got {fields!r:.80}")
     fields += _EMPTY[len(fields) :]
-    for value, empty in zip(fields, _EMPTY, strict=True):
-        kinds = (bytes, list) if empty == b"" else type(empty)
+    for place, (value, empty) in enumerate(zip(fields, _EMPTY, strict=True)):
+        kinds = (bytes, list) if place == _MODULES else type(empty)
         if not isinstance(value, kinds):
             raise ArtifactError(f"header: expected a {type(empty).__name__}, got {value!r:.80}")
-        # bytes are there at one place: the tensor trains, alone or in front of the other modules
+        # bytes are the words, and the tensor trains, alone or in front of the other modules
         if not isinstance(value, bytes):
-            check_plain(value[1:] if empty == b"" else value, "header")
+            check_plain(value[1:] if place == _MODULES else value, "header")
     return fields
 
 

@@ -26,6 +26,7 @@ def compact_sizes(content: Content, *, trust: Sequence[str] = ()) -> dict[str, i
     Returns:
         file_bytes: as written. packed_bytes: without entropy coding. float_bytes: with every tensor in the type
         in which it is computed with. dense_bytes: that of the architecture without factorized modules.
+        tokenizer_bytes: of file_bytes those of the tokenizer; only where there is one.
     """
 
     split = compact.split_of(content, trust=trust)
@@ -37,6 +38,7 @@ def compact_sizes(content: Content, *, trust: Sequence[str] = ()) -> dict[str, i
         "packed_bytes": _packed(content, split),
         "float_bytes": compact.split_of(floats, trust=trust).total,
         "dense_bytes": compact.split_of(zeros, trust=trust).total,
+        **({"tokenizer_bytes": split.tokenizer} if split.tokenizer else {}),
     }
 
 

@@ -14,6 +14,7 @@ _declared: dict[str, Metric] = {}  # metrics of the users' own tasks, as their r
 _LABELS = {
     "num_parameters": "parameters",
     "file_bytes": "bytes",
+    "model_bytes": "bytes without tokenizer",
     "compression_file_bytes": "compression (bytes)",
     "compression_parameters": "compression (parameters)",
     "compression_macs": "compression (MACs)",

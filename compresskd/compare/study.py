@@ -162,11 +162,14 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
 def _numbers(record: Record, stage: StageRecord | None) -> dict[str, float]:
     """Flat names: metrics, sizes, `compression_KEY`, `latency_KEY` (ms), `factor_NAME`, times in seconds.
 
-    `file_bytes` are those of model.ckd where the record has them, else of the folder.
+    `file_bytes` are those of model.ckd where the record has them, else of the folder; `model_bytes` those without the
+    tokenizer, where there is one.
     """
     numbers: dict[str, float | None] = {"wall_seconds": record.wall_seconds}
     if stage is not None:
         numbers |= {**stage.metrics, **_smallest(stage.size)}
+        if "tokenizer_bytes" in stage.size:
+            numbers["model_bytes"] = stage.size["file_bytes"] - stage.size["tokenizer_bytes"]
         compression = _smallest(stage.compression)
         numbers |= {intern(f"compression_{key}"): value for key, value in compression.items()}
         teacher = record.teacher.size if record.teacher else None

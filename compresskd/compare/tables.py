@@ -73,7 +73,8 @@ def group_table(comparison: Comparison, tests: PairedTests, every_number: bool =
 
 def _shown_numbers(comparison: Comparison, every: bool) -> list[str]:
     first = list(comparison.options.metrics)
-    usual = ["file_bytes", "compression_file_bytes", "macs", *filter(None, [comparison.latency])]
+    usual = ["file_bytes", "model_bytes", "compression_file_bytes", "macs"]
+    usual += filter(None, [comparison.latency])
     if every:
         usual = ["num_parameters", *usual, *comparison.names]
     present = {name for group in comparison.groups for name in group.summaries}

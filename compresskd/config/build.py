@@ -17,10 +17,11 @@ from compresskd.config.allowed import outside_targets
 from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
-from compresskd.config.parts import Parts, model_of, trial_key
+from compresskd.config.parts import Parts, comparing, model_of, trial_key
 from compresskd.config.schema import conf_dir
 from compresskd.data import unlabelled
 from compresskd.data.base import Data
+from compresskd.data.text.prune import KEY as PRUNE
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
@@ -153,6 +154,8 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         parts.check_objectives(task, strategy)
         parts.check_unlabelled(strategy)
         parts.check_packed(strategy, data.num_classes if data else None)
+        if data is not None and not comparing(strategy):  # of which the tokenizer alone may have been made
+            data = replace(data, unlabelled=None)
     recipe = parts.recipe(parts.config)
     as_many = parts.config["epochs"] if recipe else 0  # what is wrong with them has been said once
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
@@ -176,18 +179,22 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     parts.stop_at_faults()
     assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
 
+    kept_tokens = None if data.vocabulary is None else data.vocabulary.kept.tolist()
+
     def experiment(
         config: Plain, strategy: Strategy, recipe: Recipe, teacher: Teacher | None, data: Data = data
     ) -> Experiment:
         named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
-        student = functools.partial(model_of, config["student"], config["seed"])
+        student = functools.partial(model_of, config["student"], config["seed"], kept_tokens)
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
         of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
     labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone
     trained = experiment(own, alone, fit, None, labelled) if own and alone and fit else None
-    whole = experiment(config, strategy, recipe, None if teacher is None else _teacher(config, trained))
+    whole = experiment(
+        config, strategy, recipe, None if teacher is None else _teacher(config, trained, kept_tokens)
+    )
     kept = parts.from_teacher()
     if kept is None or teacher is None:
         return whole
@@ -209,9 +216,10 @@ def _own_config(config: Plain) -> Plain:
     own = {k: v for k, v in config.items() if k != "teacher_fit"} | {k: fit[k] for k in _RECIPE}
     strategy = OmegaConf.load(conf_dir() / "strategy" / "train.yaml")
     strategy.stages.pop("quantize")
+    seen = {unlabelled.KEY} if config["data"].get(PRUNE) else set()  # by the tokenizer
     # a total, and quantization, are the student's
     own |= {
-        "data": {**config["data"], **dict.fromkeys(unlabelled.KEYS & config["data"].keys())},
+        "data": {**config["data"], **dict.fromkeys((unlabelled.KEYS - seen) & config["data"].keys())},
         "total_epochs": None,
         "bits": None,
         "quant": {},
@@ -221,15 +229,15 @@ def _own_config(config: Plain) -> Plain:
     return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
 
 
-def _teacher(config: Plain, own: Experiment | None) -> Teacher:
+def _teacher(config: Plain, own: Experiment | None, kept: Sequence[int] | None) -> Teacher:
     """How a run comes by its teacher; `own` trains it, None where it has weights."""
     node = config["teacher"]
-    make = functools.partial(model_of, node, config["teacher_fit"]["seed"])
+    make = functools.partial(model_of, node, config["teacher_fit"]["seed"], kept)
     if own is None and node.get("weights"):
-        return Teacher(make, weights=Path(node["weights"]))
+        return Teacher(make, weights=Path(node["weights"]), has_weights=True)
     folder = weights_folder(node) if own is None else None
     if folder is not None:
-        return Teacher(make, weights=folder.path, key=folder.fingerprint)
+        return Teacher(make, weights=folder.path, key=folder.fingerprint, has_weights=True)
     assert own is not None  # else it has weights
     key, name = _key(own), node["_target_"].rpartition(".")[2].lower()
     directory = Path(config["outputs_dir"], "teachers", f"{name}_{key}")
@@ -256,6 +264,8 @@ def _key(own: Experiment) -> str:
     code = source_digests(sorted({path.partition(".")[0] for _, path in outside_targets(determined)}))
     if code:  # the user's own: where it changes, it is another teacher's
         determined |= {"code": code}
+    if own.data.vocabulary is not None:
+        determined |= {"tokens": hashlib.sha256(own.data.vocabulary.kept.tobytes()).hexdigest()}
     if config["tt"]["plan"] != FIXED:
         determined |= {"tt": config["tt"]}
     written = json.dumps(with_stored_targets(determined), sort_keys=True)

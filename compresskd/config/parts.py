@@ -18,18 +18,21 @@ from compresskd.config.origin import leaves, origin
 from compresskd.config.schema import DEFAULTS, GROUPS, MODEL_ROLES, Config, StrategyNode, TeacherFit
 from compresskd.data import unlabelled
 from compresskd.data.base import Data, TensorSplit
+from compresskd.data.text.prune import KEY as PRUNE
 from compresskd.data.text.split import TextSplit
 from compresskd.engine.strategy import Checked, Expandable, Stage, State, Strategy
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build as build_model
 from compresskd.models.from_teacher import FROM_TEACHER, FromTeacher
 from compresskd.models.huggingface import weights_folder
+from compresskd.models.prune import with_tokens
 from compresskd.models.vocabulary import (
     check_padding,
     check_same_vocabulary,
     check_tokenizer,
     check_vocabulary,
     is_padded,
+    rows_of,
 )
 from compresskd.models.weights import load_weights
 from compresskd.options import faults, joined, nearest, raise_all, shown
@@ -220,7 +223,9 @@ class Parts(Maker):
         }
         if not typed:
             return
-        seeing = _comparing(strategy)
+        seeing = comparing(strategy)
+        if self.config["data"].get(PRUNE):
+            typed.pop(unlabelled.KEY, None)  # their words stay in the tokenizer
         for key, value in () if seeing else typed.items():
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse(f"data.{key}", f"got {value}, expected {needs}: nothing else would see it")
@@ -237,7 +242,7 @@ class Parts(Maker):
         k = self.config["train"].get("teacher_outputs")
         if k is None or self._is_faulty("train.teacher_outputs"):
             return
-        seeing = _comparing(strategy)
+        seeing = comparing(strategy)
         if not seeing:
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse("train.teacher_outputs", f"got {k}, expected {needs}")
@@ -277,7 +282,8 @@ class Parts(Maker):
         told = _told_by(data)
         # all that data itself takes
         shape = {"num_classes": told["num_classes"] or None, "input_shape": told["input_shape"]}
-        models = {role: _with_told(self.config.get(role, {}), told) for role in MODEL_ROLES}
+        models = {role: self.config.get(role, {}) for role in MODEL_ROLES}
+        models = {role: _with_told(model, _told_to(model, told, data)) for role, model in models.items()}
         self.config = {**self.config, "data": _with_told(node, shape), **models}
         return data
 
@@ -372,6 +378,7 @@ class Parts(Maker):
         kept = self.from_teacher() if role == "student" else None
         if self._is_faulty(role) or (kept is not None and teacher is None):
             return None
+        weights, tokens = node.get("weights"), told.get("kept")
         if not told["input_shape"] and not node.get("input_shape", True) and self._needs_shape(node, role):
             expected = f"a model of token ids, such as {role}=huggingface, or one of your own ({role}=custom)"
             self.refuse(
@@ -379,7 +386,8 @@ class Parts(Maker):
             )
             return None
         options = _without(_with_told(node, told), "weights")
-        make = functools.partial(model_of, options, 0)
+        # rows are left out of what is loaded
+        make = functools.partial(model_of, {**options, "weights": tokens and weights}, 0, tokens)
         if kept is not None and teacher is not None:
             make = functools.partial(kept.student, teacher, 0)
         model = self.attempt(place, make)
@@ -390,13 +398,13 @@ class Parts(Maker):
             return None
         folder = weights_folder(options) if told.get("tokenizer") else None
         if folder is not None:
-            self.attempt(place, lambda: check_tokenizer(folder.path, told["tokenizer"]))
+            self.attempt(place, lambda: check_tokenizer(folder.path, told["whole"]))
         fits = self.attempt(place, lambda: check_answers(model, batches, task, told["num_classes"]))
-        if node.get("weights") is not None and kept is not None:
+        if weights is not None and kept is not None:
             expected = "null: a student of the teacher's architecture starts from the teacher, or at random"
-            self.refuse(f"{role}.weights", f"got {shown(node['weights'])}, expected {expected}")
-        elif node.get("weights") is not None:
-            self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, node["weights"]))
+            self.refuse(f"{role}.weights", f"got {shown(weights)}, expected {expected}")
+        elif weights is not None and tokens is None:
+            self.attempt(lambda _: f"{role}.weights", lambda: load_weights(model, weights))
         return None if fits is UNMADE else model
 
     def _needs_shape(self, node: Plain, role: str) -> bool:
@@ -408,7 +416,7 @@ class Parts(Maker):
         return any(e.field == key or e.field.startswith((f"{key}.", f"{key}[")) for e in self.errors)
 
 
-def _comparing(strategy: Strategy) -> list[Objective]:
+def comparing(strategy: Strategy) -> list[Objective]:
     """The objectives of the stages that train by what a teacher says."""
     trainings = [getattr(stage, "training", None) for stage in strategy.stages.values()]
     return [each.objective for each in trainings if each and each.objective.needs_teacher]
@@ -474,9 +482,21 @@ def _told_by(data: Data) -> dict[str, Any]:
         "task": data.task.name,
         "class_names": list(data.class_names),
         "tokenizer": data.preprocessing.get("tokenizer"),
+        "whole": data.vocabulary.whole if data.vocabulary else data.preprocessing.get("tokenizer"),
+        "kept": data.vocabulary.kept.tolist() if data.vocabulary else None,
         "vocabulary_size": data.preprocessing.get("vocabulary_size"),
         "pad_token_id": data.preprocessing["padding_id"] if is_padded(data.preprocessing) else None,
     }
+
+
+def _told_to(node: Plain, told: Plain, data: Data) -> Plain:
+    """What is told to a model: of all tokens where it has weights, of which some are left out when they are loaded."""
+    if data.vocabulary is None or not (node.get("id") or node.get("weights")):
+        return told
+    whole = {"vocabulary_size": data.vocabulary.size}
+    if told["pad_token_id"] is not None:
+        whole["pad_token_id"] = data.vocabulary.padding_id
+    return {**told, **whole}
 
 
 def _with_told(node: Plain, told: Plain) -> dict[str, Any]:
@@ -488,9 +508,20 @@ def _without(node: Plain, *names: str) -> dict[str, Any]:
     return {name: value for name, value in node.items() if name not in names}
 
 
-def model_of(node: Plain, seed: int) -> nn.Module:
-    """The model that a node describes, with its weights where it names some."""
+def model_of(node: Plain, seed: int, kept: Sequence[int] | None = None) -> nn.Module:
+    """The model that a node describes, with its weights where it names some.
+
+    Args:
+        kept: the tokens that are left, whose rows alone it has; weights may be of all, or of these. None: all are.
+    """
     model = build_model(node["_target_"], _without(node, "_target_", "weights"), seed=seed)
-    if node.get("weights"):
-        load_weights(model, Path(node["weights"]))
-    return model
+    weights = node.get("weights")
+    try:
+        if weights:
+            load_weights(model, Path(weights))
+    except ValueError:
+        if not weights or kept is None or rows_of(model) == len(kept):
+            raise
+        model, kept = with_tokens(model, kept, seed), None
+        load_weights(model, Path(weights))
+    return model if kept is None else with_tokens(model, kept, seed)

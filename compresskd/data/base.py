@@ -16,6 +16,7 @@ from torch import Tensor
 from compresskd.data.normalize import Normalize
 from compresskd.data.notice import Notice
 from compresskd.data.randomness import generator
+from compresskd.data.vocabulary import Vocabulary
 from compresskd.tasks import Batch, Classification, Task
 
 
@@ -265,6 +266,7 @@ class Data:
         task: what a model is asked of these samples.
         unlabelled: samples that only terms on a teacher see (see `compresskd.data.alternating`); None without any.
         preprocessing: plain values by which raw inputs become those of the model, besides the above: the tokenizer.
+        vocabulary: what became of the tokens of that tokenizer, where some are left out.
     """
 
     name: str
@@ -282,6 +284,7 @@ class Data:
     task: Task = field(default_factory=Classification)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: Split | None = None
+    vocabulary: Vocabulary | None = None
 
     @property
     def unlabelled_facts(self) -> dict[str, Any] | None:

@@ -214,6 +214,7 @@ class Experiment:
                 "num_validation": len(data.validation),
                 "num_test": len(data.test),
                 **({"unlabelled": data.unlabelled_facts} if data.unlabelled else {}),
+                **({"vocabulary": data.vocabulary.facts} if data.vocabulary else {}),
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },

@@ -33,13 +33,14 @@ class Teacher:
     """The teacher of a run.
 
     Attributes:
-        build: makes the untrained architecture, or the teacher with the weights of its folder.
-        weights: checkpoint to load into it, or the folder that `build` takes it from; None to train it once.
+        build: makes the untrained architecture, or the teacher with its weights.
+        weights: checkpoint to load into it, or the file or folder that `build` takes it from; None to train it once.
         train: runs the ordinary run that trains it, in a directory (None where `weights` is given).
         directory: of that run, keyed by the hash of what determines it.
         key: that hash; of a folder of weights its fingerprint.
         trust: packages besides compresskd that its architecture may be loaded from; those that `build` itself
             takes parts from need not be named.
+        has_weights: whether what `build` makes has the weights already.
     """
 
     build: Callable[[], nn.Module]
@@ -48,6 +49,7 @@ class Teacher:
     directory: Path | None = None
     key: str | None = None
     trust: tuple[str, ...] = ()
+    has_weights: bool = False
 
     def obtain(self, reporter: Listener) -> tuple[nn.Module, dict[str, Any]]:
         """The trained teacher, in evaluation mode with gradients off, and where it came from, for the record.
@@ -60,7 +62,7 @@ class Teacher:
         """
         if self.weights is not None:
             teacher = self.build()
-            if not self.weights.is_dir():  # a folder's are there: they came with the architecture
+            if not self.has_weights:
                 load_weights(teacher, self.weights)
             origin = {"key": self.key, "source": "weights", "weights": str(self.weights)}
         else:

@@ -173,6 +173,7 @@ _ROWS: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
     ("  times fewer than teacher", lambda e: _times(e.get("compression", {}).get("num_parameters"))),
     ("bytes of the folder", lambda e: f"{e['size']['folder_bytes']:,}"),
     ("bytes of model.ckd", lambda e: _count(e["size"].get("file_bytes"))),
+    ("  of these the tokenizer", lambda e: _count(e["size"].get("tokenizer_bytes"))),
     ("  times smaller than teacher", lambda e: _times(_of_bytes(e.get("compression", {})))),
     ("MACs", lambda e: _count(e["size"]["macs"]) or "unknown"),
     ("latency, batch 1, ms", lambda e: _milliseconds(e, "batch_1")),

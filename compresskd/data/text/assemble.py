@@ -25,6 +25,7 @@ from compresskd.data.text.spans import joined, spans
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
 from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
+from compresskd.data.vocabulary import Vocabulary
 from compresskd.data.weights import class_weights
 from compresskd.options import Count, OptionError, Whole
 from compresskd.tasks import IGNORED
@@ -51,6 +52,7 @@ class SetOptions(TypedDict, total=False):
     allow_overlap: bool
     cache_dir: str | None
     max_in_memory_bytes: Whole
+    prune_vocabulary: bool | Count
 
 
 class LabelledOptions(SetOptions, total=False):
@@ -173,6 +175,7 @@ def assemble_texts(
     contiguous: bool = False,
     masking: Masking | None = None,
     decoder_start: int | None = None,
+    vocabulary: Vocabulary | None = None,
     num_spans: int | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
@@ -185,6 +188,7 @@ def assemble_texts(
         masking: hides tokens, which are then the targets.
         decoder_start: the token before the targets, where these are another text, of which a model is given the tokens
             before each.
+        vocabulary: what became of the tokens, where some are left out.
         num_spans: pieces that are drawn of each training text, as samples without labels.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
@@ -198,7 +202,7 @@ def assemble_texts(
         check_declared(options.get("num_classes"), None, (), labels.class_names)
     splits = {
         split: _split(split, source, rows, labels, columns, tokenizer, contiguous=contiguous)
-        for split, (source, rows) in _parts(sources, options, contiguous=contiguous).items()
+        for split, (source, rows) in parts_of(sources, options, contiguous=contiguous).items()
     }
     for split in splits.values():
         if not len(split):
@@ -262,10 +266,11 @@ def assemble_texts(
             "inputs": [*columns, *([] if contiguous else ["attention_mask"])],
         },
         unlabelled=splits.get("unlabelled"),
+        vocabulary=vocabulary,
     )
 
 
-def _parts(
+def parts_of(
     sources: Mapping[str, Sequences], options: SetOptions, *, contiguous: bool
 ) -> dict[str, tuple[Sequences, Tensor]]:
     """Each split's samples: those that it has, or cut from train; the test never depends on `split_seed`."""

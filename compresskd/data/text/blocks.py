@@ -20,8 +20,9 @@ from compresskd.data.text.assemble import (
     texts_of,
 )
 from compresskd.data.text.masking import masking_of
-from compresskd.data.text.sequences import Block
+from compresskd.data.text.sequences import Block, Sequences
 from compresskd.data.text.tokenizer import Tokenizer, tokenizer_of
+from compresskd.data.text.used_tokens import tokenized
 from compresskd.options import OptionError
 
 BlockSize = Annotated[int, Ge(2)]
@@ -89,6 +90,15 @@ def _blocks(
         return chunks(rows(split), separator)
 
     made = tokenizer_of(tokenizer, lambda: (part for split in opened.names for part in parts(split)))
+
+    def sources_of(tokenizer: Tokenizer) -> dict[str, Sequences]:
+        def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
+            return packed(parts(split), tokenizer, block_size, split, opened.where(split), notices)
+
+        return sequences_of(opened, options, tokenizer, [columns, separator, block_size], blocks)
+
+    found = tokenized(made, options, sources_of, predicted=True, contiguous=True)
+    made = found.tokenizer
     masking = None if mask_share is None else masking_of(made, mask_share)
     size = max(made.vocabulary_size, 0 if masking is None else masking.mask_id + 1)
     declared = options.get("num_classes")
@@ -96,21 +106,18 @@ def _blocks(
         expected = f">= {size}, the tokens that there are, or null"
         raise OptionError("num_classes", declared, expected)
 
-    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        return packed(parts(split), made, block_size, split, opened.where(split), notices)
-
-    sources = sequences_of(opened, options, made, [columns, separator, block_size], blocks)
     return assemble_texts(
         name,
-        sources,
+        found.sources,
         Labels((), declared or size, "tokens"),
         columns=["input_ids"],
         tokenizer=made,
         options=options,
-        notices=opened.notices,
+        notices=[*opened.notices, *found.notices],
         preprocessing={"kind": "text_blocks", "columns": columns, "max_length": block_size},
         contiguous=True,
         masking=masking,
+        vocabulary=None if found.vocabulary is None else found.vocabulary.with_as_many(size),
     )
 
 

@@ -52,6 +52,17 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def counts(self, rows: Tensor, size: int) -> np.ndarray:
+        """[size] int64: how often each number is a token of these samples."""
+        wanted = np.zeros(len(self), bool)
+        wanted[rows.numpy()] = True
+        ids, offsets = self.columns["input_ids"].numpy(), self.offsets.numpy()
+        found = np.zeros(size, np.int64)
+        for first, last in _groups(offsets):
+            chosen = wanted[first:last].repeat(np.diff(offsets[first : last + 1]))
+            found += np.bincount(ids[offsets[first] : offsets[last]][chosen], minlength=size)
+        return found
+
     def hashes(self) -> Tensor:
         """[M] int64: a hash of the tokens of each sample (multilinear modulo 2^64)."""
         longest = int(self.offsets.diff().max()) if len(self) else 0

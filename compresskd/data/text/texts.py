@@ -10,9 +10,10 @@ from compresskd.data.checks import check_probabilities
 from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assemble_texts, sequences_of
-from compresskd.data.text.sequences import Block
+from compresskd.data.text.sequences import Block, Sequences
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
+from compresskd.data.text.used_tokens import tokenized
 from compresskd.data.unlabelled import KEY
 from compresskd.options import Count, OptionError
 from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS
@@ -73,27 +74,33 @@ def text(
     sets = [opened] if alone is None else [opened, alone]
     made = tokenizer_of(tokenizer, lambda: (text for each in sets for text in _known(each, read)))
     length = max_length or made.max_length
-    reader = _Reader(opened, read, labelled, labels.kind, numbers, made, length, skip_bad)
-    determines = [read, labelled, labels.kind, list(numbers), length, skip_bad]
-    sources = sequences_of(opened, options, made, determines, reader.blocks)
-    if alone is not None:
-        reader = _Reader(alone, texts, (), labels.kind, {}, made, length, skip_bad)
-        sources |= sequences_of(alone, options, made, [texts, length, skip_bad], reader.blocks)
+
+    def sources_of(tokenizer: Tokenizer) -> dict[str, Sequences]:
+        reader = _Reader(opened, read, labelled, labels.kind, numbers, tokenizer, length, skip_bad)
+        determines = [read, labelled, labels.kind, list(numbers), length, skip_bad]
+        sources = sequences_of(opened, options, tokenizer, determines, reader.blocks)
+        if alone is not None:
+            reader = _Reader(alone, texts, (), labels.kind, {}, tokenizer, length, skip_bad)
+            sources |= sequences_of(alone, options, tokenizer, [texts, length, skip_bad], reader.blocks)
+        return sources
+
+    found = tokenized(made, options, sources_of)
     columns = ["input_ids", *(["token_type_ids"] if made.has_types and pair_column else [])]
     return assemble_texts(
         name,
-        sources,
+        found.sources,
         labels,
         columns=columns,
-        tokenizer=made,
+        tokenizer=found.tokenizer,
         options=options,
-        notices=[notice for each in sets for notice in each.notices],
+        notices=[notice for each in (*sets, found) for notice in each.notices],
         preprocessing={
             "kind": "text",
             "columns": [text_column, *([pair_column] if pair_column else [])],
             "max_length": length,
         },
         group_by_length=group_by_length,
+        vocabulary=found.vocabulary,
         num_spans=unlabelled_spans,
     )
 

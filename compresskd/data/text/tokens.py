@@ -10,9 +10,10 @@ from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, class_numbers, tables
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import LabelledOptions, Labels, Opened, assemble_texts, sequences_of
-from compresskd.data.text.sequences import Block
+from compresskd.data.text.sequences import Block, Sequences
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
+from compresskd.data.text.used_tokens import tokenized
 from compresskd.options import Count, OptionError
 from compresskd.tasks import IGNORED, UNLABELLED
 
@@ -47,30 +48,34 @@ def tokens(
     made = tokenizer_of(tokenizer, lambda: ())
     length = max_length or made.max_length
 
-    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        part, where = opened.part(split), opened.where(split)
-        return _blocks(part, split, where, read, numbers, made, length, notices, skip_bad=skip_bad)
+    def sources_of(tokenizer: Tokenizer) -> dict[str, Sequences]:
+        def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
+            part, where = opened.part(split), opened.where(split)
+            return _blocks(part, split, where, read, numbers, tokenizer, length, notices, skip_bad=skip_bad)
 
-    def untagged(split: str, notices: list[Notice]) -> Iterator[Block]:
-        assert alone is not None
-        part, where = alone.part(split), alone.where(split)
-        return _blocks(part, split, where, words, {}, made, length, notices, skip_bad=skip_bad)
+        def untagged(split: str, notices: list[Notice]) -> Iterator[Block]:
+            assert alone is not None
+            part, where = alone.part(split), alone.where(split)
+            return _blocks(part, split, where, words, {}, tokenizer, length, notices, skip_bad=skip_bad)
 
-    sources = sequences_of(opened, options, made, [read, list(numbers), length, skip_bad], blocks)
-    told = opened.notices
-    if alone is not None:
-        sources |= sequences_of(alone, options, made, [words, length, skip_bad], untagged)
-        told += alone.notices
+        sources = sequences_of(opened, options, tokenizer, [read, list(numbers), length, skip_bad], blocks)
+        if alone is not None:
+            sources |= sequences_of(alone, options, tokenizer, [words, length, skip_bad], untagged)
+        return sources
+
+    found = tokenized(made, options, sources_of)
+    sets = [opened] if alone is None else [opened, alone]
     return assemble_texts(
         name,
-        sources,
+        found.sources,
         Labels(names, len(names), "tokens", class_weights),
         columns=["input_ids"],
-        tokenizer=made,
+        tokenizer=found.tokenizer,
         options=options,
-        notices=told,
+        notices=[notice for each in (*sets, found) for notice in each.notices],
         preprocessing={"kind": "tokens", "columns": [tokens_column], "max_length": length},
         group_by_length=group_by_length,
+        vocabulary=found.vocabulary,
     )
 
 

@@ -11,9 +11,10 @@ from compresskd.data.base import Data
 from compresskd.data.columns import check_columns, tables
 from compresskd.data.notice import Notice
 from compresskd.data.text.assemble import Labels, Opened, SetOptions, assemble_texts, sequences_of
-from compresskd.data.text.sequences import Block
+from compresskd.data.text.sequences import Block, Sequences
 from compresskd.data.text.tokenizer import Encoded, Tokenizer, tokenizer_of
 from compresskd.data.text.told import cut_off, left_out
+from compresskd.data.text.used_tokens import tokenized
 from compresskd.options import Count, OptionError, Whole
 from compresskd.tasks import IGNORED
 
@@ -56,23 +57,27 @@ def text_to_text(
     if start >= made.vocabulary_size:
         raise OptionError("decoder_start_id", start, f"< {made.vocabulary_size}, the tokens that there are")
 
-    def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
-        part, where = opened.part(split), opened.where(split)
-        lengths = length, max_target_length
-        return _blocks(part, split, where, read, made, lengths, notices, skip_bad=skip_bad)
+    def sources_of(tokenizer: Tokenizer) -> dict[str, Sequences]:
+        def blocks(split: str, notices: list[Notice]) -> Iterator[Block]:
+            part, where = opened.part(split), opened.where(split)
+            lengths = length, max_target_length
+            return _blocks(part, split, where, read, tokenizer, lengths, notices, skip_bad=skip_bad)
 
-    determined = [read, length, max_target_length, skip_bad]
+        return sequences_of(opened, options, tokenizer, [read, length, max_target_length, skip_bad], blocks)
+
+    found = tokenized(made, options, sources_of, needed=[start], predicted=True)
     return assemble_texts(
         name,
-        sequences_of(opened, options, made, determined, blocks),
-        Labels((), options.get("num_classes") or made.vocabulary_size, "texts"),
+        found.sources,
+        Labels((), options.get("num_classes") or found.tokenizer.vocabulary_size, "texts"),
         columns=["input_ids"],
-        tokenizer=made,
+        tokenizer=found.tokenizer,
         options=options,
-        notices=opened.notices,
+        notices=[*opened.notices, *found.notices],
         preprocessing={"kind": "text_to_text", "columns": [text_column], "max_length": length},
         group_by_length=group_by_length,
-        decoder_start=start,
+        decoder_start=start if found.vocabulary is None else found.vocabulary.number_of(start),
+        vocabulary=found.vocabulary,
     )
 
 
