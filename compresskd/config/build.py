@@ -216,10 +216,11 @@ def _own_config(config: Plain) -> Plain:
     own = {k: v for k, v in config.items() if k != "teacher_fit"} | {k: fit[k] for k in _RECIPE}
     strategy = OmegaConf.load(conf_dir() / "strategy" / "train.yaml")
     strategy.stages.pop("quantize")
-    seen = {unlabelled.KEY} if config["data"].get(PRUNE) else set()  # by the tokenizer
+    seen = [unlabelled.KEY] if config["data"].get(PRUNE) else []  # by the tokenizer
+    unseen = [key for key in unlabelled.KEYS if key in config["data"] and key not in seen]
     # a total, and quantization, are the student's
     own |= {
-        "data": {**config["data"], **dict.fromkeys((unlabelled.KEYS - seen) & config["data"].keys())},
+        "data": {**config["data"], **dict.fromkeys(unseen)},
         "total_epochs": None,
         "bits": None,
         "quant": {},

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskd.kd.divergence import divergence
-from compresskd.kd.logits import Temperature, class_indices, logit_pair
+from compresskd.kd.logits import Temperature, logit_pair
 from compresskd.kd.outputs import teacher_of
 from compresskd.options import NonNegative, checked
-from compresskd.tasks import CLASSES, ModelOutputs
+from compresskd.tasks import CLASSES, ModelOutputs, class_indices
 
 
 @checked

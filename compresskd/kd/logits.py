@@ -50,11 +50,6 @@ def logit_pair(
     return (standardized(s), standardized(t)) if standardize else (s, t)
 
 
-def class_indices(targets: Tensor) -> Tensor:
-    """Hard labels ``[B]``: int64 targets as they are, of probabilities ``[B, K]`` the most probable class."""
-    return targets.argmax(dim=-1) if targets.is_floating_point() else targets
-
-
 @checked
 @dataclass(frozen=True)
 class CrossEntropy:

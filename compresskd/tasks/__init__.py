@@ -10,6 +10,7 @@ from compresskd.tasks.classes import (
     Classification,
     TextClassification,
     TokenClassification,
+    class_indices,
 )
 from compresskd.tasks.embedding import Embedding
 from compresskd.tasks.labels import MultiLabel
@@ -42,6 +43,7 @@ __all__ = [
     "TokenClassification",
     "TopOutputs",
     "call",
+    "class_indices",
     "logits_of",
     "map_inputs",
     "num_samples",

@@ -60,7 +60,7 @@ class Classification(Task):
 
     def judged_by(self, targets: Tensor) -> Tensor:
         """[N] int64, of probabilities the most probable class."""
-        return targets.argmax(dim=1) if targets.is_floating_point() else targets
+        return class_indices(targets)
 
     def metrics_of(self, judged: Judged) -> dict[str, float]:
         """Accuracy; the mean of the classes' F1; Matthews' correlation for K classes (Gorodkin 2004, eq. 8)."""
@@ -83,8 +83,7 @@ class Classification(Task):
     def faults(self, targets: Tensor, num_outputs: int) -> str | None:
         """Targets are whole numbers [S], classes from 0, or a probability for each class."""
         if targets.is_floating_point() and list(targets.shape[1:]) == [num_outputs] and num_outputs > 1:
-            known = targets[~targets.isnan().any(dim=1)]
-            bad = (known < 0).any(dim=1) | ((known.sum(dim=1) - 1).abs() > PROBABILITIES_WITHIN)
+            bad = (targets < 0).any(dim=1) | ((targets.sum(dim=1) - 1).abs() > PROBABILITIES_WITHIN)
             return "numbers that are no probabilities of classes" if bool(bad.any()) else None
         if targets.is_floating_point() or targets.ndim != 1:
             kind = "numbers" if targets.is_floating_point() else "classes"
@@ -129,6 +128,11 @@ class TokenClassification(Classification):
     def output_fault(self, output: Any, batch: Batch, num_outputs: int) -> str | None:
         """Logits are [B, L, K]."""
         return sequence_fault(output, batch, num_outputs)
+
+
+def class_indices(targets: Tensor) -> Tensor:
+    """Hard labels [N]: int64 targets as they are, of probabilities [N, K] the most probable class."""
+    return targets.argmax(dim=-1) if targets.is_floating_point() else targets
 
 
 def token_rows(task: Task, logits: Tensor, targets: Tensor, batch: Batch) -> tuple[ModelOutputs, Tensor]:
