@@ -15,6 +15,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
 
     from compresskd.engine.environment import keep_freed_memory
     from compresskd.listeners.console import Reporter, configure_logging, stages_table
+    from compresskd.listeners.tracked import Tracked
     from compresskd.run import open_run
     from compresskd.training.interrupt import termination_interrupts
 
@@ -31,7 +32,8 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides))),
         }
         with termination_interrupts():
-            record = experiment.run(run, reporter, texts)
+            listener = Tracked(reporter, experiment.trackers) if experiment.trackers else reporter
+            record = experiment.run(run, listener, texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted and saved; resume it by: compresskd resume {run.directory}"
@@ -54,7 +56,7 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
         return
     from compresskd.config.recorded import completed, differences
 
-    now = dict(experiment.config)
+    now = dict(experiment.config) | {"tracker": record.config.get("tracker", {})}  # which changes no result
     if record.status == FINISHED:
         now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
     changed = differences(completed(record.config), now)

@@ -193,6 +193,15 @@ def _of_predict(parser: argparse.ArgumentParser) -> None:
     _trust(parser)
 
 
+def _of_track(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd track DIR ... --to NAME[,NAME] [tracker.NAME.KEY=VALUE ...]"
+    add = parser.add_argument
+    add("words", nargs="+", metavar="DIR, KEY=VALUE", help="runs, searched at any depth; options of trackers")
+    add("--to", required=True, metavar="NAME,...", help="trackers: tensorboard, mlflow, wandb, or your own")
+    add("--config-dir", action="append", type=Path, default=[], metavar="DIR", help="where trackers of your own are "
+        "described")  # fmt: skip
+
+
 def _of_plan(parser: argparse.ArgumentParser) -> None:
     parser.usage = "compresskd plan [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]"
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as of a run")
@@ -241,6 +250,9 @@ is not reproduced.
     "compare": Verb("tables, statistics and a report of many runs",
                     "Compare finished runs: tables, statistics and a report out of their records.",
                     _of_compare, verbs.compare),
+    "track": Verb("send runs to TensorBoard, MLflow or W&B", """\
+Send runs that have been made to trackers, as tracker=NAME does while a run goes
+on. What a tracker has already is not sent again.""", _of_track, verbs.track),
     "export": Verb("write a finished model for other programs", """\
 Write a finished model in a form that other programs run, and compare its
 outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),

@@ -36,7 +36,7 @@ def repeat(directory: Path, into: Path | None, said: Sequence[str]) -> int:
     again = _free(directory, into)
     from compresskd.config.recorded import build_recorded
 
-    config = record.config | {"outputs_dir": str(again)}
+    config = record.config | {"outputs_dir": str(again), "tracker": {}}
     experiment = build_recorded(config, record.overrides, trust=granted(directory, record, said))
     _check_same_data(directory, record, experiment)
     execute(experiment, again, unique=False)

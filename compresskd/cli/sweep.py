@@ -249,8 +249,8 @@ def _check_lengths(jobs: Sequence[Sequence[str]], varying: Sequence[str]) -> Non
 
 
 def _changes_nothing(key: str) -> bool:
-    """Whether a key only says where results go and how jobs are started."""
-    return key == "outputs_dir" or key.startswith(OF_HYDRA)
+    """Whether a key only says where results go, who follows them and how jobs are started."""
+    return key.partition(".")[0] in ("outputs_dir", "tracker") or key.startswith(OF_HYDRA)
 
 
 def _lines(job: Sequence[str], keys: Collection[str]) -> list[str]:

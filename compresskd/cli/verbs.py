@@ -74,6 +74,13 @@ def compare(arguments: Namespace) -> int:
     return command.run(arguments)
 
 
+def track(arguments: Namespace) -> int:
+    """Send runs to trackers."""
+    from compresskd.cli import track
+
+    return track.run(arguments)
+
+
 def plan(arguments: Namespace) -> int:
     """What a command would do."""
     from compresskd.config.build import build_jobs

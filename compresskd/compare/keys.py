@@ -1,12 +1,8 @@
 """Configuration keys: flat canonical values, the keys that differ, and which of them tell groups apart."""
 
 import difflib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from sys import intern
-from typing import Any
 
 ABSENT = "–"  # what a key shows in a record that lacks it
 _FIRST = ("strategy", "teacher", "student", "data", "rank", "bits", "epochs", "kd", "compress", "quant")
@@ -14,38 +10,8 @@ _PATH_NAMES = frozenset({"path", "dir", "directory", "folder", "file", "root", "
 _VOLATILE_NAMES = frozenset({"num_workers", "workers", "verbose", "progress", "log", "log_level", "resume"})
 
 
-_ENCODE = json.JSONEncoder(sort_keys=True).encode
-
-
 class UnknownKeyError(ValueError):
     """A key that the user named and that no record has."""
-
-
-def flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Nested config -> {dotted key: canonical text}. Lists are one value; 4 and 4.0 are the same value."""
-    flat: dict[str, str] = {}
-    waiting: list[tuple[str, Mapping[str, Any]]] = [("", config)]
-    while waiting:  # a loop, not a recursion: a hostile record may be nested deeply
-        prefix, node = waiting.pop()
-        for name, value in node.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, dict) and value:
-                waiting.append((key + ".", value))
-            else:
-                flat[intern(key)] = intern(canonical(value))
-    return flat
-
-
-def canonical(value: Any) -> str:
-    """The text by which values are compared and shown: JSON, without quotes around plain text."""
-    kind = type(value)
-    if kind is str:
-        return value
-    if kind is int:
-        return str(value)
-    if kind is float and math.isfinite(value):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-    return _ENCODE(value)
 
 
 def is_volatile(key: str, column: Iterable[str]) -> bool:
@@ -53,7 +19,7 @@ def is_volatile(key: str, column: Iterable[str]) -> bool:
 
     A `weights` file is not among them: it decides the teacher.
     """
-    if key.startswith(("hydra.", "tt.", "measure.")):
+    if key.startswith(("hydra.", "tt.", "measure.", "tracker.")):
         return True
     last = key.rpartition(".")[2]
     if last in _PATH_NAMES or last.endswith(("_path", "_dir", "_file")) or last in _VOLATILE_NAMES:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from compresskd.compare.comparison import Comparison
 from compresskd.compare.grouping import Group
-from compresskd.compare.keys import UnknownKeyError, canonical, full_key
+from compresskd.compare.keys import UnknownKeyError, full_key
 from compresskd.compare.numbers import lower_is_better
 from compresskd.compare.predictions import PredictionsError, Scored, read_scores
 from compresskd.compare.statistics import Bootstrap, Summary, holm, mcnemar, paired_bootstrap, summarize
 from compresskd.compare.study import Entry
+from compresskd.run.flat import canonical
 
 MAX_TESTS = 50  # groups tested, in the order of the table; Holm counts the others as well
 MAX_PAIRS = 25  # runs compared sample by sample in one test: groups that `--by` makes may hold hundreds

@@ -8,9 +8,10 @@ from pathlib import Path
 from sys import intern
 
 from compresskd.compare.discovery import Problem, find_records
-from compresskd.compare.keys import canonical, change, flatten
+from compresskd.compare.keys import change
 from compresskd.compare.records import Record, RecordError, StageRecord, read_record
 from compresskd.run.factors import factors
+from compresskd.run.flat import canonical, flatten
 
 FINAL, ALL = "final", "all"
 _PARTS = ("packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of

@@ -76,6 +76,7 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"(compress|quant|.*\.(compression|quantization))", _own("Compression or Quantization", _PLAN)),
     (r"(rank_schedule|strategy\.stages\.[^.]*\.stages)", _own("a schedule of ranks", _SCHEDULE)),
     (r"strategy\.stages\.[^.]*", _own("a stage", _STAGE)),
+    (r"tracker\.[^.]*", _own("a tracker", _has("listeners", "check", "open"))),
     (r"(strategy|kd)\..*", _own("part of a stage", _TERM, _PLAN, _STAGE, _SCHEDULE, _OBJECTIVE)),
     (r".*", _own("nothing")),
 )

@@ -41,6 +41,7 @@ _PATHS = (
     ("student", "weights"),
 )
 _MAYBE_PATHS = (("teacher", "id"), ("student", "id"), ("data", "tokenizer"))  # or names on the hub, or words
+_PLACES_OF_A_TRACKER = (("directory", ""), ("uri", "sqlite:///"))
 _RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
 # What determines a trained teacher, beside the data.
 _DETERMINING = ("strategy", "precision", *_RECIPE)
@@ -128,7 +129,16 @@ def _values(cfg: DictConfig, epochs: int | None = None) -> dict[str, Any]:
         path = Path(place).expanduser() if isinstance(place, str) and place else None
         if path is not None and ((group, key) in _PATHS or path.exists()):
             holder[key] = str(path.absolute())
+    for node in (values.get("tracker") or {}).values():
+        _make_places_absolute(node)
     return values
+
+
+def _make_places_absolute(tracker: Any) -> None:
+    for key, scheme in _PLACES_OF_A_TRACKER:
+        place = tracker.get(key) if isinstance(tracker, dict) else None
+        if isinstance(place, str) and place.startswith(scheme) and place != scheme:
+            tracker[key] = f"{scheme}{Path(place.removeprefix(scheme)).expanduser().absolute()}"
 
 
 def _with_epochs(fit: Plain, epochs: Any) -> Plain:
@@ -176,6 +186,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         parts.trial("train", alone.stages["train"], State(teacher), (data, fit, device), place, own)
         for error in parts.errors[before:]:
             error.expected = error.expected.replace("the student", "the teacher")
+    trackers = parts.trackers()
     parts.stop_at_faults()
     assert data and device and strategy and recipe  # noqa: PT018 - else there were faults
 
@@ -195,6 +206,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     whole = experiment(
         config, strategy, recipe, None if teacher is None else _teacher(config, trained, kept_tokens)
     )
+    whole = replace(whole, trackers=trackers)
     kept = parts.from_teacher()
     if kept is None or teacher is None:
         return whole
@@ -226,6 +238,7 @@ def _own_config(config: Plain) -> Plain:
         "quant": {},
         "student": config["teacher"],
         "strategy": strategy,
+        "tracker": {},
     }
     return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
 

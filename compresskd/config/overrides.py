@@ -106,9 +106,11 @@ def typed_value(p: Override) -> str:
 
 def fault_of_choice(p: Override, error: Exception) -> Fault:
     """What is wrong with a choice among files that does not compose."""
-    if isinstance(error, MissingConfigException) and error.options:
-        name = (error.missing_cfg_file or "").rpartition("/")[2]
-        return Fault(p.get_key_element(), f"got {typed_value(p)}{nearest(name, error.options)}")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or GlobalHydra.instance().config_loader().get_group_options(group)
+        if options:  # of one name in a list Hydra does not tell them
+            return Fault(p.get_key_element(), f"got {typed_value(p)}{nearest(name, options)}")
     return Fault(p.get_key_element(), f"got {typed_value(p) or 'nothing'}; {said(error)}")
 
 

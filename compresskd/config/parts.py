@@ -149,6 +149,22 @@ class Parts(Maker):
             node = _without(_with_told(node, _ANYTHING), "weights")
         self.make(node, group, call=False)
 
+    def trackers(self) -> dict[str, Any]:
+        """Who follows the run, by name; each is asked once for all jobs of a sweep whether it can."""
+        made, outputs = {}, self.config["outputs_dir"]
+        for name, node in self.config["tracker"].items():
+            place = functools.partial(joined, f"tracker.{name}")
+            if not (isinstance(node, Mapping) and "_target_" in node):
+                self.refuse(place(""), f"got {shown(node)}, expected a tracker; write tracker=NAME")
+                continue
+            key = f"tracker {name} {json.dumps(node, sort_keys=True)} {outputs}"
+            tracker = self.make(node, place(""))
+            if tracker is not UNMADE and self._shared.get(key) is None and isinstance(outputs, str):
+                fine = self.attempt(place, lambda each=tracker: each.check(Path(outputs)) or True)
+                self._shared[key] = None if fine is UNMADE else fine
+            made[name] = tracker
+        return made
+
     def recipe(self, node: Plain, prefix: str = "") -> Recipe | None:
         """How to train, from a node with the keys epochs, optimizer, scheduler and train, which is at `prefix`."""
         if prefix and self._is_faulty(prefix.rstrip(".")):

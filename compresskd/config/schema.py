@@ -83,7 +83,7 @@ class Config:
 
 GROUPS = (
     *MODEL_ROLES, "data", "strategy", "task", "kd", "compress", "rank_schedule", "quant", "optimizer", "scheduler",
-    "train", "teacher_fit",
+    "train", "teacher_fit", "tracker",
 )  # fmt: skip
 DEFAULTS: dict[str, Any] = {**{group: {} for group in GROUPS}, **dataclasses.asdict(Config())}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from compresskd.metric import Metric
+from compresskd.run import Record
 from compresskd.training import EpochRecord, StepProgress
 
 log = logging.getLogger("compresskd")  # every line of it goes to the run's log.txt too
@@ -25,8 +27,8 @@ def shown(monitor: Metric, metrics: Mapping[str, float]) -> str:
 class Listener(Protocol):
     """Follows one run, and changes nothing in it."""
 
-    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
-        """Take the beginning of a run, the metric that selects its epochs, and what is worth telling of the data."""
+    def begin(self, directory: Path, record: Record) -> None:
+        """Take the beginning of a run, or of what is left of a resumed one, in its directory."""
 
     def note(self, text: str) -> None:
         """Take one thing that the user should know."""
@@ -47,5 +49,5 @@ class Listener(Protocol):
         """Return the listener to the run that trains the teacher."""
         ...
 
-    def close(self) -> None:
-        """Take the end of the run."""
+    def end(self, record: Record) -> None:
+        """Take the end of the run, however it ended: its record says it, and is written already."""

@@ -56,6 +56,7 @@ class Experiment:
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
+        trackers: by name, who follows its runs besides the console; see `compresskd.listeners.tracked`.
     """
 
     data: Data
@@ -71,6 +72,7 @@ class Experiment:
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
+    trackers: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, run: Run, reporter: Listener, texts: Mapping[str, str] | None = None) -> Record:
         """Run every stage that has not been run, and return the finished record.
@@ -91,11 +93,12 @@ class Experiment:
         run.start(self._record())  # before any other file: it tells that the folder is a run's
         for name, text in (texts or {}).items():
             write_text(run.place(name), text)
-        with _log_file(run.open_to_append(LOG)), tt.plans(self.plan), _outcome(run):
+        with _log_file(run.open_to_append(LOG)), tt.plans(self.plan):
             try:
-                self._run(run, reporter, trust)
+                with _outcome(run):
+                    self._run(run, reporter, trust)
             finally:
-                reporter.close()
+                reporter.end(_record_of(run))
         return _record_of(run)
 
     def _check_remains(self, run: Run) -> None:
@@ -109,7 +112,7 @@ class Experiment:
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
         torch.manual_seed(self.seed)
-        reporter.begin(self.data.task.monitor, [notice.text for notice in self.data.notices])
+        reporter.begin(run.directory, _record_of(run))
         data = self.data.to(self.device)
         give_back()  # what the models of the checks before have left
         self._run_stages(data, run, reporter, trust)

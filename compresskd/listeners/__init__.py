@@ -1,1 +1,1 @@
-"""Who follows a run: the console."""
+"""Who follows a run: the console, and trackers."""

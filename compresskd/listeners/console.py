@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -49,14 +50,14 @@ class Reporter:
                 transient=True,
             )
 
-    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+    def begin(self, directory: Path, record: Record) -> None:
         """A run begins: the metric that is shown is the one that selects its epochs.
 
         What is worth telling of the data is said once, not again for a teacher's own run.
         """
-        self._monitor = monitor
-        for notice in notices if not self._prefix else ():
-            self.note(f"data: {notice}")
+        self._monitor = record.monitor
+        for notice in record.data.get("notices", ()) if not self._prefix else ():
+            self.note(f"data: {notice['text']}")
 
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
@@ -138,7 +139,7 @@ class Reporter:
         """Return another one for the same console, every line of which says that it is about the teacher."""
         return Reporter(self.console, prefix="teacher: ")
 
-    def close(self) -> None:
+    def end(self, record: Record) -> None:
         """Take the bars away."""
         if self._progress is not None:
             self._progress.stop()

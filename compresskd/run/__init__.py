@@ -7,6 +7,8 @@ DIRECTORY/
   metrics.jsonl     one line an epoch
   predictions.npz   predicted class of every test sample, one array a stage
   log.txt
+  trackers.json     what each tracker calls the run, so that a resumed one goes on there
+  tensorboard/      events, where that tracker is asked for
   model/            the final model of a finished run: model.safetensors and structure.json, and model.ckd
   run.lock          held by the process that writes here, which run.owner names; both gone from a finished run
   checkpoints/STAGE/  model.safetensors and structure.json of each finished stage

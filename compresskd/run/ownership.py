@@ -17,10 +17,10 @@ from compresskd.run.errors import Foreign, RunDirectoryError
 from compresskd.run.files import LEFTOVERS
 
 RECORD, LOCK, OWNER = "record.json", "run.lock", "run.owner"
-METRICS, PREDICTIONS, LOG = "metrics.jsonl", "predictions.npz", "log.txt"
-CHECKPOINTS, MODEL, EXPORT = "checkpoints", "model", "export"
-_FILES = (RECORD, LOCK, OWNER, METRICS, PREDICTIONS, LOG, "config.yaml", "overrides.yaml")
-_FOLDERS = (CHECKPOINTS, MODEL, EXPORT)
+METRICS, PREDICTIONS, LOG, TRACKERS = "metrics.jsonl", "predictions.npz", "log.txt", "trackers.json"
+CHECKPOINTS, MODEL, EXPORT, EVENTS = "checkpoints", "model", "export", "tensorboard"
+_FILES = (RECORD, LOCK, OWNER, METRICS, PREDICTIONS, LOG, TRACKERS, "config.yaml", "overrides.yaml")
+_FOLDERS = (CHECKPOINTS, MODEL, EXPORT, EVENTS)
 _HYDRAS = ".hydra"  # made ahead of the run where the user sets hydra.output_subdir
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from compresskd.compare.keys import ABSENT, UnknownKeyError, analyse, canonical, change, flatten, full_key
+from compresskd.compare.keys import ABSENT, UnknownKeyError, analyse, change, full_key
+from compresskd.run.flat import canonical, flatten
 
 
 def keys_of(configs, swept=()):
