@@ -29,7 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; a look-up tha
 
 import compresskd
 from compresskd.cli import main
-from compresskd.config.schema import conf_dir
+from compresskd.config.shipped import conf_dir
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import compresskd
-from compresskd.config.schema import conf_dir
+from compresskd.config.shipped import conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

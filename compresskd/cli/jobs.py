@@ -178,7 +178,7 @@ def _run_by_hydra(
     from omegaconf import OmegaConf
 
     from compresskd.config.faults import ConfigError, Fault, said
-    from compresskd.config.schema import conf_dir
+    from compresskd.config.shipped import conf_dir
 
     failures: list[Exception] = []
     here, threads = os.getpid(), os.environ.get("OMP_NUM_THREADS", "")

@@ -124,7 +124,7 @@ def _of_run(parser: argparse.ArgumentParser) -> None:
 
 def _shipped() -> Iterator[str]:
     """The groups and the top-level keys of the shipped configuration, for help."""
-    from compresskd.config.schema import conf_dir
+    from compresskd.config.shipped import conf_dir
 
     yield "groups:"
     for folder in sorted({path.parent for path in conf_dir().rglob("*/*.yaml")}):
@@ -209,6 +209,39 @@ def _of_plan(parser: argparse.ArgumentParser) -> None:
                         "and options")  # fmt: skip
 
 
+def _of_watch(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "directories",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="of runs, sweeps or searches; may not be there yet",
+    )
+    add(
+        "--once",
+        action="store_true",
+        help="print the table once, with all runs (so too where there is no terminal)",
+    )
+    add("--every", type=_seconds, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
+
+
+def _of_ls(parser: argparse.ArgumentParser) -> None:
+    from compresskd.status import listing
+
+    listing.add_arguments(parser)
+
+
+def _of_completion(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd completion bash|zsh|fish"
+    parser.add_argument(
+        "shell", choices=("bash", "zsh", "fish", "words"), metavar="SHELL", help="whose script is printed"
+    )
+    parser.add_argument(
+        "line", nargs="?", help=argparse.SUPPRESS
+    )  # up to the cursor, which the scripts ask about
+
+
 def _of_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -221,6 +254,16 @@ def _of_bench(parser: argparse.ArgumentParser) -> None:
     add("--plans", type=int, default=3, help="plans shown beside the one that is picked (default 3)")
     add("--threads", type=int, help="of torch")
     _trust(parser)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0.1 to 3600, got {text!r}")
+    return seconds
 
 
 def _count(text: str) -> int:
@@ -253,6 +296,12 @@ is not reproduced.
     "track": Verb("send runs to TensorBoard, MLflow or W&B", """\
 Send runs that have been made to trackers, as tracker=NAME does while a run goes
 on. What a tracker has already is not sent again.""", _of_track, verbs.track),
+    "watch": Verb("a live table of runs that go on", """\
+Show where the runs of a sweep, a search or a whole outputs folder stand: stage,
+epoch, the metric that selects, time left, failures. It only reads.""", _of_watch, verbs.watch),
+    "ls": Verb("list runs that fit conditions", """\
+List the runs at or below folders, those that were written last first. Exit code
+1 where none fits.""", _of_ls, verbs.ls),
     "export": Verb("write a finished model for other programs", """\
 Write a finished model in a form that other programs run, and compare its
 outputs with its own. Exit code 1 where they differ: the export is not kept.""", _of_export, verbs.export),
@@ -267,4 +316,10 @@ what it predicts of each.
     "bench": Verb("latency of factorized layers, by plan", """\
 Time factorized layers by plan, against dense ones and, where it is installed,
 against tensorly-torch: medians of runs in turn, in one process.""", _of_bench, verbs.bench),
+    "completion": Verb("what a shell puts in at TAB", """\
+Print a script that completes verbs, flags, groups, their files and keys:
+    eval "$(compresskd completion bash)"               in ~/.bashrc
+    eval "$(compresskd completion zsh)"                in ~/.zshrc, after compinit
+    compresskd completion fish | source                in config.fish""",
+                       _of_completion, verbs.completion),
 }  # fmt: skip

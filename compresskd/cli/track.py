@@ -36,13 +36,13 @@ def run(arguments: Namespace) -> int:
 
 
 def _outputs(directories: list[Path]) -> Path:
-    """The folder of all outputs: what the records say where the runs still lie there, else above the runs."""
+    """The folder of all outputs: what the first record says where that is still there, else above the run."""
     folder = directories[0].absolute()
     try:
         recorded = Path(read_record(folder).config["outputs_dir"])
     except (RunDirectoryError, KeyError, TypeError):
         return folder.parent
-    return recorded if folder.is_relative_to(recorded) else folder.parent
+    return recorded if recorded.is_dir() else folder.parent
 
 
 def _send(directory: Path, trackers: dict[str, Tracker], outputs: Path) -> bool:

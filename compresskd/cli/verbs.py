@@ -74,6 +74,20 @@ def compare(arguments: Namespace) -> int:
     return command.run(arguments)
 
 
+def watch(arguments: Namespace) -> int:
+    """A live table of runs."""
+    from compresskd.status import watch
+
+    return watch.run(arguments.directories, once=arguments.once, every=arguments.every)
+
+
+def ls(arguments: Namespace) -> int:
+    """Runs that fit conditions."""
+    from compresskd.status import listing
+
+    return listing.run(arguments)
+
+
 def track(arguments: Namespace) -> int:
     """Send runs to trackers."""
     from compresskd.cli import track
@@ -135,3 +149,10 @@ def bench(arguments: Namespace) -> int:
     except bench.BenchError as error:
         complain(str(error))
         return USAGE_ERROR
+
+
+def completion(arguments: Namespace) -> int:
+    """What a shell puts in at TAB."""
+    from compresskd.cli import completion
+
+    return completion.run(arguments)

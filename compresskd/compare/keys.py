@@ -19,7 +19,7 @@ def is_volatile(key: str, column: Iterable[str]) -> bool:
 
     A `weights` file is not among them: it decides the teacher.
     """
-    if key.startswith(("hydra.", "tt.", "measure.", "tracker.")):
+    if key.startswith(("hydra.", "tt.", "measure.")):
         return True
     last = key.rpartition(".")[2]
     if last in _PATH_NAMES or last.endswith(("_path", "_dir", "_file")) or last in _VOLATILE_NAMES:

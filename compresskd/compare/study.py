@@ -108,7 +108,10 @@ def load(roots: Sequence[Path], stage: str = FINAL) -> Study:
 
 def flat_config(record: Record) -> dict[str, str]:
     """The flat config of a record, with `strategy`, `data`, `teacher` and `student` as plain names."""
-    flat = {**_LATER, **flatten(record.config)}
+    followed = {
+        key: value for key, value in record.config.items() if key != "tracker"
+    }  # by whom says nothing
+    flat = {**_LATER, **flatten(followed)}
     for group in ("teacher", "student"):
         target = flat.get(f"{group}.name") or flat.get(f"{group}._target_")
         if target:

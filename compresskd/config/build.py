@@ -18,7 +18,7 @@ from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
 from compresskd.config.parts import Parts, comparing, model_of, trial_key
-from compresskd.config.schema import conf_dir
+from compresskd.config.shipped import conf_dir
 from compresskd.data import unlabelled
 from compresskd.data.base import Data
 from compresskd.data.text.prune import KEY as PRUNE

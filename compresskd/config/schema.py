@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, StringConstraints
 
 from compresskd.config.faults import ConfigError, Fault
+from compresskd.config.shipped import conf_dir
 from compresskd.options import Whole, one_of
 from compresskd.quant.grid import BITS
 from compresskd.tt.execution.policy import FIXED, SOURCES
@@ -86,13 +87,6 @@ GROUPS = (
     "train", "teacher_fit", "tracker",
 )  # fmt: skip
 DEFAULTS: dict[str, Any] = {**{group: {} for group in GROUPS}, **dataclasses.asdict(Config())}
-
-
-def conf_dir() -> Path:
-    """The shipped configuration: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def _complement(share: Any) -> Any:

@@ -90,7 +90,7 @@ class Following(Protocol):
 
         Args:
             table: the results of its stages, in Markdown.
-            files: the record, the metrics and, where it is not too large, the model of a finished run.
+            files: the metrics and, where it is not too large, the model of a finished run.
         """
         ...
 
@@ -286,7 +286,7 @@ class _Follower:
         final = record.stage(record.final) if record.status == FINISHED else None
         if final is not None:
             self._send_results(FINAL, final)
-        files = [path for name in (RECORD, METRICS) if (path := self._directory / name).exists()]
+        files = [path for path in [self._directory / METRICS] if path.exists()]
         model = self._directory / MODEL / "model.ckd"
         if record.status == FINISHED and model.exists():
             size, most = model.stat().st_size, self._tracker.max_model_bytes

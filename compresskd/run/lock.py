@@ -88,6 +88,13 @@ def acquire(directory: Path, wait: float) -> Hold | None:
     return Hold(directory, lock, identity)
 
 
+def is_held(directory: Path) -> bool:
+    """Whether the process that signed last in `directory` may still run there, without a touch of the lock."""
+    with contextlib.suppress(OSError, RunDirectoryError):
+        return _may_be_alive(read_bytes(directory / OWNER, at_most=_MAX_OWNER).decode("utf-8", "replace"))
+    return False
+
+
 def describe_owner(directory: Path) -> str:
     """Say which process holds `directory`, for messages; call it where the lock is known to be held."""
     deadline = time.monotonic() + _SECONDS_TO_SIGN

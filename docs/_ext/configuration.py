@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from compresskd import stages
-from compresskd.config.schema import conf_dir
+from compresskd.config.shipped import conf_dir
 from compresskd.targets.paths import resolve
 
 AS_WRITTEN = ("experiment", "strategy")  # whose files are read whole rather than key by key

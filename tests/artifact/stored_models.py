@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from compresskd import artifact, tt
-from compresskd.config.schema import conf_dir, register
+from compresskd.config.schema import register
+from compresskd.config.shipped import conf_dir
 from compresskd.layers import surgery
 from compresskd.models.build import build
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor

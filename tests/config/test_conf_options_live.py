@@ -16,7 +16,8 @@ from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import as_written, references
-from compresskd.config.schema import conf_dir, register
+from compresskd.config.schema import register
+from compresskd.config.shipped import conf_dir
 from compresskd.targets.nodes import Maker
 from compresskd.targets.paths import resolve
 from compresskd.training import Recipe

@@ -8,7 +8,8 @@ from compresskd.config.build import resolved
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
 from compresskd.config.parts import Parts
-from compresskd.config.schema import conf_dir, register
+from compresskd.config.schema import register
+from compresskd.config.shipped import conf_dir
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
 TRAINS_NOTHING = {"compress"}

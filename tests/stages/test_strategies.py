@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compresskd import artifact, tt
-from compresskd.config.schema import conf_dir
+from compresskd.config.shipped import conf_dir
 from compresskd.layers import surgery
 
 STRATEGIES = sorted(p.stem for p in (conf_dir() / "strategy").glob("*.yaml"))
