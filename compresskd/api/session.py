@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +49,8 @@ def session(
 ) -> Iterator[Context]:
     """A context whose run lies in a folder that is removed at the end; torch's generators are left as they were."""
     generators = [device] if device.type == "cuda" else []
-    with tempfile.TemporaryDirectory(prefix="compresskd-") as folder, torch.random.fork_rng(generators):
+    place = tempfile.TemporaryDirectory(prefix="compresskd-")
+    with place as folder, torch.random.fork_rng(generators), _told_in_a_notebook():
         run = open_run(Path(folder, "run"))
         try:
             run.start(Record(strategy="notebook", config={}, overrides=[], seed=seed))
@@ -55,6 +58,23 @@ def session(
             yield Context(data.to(device), run, recipe, seed, device, _Listener(on_epoch), anew)
         finally:
             run.close()
+
+
+@contextmanager
+def _told_in_a_notebook() -> Iterator[None]:
+    """Show what the log says, where a person waits in a notebook and nobody has said what is shown."""
+    kernel = "ipykernel.zmqshell" in sys.modules
+    if not kernel or log.handlers or logging.getLogger().handlers:
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def carry_out(name: str, stage: Stage, state: State, context: Context) -> State:

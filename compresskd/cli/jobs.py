@@ -93,7 +93,7 @@ def run_hydra(arguments: Namespace) -> int:
             if points:
                 check_untrained(experiments)
             if multirun:  # jobs may run in other processes, which build their own
-                sweep = _settle(plan.jobs, experiments, compose, build)
+                sweep = _settle(plan, experiments, compose, build)
             else:
                 made = dict(zip(points, experiments, strict=True)) if points else experiments[0]
                 prebuilt = {"\n".join(jobs[0].overrides): made}
@@ -116,13 +116,15 @@ def _without_hydra(job: Any) -> Any:
 
 
 def _settle(
-    jobs: Sequence[Any], experiments: Sequence[Any], compose: Callable[..., Any], build: Callable[..., Any]
+    plan: Any, experiments: Sequence[Any], compose: Callable[..., Any], build: Callable[..., Any]
 ) -> Sweep:
-    """Name the sweep, and find the jobs that stand for several."""
+    """Name the sweep, and find the jobs that stand for several, where all have been looked at."""
     from compresskd.config.faults import ConfigError
 
-    lines = [job.overrides for job in jobs]
-    named, outputs_dir = jobs[0].sweep, experiments[0].config["outputs_dir"]
+    lines, are_all = plan.lines, len(plan.jobs) == len(plan.lines)
+    named, outputs_dir = plan.jobs[0].sweep, experiments[0].config["outputs_dir"]
+    if not are_all:
+        print(f"{len(lines):,} jobs: {len(plan.jobs)} of them are checked, each of the others before it runs")
 
     def composed(overrides: list[str], expected: str) -> Any:
         try:
@@ -131,7 +133,7 @@ def _settle(
         except ConfigError:
             return None
 
-    once = run_once(lines, [identity(experiment) for experiment in experiments], composed)
+    once = run_once(lines, [identity(experiment) for experiment in experiments], composed) if are_all else []
     naming = naming_overrides(lines, named, outputs_dir, once)
     written = [named["dir"]] if "dir" in named else [n.partition("=")[2].strip("'") for n in naming[:1]]
     directory = Path(written[0]) if "${" not in written[0] else None
@@ -174,6 +176,7 @@ def _run_by_hydra(
 ) -> int:
     """Call Hydra; see `workers.busy` for `notes`; jobs of the directories in `lost` are not run."""
     import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
@@ -204,6 +207,8 @@ def _run_by_hydra(
             return math.nan
 
     OmegaConf.register_new_resolver(FOLDER_OF, _folders(sweep), replace=True)
+    if sweep.jobs:  # which are checked; Hydra would compose all of them again before the first one runs
+        BasicSweeper.validate_batch_is_legal = lambda *_: None
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here

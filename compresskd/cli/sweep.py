@@ -211,12 +211,15 @@ def failures(directory: Path, jobs: Sequence[Sequence[str]]) -> dict[str, str]:
     Jobs of another sweep that has come to the same folder (with other values) are none of ours.
     """
     varying = varying_keys(jobs)
-    ours = [set(_lines(job, varying)) for job in jobs]
+    ours = {frozenset(_lines(job, varying)) for job in jobs}
+    keys = {frozenset(key for key, _ in map(_split, lines)) for lines in ours}
     found = {}
     for folder, record in _records(directory):
         if isinstance(record, RunDirectoryError):
             found[str(folder)] = str(record)
-        elif not any(lines <= set(record.overrides) for lines in ours) or record.status == FINISHED:
+        elif record.status == FINISHED or not any(
+            frozenset(_lines(record.overrides, of_a_job)) in ours for of_a_job in keys
+        ):
             continue
         elif record.status == FAILED and record.error is not None:
             found[str(folder)] = f"{record.error['type']}: {record.error['message']}"

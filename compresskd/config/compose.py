@@ -52,10 +52,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line runs: one job, or those of a sweep."""
+    """What a command line runs: one job, or those of a sweep.
+
+    Attributes:
+        jobs: those that are checked before the first one runs: all, where there are not very many.
+        lines: the overrides of every job.
+    """
 
     jobs: list[Job]
     multirun: bool
+    lines: list[list[str]]
 
 
 def compose_jobs(
@@ -98,7 +104,9 @@ def compose_jobs(
         )
         if not combined:
             raise ConfigError([*faults, *more])
-        return Plan([_job(load, typed, name, [*faults, *more]) for typed, name in combined], multirun)
+        checked = [combined[position] for position in overrides.checked_first(combined)]
+        jobs = [_job(load, typed, name, [*faults, *more]) for typed, name in checked]
+        return Plan(jobs, multirun, [[p.input_line or "" for p in typed] for typed, _ in combined])
 
 
 def _job(load: Load, typed: Sequence[Override], name: str, faults: Sequence[Fault]) -> Job:

@@ -18,7 +18,9 @@ from compresskd.config.schema import GROUPS
 from compresskd.options import close_match, nearest
 from compresskd.run.renamed import VALUES, instead_of
 
-MOST_JOBS = 1000  # of one sweep: all of them are checked before the first runs
+MOST_JOBS = 20_000  # of one sweep
+MOST_CHECKED = 1000  # of them before the first runs, see `checked_first`
+_SPREAD = 100  # evenly over a sweep of more jobs
 _LONGEST_SHOWN = 200  # characters of a line that cannot be read
 _NOT_READ = (
     "is no override; write KEY=VALUE, and a value with other signs than letters, digits and ._-/ in quotes "
@@ -82,6 +84,24 @@ def combinations(parsed: Sequence[Override]) -> tuple[list[tuple[list[Override],
     varying = [i for i, p in enumerate(known) if p.is_sweep_override()]
     jobs = itertools.product(*choices)
     return [(list(job), ",".join(job[i].input_line or "" for i in varying)) for job in jobs], []
+
+
+def checked_first(jobs: Sequence[tuple[Sequence[Override], str]]) -> list[int]:
+    """The positions of the jobs of a sweep that are checked before the first one runs: all, unless there are too many.
+
+    Of more than `MOST_CHECKED` they are the first, the last and some between, and one with each value that is no whole
+    number, as long as there are not too many of these.
+    """
+    if len(jobs) <= MOST_CHECKED:
+        return list(range(len(jobs)))
+    chosen = {len(jobs) - 1, *range(0, len(jobs), len(jobs) // _SPREAD)}
+    seen: set[str] = set()
+    for position, (job, _) in enumerate(jobs):
+        new = {p.input_line or "" for p in job if not isinstance(p.value(), int)} - seen
+        if new and len(chosen) < MOST_CHECKED:
+            seen |= new
+            chosen.add(position)
+    return sorted(chosen)
 
 
 def _choices(p: Override) -> list[Override]:

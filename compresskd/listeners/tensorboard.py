@@ -31,19 +31,20 @@ class TensorBoard:
 
     def open(self, job: Job) -> _Events:
         """Write on, in a further file, where the run was followed before."""
-        folder = Path(self.directory, job.name) if self.directory else job.directory / EVENTS
-        return _Events(folder, job)
+        if self.directory:
+            folder = Path(self.directory, job.name)
+            return _Events(folder, job, identity=str(folder))
+        return _Events(job.directory / EVENTS, job, identity=EVENTS)  # wherever the run is moved
 
 
 class _Events:
     """The events of one run."""
 
-    def __init__(self, folder: Path, job: Job):
-        self.identity = str(folder)
-        self._before = folder
+    def __init__(self, folder: Path, job: Job, identity: str):
+        self._folder, self.identity = str(folder), identity
         if job.identity == self.identity:
             _ = self._scalars  # before a further file is there
-        self._writer = library(_WRITER).EventFileWriter(self.identity)
+        self._writer = library(_WRITER).EventFileWriter(self._folder)
         if job.identity != self.identity:
             summaries = library("tensorboard.plugins.hparams.summary_v2")
             self._write(summaries.hparams_pb(dict(job.parameters), trial_id=job.name))
@@ -51,7 +52,7 @@ class _Events:
     @cached_property
     def _scalars(self) -> dict[str, set[int]]:
         accumulators = library("tensorboard.backend.event_processing.event_accumulator")
-        read = accumulators.EventAccumulator(self.identity, size_guidance={"scalars": 0})
+        read = accumulators.EventAccumulator(self._folder, size_guidance={"scalars": 0})
         read.Reload()
         return {name: {event.step for event in read.Scalars(name)} for name in read.Tags()["scalars"]}
 

@@ -220,8 +220,8 @@ class _Follower:
 
     def open(self, directory: Path, record: Record, outputs: Path) -> None:
         """Begin to follow, or go on where the run was followed before."""
-        self._directory = directory
-        self._guarded(self._open, directory, record, outputs)
+        self._directory = directory.absolute()
+        self._guarded(self._open, self._directory, record, outputs.absolute())
 
     def catch_up(self, directory: Path, record: Record, stage: str | None) -> None:
         """Send what a run's files hold and the tracker does not have; of a teacher's under the name `stage`."""
@@ -359,7 +359,6 @@ def _finite(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _name_of(directory: Path, outputs: Path) -> str:
-    directory, outputs = directory.absolute(), outputs.absolute()
     return str(directory.relative_to(outputs)) if directory.is_relative_to(outputs) else directory.name
 
 

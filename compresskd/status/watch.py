@@ -58,7 +58,11 @@ def _width() -> int:
 
 def _look(roots: Sequence[Path], known: dict[Path, Watched]) -> list[Progress]:
     found = [progress for run in find_runs(roots, known) if (progress := run.look()) is not None]
-    return sorted(found, key=lambda progress: (STATES.index(progress.state), -progress.updated))
+    return sorted(found, key=lambda progress: (_rank(progress.state), -progress.updated))
+
+
+def _rank(state: str) -> int:
+    return STATES.index(state) if state in STATES else len(STATES)  # a state of a later version
 
 
 def _view(found: Sequence[Progress], roots: Sequence[Path], most: int) -> Group:
@@ -75,7 +79,7 @@ def _view(found: Sequence[Progress], roots: Sequence[Path], most: int) -> Group:
     for progress in found[:most]:
         table.add_row(*_cells(progress, above))
     counts = Counter(progress.state for progress in found)
-    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    summary = ", ".join(f"{counts[state]} {state}" for state in sorted(counts, key=_rank))
     hidden = f" ({len(found) - most} not shown)" if len(found) > most else ""
     return Group(table, Text(f"{len(found)} runs: {summary}{hidden}"))
 
@@ -95,7 +99,7 @@ def _cells(progress: Progress, above: str) -> list[Text]:
         "" if progress.seconds_left is None else duration(progress.seconds_left),
         printable(note if len(note) <= _LONGEST_NOTE else f"{note[: _LONGEST_NOTE - 1]}…"),
     )
-    styles = {1: _STYLES[progress.state]}
+    styles = {1: _STYLES.get(progress.state, "")}
     return [Text(cell, style=styles.get(position, "")) for position, cell in enumerate(cells)]
 
 

@@ -222,6 +222,21 @@ def test_a_loader_of_some_samples_gives_those(blobs):
     assert len(data_of(loader, blobs).train) == 30
 
 
+def test_a_notebook_shows_a_line_an_epoch_where_no_log_is_shown(blobs, capsys, monkeypatch):
+    train, validation = blobs
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    compresskd.train(perceptron(), train, validation, epochs=2)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
+    compresskd.train(perceptron(), train, validation, epochs=2)
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["epoch", "1/2"],
+        ["epoch", "2/2"],
+    ]
+    assert logging.getLogger("compresskd").handlers == []
+
+
 def test_samples_that_cannot_be_used_are_refused(blobs, caplog):
     x, y = blobs
     with pytest.raises(ValueError, match="train: its data set gives other values each time"):

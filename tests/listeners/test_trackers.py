@@ -228,7 +228,10 @@ def test_the_three_read_back_in_a_sweep_with_a_failing_job(run_cli, work, client
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_tracker_runs(run_cli, work, clients):
+def test_a_killed_run_goes_on_in_the_same_tracker_runs(run_cli, work, clients, monkeypatch):
+    monkeypatch.delenv(
+        "WANDB_SERVICE", raising=False
+    )  # wandb's helper of this process, which outlives the kill
     typed = (*SMALL, "epochs=60", "train.checkpoint_seconds=0.005", "hydra.run.dir=run", ALL)
     run = work / "run"
 
@@ -242,6 +245,7 @@ def test_a_killed_run_goes_on_in_the_same_tracker_runs(run_cli, work, clients):
     finally:
         killed.kill()
     before = json.loads((run / "trackers.json").read_text())
+    assert set(before) == {"tensorboard", "mlflow", "wandb"}
     assert run_cli("resume", "run").status == 0
     assert json.loads((run / "trackers.json").read_text()) == before
     epochs = expected_epochs(run)

@@ -145,7 +145,7 @@ def test_a_run_as_it_is_written_is_read(run_cli, work):
 
 def test_ls_lists_what_fits(run_cli, work):
     assert run_cli("-m", *failing(work)).status == 1
-    assert run_cli("-m", *SMALL, "rank=2,4", "epochs=1,2", "strategy=compress").status == 0
+    assert run_cli("-m", *SMALL, "rank=2,4", "seed=0,1", "strategy=compress").status == 0
     outcome = run_cli("ls")
     assert outcome.status == 0
     assert outcome.out.startswith("7 of 7 runs")
@@ -157,7 +157,7 @@ def test_ls_lists_what_fits(run_cli, work):
 
     assert count("--failed") == 1
     assert count("--finished", "--where", "strategy=compress") == 4
-    assert count("--where", "rank<=2", "--where", "epochs=2", "--where", "strategy=compress") == 1
+    assert count("--where", "rank<=2", "--where", "seed=1", "--where", "strategy=compress") == 1
     assert count("--where", "strategy=compress,train") == 5
     assert count("--where", "strategy!=compress") == 3
     assert count("--where", "student.fails=true") == 1
