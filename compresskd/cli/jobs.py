@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,7 +176,6 @@ def _run_by_hydra(
 ) -> int:
     """Call Hydra; see `workers.busy` for `notes`; jobs of the directories in `lost` are not run."""
     import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
@@ -207,13 +206,11 @@ def _run_by_hydra(
             return math.nan
 
     OmegaConf.register_new_resolver(FOLDER_OF, _folders(sweep), replace=True)
-    if sweep.jobs:  # which are checked; Hydra would compose all of them again before the first one runs
-        BasicSweeper.validate_batch_is_legal = lambda *_: None
     old_argv, old_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here
     try:
-        with without_here():
+        with without_here(), _composed_once(bool(sweep.jobs)):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
@@ -233,6 +230,20 @@ def _run_by_hydra(
     if failures and not multirun:
         raise failures[0]
     return FAILURE if failures else 0
+
+
+@contextlib.contextmanager
+def _composed_once(checked: bool) -> Iterator[None]:
+    """Keep Hydra from composing all jobs of a sweep ahead of the first, where that has been done here."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    validate = BasicSweeper.validate_batch_is_legal
+    if checked:
+        BasicSweeper.validate_batch_is_legal = lambda *_: None
+    try:
+        yield
+    finally:
+        BasicSweeper.validate_batch_is_legal = validate
 
 
 def _use_threads(number: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 import shutil
@@ -39,7 +40,7 @@ class WandB:
         """Errors as `Tracker.check`'s."""
         wandb = _wandb()
         check_writable("directory", Path(self.directory or outputs))
-        if self.mode == ONLINE and not wandb.Api.api_key and not wandb.api.api_key:
+        if self.mode == ONLINE and not _is_logged_in(wandb):
             raise Refusal(
                 "mode", "got online, and nobody is logged in; write wandb login first, or mode=offline"
             )
@@ -98,6 +99,12 @@ class _Run:
 def _wandb() -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports errors to its makers
     return library("wandb")
+
+
+def _is_logged_in(wandb: Any) -> bool:
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False))
+    return wandb.api.api_key is not None  # before version 0.31 or so
 
 
 def _rows(folder: Path, identity: str) -> Iterator[dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,27 @@ def test_the_local_executor_of_submitit(launched, work):
     assert "the net failed" in running.said()
     assert "2 records (1 finished, 1 failed)" in running.said()
     assert len(list((work / "outputs" / "teachers").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_find_code_of_ones_own(launched, work):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    shutil.copytree(Path(__file__).parent / "my_project", work, dirs_exist_ok=True)
+    own = (
+        "--config-dir",
+        "my_conf",
+        "data=wine",
+        "teacher=shortcut",
+        "student=shortcut",
+        "kd=cosine",
+        "tracker=curves",
+    )
+    few = ("strategy=distill", "epochs=1", "teacher_fit.epochs=1", "measure.latency=false", "seed=0,1")
+    running = launched("-m", *own, *few, "hydra/launcher=submitit_local")
+    assert running.wait(timeout=300) == 0, running.said()
+    folder = sweep_folder(work)
+    assert {record["status"] for record in records(folder).values()} == {"finished"}
+    assert sorted(path.parent.name for path in folder.rglob("curves.csv")) == ["seed=0", "seed=1"]
 
 
 @pytest.mark.slow

@@ -184,3 +184,10 @@ def test_nothing_heavy_is_loaded(module):
     code = f"import sys, {module}; print(*[m for m in ('torch', 'hydra', 'omegaconf') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == ""
+
+
+def test_the_report_is_written_while_a_sweep_goes_on(run_cli, running, work):
+    outcome = run_cli("compare", str(running.parent), "--html", "report.html")
+    assert outcome.status == 0, outcome.err
+    assert "1 record (1 running)" in outcome.out
+    assert "1 running" in (work / "report.html").read_text()
