@@ -59,6 +59,16 @@ def test_the_curve_is_what_layers_take_and_lose():
         assert lost == pytest.approx(point.squared_error, rel=0.01, abs=1e-6)
 
 
+@pytest.mark.parametrize("wish", [{"rank": 4}, {"ranks": [4]}, {"tolerance": 0.3}])
+def test_it_is_rounded_as_a_tensor_train_is(wish):
+    layer = spectrum(40, 24)
+    before, svd = (tt.factorize(layer, rank=9, method=method) for method in ("interpolative", "svd"))
+    made, expected = before.round(**wish), svd.round(**wish)
+    assert made.ranks == expected.ranks < before.ranks
+    torch.testing.assert_close(made.to_dense(), expected.to_dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.bias, layer.bias)
+
+
 def test_other_layers_get_their_svd():
     assert isinstance(tt.factorize(nn.Conv2d(8, 8, 3), rank=3, method="interpolative"), tt.TTConv2d)
     assert isinstance(tt.factorize(nn.Embedding(40, 24), rank=3, method="interpolative"), tt.TTEmbedding)
