@@ -100,6 +100,11 @@ class InterpolativeLinear(FactorizedLayer):
         cores = round_cores([left[None, :, None], rows[:, None, :, None]], ranks=ranks, tolerance=tolerance)
         return self.of_cores(cores, self.bias).train(self.training)
 
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [..., in_features]."""
+        rank = self.ranks[0]
+        return input.numel() // self.in_features * rank * (self.in_features + self.out_features - rank)
+
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
         rows, *mixtures = self.factors
