@@ -297,8 +297,8 @@ class Compression(Size):
                 *forms, (dense, _) = costs.of(name, module, smallest)
                 least -= max(0, dense - min((cost for cost, _ in forms), default=dense))
         if self.budget is not None and int(self.budget * costs.total) < least:
-            taken = "which every layer at ranks of 1 takes"
-            expected = f">= {least / costs.total:.4g} of {costs.total:,} {costs.unit}, {taken}"
+            least_of = "which every layer at ranks of 1 takes"
+            expected = f">= {least / costs.total:.4g} of {costs.total:,} {costs.unit}, {least_of}"
             raise OptionError("budget", self.budget, expected)
 
     def _check_smaller(self, taken: Iterable[layers.Layer]) -> None:
