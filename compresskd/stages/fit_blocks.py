@@ -20,6 +20,7 @@ from compresskd.compression.block_calls import (
     num_calls,
     relative_error,
 )
+from compresskd.data.base import Data
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers.stacks import blocks_of
@@ -50,7 +51,8 @@ class FitBlocks:
 
     Attributes:
         updates: of Adam, for each block; the learning rate falls to zero over them.
-        num_samples: training samples, a seeded draw; a tenth of their batches is held out and chooses the weights.
+        num_samples: training samples, a seeded draw from those with labels and those without, each in its share. A
+            tenth of the batches, with labels, is held out and chooses the weights.
         batch_size: samples of an update.
         learning_rate: of Adam.
         inputs: of a block: 'student', what the fitted blocks before it give, so that it makes up for their errors; or
@@ -87,8 +89,7 @@ class FitBlocks:
         student, teacher = state.student, state.teacher
         if teacher is None:
             raise ValueError("fit_blocks needs a teacher")
-        drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
-        batches = list(drawn.batches(self.batch_size))
+        batches = list(self._batches(context.data, context.stage_seed))
         stacks = _stacks(student, teacher, batches[0].inputs)
         done = _Done.of(context.training_state())
         if done.errors:
@@ -102,6 +103,14 @@ class FitBlocks:
                 training.along(stack)
         context.details.update(block_errors=done.errors, epochs=0)
         return state
+
+    def _batches(self, data: Data, seed: int) -> Iterator[Batch]:
+        """Those with labels last, as the last ones are held out."""
+        parts = [part for part in (data.unlabelled, data.train) if part is not None]
+        total = sum(map(len, parts))
+        for part in parts:
+            count = max(1, round(self.num_samples * len(part) / total))
+            yield from draw(part, count, seed=seed).batches(self.batch_size)
 
 
 @dataclass
