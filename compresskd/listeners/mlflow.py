@@ -20,6 +20,7 @@ from compresskd.run import FAILED, FINISHED, INTERRUPTED
 
 _SQLITE = "sqlite:///"
 _STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
+_SECONDS_TO_WAIT = 60
 _AT_ONCE = 100  # parameters in one call
 _MEANT = {  # where the user has not set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it reports uses to its makers
@@ -77,12 +78,17 @@ class MLflow:
         return _Run(client, run)
 
     def _uri(self, outputs: Path) -> str:
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{outputs.absolute()}/mlflow.db"
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or _of(outputs)
 
     def _database(self, outputs: Path) -> Path | None:
         """The file of a sqlite store."""
         uri = self._uri(outputs)
         return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
+
+
+def _of(outputs: Path) -> str:
+    """The store in an outputs folder; a job waits while another one writes."""
+    return f"{_SQLITE}{outputs.absolute()}/mlflow.db?timeout={_SECONDS_TO_WAIT}"
 
 
 class _Run:

@@ -57,7 +57,7 @@ class WandB:
             entity=self.entity,
             id=identity,
             name=job.name,
-            group=str(Path(job.name).parent),
+            group=job.name.rpartition("/")[0] or None,
             dir=str(folder),
             config=dict(job.parameters),
             resume="allow" if self.mode == ONLINE and job.identity else None,
