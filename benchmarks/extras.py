@@ -75,7 +75,7 @@ def tried(extra: str, wheel: Path, place: Path, arguments: argparse.Namespace) -
     started, environment = time.perf_counter(), place / (extra or "core")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
-    bounds = ["-c", constraints(place)] if arguments.lowest else []
+    bounds = ["-c", constraints(place, arguments.pins)] if arguments.lowest else []
     bounds += arguments.pins
     wanted = f"{wheel}[{extra}]" if extra else str(wheel)
     steps = [
@@ -99,14 +99,14 @@ def tried(extra: str, wheel: Path, place: Path, arguments: argparse.Namespace) -
     return not ended.returncode
 
 
-def constraints(place: Path) -> Path:
-    """A file that holds every requirement of the project at its lower bound."""
+def constraints(place: Path, pins: list[str]) -> Path:
+    """A file that holds every requirement of the project at its lower bound, but those that are pinned otherwise."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     lowest = {
         found[1]: found[2]
         for found in (re.match(r"([\w.-]+)>=([\d.]+)", line) for line in lines)
-        if found is not None
+        if found is not None and not any(pin.startswith(f"{found[1]}==") for pin in pins)
     }
     path = place / "lowest.txt"
     path.write_text("".join(f"{name}=={version}\n" for name, version in lowest.items()), encoding="utf-8")

@@ -20,7 +20,7 @@ from compresskd.run.renamed import VALUES, instead_of
 
 MOST_JOBS = 20_000  # of one sweep
 MOST_CHECKED = 1000  # of them before the first runs, see `checked_first`
-_SPREAD = 100  # evenly over a sweep of more jobs
+_SPREAD = 50  # evenly over a sweep of more jobs
 _LONGEST_SHOWN = 200  # characters of a line that cannot be read
 _NOT_READ = (
     "is no override; write KEY=VALUE, and a value with other signs than letters, digits and ._-/ in quotes "

@@ -32,10 +32,12 @@ _MEANT = {  # where the user has not set them
 
 @dataclass(frozen=True)
 class MLflow:
-    """Attributes:
-    uri: of the store; None takes MLFLOW_TRACKING_URI where it is set, else `mlflow.db` in the outputs folder.
-    experiment: the name under which runs are gathered.
-    max_model_bytes: a larger model file is not stored.
+    """Keep a run in a store of MLflow.
+
+    Attributes:
+        uri: of the store; None takes MLFLOW_TRACKING_URI where it is set, else `mlflow.db` in the outputs folder.
+        experiment: the name under which runs are gathered.
+        max_model_bytes: a larger model file is not stored.
     """
 
     uri: str | None = None

@@ -17,8 +17,10 @@ _WRITER = "tensorboard.summary.writer.event_file_writer"
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """Attributes:
-    directory: gets a folder for each run, by its name; None writes into the run's own folder, `tensorboard/`.
+    """Write a run's values as events.
+
+    Attributes:
+        directory: gets a folder for each run, by its name; None writes into the run's own folder, `tensorboard/`.
     """
 
     directory: str | None = None

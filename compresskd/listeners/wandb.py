@@ -23,11 +23,14 @@ _WHOLE, _LAST = 1, 4  # kinds of records that end here
 
 @dataclass(frozen=True)
 class WandB:
-    """Attributes:
-    project, entity: where runs are gathered; entity None is the account's own.
-    mode: `offline` writes files alone, `online` sends them too.
-    directory: where the folder `wandb` is; None takes the outputs folder.
-    max_model_bytes: a larger model file is not stored.
+    """Write a run as W&B has it, and send it where that is asked for.
+
+    Attributes:
+        project: where runs are gathered.
+        entity: whose project it is; None is the account's own.
+        mode: `offline` writes files alone, `online` sends them too.
+        directory: where the folder `wandb` is; None takes the outputs folder.
+        max_model_bytes: a larger model file is not stored.
     """
 
     project: str = "compresskd"
