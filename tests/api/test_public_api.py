@@ -223,7 +223,7 @@ def test_a_loader_of_some_samples_gives_those(blobs):
 
 
 def test_a_notebook_shows_a_line_an_epoch_where_no_log_is_shown(blobs, capsys, monkeypatch):
-    train, validation = blobs
+    train, validation = halves(blobs)
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     compresskd.train(perceptron(), train, validation, epochs=2)

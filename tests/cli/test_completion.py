@@ -50,7 +50,7 @@ def test_every_verb_is_offered_and_no_mistake_ends_in_an_error():
     for line in (
         "compresskd nothing=",
         "compresskd kd.x.y.z",
-        "compresskd 'a b",
+        "compresskd 'a z",
         "compresskd kd=nosuch kd.",
         "",
         "x",
