@@ -19,6 +19,7 @@ from compresskd.compression.block_calls import (
     links,
     num_calls,
     relative_error,
+    shapes_before,
 )
 from compresskd.data.base import Data
 from compresskd.data.draw import draw
@@ -267,15 +268,9 @@ def _stacks(student: nn.Module, teacher: nn.Module, example: Inputs) -> list[lis
     return [kept for stack in stacks if (kept := _alike(student, teacher, stack, example))]
 
 
-@torch.no_grad()
 def _alike(student: nn.Module, teacher: nn.Module, stack: Sequence[str], example: Inputs) -> list[str]:
-    with evaluation_mode(student), evaluation_mode(teacher):
-        ran = calls_of(teacher, stack, example)
-        return [
-            name
-            for name in ran
-            if hidden_before(student, name, example).shape == hidden_before(teacher, name, example).shape
-        ]
+    ours, theirs = (shapes_before(model, stack, example) for model in (student, teacher))
+    return [name for name, shape in theirs.items() if ours.get(name) == shape]
 
 
 def _answer(block: nn.Module, given: Sequence[BlockCall], hidden: Sequence[Tensor], k: int) -> Tensor:
