@@ -237,9 +237,12 @@ def _composed_once(checked: bool) -> Iterator[None]:
     """Keep Hydra from composing all jobs of a sweep ahead of the first, where that has been done here."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    def pass_all(self: BasicSweeper, batch: Any) -> None:
+        """Say nothing of a batch."""
+
     validate = BasicSweeper.validate_batch_is_legal
     if checked:
-        BasicSweeper.validate_batch_is_legal = lambda *_: None
+        BasicSweeper.validate_batch_is_legal = pass_all
     try:
         yield
     finally:

@@ -72,7 +72,7 @@ def parse(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:
         epilog=_EXAMPLES,
     )
     whole.add_argument("--version", action="version", version=f"compresskd {__version__}")
-    added = whole.add_subparsers(title="verbs", metavar="VERB", prog="compresskd")
+    added = whole.add_subparsers(title="verbs", metavar="VERB ARGUMENT", prog="compresskd")
     for name, verb in VERBS.items():
         own = _made(added.add_parser, name, help=verb.summary, description=verb.text)
         own.set_defaults(call=verb.call, typed=arguments)
@@ -318,8 +318,8 @@ Time factorized layers by plan, against dense ones and, where it is installed,
 against tensorly-torch: medians of runs in turn, in one process.""", _of_bench, verbs.bench),
     "completion": Verb("what a shell puts in at TAB", """\
 Print a script that completes verbs, flags, groups, their files and keys:
-    eval "$(compresskd completion bash)"               in ~/.bashrc
-    eval "$(compresskd completion zsh)"                in ~/.zshrc, after compinit
-    compresskd completion fish | source                in config.fish""",
+    eval "$(compresskd completion bash)"     in ~/.bashrc
+    eval "$(compresskd completion zsh)"      in ~/.zshrc, after compinit
+    compresskd completion fish | source      in config.fish""",
                        _of_completion, verbs.completion),
 }  # fmt: skip
