@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.experimental.callback import Callback
+
 from compresskd.run import (
     FAILED,
     FINISHED,
@@ -52,6 +54,14 @@ class Once:
     job: Any
     members: tuple[frozenset[str], ...]
     names: tuple[str, ...]
+
+
+class Forget(Callback):
+    """Lets go of a job's configuration when it has ended: Hydra keeps all of them to the end of a sweep."""
+
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        """Only what a sweeper asks for is left."""
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 def naming_overrides(

@@ -411,3 +411,18 @@ def test_a_ladder_against_one_jump_by_one_word(run_cli, work):
 def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli):
     outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
     refused(outcome, fault("total_epochs", "6", "4 or 8", "(job strategy=multi_stage)"))
+
+
+def test_nothing_of_a_job_is_kept_to_the_end_of_a_sweep(run_cli, monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher  # Hydra loads its plugins anew
+
+    kept, launch = [], BasicLauncher.launch
+
+    def watched(self, *arguments, **options):
+        kept.extend(launch(self, *arguments, **options))
+        return kept
+
+    monkeypatch.setattr(BasicLauncher, "launch", watched)
+    assert run_cli("-m", *SMALL, "seed=0,1").status == 0
+    assert [(job.cfg, job.hydra_cfg) for job in kept] == [(None, None)] * 2
+    assert all(job.return_value > 0 for job in kept)
