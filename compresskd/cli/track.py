@@ -8,7 +8,8 @@ from pathlib import Path
 from compresskd.cli.endings import FAILURE, complain
 from compresskd.compare.discovery import find_records
 from compresskd.config.tracking import trackers_of
-from compresskd.listeners.tracked import Tracker, follow_afterwards
+from compresskd.listeners.tracked import follow_afterwards
+from compresskd.listeners.tracker import Tracker
 from compresskd.run import FINISHED, InUse, RunDirectoryError, open_run, read_record
 
 

@@ -56,7 +56,7 @@ class Experiment:
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
-        trackers: by name, who follows its runs besides the console; see `compresskd.listeners.tracked`.
+        trackers: by name, who follows its runs besides the console; see `compresskd.listeners.tracker`.
     """
 
     data: Data

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from compresskd.listeners.tracked import Job, check_reachable, check_writable, library, milliseconds
+from compresskd.listeners.tracker import Job, check_reachable, check_writable, library, milliseconds
 from compresskd.options import OptionError, Refusal, Whole
 from compresskd.run import FAILED, FINISHED, INTERRUPTED
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compresskd.listeners.tracked import Job, check_writable, library
+from compresskd.listeners.tracker import Job, check_writable, library
 from compresskd.run.ownership import EVENTS
 
 _WRITER = "tensorboard.summary.writer.event_file_writer"

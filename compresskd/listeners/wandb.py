@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from compresskd.listeners.tracked import Job, check_writable, library
+from compresskd.listeners.tracker import Job, check_writable, library
 from compresskd.options import Refusal, Whole, one_of
 from compresskd.run import FINISHED
 

@@ -10,7 +10,7 @@ from refusals import fault, refused
 from small_sweeps import SMALL, failing, records, sweep_folder
 from stores import of_mlflow, of_tensorboard, of_wandb
 
-from compresskd.listeners import tracked
+from compresskd.listeners import tracker as trackers
 from compresskd.listeners.mlflow import MLflow
 from compresskd.listeners.tensorboard import TensorBoard
 from compresskd.listeners.wandb import WandB
@@ -182,7 +182,7 @@ def test_a_missing_package_is_named_with_what_to_install(tracker, tmp_path, monk
     def missing(name):
         raise ImportError(f"No module named '{name}'")
 
-    monkeypatch.setattr(tracked, "import_module", missing)
+    monkeypatch.setattr(trackers, "import_module", missing)
     with pytest.raises(OptionError, match=r"compresskd\[trackers\]"):
         tracker.check(tmp_path)
     assert not list(tmp_path.iterdir())
