@@ -8,17 +8,21 @@ from typing import Any
 from compresskd.run import FINISHED, Record, RunDirectoryError
 
 
-def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
-    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on."""
+def execute(experiment: Any, directory: Path, *, unique: bool, watch: Any = None) -> Any:
+    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on.
+
+    watch: a listener that follows the run in place of a person: then nothing is shown.
+    """
     from omegaconf import OmegaConf
     from rich.console import Console
 
     from compresskd.engine.environment import keep_freed_memory
     from compresskd.listeners.console import Reporter, configure_logging, stages_table
+    from compresskd.listeners.several import Several
     from compresskd.run import open_run
     from compresskd.training.interrupt import termination_interrupts
 
-    console = Console()
+    console = Console(quiet=watch is not None)
     configure_logging(console)
     keep_freed_memory()
     run = open_run(directory, unique=unique)
@@ -31,7 +35,8 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides))),
         }
         with termination_interrupts():
-            record = experiment.run(run, reporter, texts)
+            listener = reporter if watch is None else Several((reporter, watch))
+            record = experiment.run(run, listener, texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted and saved; resume it by: compresskd resume {run.directory}"
