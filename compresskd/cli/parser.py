@@ -13,7 +13,7 @@ from compresskd.cli import verbs
 from compresskd.trust import HELP
 from compresskd.version import __version__
 
-RUN = "run"
+RUN, GOAL = "run", "goal"
 FORMS = ("onnx", "pt2", "dense", "huggingface")  # of `compresskd.export`
 _WIDTH = 80
 _SHOWN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # by Hydra
@@ -253,9 +253,16 @@ def _of_search(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_whole, default=0, metavar="N", help="of the choice of points (default 0)")
 
 
+def _of_goal(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] [KEY=VALUE ...]"
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="goal=, minimize=, maximize=; the rest is as "
+                        "of a run, and is not searched")  # fmt: skip
+    _budget(parser)
+
+
 def _budget(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--trials", type=_count, metavar="N", help="trials in all (default 40, or what --minutes allows)")
+    add("--trials", type=_count, metavar="N", help="trials in all (default 40, of a goal 24)")
     add("--minutes", type=_positive, metavar="M", help="after which no trial begins")
     add("--workers", type=_count, default=1, metavar="W", help="processes at once (default 1)")
     add(
@@ -293,19 +300,27 @@ def _count(text: str) -> int:
 _SEARCH_EXAMPLES = """\
 example:
   compresskd search strategy=compress_then_distill 'rank=int(4,64,log)'
-    'bits=choice(2,3,4,8,null)' 'optimizer.lr=log(1e-4,1e-2)' --maximize accuracy
-    --minimize bytes --where 'bytes<=50000' --trials 40 --workers 2 --then 3"""
+    'bits=choice(2,3,4,8,null)' 'optimizer.lr=log(1e-4,1e-2)'
+    --maximize accuracy --minimize bytes --where 'bytes<=50000' --workers 2"""
 _OWN = """\
 Code outside of compresskd runs where the run is your own and unchanged, or
 where --trust names its package."""
 VERBS = {
     RUN: Verb("train, distil, compress and quantize (the default)", _RUN, _of_run, verbs.run),
     "search": Verb("the best values of keys, by trials", """\
-Look for the best values of the keys that have a range. Each trial is a run as of
-a sweep, judged on validation; the test is scored at the end alone, of the runs of
---then. With several objectives there is a front; the first one decides which of
-its points is chosen. The same command, or resume, continues a search. Exit code 1
-where no trial ends well, 3 where none keeps every bound.""", _of_search, verbs.search),
+Look for the best values of the keys that have a range. Each trial is a run as
+of a sweep, judged on validation; the test is scored at the end alone, of the
+runs of --then. With several objectives there is a front; the first one decides
+which of its points is chosen. The same command, or resume, continues a search.
+Exit code 1 where no trial ends well, 3 where none keeps every bound.""", _of_search, verbs.search),
+    GOAL: Verb("the smallest model that is good enough, by goal='accuracy>=-1.0'", """\
+The smallest model within a point of its teacher: goal='accuracy>=-1.0'
+minimize=bytes; the best one of a size: goal='bytes<=50000' maximize=accuracy. A
+signed number counts from the teacher, in points of a percentage or in percent of
+another figure (perplexity<=+2%), an unsigned one by itself; commas join several.
+Validation decides; the answer alone is scored on test. Strategy, size and bits
+are searched unless you say them. Exit code 3 where nothing meets the goal: the
+nearest is shown.""", _of_goal, verbs.goal),
     "resume": Verb("continue a run where it stopped", f"Continue the run in DIR where it stopped.\n{_OWN}",
                    _of_resume, verbs.resume),
     "repeat": Verb("run a record again from scratch, and compare", f"""\

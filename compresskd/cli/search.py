@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskd.cli.endings import FAILURE, NOT_MET, complain
+from compresskd.cli.goal import narrowed
 from compresskd.cli.pool import carry_out_all
 from compresskd.cli.search_end import answer, run_chosen, show_front
 from compresskd.cli.search_plan import Plan, faults_of_options, settle
@@ -68,15 +69,22 @@ def conduct(
     asked: Mapping[str, Any], directory: Path | None = None, trust: Sequence[str] | None = None
 ) -> int:
     """Run a search to its end."""
+    goal = narrowed(asked, trust) if asked["kind"] == "goal" else None
     with faults_of_options():
-        imported()
-    plan = settle(asked, directory, trust)
+        if goal is None:
+            imported()
+    plan = (
+        settle(asked, directory, trust)
+        if goal is None
+        else settle(goal.asked, directory, trust, goal.looked_for)
+    )
     _check_folder(plan.directory)
     with _held(plan.directory):
         search = _search_in(plan.directory, asked)
         if not search.trials and asked["warm_start"]:
             search.trials += given_trials(plan, [Path(path) for path in asked["warm_start"]], complain)
-        desk = desk_of(plan, search, asked, Sampler(plan.question, asked["seed"]))
+        proposer = goal.proposer(plan, search.trials) if goal else Sampler(plan.question, asked["seed"])
+        desk = desk_of(plan, search, asked, proposer)
         desk.save()
         print(f"the search is in {plan.directory}")
         with resumable(plan.directory):

@@ -85,7 +85,10 @@ def faults_of_options() -> Iterator[None]:
 
 
 def settle(
-    asked: Mapping[str, Any], directory: Path | None = None, trust: Sequence[str] | None = None
+    asked: Mapping[str, Any],
+    directory: Path | None,
+    trust: Sequence[str] | None,
+    looked_for: tuple[Sequence[Dimension], Point] | None = None,
 ) -> Plan:
     """Read and check what is asked for.
 
@@ -93,27 +96,29 @@ def settle(
         asked: see `search.asked_of`.
         directory: of the search, where that is settled already.
         trust: packages whose code may run; None where the user has typed it all.
+        looked_for: of a goal, whose words have no ranges: the keys that vary, and a point that can be built.
 
     Raises:
         ConfigError: with every fault.
     """
     composer = Composer(tuple(map(Path, asked["config_dirs"])), None if trust is None else tuple(trust))
     with faults_of_options():
-        space, rest = parse(asked["words"])
+        space, rest = parse(asked["words"]) if looked_for is None else (looked_for[0], list(asked["words"]))
         if not space:
             raise OptionError(
-                "search", "no key that varies", "one or more, such as 'rank=int(4,64)' or 'bits=choice(2,4)'"
+                "search", "no key that varies", "one or more, as in 'rank=int(4,64)' 'bits=choice(2,4)'"
             )
     _refuse_sweeps(rest)
-    first = {each.key: each.ends[0] for each in space}
+    first = {each.key: each.ends[0] for each in space} if looked_for is None else looked_for[1]
     (example,) = composer.experiments([[*rest, *lines(first)]])
-    own = [*rest, *_same_teacher(rest, space, asked, composer, example)]
+    own = [*rest, *_same_teacher(rest, first, asked, composer, example)]
     with faults_of_options():
         quantities = known(example.data.task.describe())
         question = Question(tuple(space), _objectives(asked, quantities, example), _bounds(asked, quantities))
         fixed = _fixed(question, rest, asked, example)
     shared = (*own, *fixed)
-    _check_ends(space, shared, composer, question)
+    if looked_for is None:  # what a goal is looked for at has been built
+        _check_ends(space, shared, composer, question)
     where = directory or _directory(asked, rest, space, example, composer.job([*rest, *lines(first)]).sweep)
     return Plan(question, shared, tuple(own), where, composer, example, _pruned_by(question))
 
@@ -137,19 +142,15 @@ def _refuse_sweeps(rest: Sequence[str]) -> None:
 
 
 def _same_teacher(
-    rest: Sequence[str],
-    space: Sequence[Dimension],
-    asked: Mapping[str, Any],
-    composer: Composer,
-    example: Any,
+    rest: Sequence[str], first: Point, asked: Mapping[str, Any], composer: Composer, example: Any
 ) -> list[str]:
     """The line by which a teacher that is trained as long as the student keeps its epochs whatever the trials have."""
-    varies = asked.get("epochs") is not None or any(each.key == "epochs" for each in space)
+    varies = asked.get("epochs") is not None or "epochs" in first
     said = any(line.startswith(("teacher_fit.epochs=", "teacher_fit=")) for line in rest)
     if example.teacher is None or not varies or said:
         return []
-    without = [each for each in space if each.key != "epochs"]
-    base = composer.experiment([*rest, *(f"{each.key}={each.ends[0]}" for each in without)])
+    without = {key: value for key, value in first.items() if key != "epochs"}
+    base = composer.experiment([*rest, *lines(without)])
     return [f"teacher_fit.epochs={base.config['teacher_fit']['epochs']}"]
 
 

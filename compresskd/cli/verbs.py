@@ -25,6 +25,13 @@ def search(arguments: Namespace) -> int:
     return search.run(arguments)
 
 
+def goal(arguments: Namespace) -> int:
+    """Look for what meets a goal."""
+    from compresskd.cli import goal
+
+    return goal.run(arguments)
+
+
 def resume(arguments: Namespace) -> int:
     """Continue a run, or a search, in its directory."""
     directory, changes = arguments.directory, " ".join(arguments.changes)

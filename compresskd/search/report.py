@@ -81,7 +81,7 @@ def _row(trial: Trial, question: Question, shown: Sequence[Quantity], *, chosen:
     figures = [trial.figures.get(each.name) for each in shown]
     return (
         Cell(trial.name, trial.number, kind),
-        *(Cell(trial.point[each.key]) for each in question.space),
+        *(Cell(trial.point.get(each.key, "–")) for each in question.space),
         *(
             Cell("–" if value is None else each.shown(value).rstrip("% ms"), value)
             for each, value in zip(shown, figures, strict=True)
