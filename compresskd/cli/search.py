@@ -12,7 +12,7 @@ from typing import Any
 from compresskd.cli.endings import FAILURE, NOT_MET, complain
 from compresskd.cli.goal import narrowed
 from compresskd.cli.pool import carry_out_all
-from compresskd.cli.search_end import answer, run_chosen, show_front
+from compresskd.cli.search_end import answer, run_chosen, show_front, write_report
 from compresskd.cli.search_plan import Plan, faults_of_options, settle
 from compresskd.cli.trial import Order
 from compresskd.cli.warm_start import given_trials
@@ -86,7 +86,7 @@ def conduct(
         proposer = goal.proposer(plan, search.trials) if goal else Sampler(plan.question, asked["seed"])
         desk = desk_of(plan, search, asked, proposer)
         desk.save()
-        print(f"the search is in {plan.directory}")
+        say(f"the search is in {plan.directory}")
         with resumable(plan.directory):
             carry_out_all(Trials(desk, plan), plan.composer, asked["workers"])
             return conclude(plan, search, asked)
@@ -108,15 +108,22 @@ def conclude(plan: Plan, search: Search, asked: Mapping[str, Any]) -> int:
     failed = [trial for trial in search.counted if trial.state == FAILED]
     for trial in failed:
         complain(f"{trial.folder or trial.name}: {trial.reason}")
-    if best is None:
-        if not any(trial.is_known for trial in search.trials):
-            complain("no trial has ended with a model")
-            return FAILURE
-        return NOT_MET
-    if not asked["then"]:
-        return 0
-    seeds = [plan.base_seed + number for number in range(asked["then"])]
-    return run_chosen(plan, search, best, seeds, asked["workers"])
+    status = 0
+    if best is None and not any(trial.is_known for trial in search.trials):
+        complain("no trial has ended with a model")
+        status = FAILURE
+    elif best is None:
+        status = NOT_MET
+    elif asked["then"]:
+        seeds = [plan.base_seed + number for number in range(asked["then"])]
+        status = run_chosen(plan, search, best, seeds, asked["workers"])
+    write_report(plan, search)
+    return status
+
+
+def say(text: str) -> None:
+    """Show a line at once, in a file too: a search goes on for long."""
+    print(text, flush=True)
 
 
 class Trials:
@@ -143,7 +150,7 @@ class Trials:
 
     def say(self, text: str) -> None:
         """Show a line."""
-        print(text)
+        say(text)
 
 
 @contextmanager

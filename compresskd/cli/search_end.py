@@ -40,10 +40,10 @@ def answer(plan: Plan, search: Search) -> Trial | None:
 
 
 def show_front(plan: Plan, search: Search) -> None:
-    """Print the front, and write it: as configurations, and with all trials as a report."""
+    """Print the front, and write its points as configurations."""
     import sys
 
-    from compresskd.compare import report_search, terminal
+    from compresskd.compare import terminal
 
     question = plan.question
     table = front_table(search, question)
@@ -56,8 +56,17 @@ def show_front(plan: Plan, search: Search) -> None:
                  f"{point_line(near)}: {figures_line(near, question)}")  # fmt: skip
     for trial in front(search.trials, question):
         _write_experiment(plan, search, trial)
+
+
+def write_report(plan: Plan, search: Search) -> None:
+    """Write the report of all trials, and of the chosen runs."""
+    from compresskd.compare import report_search
+
+    question = plan.question
     metric = f"validation_{plan.example.data.task.monitor.name}"
-    for line in report_search(search.directory, metric, f"Search: {question.words}", table):
+    for line in report_search(
+        search.directory, metric, f"Search: {question.words}", front_table(search, question)
+    ):
         print(line)
 
 

@@ -81,9 +81,11 @@ class Narrowing:
 
     def ask(self, number: int) -> Point | None:
         """The next point; None where none is left, or where it depends on trials that are running."""
-        for rung in range(max(1, len(self._epochs))):
+        lengths = range(max(1, len(self._epochs)))
+        begun = max((rung for rung in lengths if any(self._of(arm, rung) for arm in self._arms)), default=0)
+        for rung in lengths[begun:]:
             waiting = False
-            for arm in sorted(self._open_arms(rung), key=lambda arm: len(self._of(arm, rung))):
+            for arm in self._ordered(rung):
                 tried = self._of(arm, rung)
                 if any(trial.state == RUNNING for trial in tried):
                     waiting = True
@@ -94,6 +96,15 @@ class Narrowing:
             if waiting:
                 return None
         return None
+
+    def _ordered(self, rung: int) -> Sequence[Arm]:
+        """The arm with the best trial so far is narrowed first, so that others have to be better than its best."""
+
+        def rank(arm: Arm) -> tuple[float, int]:
+            costs = [self._cost(trial) for trial in self._of(arm, rung) if self._meets(trial)]
+            return min(costs, default=math.inf) if self._shrinks else 0.0, len(self._of(arm, rung))
+
+        return sorted(self._open_arms(rung), key=rank)
 
     def _point(self, arm: Arm, written: str, rung: int) -> Point:
         lever = {arm.lever: written} if arm.lever else {}
@@ -120,6 +131,8 @@ class Narrowing:
 
     def _next(self, arm: Arm, tried: Sequence[Trial], rung: int) -> float | None:
         """The value of the lever to try next in an arm; None where the arm is done with."""
+        if not arm.lever:
+            return None if tried else arm.high
         return self._shrunk(arm, tried, rung) if self._shrinks else self._filled(arm, tried, rung)
 
     def _shrunk(self, arm: Arm, tried: Sequence[Trial], rung: int) -> float | None:
@@ -133,9 +146,9 @@ class Narrowing:
         if rung > 0:  # short trainings have told where it is worth to look
             failed: list[float] = [arm.value(trial) for trial in self._of(arm, 0) if not self._meets(trial)]
             start = max(start, *(value / 2 for value in failed if value < top), 0.0)
-        missed: list[float] = [
-            arm.value(trial) for trial in tried if not self._meets(trial) and arm.value(trial) < top
-        ]
+        good_enough = min(met, default=math.inf)  # a failure above it was bad luck
+        missed = [arm.value(t) for t in tried if not self._meets(t) and arm.value(t) not in too_big]
+        missed = [value for value in missed if value < good_enough]
         bottom: float = max(start, *missed, 0.0)
         if top < bottom * (CLOSE if tried else 1):
             return None
