@@ -23,7 +23,7 @@ _HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script; returns 0, 1 (failed), 2 (bad input) or 130 (Ctrl-C)."""
+    """Entry point of the console script; returns 0, 1 (failed), 2 (bad input), 3 (a goal not met) or 130 (Ctrl-C)."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -56,6 +56,8 @@ def _dispatch(arguments: list[str]) -> int:
         verb, typed = None, [first]
     else:
         verb, typed = parser.RUN, arguments
+    if verb == parser.RUN and any(each.startswith(f"{parser.GOAL}=") for each in typed):
+        verb = parser.GOAL  # the words of a goal are no overrides: Hydra does not see them
     parsed = parser.parse(verb, typed)
     return parsed.call(parsed)
 

@@ -10,7 +10,7 @@ from typing import Any
 from compresskd.run import RunDirectoryError
 from compresskd.targets.paths import Untrusted
 
-USAGE_ERROR, FAILURE, INTERRUPT = 2, 1, 130
+USAGE_ERROR, FAILURE, NOT_MET, INTERRUPT = 2, 1, 3, 130
 
 
 def describe(error: Exception) -> str:

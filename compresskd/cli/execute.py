@@ -8,18 +8,22 @@ from typing import Any
 from compresskd.run import FINISHED, Record, RunDirectoryError
 
 
-def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
-    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on."""
+def execute(experiment: Any, directory: Path, *, unique: bool, watch: Any = None) -> Any:
+    """Run into `directory` and show the table; on Ctrl-C (and SIGTERM, its like) say how to go on.
+
+    watch: a listener that follows the run in place of a person: then nothing is shown.
+    """
     from omegaconf import OmegaConf
     from rich.console import Console
 
     from compresskd.engine.environment import keep_freed_memory
     from compresskd.listeners.console import Reporter, configure_logging, stages_table
+    from compresskd.listeners.several import Several
     from compresskd.listeners.tracked import Tracked
     from compresskd.run import open_run
     from compresskd.training.interrupt import termination_interrupts
 
-    console = Console()
+    console = Console(quiet=watch is not None)
     configure_logging(console)
     keep_freed_memory()
     run = open_run(directory, unique=unique)
@@ -33,6 +37,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
         }
         with termination_interrupts():
             listener = Tracked(reporter, experiment.trackers) if experiment.trackers else reporter
+            listener = listener if watch is None else Several((listener, watch))
             record = experiment.run(run, listener, texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

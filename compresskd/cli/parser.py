@@ -7,12 +7,13 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compresskd.cli import verbs
 from compresskd.trust import HELP
 from compresskd.version import __version__
 
-RUN = "run"
+RUN, GOAL = "run", "goal"
 FORMS = ("onnx", "pt2", "dense", "huggingface")  # of `compresskd.export`
 _WIDTH = 80
 _SHOWN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # by Hydra
@@ -266,17 +267,112 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+class _Objective(argparse.Action):
+    """--maximize and --minimize go to one list, in the order in which they were typed."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        found = [*getattr(namespace, self.dest), (str(option).removeprefix("--"), values)]
+        setattr(namespace, self.dest, found)
+
+
+def _of_search(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd search [FLAG ...] KEY=RANGE ... [KEY=VALUE ...]"
+    parser.epilog = _SEARCH_EXAMPLES
+    add = parser.add_argument
+    add("words", nargs="*", metavar="KEY=RANGE", help="int(LOW,HIGH), int(LOW,HIGH,STEP), int(LOW,HIGH,log), "
+        "float(...) likewise, log(LOW,HIGH), choice(A,B,...); other arguments are as of a run")  # fmt: skip
+    for way in ("maximize", "minimize"):
+        add(f"--{way}", action=_Objective, dest="objectives", default=[], metavar="NAME", help="a metric of "
+            "validation by its name, bytes, parameters, macs, latency; several are allowed (default: the metric that "
+            "selects)")  # fmt: skip
+    add("--where", action="append", default=[], metavar="BOUND", help="what the chosen point keeps: 'bytes<=50000', "
+        "'accuracy>=95', 'accuracy>=-1.0' (points from the teacher), 'perplexity<=+2%%'")  # fmt: skip
+    _budget(parser)
+    add(
+        "--epochs", type=_count, metavar="E", help="of each training of a trial; the chosen point has its own"
+    )
+    add("--warm-start", type=Path, action="append", default=[], metavar="DIR", help="finished runs that are points "
+        "of the space count as tried")  # fmt: skip
+    add(
+        "--then",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="run the chosen point again on N seeds, and score the test",
+    )
+    add("--seed", type=_whole, default=0, metavar="N", help="of the choice of points (default 0)")
+
+
+def _of_goal(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "compresskd goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] [KEY=VALUE ...]"
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="goal=, minimize=, maximize=; the rest is as "
+                        "of a run, and is not searched")  # fmt: skip
+    _budget(parser)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--trials", type=_count, metavar="N", help="trials in all (default 40, of a goal 24)")
+    add("--minutes", type=_positive, metavar="M", help="after which no trial begins")
+    add("--workers", type=_count, default=1, metavar="W", help="processes at once (default 1)")
+    add(
+        "--config-dir",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="your own groups and options",
+    )
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
 
 
+_SEARCH_EXAMPLES = """\
+example:
+  compresskd search strategy=compress_then_distill 'rank=int(4,64,log)'
+    'bits=choice(2,3,4,8,null)' 'optimizer.lr=log(1e-4,1e-2)'
+    --maximize accuracy --minimize bytes --where 'bytes<=50000' --workers 2"""
 _OWN = """\
 Code outside of compresskd runs where the run is your own and unchanged, or
 where --trust names its package."""
 VERBS = {
     RUN: Verb("train, distil, compress and quantize (the default)", _RUN, _of_run, verbs.run),
+    "search": Verb("the best values of keys, by trials", """\
+Look for the best values of the keys that have a range. Each trial is a run as
+of a sweep, judged on validation; the test is scored at the end alone, of the
+runs of --then. With several objectives there is a front; the first one decides
+which of its points is chosen. The same command, or resume, continues a search.
+Exit code 1 where no trial ends well, 3 where none keeps every bound.""", _of_search, verbs.search),
+    GOAL: Verb("the smallest model that is good enough, by goal='accuracy>=-1.0'", """\
+The smallest model within a point of its teacher: goal='accuracy>=-1.0'
+minimize=bytes; the best one of a size: goal='bytes<=50000' maximize=accuracy. A
+signed number counts from the teacher, in points of a percentage or in percent of
+another figure (perplexity<=+2%), an unsigned one by itself; commas join several.
+Validation decides; the answer alone is scored on test. Strategy, size and bits
+are searched unless you say them. Exit code 3 where nothing meets the goal: the
+nearest is shown.""", _of_goal, verbs.goal),
     "resume": Verb("continue a run where it stopped", f"Continue the run in DIR where it stopped.\n{_OWN}",
                    _of_resume, verbs.resume),
     "repeat": Verb("run a record again from scratch, and compare", f"""\

@@ -5,8 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 
 from compresskd.cli.endings import FAILURE, USAGE_ERROR, complain
-from compresskd.run import FINISHED, AlreadyFinished, RunDirectoryError, read_record
+from compresskd.run import FINISHED, RECORD, AlreadyFinished, RunDirectoryError, read_record
 from compresskd.trust import granted, trusted_packages
+
+SEARCH = "search.json"
 
 
 def run(arguments: Namespace) -> int:
@@ -16,8 +18,22 @@ def run(arguments: Namespace) -> int:
     return jobs.run_hydra(arguments)
 
 
+def search(arguments: Namespace) -> int:
+    """Look for the best values of keys."""
+    from compresskd.cli import search
+
+    return search.run(arguments)
+
+
+def goal(arguments: Namespace) -> int:
+    """Look for what meets a goal."""
+    from compresskd.cli import goal
+
+    return goal.run(arguments)
+
+
 def resume(arguments: Namespace) -> int:
-    """Continue a run in its directory."""
+    """Continue a run, or a search, in its directory."""
     directory, changes = arguments.directory, " ".join(arguments.changes)
     if changes:
         complain(
@@ -26,6 +42,10 @@ def resume(arguments: Namespace) -> int:
         )
         return USAGE_ERROR
     said = trusted_packages(arguments.trust)
+    if (directory / SEARCH).exists() and not (directory / RECORD).exists():
+        from compresskd.cli import search
+
+        return search.resume(directory, said)
     record = read_record(directory)
     if record.status == FINISHED:
         raise AlreadyFinished(f"{directory} is finished; there is nothing to resume")

@@ -8,6 +8,6 @@ tables                the result as plain tables, drawn by terminal, markdown an
 command               the command line, and the summary at the end of a sweep
 """
 
-from compresskd.compare.command import main, summarize_sweep
+from compresskd.compare.command import main, report_search, summarize_sweep
 
-__all__ = ["main", "summarize_sweep"]
+__all__ = ["main", "report_search", "summarize_sweep"]

@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace, files: dict[str, Path]) -> int:
     width, colour = terminal.width_of(sys.stdout), sys.stdout.isatty()
     text = terminal.render(_head(comparison), shown, max_rows=arguments.rows, width=width, colour=colour)
     for kind, path in files.items():
-        output.write(path, _WRITERS[kind](comparison, tests))
+        output.write(path, _WRITERS[kind](comparison, tests, TITLE, ()))
     try:
         _say([text.rstrip("\n"), *(f"Wrote {path}" for path in files.values())], sys.stdout)
         sys.stdout.flush()
@@ -88,26 +88,50 @@ def summarize_sweep(directory: Path) -> str | None:
     shown = _terminal_tables(comparison, tests, 40)
     width = terminal.width_of(sys.stdout)
     lines = [terminal.render(_head(comparison), shown, max_rows=40, width=width, colour=False).rstrip("\n")]
-    lines += _problems(study)
+    lines += [*_problems(study), *_write_files(directory, comparison, tests)]
+    return "\n".join(lines) + "\n"
+
+
+def report_search(directory: Path, metric: str, title: str, table: tables.Table) -> list[str]:
+    """Write the comparison of a search's trials by a metric of validation, its own table first, into its folder;
+    returns what is to be said of it, as of `summarize_sweep`.
+    """
+    study = load([directory])
+    if not study.entries:
+        return []
+    known = any(metric in entry.numbers for entry in study.entries)
+    comparison = compare(study, Options(metrics=(metric,) if known else ()))
+    return _write_files(directory, comparison, against_reference(comparison), title, (table,))
+
+
+def _write_files(
+    directory: Path,
+    comparison: Comparison,
+    tests: PairedTests,
+    title: str = TITLE,
+    first: Sequence[tables.Table] = (),
+) -> list[str]:
+    lines = []
     for kind, suffix in (("html", "html"), ("csv", "csv"), ("markdown", "md")):
         path = directory / f"compare.{suffix}"
         try:
             output.check_own(path, kind)
-            output.write(path, _WRITERS[kind](comparison, tests))
+            output.write(path, _WRITERS[kind](comparison, tests, title, first))
             lines.append(f"Wrote {path}")
         except output.OutputError as error:
             lines.append(f"Not written: {error}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _html(comparison: Comparison, tests: PairedTests) -> str:
+def _html(comparison: Comparison, tests: PairedTests, title: str, first: Sequence[tables.Table]) -> str:
     from compresskd.compare.report import html  # the one large part that most calls do without
 
-    return html(TITLE, _head(comparison), comparison, tests)
+    return html(title, _head(comparison), comparison, tests, first)
 
 
-def _markdown(comparison: Comparison, tests: PairedTests) -> str:
+def _markdown(comparison: Comparison, tests: PairedTests, title: str, first: Sequence[tables.Table]) -> str:
     shown = [
+        *first,
         tables.group_table(comparison, tests, every_number=True),
         factor_table(comparison),
         tables.paired_table(comparison, tests),
@@ -115,14 +139,14 @@ def _markdown(comparison: Comparison, tests: PairedTests) -> str:
         tables.flag_table(comparison),
         tables.problem_table(comparison),
     ]
-    return markdown(TITLE, _head(comparison), shown)
+    return markdown(title, _head(comparison), shown)
 
 
-_WRITERS: dict[str, Callable[[Comparison, PairedTests], str]] = {
+_WRITERS: dict[str, Callable[[Comparison, PairedTests, str, Sequence[tables.Table]], str]] = {
     "html": _html,
-    "csv": lambda comparison, _: tabular.csv_text(comparison),
+    "csv": lambda comparison, *_: tabular.csv_text(comparison),
     "markdown": _markdown,
-    "json": tabular.json_text,
+    "json": lambda comparison, tests, *_: tabular.json_text(comparison, tests),
 }
 
 

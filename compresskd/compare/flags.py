@@ -12,7 +12,9 @@ from compresskd.run import SCHEMA
 
 _T = TypeVar("_T")
 LATENCY_ONLY = frozenset({"hardware"})
-EXCLUDED = frozenset({"running", "failed", "interrupted", "unknown", "duplicate", "no metric", "teacher run"})
+EXCLUDED = frozenset(
+    {"running", "failed", "interrupted", "pruned", "unknown", "duplicate", "no metric", "teacher run"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,10 @@ def flag(
         teachers: positions of entries that are the teachers of others (see `teacher_runs`).
     """
     usual = _Usual.of([entry for index, entry in enumerate(entries) if index not in teachers] or entries)
-    flags = [[*_status(entry, metric), *_identity(entry, usual), *_reading(entry)] for entry in entries]
+    flags = [
+        [*_status(entry, metric), *_search(entry), *_identity(entry, usual), *_reading(entry)]
+        for entry in entries
+    ]
     for index in teachers:
         flags[index].append(Flag("teacher run", "the teacher of other records here: no competitor of theirs"))
     for index, newest in _duplicates(entries, groups, flags):
@@ -76,10 +81,22 @@ def _status(entry: Entry, metric: str) -> list[Flag]:
         "running": f"not finished; last written {entry.updated or 'at an unknown time'}",
         "failed": f"failed: {entry.error or 'no error was recorded'}",
         "interrupted": "interrupted before its end",
+        "pruned": f"ended early by its search: {entry.error or 'no reason was recorded'}",
     }
     known = entry.status in texts
     text = texts.get(entry.status, f"status {entry.status!r}: not known to be finished")
     return [Flag(entry.status if known else "unknown", text)]
+
+
+def _search(entry: Entry) -> list[Flag]:
+    """Selection is a part of a result: of how many trials a run was the best, or that it was one of them."""
+    count = entry.search.get("num_trials")
+    if isinstance(count, int):
+        text = (
+            f"chosen by validation among {count} trials: its validation figures are the luckiest of so many"
+        )
+        return [Flag(f"best of {count}", text)]
+    return [Flag("trial", "a trial of a search, judged on validation alone")] if entry.search else []
 
 
 @dataclass(frozen=True)

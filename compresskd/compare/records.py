@@ -125,6 +125,7 @@ class Record:
     stages: tuple[StageRecord, ...]
     final: str | None
     error: str | None
+    search: Mapping[str, Any]
     problems: tuple[str, ...]
 
     @property
@@ -217,6 +218,7 @@ def _record(path: Path, fields: "_Fields", details: bool) -> Record:
         stages=_stages(fields, details),
         final=fields.text("final"),
         error=_error(fields.child("error")),
+        search=fields.mapping("search"),
         problems=tuple(fields.problems),
     )
 

@@ -29,12 +29,15 @@ RUNS_PER_GROUP = 5
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
-def html(title: str, head: Sequence[str], comparison: Comparison, tests: PairedTests) -> str:
-    """The whole document."""
+def html(
+    title: str, head: Sequence[str], comparison: Comparison, tests: PairedTests, first: Sequence[Table] = ()
+) -> str:
+    """The whole document; tables of whoever asked for it come first."""
     detailed = [group for group in comparison.groups if group.counted] or list(comparison.groups)
     detailed = detailed[:MAX_DETAILED]
     records = {id(group): _first_record(comparison, group) for group in detailed}
     sections = [
+        *((f"own{number}", escape(table.title), _table(table)) for number, table in enumerate(first)),
         ("results", "Results", _table(tables.group_table(comparison, tests, every_number=True))),
         ("factors", "Compression by factor", _table(factor_table(comparison))),
         ("plots", "Accuracy against cost", _scatters(comparison)),

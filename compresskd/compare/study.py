@@ -51,6 +51,7 @@ class Entry:
     teacher_directory: str | None
     hardware: tuple[str, ...]
     error: str | None
+    search: Mapping[str, object]
     problems: tuple[str, ...]
     numbers: Mapping[str, float]
     config: Mapping[str, str]  # differences from Study.base
@@ -157,6 +158,7 @@ def _entry(record: Record, run: str, stage: StageRecord | None, config: Mapping[
         teacher_directory=teacher.directory if teacher else None,
         hardware=tuple(intern(part) for part in parts if part),
         error=record.error,
+        search=record.search,
         problems=record.problems,
         numbers=_numbers(record, stage),
         config=config,

@@ -58,12 +58,15 @@ _LATER_IN_TRAIN = {
 }
 
 
-def build_jobs(jobs: Sequence[Job], shared: dict[str, Any] | None = None) -> list[Experiment]:
+def build_jobs(
+    jobs: Sequence[Job], shared: dict[str, Any] | None = None, *, trust: Sequence[str] | None = None
+) -> list[Experiment]:
     """The experiment of every job.
 
     Args:
         shared: what jobs built before had in common with these: data that is loaded once, trainings that are tried
             once; what is new is added.
+        trust: packages besides compresskd whose code may run; None for the user's own command line, where all may.
 
     Raises:
         ConfigError: with the faults of all jobs; nothing has been trained or written.
@@ -74,8 +77,8 @@ def build_jobs(jobs: Sequence[Job], shared: dict[str, Any] | None = None) -> lis
     for job in jobs:
         try:
             written, config = as_written(job.config), resolved(job.config)
-            parts = Parts(config, written=written, known=job.faults, shared=shared)
-            experiments.append(build(parts, job.overrides))
+            parts = Parts(config, written=written, known=job.faults, shared=shared, trust=trust)
+            experiments.append(build(parts, job.overrides, trust=trust))
             faults.append([])
         except ConfigError as error:
             faults.append([*job.faults, *error.faults])
@@ -199,6 +202,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         student = functools.partial(model_of, config["student"], config["seed"], kept_tokens)
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
         of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
+        of_run |= {"scores_test": not config["measure"].get("validation_only", False)}
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
     labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone
@@ -239,6 +243,7 @@ def _own_config(config: Plain) -> Plain:
         "student": config["teacher"],
         "strategy": strategy,
         "tracker": {},
+        "measure": {**config["measure"], "validation_only": False},  # it is no part of what is selected
     }
     return {**resolved(OmegaConf.create(own)), "teacher_fit": fit}
 

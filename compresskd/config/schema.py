@@ -67,12 +67,12 @@ class Config:
         epochs: of each training stage that does not say otherwise.
         total_epochs: of all training stages together, shared equally in place of `epochs`; null does not share.
         tt: how factorized layers run: `plan`, fixed or measured, see `compresskd.tt.execution.policy`.
-        measure: what is measured of each model besides its scores and size: `latency`, true or false.
+        measure: `latency`, whether models are timed; `validation_only`, whether the test split is left alone.
     """
 
     tt: Mapping[str, Annotated[str, one_of(*SOURCES)]] = field(default_factory=lambda: {"plan": FIXED})
     outputs_dir: Annotated[str, MinLen(1)] = "outputs"
-    measure: Mapping[str, bool] = field(default_factory=lambda: {"latency": True})
+    measure: Mapping[str, bool] = field(default_factory=lambda: {"latency": True, "validation_only": False})
     rank: Annotated[int, Ge(1)] = 32
     bits: Annotated[int, one_of(*BITS)] | None = None
     seed: Seed = 0

@@ -15,17 +15,22 @@ log = logging.getLogger("compresskd")  # every line of it goes to the run's log.
 
 
 def shown(monitor: Metric, metrics: Mapping[str, float]) -> str:
-    """The metric that selects, on validation and test, as people read it; accuracy by itself needs no name."""
+    """The metric that selects, on validation and (if scored) test, as people read it; accuracy needs no name."""
     name = "" if monitor.name == "accuracy" else f"{monitor.name} "
     parts = (
         f"{split} {name}{monitor.shown(metrics[f'{split}_{monitor.name}'])}"
         for split in ("validation", "test")
+        if f"{split}_{monitor.name}" in metrics
     )
     return "  ".join(parts)
 
 
+class Pruned(Exception):
+    """Raised by a listener at the end of an epoch: by what has been seen, the run is not worth its time."""
+
+
 class Listener(Protocol):
-    """Follows one run, and changes nothing in it."""
+    """Follows one run, and changes nothing in it; it may end the run by `Pruned`."""
 
     def begin(self, directory: Path, record: Record) -> None:
         """Take the beginning of a run, or of what is left of a resumed one, in its directory."""

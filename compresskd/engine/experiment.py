@@ -16,7 +16,7 @@ from torch import nn
 from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
 from compresskd.engine.environment import git_revision, hardware, versions
-from compresskd.engine.events import Listener, log, shown
+from compresskd.engine.events import Listener, Pruned, log, shown
 from compresskd.engine.memory import give_back
 from compresskd.engine.strategy import TRAINING, Context, State, Strategy, metrics_of, store_predictions
 from compresskd.engine.teacher import Teacher
@@ -25,6 +25,7 @@ from compresskd.run import (
     FAILED,
     FINISHED,
     INTERRUPTED,
+    PRUNED,
     Lost,
     Record,
     Run,
@@ -53,6 +54,8 @@ class Experiment:
         plan: where the plans of factorized layers come from, in training and at inference: 'fixed' or 'measured',
             see `compresskd.tt.execution.policy`.
         measure_latency: whether the models are timed.
+        scores_test: whether models are scored on the test split; else on validation alone.
+        search: what search the run is of, for the record; None of none.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -69,6 +72,8 @@ class Experiment:
     inherit: Callable[[nn.Module, nn.Module], None] | None = None
     plan: str = tt.FIXED
     measure_latency: bool = True
+    scores_test: bool = True
+    search: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -146,6 +151,7 @@ class Experiment:
             lambda: self._inherit(self.student().to(self.device), teacher),
             trust,
             measure_latency=self.measure_latency,
+            scores_test=self.scores_test,
         )
         for model in (student, teacher):
             trust |= set() if model is None else {*artifact.packages(model)}
@@ -176,9 +182,10 @@ class Experiment:
         reporter = context.reporter
         metrics, test = metrics_of("teacher", teacher, context)
         content = artifact.content_of(teacher, artifact.about_of(context.data), copy=False)
-        if self.teacher is not None:
-            self.teacher.check_score(test, context.data.test)
-        store_predictions(context, "teacher", test)
+        if test is not None:
+            if self.teacher is not None:
+                self.teacher.check_score(test, context.data.test)
+            store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
         context.record.teacher = {
             **origin,
@@ -222,6 +229,7 @@ class Experiment:
                 "notices": [asdict(notice) for notice in data.notices],
             },
             task=data.task.describe(),
+            search=None if self.search is None else dict(self.search),
         )
 
 
@@ -264,7 +272,7 @@ def _outcome(run: Run):
             _save_if_possible(run)
         raise
     except BaseException as error:
-        record.status = FAILED
+        record.status = PRUNED if isinstance(error, Pruned) else FAILED
         record.error = {
             "type": type(error).__name__,
             "message": str(error),

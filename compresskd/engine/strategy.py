@@ -65,6 +65,7 @@ class Context:
         trust: packages besides compresskd that stored models may be read back from; what a stage of this run makes
             is added.
         measure_latency: whether models are timed.
+        scores_test: whether models are scored on the test split too.
         stage: name of the running stage.
         started: clock reading at which that stage would have begun had it never been interrupted.
     """
@@ -78,6 +79,7 @@ class Context:
     reference: Callable[[], nn.Module]
     trust: set[str] = field(default_factory=set)
     measure_latency: bool = True
+    scores_test: bool = True
     stage: str = ""
     started: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
@@ -358,7 +360,7 @@ def _assess(
     plans = plans_used(student, context.data, context.recipe, trained=bool(entry.get("epochs")))
     if plans:
         entry["plans"] = {"source": source_of(training=True), "layers": plans}
-    predictions = store_predictions(context, name, test)
+    predictions = {} if test is None else store_predictions(context, name, test)
     if teacher is not None:
         of_teacher = teacher["size"]
         entry["compression"] = {
@@ -379,19 +381,22 @@ def score(student: nn.Module, split: Split, context: Context) -> Scores:
     return evaluate(student, split, context.data.task, batch_size=context.recipe.evaluation_batch_size)
 
 
-def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores]:
-    """Every metric and the loss on validation and test for the record, and all scores on test.
+def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores | None]:
+    """Every metric and the loss on validation and test for the record, and all scores on test; no test where the run
+    leaves it alone.
 
     Raises:
         NotFiniteError: the model answers NaN or inf: its predictions mean nothing, and no figure is written.
     """
     metrics: dict[str, float] = {}
-    for split in (context.data.validation, context.data.test):
+    test = None
+    for split in (context.data.validation, context.data.test)[: 1 + context.scores_test]:
         scores = score(model, split, context)
         if not math.isfinite(scores.loss):
             raise NotFiniteError(f"{name}: the model's loss on the {split.name} split is {scores.loss}")
         metrics |= {f"{split.name}_{metric}": value for metric, value in scores.values.items()}
-    return metrics, scores
+        test = scores if split is context.data.test else None
+    return metrics, test
 
 
 def few_samples(model: nn.Module, context: Context) -> Inputs:

@@ -147,9 +147,12 @@ class Reporter:
 
 
 def configure_logging(console: Console) -> None:
-    """Send the package's log to `console`: through rich in a terminal (beside live bars), else as plain lines."""
+    """Send the package's log to `console`: through rich in a terminal (beside live bars), else as plain lines; nowhere
+    where it is quiet."""
     handler: logging.Handler
-    if console.is_terminal:
+    if console.quiet:
+        handler = logging.NullHandler()
+    elif console.is_terminal:
         handler = RichHandler(
             console=console,
             show_level=False,

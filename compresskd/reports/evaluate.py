@@ -36,9 +36,10 @@ class Verdict:
         stage: whose model it is.
         metric: by which the run's task selects.
         value: of it, on the test split.
-        recorded: the value in the record, or None where the data is other than the run's.
+        recorded: the value in the record, or None where there is none to reproduce.
         num_samples: in the test split.
         verified: whether the model's files are those whose fingerprints the record has; False where it has none.
+        reason: why there is nothing to reproduce.
     """
 
     stage: str
@@ -47,10 +48,11 @@ class Verdict:
     recorded: float | None
     num_samples: int
     verified: bool = True
+    reason: str = "other data than the run's"
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether the value is the recorded one (see `is_reproduced`); None on other data."""
+        """Whether the value is the recorded one (see `is_reproduced`); None where there is none."""
         if self.recorded is None:
             return None
         return is_reproduced(self.metric, self.value, self.recorded, self.num_samples)
@@ -59,7 +61,7 @@ class Verdict:
         name = self.metric.name.replace("_", " ")
         scored = f"{self.stage}: test {name} {self.metric.shown(self.value)} of {self.num_samples:,} samples"
         if self.recorded is None:
-            return f"{scored} (other data than the run's: nothing to reproduce)"
+            return f"{scored} ({self.reason}: nothing to reproduce)"
         verdict = "reproduced" if self.reproduced else "NOT reproduced"
         unverified = "" if self.verified else " (no fingerprint in the record: it may be another model)"
         return f"{scored}; recorded {self.metric.shown(self.recorded)}: {verdict}{unverified}"
@@ -104,9 +106,10 @@ def evaluate_run(
     names = record.data.get("class_names")
     same = same and names in (None, [str(name) for name in data.class_names])  # version 0.1 kept no names
     monitor = record.monitor
-    recorded = entry["metrics"][f"test_{monitor.name}"] if same else None
+    recorded = entry["metrics"].get(f"test_{monitor.name}") if same else None
     value = scores.values[monitor.name]
-    return Verdict(entry["name"], monitor, value, recorded, len(data.test), verified=bool(files))
+    verdict = Verdict(entry["name"], monitor, value, recorded, len(data.test), verified=bool(files))
+    return replace(verdict, reason="the run was judged on validation alone") if same else verdict
 
 
 def _with_stored_targets(directory: Path, record: Record, data: Data) -> Split:

@@ -12,6 +12,7 @@ import numpy as np
 
 from compresskd.config.recorded import differences
 from compresskd.run import Record, read_record
+from compresskd.run.ownership import PREDICTIONS
 
 TIMES = frozenset(
     {"seconds", "train_seconds", "seconds_saved", "samples_per_second", "latency_ms", "latency_ms_beside"}
@@ -50,7 +51,11 @@ def compare_runs(one: Path, other: Path) -> list[Row]:
     return [
         *(Row(what, tuple(differences(*map(part, records)))) for what, part in _record_parts().items()),
         Row("epochs", tuple(differences(_epochs(one), _epochs(other)))),
-        Row("predictions", tuple(_different_predictions(one, other))),
+        *(
+            [Row("predictions", tuple(_different_predictions(one, other)))]
+            if _has_predictions(one, other)
+            else []
+        ),
         Row(_MODEL, tuple(_different_bytes(one / _MODEL, other / _MODEL))),
     ]
 
@@ -111,8 +116,13 @@ def _epochs(directory: Path) -> dict[str, Any]:
     return {f"line {k} ({v['stage']}, epoch {v['epoch']})": v for k, v in enumerate(values, 1)}
 
 
+def _has_predictions(*directories: Path) -> bool:
+    """Whether any has some: a run that is judged on validation alone has none."""
+    return any((directory / PREDICTIONS).exists() for directory in directories)
+
+
 def _different_predictions(one: Path, other: Path) -> Iterator[str]:
-    with np.load(one / "predictions.npz") as before, np.load(other / "predictions.npz") as after:
+    with np.load(one / PREDICTIONS) as before, np.load(other / PREDICTIONS) as after:
         for name in sorted({*before, *after}):
             if name not in before or name not in after:
                 yield f"{name}: only in {'the original' if name in before else 'the repetition'}"

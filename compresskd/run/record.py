@@ -17,7 +17,7 @@ from compresskd.run.renamed import modern_record
 from compresskd.run.validity import check_record, monitor_of
 
 SCHEMA = 1
-RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 MAX_BYTES = 2**26  # of a record, which is some kilobytes
 _FEW = 10  # samples; below, every one has to be judged alike
 _SURROUNDINGS = ("git", "versions", "hardware")
@@ -35,7 +35,8 @@ class Record:
     versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
     how the bytes of the compact one split. `files` there, and in each stage, are the sizes and SHA-256 of the files
     that were written, by path. `signature` is there where code outside of compresskd takes part: see
-    `compresskd.trust`. A number that is none (NaN) is null.
+    `compresskd.trust`. `search` says of which search a run is a trial, or the answer. A number that is none (NaN) is
+    null.
     """
 
     strategy: str
@@ -59,6 +60,7 @@ class Record:
     model: dict[str, Any] | None = None
     error: dict[str, str] | None = None
     signature: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
 
     @property
     def monitor(self) -> Metric:

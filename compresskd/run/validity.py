@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-STATES = ("running", "finished", "failed", "interrupted")
+STATES = ("running", "finished", "failed", "interrupted", "pruned")
 _NEEDED = ("strategy", "config", "overrides", "seed")
 _TEXT, _NUMBER, _MAPPING, _LIST = "a text", "a finite number", "an object", "a list"
 # What may be there; a second kind is None where null is allowed.
@@ -19,6 +19,7 @@ _RECORD = {
     "created": _TEXT, "updated": _TEXT, "wall_seconds": _NUMBER, "versions": _MAPPING, "git": (_MAPPING, None),
     "hardware": _MAPPING, "resumed": _LIST, "data": _MAPPING, "task": _MAPPING, "teacher": (_MAPPING, None),
     "stages": _LIST, "final": (_TEXT, None), "model": (_MAPPING, None), "error": (_MAPPING, None),
+    "search": (_MAPPING, None),
 }  # fmt: skip
 _STAGE = {
     "name": _TEXT, "status": _TEXT, "metrics": _MAPPING, "size": _MAPPING, "latency_ms": (_MAPPING, None),
@@ -61,14 +62,17 @@ def check_record(values: Any) -> None:
     metrics = values.get("task", {}).get("metrics", {})
     if not isinstance(metrics, dict) or not all(isinstance(each, dict) for each in metrics.values()):
         raise ValueError("task.metrics: expected an object of objects")
+    measured = values["config"].get("measure")
+    without_test = isinstance(measured, dict) and measured.get("validation_only") is True
+    judged = [f"{split}_{monitor}" for split in ("validation", "test")[: 2 - without_test]]
     if values.get("teacher") is not None:
         _check(values["teacher"], _TEACHER, "teacher.")
-        _check_measured(values["teacher"], "teacher.", monitor)
-    _check_stages(values.get("stages", []), monitor)
+        _check_measured(values["teacher"], "teacher.", judged)
+    _check_stages(values.get("stages", []), judged)
     _check_files(values.get("model") or {}, "model.", re.compile(r"model/[\w.-]+"))
 
 
-def _check_stages(stages: list[Any], monitor: str) -> None:
+def _check_stages(stages: list[Any], judged: Sequence[str]) -> None:
     names = set()
     for number, stage in enumerate(stages):
         where = f"stages[{number}]."
@@ -84,15 +88,14 @@ def _check_stages(stages: list[Any], monitor: str) -> None:
         if not all(isinstance(package, str) for package in stage.get("packages", [])):
             raise ValueError(f"{where}packages: expected a list of texts")
         _check_files(stage, where, re.compile(r"checkpoints/\w[\w.-]*/[\w.-]+"))
-        _check_measured(stage, where, monitor)
+        _check_measured(stage, where, judged)
         missing = [key for key in ("checkpoint", "packages") if key not in stage]
         if missing:
             raise ValueError(f"{where}{missing[0]}: missing")
 
 
-def _check_measured(values: Mapping[str, Any], where: str, monitor: str) -> None:
-    judged = {"metrics": (f"validation_{monitor}", f"test_{monitor}")}
-    for key, names in {**judged, **_MEASURED}.items():
+def _check_measured(values: Mapping[str, Any], where: str, judged: Sequence[str]) -> None:
+    for key, names in {"metrics": judged, **_MEASURED}.items():
         if key == "latency_ms" and values.get(key) is None:
             continue
         for name in names:

@@ -1,0 +1,86 @@
+"""Several listeners to one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compresskd.engine.events import Listener
+from compresskd.metric import Metric
+from compresskd.training import EpochRecord, StepProgress
+
+
+class Silent:
+    """Takes everything, and does nothing: what a listener of few events is made of."""
+
+    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+        """Take the beginning of a run."""
+
+    def note(self, text: str) -> None:
+        """Take one thing that the user should know."""
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        """Take the beginning of a stage."""
+
+    def step(self, step: StepProgress) -> None:
+        """Take the progress inside an epoch."""
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """Take the end of an epoch."""
+
+    def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        """Take a stage's entry in the record."""
+
+    def of_teacher(self) -> Listener:
+        """Nobody follows the teacher's own run."""
+        return Silent()
+
+    def close(self) -> None:
+        """Take the end of the run."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """Tells each of them everything, in order; one that raises ends the run."""
+
+    listeners: tuple[Listener, ...]
+
+    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+        """A run begins."""
+        for each in self.listeners:
+            each.begin(monitor, notices)
+
+    def note(self, text: str) -> None:
+        """One thing that the user should know."""
+        for each in self.listeners:
+            each.note(text)
+
+    def stage(self, name: str, number: int, total: int) -> None:
+        """A stage begins."""
+        for each in self.listeners:
+            each.stage(name, number, total)
+
+    def step(self, step: StepProgress) -> None:
+        """A few times a second, inside an epoch."""
+        for each in self.listeners:
+            each.step(step)
+
+    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
+        """After each epoch."""
+        for each in self.listeners:
+            each.epoch(epoch, epochs)
+
+    def stage_finished(self, entry: Mapping[str, Any]) -> None:
+        """A stage has been scored and saved."""
+        for each in self.listeners:
+            each.stage_finished(entry)
+
+    def of_teacher(self) -> Listener:
+        """Return what follows the teacher's own run."""
+        return Several(tuple(each.of_teacher() for each in self.listeners))
+
+    def close(self) -> None:
+        """The run is over."""
+        for each in self.listeners:
+            each.close()
