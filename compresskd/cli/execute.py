@@ -13,6 +13,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from compresskd.distributed import ProcessLost
     from compresskd.engine.environment import keep_freed_memory
     from compresskd.listeners.console import Reporter, configure_logging, stages_table
     from compresskd.run import open_run
@@ -36,6 +37,9 @@ def execute(experiment: Any, directory: Path, *, unique: bool) -> Any:
         raise KeyboardInterrupt(
             f"interrupted and saved; resume it by: compresskd resume {run.directory}"
         ) from None
+    except ProcessLost as error:
+        error.add_note(f"resume it by: compresskd resume {run.directory}")
+        raise
     except OSError as error:
         error.add_note(
             f"make room, or mend what is wrong there, and resume it by: compresskd resume {run.directory}"
@@ -55,9 +59,11 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
     from compresskd.config.recorded import completed, differences
 
     now = dict(experiment.config)
+    then = completed(record.config)
+    now["processes"] = then["processes"]  # a run goes on with any number
     if record.status == FINISHED:
         now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
-    changed = differences(completed(record.config), now)
+    changed = differences(then, now)
     if changed:
         finished = record.status == FINISHED
         raise RunDirectoryError(
