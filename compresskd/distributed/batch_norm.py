@@ -110,4 +110,7 @@ class _Normalize(torch.autograd.Function):
         )
         shape = (1, -1, *[1] * (x.ndim - 2))
         of_input = towards_mean.addcmul_(grad, per_value.to(grad.dtype).view(shape))
-        return of_input, of_weight if weight is not None else None, of_bias, None, None, None, None, None
+        of_affine = [
+            g if n else None for g, n in zip((of_weight, of_bias), ctx.needs_input_grad[1:3], strict=True)
+        ]
+        return of_input, *of_affine, None, None, None, None, None
