@@ -129,6 +129,7 @@ class Teacher:
             train(run, reporter.of_teacher())
         finally:
             run.close()
+        active().first(lambda: None)  # until all of it is written
         return True
 
     def _opened(self, directory: Path, reporter: Listener) -> Run | None:
