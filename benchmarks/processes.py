@@ -38,7 +38,7 @@ SMALL_BERT = (
 SMALL_GPT = "{model_type: gpt2, n_layer: 2, n_embd: 32, n_head: 2}"
 COMMON = ("measure.latency=false", "epochs=3", "teacher_fit.epochs=2")
 IMAGES = ("data=digits", "data/augmentation=crop", "teacher=resnet20", "teacher.depth=8", "student=resnet20",
-          "student.depth=8", "student.width_multiplier=0.5", "optimizer=sgd")  # fmt: skip
+          "student.depth=8", "student.width_multiplier=0.5", "optimizer=sgd", "optimizer.lr=0.003")  # fmt: skip
 CASES = {
     "images": (*IMAGES, "strategy=distill"),
     "images, kd=fitnets": (*IMAGES, "strategy=distill", "kd=fitnets"),

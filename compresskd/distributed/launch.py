@@ -99,6 +99,18 @@ class Others:
         reason = (str(error).splitlines() or [""])[0][:200]
         return self.lost or f"another process of the run has ended ({reason})"
 
+    def meet(self, count: int) -> None:
+        """Wait until all have come to carry out order number `count`.
+
+        Raises:
+            ProcessLost: one has ended on its way, such as one that cannot be started.
+        """
+        while not self.store.check([f"here/{count}/{rank}" for rank in range(1, self.place.world)]):
+            if self.lost:
+                self.is_told = True
+                raise ProcessLost(self.lost)
+            time.sleep(_SECONDS / 3)
+
     def end(self) -> None:
         """Let the others end, and see to it that those of this process do."""
         self._ended.set()
@@ -175,6 +187,7 @@ def launched(number: int, order: Any, device: torch.device) -> Iterator[Group]:
             others.watch()
             count = next(others.orders)
             others.store.set(f"order/{count}", pickle.dumps((device.type, order)))  # pyright: ignore[reportArgumentType]
+            others.meet(count)
             with _connected(others.store, f"group/{count}", group, device.type), together(group):
                 yield group
         except BaseException:
@@ -253,6 +266,7 @@ def follow(place: Place, carry_out: Callable[[Any], object]) -> int:
             time.sleep(_SECONDS / 3)
         device, order = pickle.loads(store.get(key))
         group = Group(place.rank, place.world)
+        store.set(f"here/{count}/{place.rank}", "1")
         try:
             if device == "cuda":
                 torch.cuda.set_device(place.local_rank)
