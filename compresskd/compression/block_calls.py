@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,14 +79,28 @@ def hidden_before(model: nn.Module, block: str, inputs: Inputs) -> Tensor:
 @torch.no_grad()
 def links(model: nn.Module, blocks: Sequence[str], inputs: Inputs) -> set[str]:
     """Those of these blocks, in the order in which they run, that are given just what the one before them gave."""
-    calls = calls_of(model, blocks, inputs)
+    gave: dict[str, Tensor] = {}
     linked = set()
-    for before, block in itertools.pairwise(blocks):
-        given = calls[before].run(model.get_submodule(before), hidden_before(model, before, inputs))
-        then = hidden_before(model, block, inputs)
-        if given.shape == then.shape and torch.allclose(given, then, rtol=1e-4, atol=1e-5):
+    follows = {block: before for before, block in itertools.pairwise(blocks)}
+
+    def given(block: str, hidden: Tensor) -> None:
+        before = gave.pop(follows.get(block, ""), None)
+        if before is not None and before.shape == hidden.shape and torch.allclose(before, hidden, 1e-4, 1e-5):
             linked.add(block)
+
+    def gives(block: str, output: Any) -> None:
+        gave[block] = hidden_of(output).clone()  # what follows may change it in place
+
+    _watch(model, blocks, inputs, given, gives)
     return linked
+
+
+@torch.no_grad()
+def shapes_before(model: nn.Module, blocks: Sequence[str], inputs: Inputs) -> dict[str, torch.Size]:
+    """The shape of the hidden states that each of these blocks is given; one that never runs is left out."""
+    found: dict[str, torch.Size] = {}
+    _watch(model, blocks, inputs, lambda block, hidden: found.update({block: hidden.shape}), lambda *_: None)
+    return found
 
 
 @torch.no_grad()
@@ -94,15 +108,50 @@ def num_calls(model: nn.Module, blocks: Sequence[str], inputs: Inputs) -> dict[s
     """How often each of these blocks runs in one pass of the model, in evaluation mode."""
     counts = dict.fromkeys(blocks, 0)
 
-    def count(name: str, *_: Any) -> None:
-        counts[name] += 1
+    def gives(block: str, _: Any) -> None:
+        counts[block] += 1
+
+    _watch(model, blocks, inputs, lambda *_: None, gives, to_the_end=True)
+    return counts
+
+
+def _watch(
+    model: nn.Module,
+    blocks: Sequence[str],
+    inputs: Inputs,
+    given: Callable[[str, Tensor], None],
+    gives: Callable[[str, Any], None],
+    *,
+    to_the_end: bool = False,
+) -> None:
+    """One pass in evaluation mode, which tells what each block is given as hidden states, and what it gives.
+
+    It ends where the last block begins, so that no logits are computed, or `to_the_end`.
+    """
+    begun: set[str] = set()
+
+    def before(block: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = _call(args, kwargs)
+        if found is not None:
+            given(block, found.hidden)
+        begun.add(block)
+        if len(begun) == len(blocks) and not to_the_end:
+            raise _Reached
+
+    def after(block: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        gives(block, output)
 
     with ExitStack() as stack, evaluation_mode(model):
         for name in blocks:
-            handle = model.get_submodule(name).register_forward_pre_hook(functools.partial(count, name))
-            stack.callback(handle.remove)
-        call(model, inputs)
-    return counts
+            module = model.get_submodule(name)
+            hooks = (
+                module.register_forward_pre_hook(functools.partial(before, name), with_kwargs=True),
+                module.register_forward_hook(functools.partial(after, name)),
+            )
+            for handle in hooks:
+                stack.callback(handle.remove)
+        with suppress(_Reached):
+            call(model, inputs)
 
 
 @contextmanager

@@ -229,7 +229,8 @@ class _Seen:
 
 
 def _is_matrix(layer: nn.Module) -> bool:
-    return isinstance(layer, tt.TTLinear | tt.TTConv2d) or layers.is_matrix(layer)
+    factorized = tt.TTLinear | tt.TTConv2d | tt.InterpolativeLinear | tt.TuckerLinear | tt.CPLinear
+    return isinstance(layer, factorized) or layers.is_matrix(layer)
 
 
 def input_rows(layer: Any, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from compresskd import artifact, layers, measure, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.compensation import COMPENSATIONS, SEQUENTIAL, compensated
+from compresskd.compression.costs import PARAMETERS, costs_of
 from compresskd.compression.plan import (
     Method,
     SensitivityTable,
@@ -23,7 +24,6 @@ from compresskd.compression.plan import (
     kept,
     of_one_ratio,
     plan_layers,
-    total_of,
 )
 from compresskd.compression.replacement import Make, Replaced, carry_out, refusal
 from compresskd.compression.size import Size
@@ -131,8 +131,8 @@ class Compression(Size):
     def _faults_of_allocation(self) -> Iterator[OptionError]:
         if self.allocation == RATIO and self.max_drop is not None:
             yield OptionError("allocation", self.allocation, f"{ERROR} with max_drop")
-        if self.allocation == RATIO and self.budget is not None and self.budget_of != "parameters":
-            yield OptionError("budget_of", self.budget_of, "parameters with allocation=ratio")
+        if self.allocation == RATIO and self.budget is not None and self.budget_of != PARAMETERS:
+            yield OptionError("budget_of", self.budget_of, f"{PARAMETERS} with allocation=ratio")
         if self.compensation == SEQUENTIAL and self.whitening not in (INPUT, TWO_SIDED):
             yield OptionError("compensation", self.compensation, f"none with whitening={self.whitening}")
 
@@ -172,7 +172,9 @@ class Compression(Size):
             method = self._method(model, taken, context, init)
             if self.allocation == RATIO:
                 return method, context.details
-            return SensitivityTable(chosen, method, model, self.budget_over), context.details
+            inputs = next(iter(context.data.train.batches(1, epoch=None))).inputs
+            costs = costs_of(self.budget_of, self.budget_over, chosen, model, inputs, self.method)
+            return SensitivityTable(chosen, method, model, costs), context.details
 
         chosen = {layer.name: layer.module for layer in taken}
         if self.is_shared:
@@ -273,31 +275,30 @@ class Compression(Size):
             skipped = carry_out(copy.deepcopy(model), read).skipped
             raise NothingCompressed("include", self.include, f"other layers: {reasons_of(skipped)}")
         if self.method not in ("tucker", "cp"):
-            self._check_forms(taken, model)
+            self._check_forms(taken, model, example)
         if self.is_rank:
             self._check_smaller(taken)
 
-    def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module) -> None:
+    def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module, example: Inputs) -> None:
         """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
         method = Method(self.method, self.num_cores, {}, self.modes or {})
-        modules = [layer.module for layer in taken]
-        total = least = total_of(model, modules, self.budget_over)
-        for layer in taken:
-            if layers.is_factorized(layer.module):
-                continue
-            options = {k: v for k, v in method.options(layer.name).items() if not k.endswith("_covariance")}
-            ranks = self.of_layer(layer.name).get("ranks")
+        chosen = {layer.name: layer.module for layer in taken if not layers.is_factorized(layer.module)}
+        costs = costs_of(self.budget_of, self.budget_over, chosen, model, example, self.method)
+        least = costs.total
+        for name, module in chosen.items():
+            options = {k: v for k, v in method.options(name).items() if not k.endswith("_covariance")}
+            ranks = self.of_layer(name).get("ranks")
             try:
-                smallest = tt.least_parameters(layer.module, ranks=ranks, **options)
+                smallest = tt.smallest_forms(module, ranks=ranks, **options)
             except (TypeError, ValueError) as error:
                 key = "modes" if "modes" in options else "num_cores" if ranks is None else "ranks"
-                raise OptionError(key, getattr(self, key), f"what fits {layer.name}: {error}") from error
-            if smallest is not None:
-                least -= max(0, layers.plain(layer.module).weight.numel() - smallest)
-        if self.budget is not None and int(self.budget * total) < least:
-            expected = (
-                f">= {least / total:.4g} of {total:,} parameters, which every layer at ranks of 1 takes"
-            )
+                raise OptionError(key, getattr(self, key), f"what fits {name}: {error}") from error
+            if self.budget is not None:
+                *forms, (dense, _) = costs.of(name, module, smallest)
+                least -= max(0, dense - min((cost for cost, _ in forms), default=dense))
+        if self.budget is not None and int(self.budget * costs.total) < least:
+            least_of = "which every layer at ranks of 1 takes"
+            expected = f">= {least / costs.total:.4g} of {costs.total:,} {costs.unit}, {least_of}"
             raise OptionError("budget", self.budget, expected)
 
     def _check_smaller(self, taken: Iterable[layers.Layer]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from compresskd import artifact, layers, measure, tt
+from compresskd import artifact, layers, tt
 from compresskd.compression import allocation
+from compresskd.compression.costs import BYTES, INCLUDED, PARAMETERS, Costs, costs_of, total_of
 from compresskd.compression.replacement import Make, carry_out
-from compresskd.compression.size import ALL, INCLUDED, Size
+from compresskd.compression.size import Size
 from compresskd.compression.weighting import Weighting
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.proof import sharing
+from compresskd.tasks import Inputs
 from compresskd.training import Scores
 
 _MAX_POINTS = 512  # sizes of one layer that are told apart
@@ -68,6 +70,7 @@ def plan_layers(
     method: Method,
     model: nn.Module,
     score: Callable[[dict[str, Make]], Scores] | None,
+    inputs: Inputs | None = None,
 ) -> dict[str, Make]:
     """For each layer by name, the function that makes its new form.
 
@@ -75,10 +78,12 @@ def plan_layers(
         chosen: the layers that may be changed, of tied ones the first.
         model: that they belong to, unchanged.
         score: of a copy of the model that a plan was applied to, on validation; None where `size` has no max_drop.
+        inputs: of the model, where a budget is of what it computes.
     """
     if not size.is_shared:
         return {name: functools.partial(_one, name=name, size=size, method=method) for name in chosen}
-    return from_table(SensitivityTable(chosen, method, model, size.budget_over), size, score)
+    costs = costs_of(size.budget_of, size.budget_over, chosen, model, inputs, method.name)
+    return from_table(SensitivityTable(chosen, method, model, costs), size, score)
 
 
 def from_table(
@@ -86,7 +91,7 @@ def from_table(
 ) -> dict[str, Make]:
     """The plan of a budget, or of the smallest model that keeps `max_drop`; `score` as in `plan_layers`."""
     if size.budget is not None:
-        return table.within(size.budget, size.budget_of)
+        return table.within(size.budget, size.budget_of, size.budget_over)
     assert score is not None and size.max_drop is not None  # noqa: PT018 - the other ways have returned
     return _smallest(table, size.max_drop, score)
 
@@ -134,45 +139,39 @@ def _one(layer: nn.Module, *, name: str, size: Size, method: Method, **metric: A
     return tt.factorize(layer, **options)
 
 
-def total_of(model: nn.Module, chosen: Iterable[nn.Module], over: str) -> int:
-    """The parameters that a budget is a share of: of the model, or of the weights of the chosen layers alone."""
-    if over == ALL:
-        return measure.num_parameters(model)
-    return sum(layers.plain(layer).weight.numel() for layer in chosen if not layers.is_factorized(layer))
-
-
 class SensitivityTable:
     """Sizes and errors of every layer, computed once, from which plans for any budget are read."""
 
-    def __init__(self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module, over: str = ALL):
-        self._method, self._model, self._over = method, model, over
+    def __init__(
+        self, chosen: Mapping[str, nn.Module], method: Method, model: nn.Module, costs: Costs
+    ) -> None:
+        self._method, self._model, self._costs = method, model, costs
         self._layers = {n: m for n, m in chosen.items() if not layers.is_factorized(m)}
-        self.total = total_of(model, self._layers.values(), over)
-        self._points: dict[str, list[tt.CurvePoint]] = {}
+        self.total = costs.total
         self._curves: dict[str, list[allocation.Size]] = {}
         for name, layer in self._layers.items():
             points = tt.error_curve(layer, max_points=_MAX_POINTS, **method.options(name))
-            weight = layers.plain(layer).weight.numel()
-            self._points[name] = points
             self._curves[name] = [
-                *(allocation.Size(p.num_parameters, self._loss(name, p)) for p in points),
-                allocation.Size(weight, 0.0, dense=True),
+                allocation.Size(
+                    cost, 0.0 if point is None else self._loss(name, point), dense=point is None, form=point
+                )
+                for cost, point in costs.of(name, layer, points)
             ]
         self._fixed = self.total - sum(curve[-1].cost for curve in self._curves.values())
-        least = sum(curve[0].cost for curve in self._curves.values())
+        least = sum(min(size.cost for size in curve) for curve in self._curves.values())
         self.least = (self._fixed + least) / self.total
 
     def _loss(self, name: str, point: tt.CurvePoint) -> float:
         weighting = self._method.weightings.get(name)
         return point.error**2 if weighting is None else weighting.weight * point.squared_error
 
-    def within(self, budget: float, of: str) -> dict[str, Make]:
+    def within(self, budget: float, of: str, over: str) -> dict[str, Make]:
         """The plan of least error whose model takes at most `budget` of the dense one."""
-        if of == "parameters":
-            return self.of_parameters(budget)
+        if of != BYTES:
+            return self.of_share(budget)
         whole = artifact.bytes_of(self._model)
-        allowed = whole - (1 - budget) * (_BYTES * self.total if self._over == INCLUDED else whole)
-        plan, share = self.of_parameters(budget), budget
+        allowed = whole - (1 - budget) * (_BYTES * self.total if over == INCLUDED else whole)
+        plan, share = self.of_share(budget), budget
         kept: tuple[int, dict[str, Make]] | None = None
         for _ in range(4):  # what a file has beside its parameters is only known once it is written
             taken = artifact.bytes_of(applied(self._model, plan))
@@ -181,11 +180,11 @@ class SensitivityTable:
             if 0.985 * allowed <= taken <= allowed:
                 break
             share += (0.995 * allowed - taken) / (_BYTES * self.total)
-            plan = self.of_parameters(share)
+            plan = self.of_share(share)
         return plan if kept is None else kept[1]
 
-    def of_parameters(self, share: float, *, fill: bool = True) -> dict[str, Make]:
-        """The plan of least error whose model takes at most `share` of the dense one's parameters.
+    def of_share(self, share: float, *, fill: bool = True) -> dict[str, Make]:
+        """The plan of least error whose model takes at most `share` of what the dense one costs.
 
         With `fill`, one layer takes what whole steps leave over.
         """
@@ -193,13 +192,12 @@ class SensitivityTable:
         try:
             chosen = allocation.allocate(self._curves, allowed)
         except allocation.BudgetTooSmallError:
-            expected = (
-                f">= {self.least:.4g} of {self.total:,} parameters, which every layer at its least rank takes"
-            )
+            taken = "which every layer at its least rank takes"
+            expected = f">= {self.least:.4g} of {self.total:,} {self._costs.unit}, {taken}"
             raise OptionError("budget", share, expected) from None
         plan = {name: self._make(name, size) for name, size in chosen.items()}
         left = allowed - sum(size.cost for size in chosen.values())
-        return plan | self._filled(chosen, left) if fill else plan
+        return plan | self._filled(chosen, left) if fill and self._costs.unit == PARAMETERS else plan
 
     def _filled(self, chosen: Mapping[str, allocation.Size], left: int) -> dict[str, Make]:
         """One layer made a little larger than a whole step, where what is left over allows it."""
@@ -229,8 +227,8 @@ class SensitivityTable:
 
     def _make(self, name: str, size: allocation.Size) -> Make:
         if size.dense:
-            return _dense
-        point = next(p for p in self._points[name] if p.num_parameters == size.cost)
+            return _dense if len(self._curves[name]) > 1 else functools.partial(_uncut, unit=self._costs.unit)
+        point: tt.CurvePoint = size.form
         options = self._method.options(name)
         options.pop("num_cores", None)  # the modes are chosen
         return functools.partial(tt.factorize, ranks=point.ranks, modes=point.modes, **options)
@@ -238,6 +236,10 @@ class SensitivityTable:
 
 def _dense(layer: nn.Module, **_: Any) -> tt.Skipped:
     return tt.Skipped("left dense: the budget buys more in other layers")
+
+
+def _uncut(layer: nn.Module, *, unit: str, **_: Any) -> tt.Skipped:
+    return tt.Skipped(f"left dense: no form of it takes fewer {unit}")
 
 
 def _smallest(
@@ -249,7 +251,7 @@ def _smallest(
     best: dict[str, Make] | None = None
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) / 2
-        plan = table.of_parameters(middle, fill=False)
+        plan = table.of_share(middle, fill=False)
         if before.task.monitor.drop(before.monitored, score(plan).monitored) <= max_drop:
             best, high = plan, middle
         else:

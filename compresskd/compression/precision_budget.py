@@ -16,7 +16,7 @@ from compresskd.compression.allocation import BudgetTooSmallError, Size, allocat
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.quantization import BEST, Quantization
 from compresskd.compression.start_quantized import start_quantized
-from compresskd.compression.weighting import INPUT, Weighting, combined, weighting_of
+from compresskd.compression.weighting import TWO_SIDED, Weighting, combined, isotropic, weighting_of
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
@@ -50,8 +50,9 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
     """The quantization of least error whose model file, before coding, takes at most `quantization.budget` bytes.
 
     Layers of lower ranks are put into `model`. The error of a layer is what rounding it adds to
-    E|logits - logits'|^2, to first order, over inputs and sensitivities from calibration samples. Details get
-    `budget`: the bytes asked for, those of the choice, and the least that are possible.
+    E|logits - logits'|^2, to first order, over inputs and sensitivities from calibration samples, or with
+    `whitening=two_sided` to the task's loss, to second order. Details get `budget`: the bytes asked for, those of the
+    choice, and the least that are possible.
 
     Raises:
         ValueError: not even the smallest form of every layer fits.
@@ -61,13 +62,19 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
     owners = {t.owner: t.owners for t in find_targets(model) if spec.bits_of(t.owner)}
     names = [name for each in owners.values() for name in each]
     found = calibrate(
-        model, names, context.data.train, num_samples=quantization.num_calibration, seed=context.stage_seed
+        model,
+        names,
+        context.data.train,
+        num_samples=quantization.num_calibration,
+        seed=context.stage_seed,
+        task=context.data.task if quantization.whitening == TWO_SIDED else None,
+        note=context.reporter.note,
     )
     curves = {}
     for name, users in owners.items():
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
         seen = {user: (model.get_submodule(user), found[user]) for user in users}
-        curves[name] = list(_sizes(layer, bits, quantization, _error_of(seen), users))
+        curves[name] = list(_sizes(layer, bits, quantization, _error_of(seen, quantization.whitening), users))
     budget = int(
         quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context)
     )
@@ -159,9 +166,9 @@ def _dense(layer: Any) -> Tensor:
     return weight.detach().clone().flatten(1)
 
 
-def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]]) -> ErrorOf:
+def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]], whitening: str) -> ErrorOf:
     """What rounding one weight adds to the error of the model, by the layers that use it."""
-    weightings = [weighting_of(layer, found, INPUT) for layer, found in users.values()]
+    weightings = [weighting_of(layer, found, whitening) for layer, found in users.values()]
     known = [each for each in weightings if each is not None]
 
     def of_outputs(exact: Tensor, rounded: Tensor) -> float:
@@ -170,7 +177,7 @@ def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]]) -> ErrorOf
 
     def relative(exact: Tensor, rounded: Tensor) -> float:
         share = (rounded - exact).float().square().sum() / exact.float().square().sum().clamp(min=1e-30)
-        return float(share) * sum(found.sensitivity * found.power for _, found in users.values())
+        return float(share) * sum(isotropic(found, whitening) * found.power for _, found in users.values())
 
     return of_outputs if len(known) == len(weightings) else relative
 

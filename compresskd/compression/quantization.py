@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from annotated_types import Ge, Le
 
+from compresskd.compression.weighting import INPUT, TWO_SIDED
 from compresskd.options import Count, Fraction, OptionError, Share, Whole, checked, one_of
 from compresskd.quant.cores import CORE_METHODS
 from compresskd.quant.fake_quantize import ESTIMATORS
@@ -53,6 +54,8 @@ class Quantization:
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
         budget: bytes of the model file before entropy coding (2 or more), or a share (below 1) of those of the
             student as it comes: bits and ranks of the layers are then chosen to fit; None takes `bits`.
+        whitening: how `budget` counts the error of a layer: by its 'input', or 'two_sided', also by what gradients of
+            the task say of its outputs, see `compresskd.compression.weighting`.
         entropy: weight of the entropy of the integers, bits a weight, in the loss.
         epochs, learning_rate: of quantization-aware training; None takes the stage's, and `optimizer.lr`.
 
@@ -79,11 +82,16 @@ class Quantization:
     batch_norm: Annotated[str, one_of("freeze", "keep", "fold")] = "freeze"
     freeze_fraction: Fraction = 0.25
     budget: Annotated[int, Ge(2)] | Share | None = None
+    whitening: Annotated[str, one_of(INPUT, TWO_SIDED)] = INPUT
     entropy: Annotated[float, Ge(0), Le(1e6)] = 0.0
     epochs: Whole | None = None
     learning_rate: LearningRate | None = None
 
     def __post_init__(self) -> None:
+        if self.whitening != INPUT and self.budget is None:
+            raise OptionError(
+                "whitening", self.whitening, f"{INPUT} without a budget: nothing else counts errors by it"
+            )
         if self.data_aware and self.core_start == "nearest":
             raise OptionError("data_aware", True, "false with core_start=nearest, which learns nothing")
 

@@ -12,10 +12,9 @@ from pydantic_core import PydanticCustomError
 from torch import nn
 
 from compresskd import tt
+from compresskd.compression.costs import ALL, INCLUDED, PARAMETERS, UNITS
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, Share, checked, one_of
-
-ALL, INCLUDED = "all", "included"
 
 
 def _one_number(budget: Any) -> Any:
@@ -40,7 +39,8 @@ class Size:
         tolerance: largest relative error of each layer (of its output where that is data-aware, else its weight).
         energy: share of each layer's squared norm to keep.
         budget: fraction of the dense model that the whole factorized model may take.
-        budget_of: 'parameters' or 'bytes' (of the stored file).
+        budget_of: 'parameters', 'bytes' of the stored file, 'macs', multiply-accumulates of a sample, or 'latency',
+            the time of a sample on this machine.
         budget_over: what it is a fraction of: 'all' of the model, or 'included', the weights of the layers that may be
             factorized.
         max_drop: percentage points of validation accuracy that may be lost; the smallest model that keeps it.
@@ -54,7 +54,7 @@ class Size:
     tolerance: Share | None = None
     energy: Share | None = None
     budget: Annotated[float, BeforeValidator(_one_number), Gt(0), Lt(1)] | None = None
-    budget_of: Annotated[str, one_of("parameters", "bytes")] = "parameters"
+    budget_of: Annotated[str, one_of(*UNITS)] = PARAMETERS
     budget_over: Annotated[str, one_of(ALL, INCLUDED)] = ALL
     max_drop: NonNegative | None = None
 

@@ -64,6 +64,14 @@ def weighting_of(layer: nn.Module, found: LayerStatistics, whitening: str) -> We
     return Weighting(weight, inputs, after)
 
 
+def isotropic(found: LayerStatistics, whitening: str) -> float:
+    """By how much an error of mean squared norm 1 at each position of a layer's output raises that of the model."""
+    if whitening != TWO_SIDED or found.gradients is None:
+        return found.sensitivity
+    size = len(found.gradients)
+    return found.positions * _trace(found.gradients, size) / size
+
+
 def damped(weighting: Weighting, shares: Sequence[float]) -> Weighting:
     """With the diagonals of covariances raised by shares of their means, first of inputs, then of outputs."""
     inputs, outputs = (

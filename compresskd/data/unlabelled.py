@@ -11,7 +11,7 @@ from compresskd.options import OptionError
 from compresskd.tasks import UNLABELLED
 
 KEY = "unlabelled_path"
-KEYS = (KEY, "unlabelled_spans")
+KEYS = (KEY, "unlabelled_spans", "unlabelled_replacements")
 
 
 def without_labels(count: int, like: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from compresskd.compression.block_calls import (
     links,
     num_calls,
     relative_error,
+    shapes_before,
 )
+from compresskd.data.base import Data
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers.stacks import blocks_of
@@ -50,7 +52,8 @@ class FitBlocks:
 
     Attributes:
         updates: of Adam, for each block; the learning rate falls to zero over them.
-        num_samples: training samples, a seeded draw; a tenth of their batches is held out and chooses the weights.
+        num_samples: training samples, a seeded draw from those with labels and those without, each in its share. A
+            tenth of the batches, with labels, is held out and chooses the weights.
         batch_size: samples of an update.
         learning_rate: of Adam.
         inputs: of a block: 'student', what the fitted blocks before it give, so that it makes up for their errors; or
@@ -87,8 +90,7 @@ class FitBlocks:
         student, teacher = state.student, state.teacher
         if teacher is None:
             raise ValueError("fit_blocks needs a teacher")
-        drawn = draw(context.data.train, self.num_samples, seed=context.stage_seed)
-        batches = list(drawn.batches(self.batch_size))
+        batches = list(self._batches(context.data, context.stage_seed))
         stacks = _stacks(student, teacher, batches[0].inputs)
         done = _Done.of(context.training_state())
         if done.errors:
@@ -102,6 +104,14 @@ class FitBlocks:
                 training.along(stack)
         context.details.update(block_errors=done.errors, epochs=0)
         return state
+
+    def _batches(self, data: Data, seed: int) -> Iterator[Batch]:
+        """Those with labels last, as the last ones are held out."""
+        parts = [part for part in (data.unlabelled, data.train) if part is not None]
+        total = sum(map(len, parts))
+        for part in parts:
+            count = max(1, round(self.num_samples * len(part) / total))
+            yield from draw(part, count, seed=seed).batches(self.batch_size)
 
 
 @dataclass
@@ -258,15 +268,9 @@ def _stacks(student: nn.Module, teacher: nn.Module, example: Inputs) -> list[lis
     return [kept for stack in stacks if (kept := _alike(student, teacher, stack, example))]
 
 
-@torch.no_grad()
 def _alike(student: nn.Module, teacher: nn.Module, stack: Sequence[str], example: Inputs) -> list[str]:
-    with evaluation_mode(student), evaluation_mode(teacher):
-        ran = calls_of(teacher, stack, example)
-        return [
-            name
-            for name in ran
-            if hidden_before(student, name, example).shape == hidden_before(teacher, name, example).shape
-        ]
+    ours, theirs = (shapes_before(model, stack, example) for model in (student, teacher))
+    return [name for name, shape in theirs.items() if ours.get(name) == shape]
 
 
 def _answer(block: nn.Module, given: Sequence[BlockCall], hidden: Sequence[Tensor], k: int) -> Tensor:

@@ -4,7 +4,15 @@ from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.search import Candidate, CurvePoint
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.execution.policy import FIXED, MEASURED, plans
-from compresskd.tt.factorize import METHODS, candidates, error_curve, factorize, least_parameters, refusal
+from compresskd.tt.factorize import (
+    METHODS,
+    candidates,
+    empty_form,
+    error_curve,
+    factorize,
+    refusal,
+    smallest_forms,
+)
 from compresskd.tt.layers.base import WeightDescription
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d, two_dimensional
@@ -36,13 +44,14 @@ __all__ = [
     "TuckerLinear",
     "WeightDescription",
     "candidates",
+    "empty_form",
     "error_curve",
     "factorize",
     "from_structure",
-    "least_parameters",
     "ordinary",
     "plans",
     "refusal",
+    "smallest_forms",
     "twin",
     "two_dimensional",
 ]

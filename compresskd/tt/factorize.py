@@ -107,8 +107,11 @@ def factorize(
         found = _search(layer, target, method, metric, modes, num_cores, keep_larger)
         reason = _unreached(found[0], target, layer.weight.numel())
         built = _build(layer, found[0]) if reason is None else reason
-    if not isinstance(built, nn.Module):
-        return built
+    return _finished(built, module) if isinstance(built, nn.Module) else built
+
+
+def _finished(built: nn.Module, module: nn.Module) -> nn.Module:
+    """The layer made of the plain one, as one that stands for `module` itself."""
     if isinstance(module, nn.Conv1d):
         built = one_dimensional(built)
     elif isinstance(built, TTEmbedding):
@@ -171,15 +174,35 @@ def error_curve(
     return curve(weight, options, metric=metric, max_points=max_points, interpolative=saves)
 
 
-def least_parameters(
+def empty_form(module: nn.Module, point: CurvePoint, *, method: str = "tensor_train") -> nn.Module:
+    """The layer that `factorize` makes of a point of the curve, on the meta device: shapes without values."""
+    layer = _plain(module)
+    if _is_interpolative(layer, method):
+        made = InterpolativeLinear(
+            layer.in_features,
+            layer.out_features,
+            (point.ranks[0],),
+            bias=layer.bias is not None,
+            device="meta",
+        )
+        return made.train(module.training)
+    ranks, modes = (1, *point.ranks, 1), point.modes
+    cores = [
+        torch.empty(ranks[k], m, n, ranks[k + 1], dtype=layer.weight.dtype, device="meta")
+        for k, (m, n) in enumerate(zip(modes.output_dims, modes.input_dims, strict=True))
+    ]
+    return _finished(_layer_of(layer, modes, cores), module)
+
+
+def smallest_forms(
     module: nn.Module,
     *,
     method: str = "tensor_train",
     ranks: Sequence[int] | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
-) -> int | None:
-    """Parameters of the smallest form, one with ranks of 1, by shapes alone; None where the layer has no form.
+) -> list[CurvePoint]:
+    """The forms with ranks of 1 of all modes that would be searched, by shapes alone, of unknown errors.
 
     Args:
         module, method, modes, num_cores: as in `factorize`, of a method with an error curve.
@@ -189,7 +212,7 @@ def least_parameters(
         TypeError, ValueError: whatever `factorize` would refuse of these.
     """
     if refusal(module) is not None:
-        return None
+        return []
     layer = _plain(module)
     options = _modes(layer, method, modes, num_cores)
     if ranks is not None and modes is None:
@@ -201,7 +224,11 @@ def least_parameters(
             raise ValueError(
                 f"expected {len(each.sizes) - 1} ranks for the {len(each.sizes)} cores of {each}; got {ranks}"
             )
-    return min(sum(each.sizes) for each in options) - _is_interpolative(layer, method)
+    saved = int(_is_interpolative(layer, method))
+    return [
+        CurvePoint(sum(each.sizes) - saved, (1,) * (len(each.sizes) - 1), math.nan, math.nan, each)
+        for each in options
+    ]
 
 
 def refusal(module: nn.Module, method: str = "tensor_train") -> Skipped | None:
@@ -335,14 +362,17 @@ def _input_covariance(module: Plain, given: Tensor) -> Tensor:
 
 def _build(module: Plain, best: Candidate) -> nn.Module:
     assert best.decomposition is not None
-    cores = balance(best.decomposition.cores)
+    return _layer_of(module, best.modes, balance(best.decomposition.cores))
+
+
+def _layer_of(module: Plain, modes: Modes, cores: Sequence[Tensor]) -> nn.Module:
     if isinstance(module, nn.Linear):
         return TTLinear.from_cores(
             cores, module.bias, in_features=module.in_features, out_features=module.out_features
         )
     if isinstance(module, nn.Conv2d):
-        assert best.modes.stages is not None
-        return TTConv2d.from_cores(cores, module, best.modes.stages)
+        assert modes.stages is not None
+        return TTConv2d.from_cores(cores, module, modes.stages)
     assert isinstance(module, nn.Embedding)  # a convolution of one dimension comes as one of two
     return TTEmbedding.from_cores(cores, module)
 

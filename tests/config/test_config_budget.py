@@ -135,6 +135,16 @@ def test_faults_of_a_schedule_are_not_raised_here():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.stem for p in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_is_one_word(name):
+    plan = compose_jobs([f"experiment={name}"])
+    assert [job.faults for job in plan.jobs] == [[]] * len(plan.jobs)
+    assert plan.multirun is (len(plan.jobs) > 1)
+    for config in (resolved(job.config) for job in plan.jobs[:1]):
+        assert Parts(config).strategy().stages or config["strategy"]["name"] == "train"
+
+
+@pytest.mark.slow
 def test_compare_strategies_is_every_strategy_at_one_budget():
     plan = compose_jobs(["experiment=compare_strategies"])
     assert plan.multirun

@@ -12,6 +12,7 @@ from compresskd.compression.compression import NothingCompressed
 from compresskd.compression.plan import Method, plan_layers
 from compresskd.compression.size import Size
 from compresskd.layers import surgery
+from compresskd.measure import macs
 from compresskd.models.build import build
 from compresskd.stages import Compression
 
@@ -100,6 +101,72 @@ def test_a_budget_over_included_layers_counts_their_weights_alone(of, least):
     assert least * 0.25 * whole <= kept - biases <= 0.25 * whole
     with pytest.raises(ValueError, match=r"budget: got 0\.25, expected >= 0\.\d+ of 26,976 parameters"):
         compresskd.compress(model, torch.randn(8, 32), **{**options, "budget_over": "all"})
+
+
+class Convolutions(nn.Module):
+    """A table, a convolution that runs at many places, and a linear layer that runs at one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 32, 3, padding=1)
+        self.line = nn.Conv1d(32, 64, 3)
+        self.fc = nn.Linear(64, 256)
+
+    def forward(self, x):
+        return self.fc(self.line(self.conv(x).relu().mean(2)).mean(-1))
+
+
+@pytest.mark.parametrize("over", ["all", "included"])
+@pytest.mark.parametrize("method", ["tensor_train", "svd", "interpolative"])
+def test_a_budget_of_macs_is_spent_where_layers_run_often(method, over):
+    torch.manual_seed(0)
+    model, x = Convolutions(), torch.randn(16, 16, 8, 8)
+    whole = macs.count(model, x[:1]).number
+    options = {"method": method, "budget": 0.5, "budget_of": "macs", "budget_over": over, "exclude": ["line"]}
+    small = compresskd.compress(model, x, **options)
+    taken, line = macs.count(small, x[:1]).number, 32 * 3 * 64 * 6
+    if over == "included":
+        assert 0.4 * (whole - line) < taken - line <= 0.5 * (whole - line)
+    else:
+        assert 0.4 * whole < taken <= 0.5 * whole
+    few = compresskd.compress(model, x, **{**options, "budget_of": "parameters"})
+    assert sum(p.numel() for p in small.fc.parameters()) > sum(p.numel() for p in few.fc.parameters())
+    with pytest.raises(
+        ValueError, match=r"budget: got 0\.001, expected >= 0\.\d+ of [\d,]+ multiply-accumulates"
+    ):
+        compresskd.compress(model, x, **{**options, "budget": 0.001})
+
+
+def test_tables_and_tied_weights_stay_dense_where_what_is_computed_counts():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.mix, self.head = (
+                nn.Embedding(64, 32),
+                nn.Linear(32, 32),
+                nn.Linear(32, 64, bias=False),
+            )
+            self.head.weight = self.table.weight
+
+        def forward(self, x):
+            return self.head(self.mix(self.table(x)).mean(1))
+
+    torch.manual_seed(0)
+    model, ids = Tied(), torch.randint(0, 64, (8, 5))
+    small = compresskd.compress(model, ids, method="svd", budget=0.8, budget_of="macs")
+    assert isinstance(small.table, nn.Embedding)
+    assert small.head.weight is small.table.weight
+    assert not isinstance(small.mix, nn.Linear)
+
+
+def test_a_budget_of_time_makes_the_slow_layer_small():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 8)
+    )
+    small = compresskd.compress(model, torch.randn(64, 64), method="svd", budget=0.5, budget_of="latency")
+    assert small[2].ranks[0] < 1024
+    assert isinstance(small[4], nn.Linear | tt.TTLinear)
 
 
 def test_one_ratio_gives_every_layer_the_same_share():

@@ -46,8 +46,8 @@ class Run(SimpleNamespace):
         notes = []
         reporter = SimpleNamespace(note=notes.append, step=lambda step: None)
         super().__init__(
-            data=SimpleNamespace(train=split), stage="fit_blocks", stage_seed=5, recipe=recipe, reporter=reporter,
-            device=torch.device("cpu"), details={}, notes=notes, saved=saved, stop=stop, saves=0,
+            data=SimpleNamespace(train=split, unlabelled=None), stage="fit_blocks", stage_seed=5, recipe=recipe,
+            reporter=reporter, device=torch.device("cpu"), details={}, notes=notes, saved=saved, stop=stop, saves=0,
         )  # fmt: skip
 
     def training_state(self):
@@ -244,3 +244,17 @@ def test_a_block_that_runs_several_times_is_refused():
 def test_options_out_of_range_are_named():
     with pytest.raises(ValueError, match=says("inputs", "labels", "student, teacher")):
         FitBlocks(inputs="labels")
+
+
+def test_samples_without_labels_are_seen_and_never_held_out():
+    drawn = torch.randn(3, B, 6, generator=torch.Generator().manual_seed(0))
+
+    class Drawn(Samples):
+        def take(self, positions, fingerprint):
+            return Samples(*(x[:1] for x in self.given[: len(positions)]))
+
+    data = SimpleNamespace(train=Drawn(drawn[0]), unlabelled=Drawn(*drawn[1:]))
+    stage = FitBlocks(num_samples=6, batch_size=1)
+    found = [batch.inputs for batch in stage._batches(data, 0)]
+    assert len(found) == 3
+    assert torch.equal(found[-1], drawn[0][:1])

@@ -1,6 +1,7 @@
 """The stage alone, on networks as they are built: what flows on, what is frozen, what is stored of it."""
 
 import functools
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from compresskd.kd.logits import CrossEntropy
 from compresskd.kd.objective import Objective
 from compresskd.models.build import build
 from compresskd.quant.fake_quantize import FakeQuant
+from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import convert, plain_state_dict
 from compresskd.stages import Quantization, Quantize
 from compresskd.training import Recipe
@@ -222,6 +224,20 @@ class TestBudget:
             errors.append(float((model(x).detach() - exact).norm() / exact.norm()))
         assert errors == sorted(errors, reverse=True)
         assert errors[2] < 0.7 * errors[0]
+
+    def test_errors_count_by_what_comes_after_them_where_that_is_asked_for(self, context):
+        chosen = {"input": [], "two_sided": []}
+        for whitening, budget in itertools.product(chosen, (14_000, 22_000)):
+            model = quantized(context, whitening=whitening, bits=None, budget=budget, mode="ptq")
+            assert context.details["budget"]["chosen_bytes"] <= budget
+            assert torch.isfinite(values(model)).all()
+            stored = convert(model).items()
+            chosen[whitening] += [
+                (name, tuple(t.shape), t.grid.bits) for name, t in stored if isinstance(t, QuantizedTensor)
+            ]
+        assert chosen["input"] != chosen["two_sided"]
+        with pytest.raises(ValueError, match=says("whitening", "input without a budget")):
+            Quantization(bits=4, whitening="two_sided")
 
     def test_patterns_keep_what_they_say(self, context):
         model = quantized(context, bits=None, budget=16_000, layers={"conv1": 8, "linear": 0}, mode="ptq")

@@ -51,12 +51,23 @@ def test_every_target_takes_the_parameters_that_it_needs(wish):
 def test_the_curve_is_what_layers_take_and_lose():
     layer = spectrum(40, 24)
     points = tt.error_curve(layer, method="interpolative", max_points=100)
-    assert points[0].num_parameters == tt.least_parameters(layer, method="interpolative") == 40 + 24 - 1
+    (smallest,) = tt.smallest_forms(layer, method="interpolative")
+    assert points[0].num_parameters == smallest.num_parameters == 40 + 24 - 1
     for point in (points[0], points[len(points) // 2], points[-1]):
         made = tt.factorize(layer, ranks=point.ranks, modes=point.modes, method="interpolative")
         assert made.num_parameters - 40 == point.num_parameters < 40 * 24
         lost = float((made.to_dense() - layer.weight).detach().square().sum())
         assert lost == pytest.approx(point.squared_error, rel=0.01, abs=1e-6)
+
+
+@pytest.mark.parametrize("wish", [{"rank": 4}, {"ranks": [4]}, {"tolerance": 0.3}])
+def test_it_is_rounded_as_a_tensor_train_is(wish):
+    layer = spectrum(40, 24)
+    before, svd = (tt.factorize(layer, rank=9, method=method) for method in ("interpolative", "svd"))
+    made, expected = before.round(**wish), svd.round(**wish)
+    assert made.ranks == expected.ranks < before.ranks
+    torch.testing.assert_close(made.to_dense(), expected.to_dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.bias, layer.bias)
 
 
 def test_other_layers_get_their_svd():

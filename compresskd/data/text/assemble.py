@@ -21,9 +21,10 @@ from compresskd.data.standardize import standardized
 from compresskd.data.stratify import cut_rows, cut_size
 from compresskd.data.text.masking import Masking
 from compresskd.data.text.sequences import Block, Sequences, collected
-from compresskd.data.text.spans import joined, spans
 from compresskd.data.text.split import TextSplit, padded, split_fingerprint
 from compresskd.data.text.tokenizer import Tokenizer
+from compresskd.data.text.variants import joined
+from compresskd.data.text.variants import variants as variants_of
 from compresskd.data.unlabelled import KEY, of_unlabelled, without_labels
 from compresskd.data.vocabulary import Vocabulary
 from compresskd.data.weights import class_weights
@@ -176,7 +177,7 @@ def assemble_texts(
     masking: Masking | None = None,
     decoder_start: int | None = None,
     vocabulary: Vocabulary | None = None,
-    num_spans: int | None = None,
+    variants: Mapping[str, int] | None = None,
 ) -> Data:
     """Check, cut and fingerprint.
 
@@ -189,7 +190,7 @@ def assemble_texts(
         decoder_start: the token before the targets, where these are another text, of which a model is given the tokens
             before each.
         vocabulary: what became of the tokens, where some are left out.
-        num_spans: pieces that are drawn of each training text, as samples without labels.
+        variants: how many of each kind are drawn of each training text, as samples without labels.
         contiguous: samples are one text: all have one length, the last ones are cut off, and the ids are the targets.
 
     Raises:
@@ -227,8 +228,8 @@ def assemble_texts(
         token_weights=_token_weights(splits["train"], labels),
     )
     parts = list(splits)
-    if num_spans is not None:
-        drawn = spans(splits["train"], tokenizer, num_spans, seed=options.get("split_seed", 0))
+    if variants:
+        drawn = variants_of(splits["train"], tokenizer, variants, seed=options.get("split_seed", 0))
         unlabelled = sources.get("unlabelled")
         sources = {**sources, "unlabelled": drawn if unlabelled is None else joined(unlabelled, drawn)}
     if "unlabelled" in sources:

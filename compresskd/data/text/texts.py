@@ -33,6 +33,7 @@ def text(
     group_by_length: bool,
     skip_bad: bool,
     unlabelled_spans: Count | None = None,
+    unlabelled_replacements: Count | None = None,
     **options: Unpack[LabelledOptions],
 ) -> Data:
     """Texts of a folder, a file or a set of the hub, each with what a task asks of it.
@@ -44,7 +45,7 @@ def text(
         asks: "classes", "labels" (0 or 1 in each label column), "values" (numbers), or "vectors", for which no label
             is read; None: classes.
         unlabelled_path: a file or folder of texts without labels, in the same text columns (see `alternating`).
-        unlabelled_spans: pieces of each training text that are more of them (see `spans`); None for none.
+        unlabelled_spans, unlabelled_replacements: variants of each training text, more of them (see `variants`).
         max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
 
     Raises:
@@ -63,9 +64,12 @@ def text(
         raise OptionError(
             KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
         )
-    if unlabelled_spans is not None and (asks == VECTORS or pair_column is not None):
+    drawn = {"spans": unlabelled_spans, "replacements": unlabelled_replacements}
+    drawn = {kind: count for kind, count in drawn.items() if count is not None}
+    if drawn and (asks == VECTORS or pair_column is not None):
+        kind, count = next(iter(drawn.items()))
         expected = "null: this task needs no labels" if asks == VECTORS else "null for pairs of texts"
-        raise OptionError("unlabelled_spans", unlabelled_spans, expected)
+        raise OptionError(f"unlabelled_{kind}", count, expected)
     alone = Opened.unlabelled(options)
     texts = {key: column for key, column in read.items() if key != "weight_column"}
     if alone is not None:
@@ -101,7 +105,7 @@ def text(
         },
         group_by_length=group_by_length,
         vocabulary=found.vocabulary,
-        num_spans=unlabelled_spans,
+        variants=drawn,
     )
 
 

@@ -1,5 +1,6 @@
 """A linear layer of low rank whose factors hold no number twice: some outputs make the others."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from scipy.linalg import qr
 from torch import Tensor, nn
 
+from compresskd.tt.decompose.cores import round_cores
 from compresskd.tt.layers.base import FactorizedLayer
 
 
@@ -86,6 +88,23 @@ class InterpolativeLinear(FactorizedLayer):
             self.chosen, self.chosen.cumsum(0) - 1, self.ranks[0] + (~self.chosen).cumsum(0) - 1
         )
 
+    def round(
+        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+    ) -> Self:
+        """A layer of a lower rank for nearly the same weight: as `TensorTrainLayer.round`."""
+        if rank is not None and ranks is None:
+            ranks = [rank]
+        rows, *mixtures = self.factors
+        eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        left = torch.cat([eye, *mixtures])[self._places()]
+        cores = round_cores([left[None, :, None], rows[:, None, :, None]], ranks=ranks, tolerance=tolerance)
+        return self.of_cores(cores, self.bias).train(self.training)
+
+    def macs(self, input: Tensor) -> int:
+        """Multiply-accumulates for input [..., in_features]."""
+        rank = self.ranks[0]
+        return input.numel() // self.in_features * rank * (self.in_features + self.out_features - rank)
+
     def to_dense(self) -> Tensor:
         """The weight [out_features, in_features], differentiable."""
         rows, *mixtures = self.factors
@@ -96,5 +115,6 @@ class InterpolativeLinear(FactorizedLayer):
         rows, *mixtures = self.factors
         first = F.linear(input, rows)
         parts = [first, *(F.linear(first, mixture) for mixture in mixtures)]
-        y = torch.cat(parts, -1).index_select(-1, self._places())
+        places = self._places().int()  # of 64 bits, selecting takes seven times as long on a CPU
+        y = torch.cat(parts, -1).index_select(-1, places)
         return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast computed y in its own

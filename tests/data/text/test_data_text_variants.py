@@ -1,4 +1,4 @@
-"""Pieces of training texts: which they are, and who sees them."""
+"""Variants of training texts: which they are, and who sees them."""
 
 import json
 
@@ -59,6 +59,37 @@ def test_pieces_are_runs_of_words_of_training_texts(named, labelled, tokenizer):
     )
 
 
+@pytest.mark.parametrize("named", ["words", "bytes"])
+def test_replacements_are_texts_with_up_to_half_of_their_words_from_others(named, labelled, tokenizer):
+    options = {**OPTIONS, "path": labelled, "tokenizer": tokenizer if named == "words" else named}
+    data = text(**options, unlabelled_replacements=3)
+    made = tokenizer_of(options["tokenizer"], lambda: sentences(300)[0])
+    frame, trailing = made.frame()
+
+    def words_of(sample):
+        inner = np.array(sample[frame : len(sample) - trailing])
+        return [tuple(word.tolist()) for word in np.split(inner, np.flatnonzero(made.begin_words(inner))[1:])]
+
+    texts = [words_of(sample) for sample in samples(data.train)]
+    known = {word for each in texts for word in each}
+    shares = []
+    for sample in samples(data.unlabelled):
+        words = words_of(sample)
+        assert set(words) <= known
+        alike = max(
+            sum(a == b for a, b in zip(words, each, strict=True)) for each in texts if len(each) == len(words)
+        )
+        shares.append(1 - alike / len(words))
+    assert len(shares) > len(texts)  # of three copies, without those that are as they were
+    assert 0.15 < np.mean(shares) < 0.5
+    longest = int(data.train.lengths.max())
+    assert int(data.unlabelled.lengths.max()) <= longest
+    again = text(**options, unlabelled_replacements=3)
+    assert again.unlabelled.fingerprint == data.unlabelled.fingerprint
+    both = text(**options, unlabelled_replacements=3, unlabelled_spans=2)
+    assert set(samples(data.unlabelled)) < set(samples(both.unlabelled))
+
+
 @pytest.mark.parametrize("named", ["tokenizer", "byte_pairs"])
 def test_the_first_piece_of_a_word_is_known_by_its_mark(named, request):
     pieces = tokenizer_of(request.getfixturevalue(named), list)
@@ -83,7 +114,7 @@ def test_pieces_join_the_texts_without_labels(labelled, folder):
     )
 
 
-def test_where_there_are_none_they_are_refused(labelled, folder):
+def test_where_there_are_none_they_are_refused(labelled, folder, tokenizer):
     one_word = {"sentence": ["alpha", "beta"] * 10, "label": ["a", "b"] * 10}
     with pytest.raises(ValueError, match="two words"):
         text(
@@ -93,6 +124,11 @@ def test_where_there_are_none_they_are_refused(labelled, folder):
         )
     with pytest.raises(ValueError, match=says("unlabelled_spans", "null")):
         text(**OPTIONS | {"path": labelled, "tokenizer": "bytes", "asks": "vectors"}, unlabelled_spans=2)
+    with pytest.raises(ValueError, match=says("unlabelled_replacements", "null for pairs")):
+        text(
+            **OPTIONS | {"path": labelled, "tokenizer": tokenizer, "pair_column": "sentence"},
+            unlabelled_replacements=2,
+        )
 
 
 @pytest.mark.slow
