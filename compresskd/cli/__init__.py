@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
-from compresskd.cli import parser
+from compresskd.cli import follow, parser
 from compresskd.cli.endings import (
     FAILURE,
     INTERRUPT,
@@ -31,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     search_here_last()
     outlive_the_reader()
+    if follow.is_one_of_several() and follow.follows():
+        return follow.follow()
     given, arguments = parser.common().parse_known_args(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        with follow.leading() if follow.is_one_of_several() else nullcontext():
+            return _dispatch(arguments)
     except SystemExit as ended:  # argparse's: 0 after help, 2 after an error
         return int(ended.code or 0)
     except KeyboardInterrupt as error:

@@ -16,6 +16,7 @@ def execute(experiment: Any, directory: Path, *, unique: bool, watch: Any = None
     from omegaconf import OmegaConf
     from rich.console import Console
 
+    from compresskd.distributed import ProcessLost
     from compresskd.engine.environment import keep_freed_memory
     from compresskd.listeners.console import Reporter, configure_logging, stages_table
     from compresskd.listeners.several import Several
@@ -43,6 +44,9 @@ def execute(experiment: Any, directory: Path, *, unique: bool, watch: Any = None
         raise KeyboardInterrupt(
             f"interrupted and saved; resume it by: compresskd resume {run.directory}"
         ) from None
+    except ProcessLost as error:
+        error.add_note(f"resume it by: compresskd resume {run.directory}")
+        raise
     except OSError as error:
         error.add_note(
             f"make room, or mend what is wrong there, and resume it by: compresskd resume {run.directory}"
@@ -61,10 +65,12 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
         return
     from compresskd.config.recorded import completed, differences
 
-    now = dict(experiment.config) | {"tracker": record.config.get("tracker", {})}  # which changes no result
+    then = completed(record.config)
+    # a run goes on with any number of processes, and with any tracker
+    now = {**dict(experiment.config), "processes": then["processes"], "tracker": then.get("tracker", {})}
     if record.status == FINISHED:
         now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
-    changed = differences(completed(record.config), now)
+    changed = differences(then, now)
     if changed:
         finished = record.status == FINISHED
         raise RunDirectoryError(

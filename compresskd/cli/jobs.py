@@ -16,6 +16,7 @@ from typing import Any
 
 from compresskd.cli.endings import FAILURE, complain, describe, outlive_the_reader
 from compresskd.cli.execute import check_same_config, execute
+from compresskd.cli.follow import is_one_of_several
 from compresskd.cli.front import check_untrained, points_of, run_front
 from compresskd.cli.sweep import (
     FOLDER_OF,
@@ -63,7 +64,7 @@ class Sweep:
 def run_hydra(arguments: Namespace) -> int:
     """Check the whole configuration, then let Hydra run it: once, or once for each job of a sweep."""
     from compresskd.config.compose import compose_jobs
-    from compresskd.config.faults import ConfigError
+    from compresskd.config.faults import ConfigError, Fault
     from compresskd.config.schema import register
 
     overrides, flags = arguments.overrides, list(arguments.typed)
@@ -78,6 +79,10 @@ def run_hydra(arguments: Namespace) -> int:
     if not (arguments.config_path or arguments.hydra_help or arguments.shell_completion):
         compose = functools.partial(compose_jobs, config_dirs=config_dirs, config_name=arguments.config_name)
         plan = compose(overrides, multirun=multirun)
+        if plan.multirun and not shows and is_one_of_several():
+            number = os.environ["WORLD_SIZE"]
+            text = f"torchrun runs one job; write compresskd -m processes={number} without it"
+            raise ConfigError([Fault("processes", text)])
         if shows:
             faults = [fault for job in plan.jobs for fault in job.faults]
             if faults:

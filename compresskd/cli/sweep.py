@@ -34,7 +34,8 @@ FOLDER_OF = "folder_of"  # the resolver that tells the folder of a job by its na
 OF_HYDRA = ("hydra.", "hydra/")
 _SINGLE = "single"  # where nothing varies
 _DETERMINING = (
-    "task", "data", "student", "optimizer", "scheduler", "train", "seed", "device", "precision", "tt", "measure",
+    "task", "data", "student", "optimizer", "scheduler", "train", "seed", "processes", "device", "precision", "tt",
+    "measure",
 )  # fmt: skip
 _LEFT = "was left unfinished; the same command resumes it"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 
 from compresskd.cli.endings import FAILURE, USAGE_ERROR, complain
@@ -35,10 +36,11 @@ def goal(arguments: Namespace) -> int:
 def resume(arguments: Namespace) -> int:
     """Continue a run, or a search, in its directory."""
     directory, changes = arguments.directory, " ".join(arguments.changes)
-    if changes:
+    number = re.fullmatch(r"processes=(\d{1,9})", changes)
+    if changes and number is None:
         complain(
-            f"resume: got {changes}; a run resumes as it was begun; write compresskd resume {directory}, "
-            "or begin another run with the change"
+            f"resume: got {changes}; a run resumes as it was begun, but for its number of processes; write compresskd "
+            f"resume {directory}, or begin another run with the change"
         )
         return USAGE_ERROR
     said = trusted_packages(arguments.trust)
@@ -53,8 +55,9 @@ def resume(arguments: Namespace) -> int:
     from compresskd.config.recorded import build_recorded, usable
 
     trust = granted(directory, record, said)
+    config = record.config if number is None else record.config | {"processes": int(number[1])}
     with usable(directory):
-        experiment = build_recorded(record.config, record.overrides, trust=trust)
+        experiment = build_recorded(config, record.overrides, trust=trust)
     execute(experiment, directory, unique=False)
     return 0
 

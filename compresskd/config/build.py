@@ -18,15 +18,18 @@ from compresskd.config.compose import Job
 from compresskd.config.faults import ConfigError, Fault, of_jobs
 from compresskd.config.origin import as_written, interpolation_faults
 from compresskd.config.parts import Parts, comparing, model_of, trial_key
+from compresskd.config.processes import num_processes, process_faults
 from compresskd.config.shipped import conf_dir
 from compresskd.data import unlabelled
 from compresskd.data.base import Data
 from compresskd.data.text.prune import KEY as PRUNE
+from compresskd.distributed.launch import device_here
 from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
 from compresskd.models.huggingface import is_trained_for, weights_folder
+from compresskd.options import raise_all
 from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.trust.sources import source_digests
@@ -162,6 +165,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     """
     parts.check()
     task, strategy, device = parts.task(), parts.strategy(), parts.device()
+    parts.attempt(str, lambda: raise_all(process_faults(parts.config, device)))
     data = parts.data(task)
     if task is not None and strategy is not None:
         parts.check_objectives(task, strategy)
@@ -174,6 +178,8 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     fit = parts.recipe(_with_epochs(parts.config["teacher_fit"], as_many), "teacher_fit.")
     recipe, fit = (_that_fits(each, data) for each in (recipe, fit))
     teacher, config = parts.models(strategy, data, recipe, device), dict(parts.config)
+    config["processes"] = number = num_processes(config)
+    device = None if device is None else device_here(device)
     comes_trained = teacher is not None and is_trained_for(config["teacher"])
     config["teacher_fit"] = _with_epochs(config["teacher_fit"], 0 if comes_trained else config["epochs"])
     is_ready = config["teacher"].get("weights") or (
@@ -201,8 +207,12 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         named = [path.partition(".")[0] for _, path in outside_targets(config)] if trust is None else trust
         student = functools.partial(model_of, config["student"], config["seed"], kept_tokens)
         of_run: Plain = {"plan": config["tt"]["plan"], "config": config, "overrides": tuple(overrides)}
-        of_run |= {"trust": tuple(named), "measure_latency": config["measure"]["latency"]}
-        of_run |= {"scores_test": not config["measure"].get("validation_only", False)}
+        of_run |= {
+            "trust": tuple(named),
+            "measure_latency": config["measure"]["latency"],
+            "scores_test": not config["measure"].get("validation_only", False),
+            "processes": number,
+        }
         return Experiment(data, student, strategy, recipe, config["seed"], device, teacher, **of_run)
 
     labelled = replace(data, unlabelled=None)  # a teacher is trained by labels alone

@@ -60,6 +60,7 @@ class Config:
 
     Attributes:
         outputs_dir: where runs, sweeps and teachers go.
+        processes: how many work on a run together; torchrun says it itself.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: fp32, bf16 or fp16, by autocast.
         rank: the largest TT-rank of a factorized layer.
@@ -78,6 +79,7 @@ class Config:
     seed: Seed = 0
     epochs: Whole = 30
     total_epochs: Whole | None = None
+    processes: Annotated[int, Ge(1), Le(4096)] = 1
     device: str = "auto"
     precision: str = "fp32"
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from compresskd.data.normalize import Normalize
 from compresskd.data.notice import Notice
 from compresskd.data.randomness import generator
+from compresskd.data.share import Share
 from compresskd.data.vocabulary import Vocabulary
 from compresskd.tasks import Batch, Classification, Task
 
@@ -104,6 +105,12 @@ class Split(ABC):
         0..num_batches.
         """
 
+    def shared(
+        self, share: Share, batch_size: int, *, epoch: int, seed: int, start: int = 0
+    ) -> Iterator[Batch]:
+        """Of each batch of an epoch the share of one process: the same samples, seen alike, as if it were alone."""
+        return map(share.of, self.batches(batch_size, epoch=epoch, seed=seed, start=start))
+
     def checked_pass(self, batch_size: int, epoch: int | None, start: int, view: int | None) -> int:
         """The number of batches of a pass. Raises ValueError as `batches` says."""
         num_batches = self.num_batches(batch_size, training=epoch is not None)
@@ -191,8 +198,24 @@ class TensorSplit(Split):
     ) -> Iterator[Batch]:
         """Batches of one pass, as `Split.batches` says; the order is a permutation of all samples."""
         num_batches = self.checked_pass(batch_size, epoch, start, view)
-        steps = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, num_batches)]
-        return self._iterate(steps, *self._plan(epoch, seed, view))
+        return self._iterate(self._steps(batch_size, start, num_batches), *self._plan(epoch, seed, view))
+
+    def shared(
+        self, share: Share, batch_size: int, *, epoch: int, seed: int, start: int = 0
+    ) -> Iterator[Batch]:
+        """As `Split.shared`; samples of other processes are neither read nor augmented."""
+        num_batches = self.checked_pass(batch_size, epoch, start, None)
+        whole = self._steps(batch_size, start, num_batches)
+        own = [_share_of(step, share) for step in whole]
+        for step, mine, batch in zip(
+            whole, own, self._iterate(own, *self._plan(epoch, seed, None)), strict=True
+        ):
+            yield batch if mine == step else replace(batch, share_of=step.stop - step.start)
+
+    def _steps(self, batch_size: int, start: int, stop: int) -> list[slice]:
+        """Which places of the order each batch has."""
+        ends = [min((step + 1) * batch_size, len(self)) for step in range(start, stop)]
+        return [slice(step * batch_size, end) for step, end in enumerate(ends, start)]
 
     def _plan(self, epoch: int | None, seed: int, view: int | None) -> tuple[Tensor, int, Tensor | None]:
         """Order, view and draws of one pass."""
@@ -244,6 +267,11 @@ class TensorSplit(Split):
         if self.device.type == "cuda":
             return pixels.pin_memory().to(self.device, non_blocking=True)
         return pixels.to(self.device)
+
+
+def _share_of(step: slice, share: Share) -> slice:
+    first, last = share.bounds(step.stop - step.start)
+    return slice(step.start + first, step.start + last)
 
 
 MAX_OUTPUTS = 2**25  # numbers that a model answers at once where it is not trained: 128 MiB

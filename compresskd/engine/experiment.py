@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 
 from compresskd import artifact, measure, tt
 from compresskd.data.base import Data
+from compresskd.distributed import active
+from compresskd.distributed.launch import launched
 from compresskd.engine.environment import git_revision, hardware, versions
 from compresskd.engine.events import Listener, Pruned, log, shown
 from compresskd.engine.memory import give_back
@@ -36,7 +39,7 @@ from compresskd.run import (
 )
 from compresskd.run.ownership import LOG, MODEL
 from compresskd.targets.stored_names import with_stored_targets
-from compresskd.training import Recipe
+from compresskd.training import Recipe, Scores
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
 from compresskd.training.teacher_targets import with_targets_of
@@ -56,6 +59,7 @@ class Experiment:
         measure_latency: whether the models are timed.
         scores_test: whether models are scored on the test split; else on validation alone.
         search: what search the run is of, for the record; None of none.
+        processes: how many work on it together; more than one need `config`, of which the others build it anew.
         config: the resolved configuration, for the record.
         overrides: what the user typed, for the record.
         trust: packages besides compresskd whose code the user lets the run execute.
@@ -74,6 +78,7 @@ class Experiment:
     measure_latency: bool = True
     scores_test: bool = True
     search: Mapping[str, Any] | None = None
+    processes: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
@@ -91,7 +96,12 @@ class Experiment:
             RunDirectoryError: the run to resume was begun on other data, or with another teacher, or what it left
                 cannot be read; then nothing is changed.
             Lost: the directory was removed, or taken over, while the run was going on.
+            ProcessLost: another process that worked on the run has ended.
         """
+        if not active().leads:
+            with tt.plans(self.plan):
+                self._run(run, reporter, {*self.trust})
+            return _record_of(run)
         self._check_remains(run)
         trust = {*self.trust, *(granted(run.directory, run.record) if run.record is not None else ())}
         run.sign = Signer(run.directory, trust, reporter.note)
@@ -100,11 +110,24 @@ class Experiment:
             write_text(run.place(name), text)
         with _log_file(run.open_to_append(LOG)), tt.plans(self.plan):
             try:
-                with _outcome(run):
+                with _outcome(run), self._others(run, trust):
                     self._run(run, reporter, trust)
             finally:
                 reporter.end(_record_of(run))
         return _record_of(run)
+
+    def _others(self, run: Run, trust: set[str]) -> AbstractContextManager[Any]:
+        """Start the processes that work on the run with this one, unless they do already: on what it is part of."""
+        if active().world > 1:
+            return nullcontext()
+        order = {
+            "directory": str(run.directory),
+            "config": dict(self.config),
+            "overrides": list(self.overrides),
+            "trust": sorted(trust),
+            "path": sys.path,
+        }
+        return launched(self.processes, order, self.device)
 
     def _check_remains(self, run: Run) -> None:
         if run.record is None:
@@ -116,12 +139,24 @@ class Experiment:
             raise _other_teacher(run, then.get("key"), self.teacher.key)
 
     def _run(self, run: Run, reporter: Listener, trust: set[str]) -> None:
+        run.record, given = active().first(lambda: (run.record, trust))
+        trust |= given
         torch.manual_seed(self.seed)
+        self._record_devices(_record_of(run))
         reporter.begin(run.directory, _record_of(run))
         data = self.data.to(self.device)
         give_back()  # what the models of the checks before have left
         self._run_stages(data, run, reporter, trust)
         give_back()
+        if active().leads:
+            self._write_final(data, run, trust)
+
+    def _record_devices(self, record: Record) -> None:
+        devices = active().gathered(str(self.device))
+        if len(devices) > 1:
+            (record.resumed[-1] if record.resumed else record.hardware)["devices"] = devices
+
+    def _write_final(self, data: Data, run: Run, trust: set[str]) -> None:
         record = _record_of(run)
         final = record.stage(record.final) or {}
         written = artifact.write_final(
@@ -175,21 +210,34 @@ class Experiment:
 
     def _record_teacher(self, teacher: nn.Module, origin: Mapping[str, Any], context: Context) -> None:
         """Score and measure the teacher, as each stage's student is."""
-        fingerprint = artifact.fingerprint(teacher)
         if context.record.teacher is not None:
-            _check_same_teacher(context.run, fingerprint)
+            _check_same_teacher(context.run, artifact.fingerprint(teacher))
             return
-        reporter = context.reporter
-        metrics, test = metrics_of("teacher", teacher, context)
+        scored = metrics_of("teacher", teacher, context)
+        context.record.teacher = active().first(lambda: self._measured(teacher, origin, scored, context))
+        context.run.save()
+        unknown = context.record.teacher["macs_unknown"]
+        if unknown:
+            context.reporter.note(f"teacher: MACs unknown ({unknown})")
+        context.reporter.note(f"teacher: {shown(context.record.monitor, scored[0])}")
+
+    def _measured(
+        self,
+        teacher: nn.Module,
+        origin: Mapping[str, Any],
+        scored: tuple[dict[str, float], Scores],
+        context: Context,
+    ) -> dict[str, Any]:
+        metrics, test = scored
         content = artifact.content_of(teacher, artifact.about_of(context.data), copy=False)
         if test is not None:
             if self.teacher is not None:
                 self.teacher.check_score(test, context.data.test)
             store_predictions(context, "teacher", test)
         products = macs.count(teacher, context.example)
-        context.record.teacher = {
+        return {
             **origin,
-            "fingerprint": fingerprint,
+            "fingerprint": artifact.fingerprint(teacher),
             "metrics": metrics,
             "size": {
                 "num_parameters": measure.num_parameters(teacher),
@@ -200,10 +248,6 @@ class Experiment:
             "macs_unknown": products.unknown,
             "latency_ms": context.latency({"teacher": lambda: teacher}).get("teacher"),
         }
-        context.run.save()
-        if products.unknown:
-            reporter.note(f"teacher: MACs unknown ({products.unknown})")
-        reporter.note(f"teacher: {shown(context.record.monitor, metrics)}")
 
     def _record(self) -> Record:
         data = self.data
@@ -212,6 +256,7 @@ class Experiment:
             config=with_stored_targets(self.config),
             overrides=list(self.overrides),
             seed=self.seed,
+            processes=self.processes,
             versions=versions(),
             git=git_revision(),
             hardware=hardware(self.device),

@@ -6,6 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from torch import nn
 from compresskd import artifact, measure
 from compresskd.data.base import Data, Split
 from compresskd.data.draw import draw
+from compresskd.distributed import active, alone
 from compresskd.engine.events import Listener
 from compresskd.engine.memory import give_back
 from compresskd.measure import macs
@@ -121,16 +123,19 @@ class Context:
         """
         self.stage, self.started, self.details = stage, time.perf_counter(), {}
         torch.manual_seed(self.stage_seed)
-        saved = self._saved()
+        saved = active().first(self._progress)
         if saved is None:
             self.forget_training()  # of a stage whose record a killed process had just written
             return 0
-        self.started -= saved["seconds"]
-        self.run.recall_seconds(saved["wall_seconds"])
-        return len(saved["state"].get("history", ()))
+        seconds, wall_seconds, num_epochs = saved
+        self.started -= seconds
+        self.run.recall_seconds(wall_seconds)
+        return num_epochs
 
     def save_training(self, state: Mapping[str, Any]) -> None:
         """Write the training state of the running stage; it replaces the last one atomically."""
+        if not active().leads:
+            return
         content = {
             "stage": self.stage,
             "seconds": time.perf_counter() - self.started,
@@ -141,8 +146,14 @@ class Context:
 
     def training_state(self) -> dict[str, Any] | None:
         """What `save_training` last wrote for the running stage, or None where it starts afresh."""
+        return active().first(lambda: (self._saved() or {}).get("state"))
+
+    def _progress(self) -> tuple[float, float, int] | None:
+        """Seconds of work on the stage and on the run, and the number of epochs, that are saved."""
         saved = self._saved()
-        return None if saved is None else saved["state"]
+        if saved is None:
+            return None
+        return saved["seconds"], saved["wall_seconds"], len(saved["state"].get("history", ()))
 
     def _saved(self) -> dict[str, Any] | None:
         saved = read_training(self.run.directory / TRAINING)
@@ -150,7 +161,8 @@ class Context:
 
     def forget_training(self) -> None:
         """Remove the training state of a stage that has finished."""
-        self.run.place(TRAINING).unlink(missing_ok=True)
+        if active().leads:
+            self.run.place(TRAINING).unlink(missing_ok=True)
 
 
 @runtime_checkable
@@ -236,6 +248,9 @@ class Strategy:
         What flows on, and what is scored, is the student as read back from its file: a run that was interrupted
         cannot differ from one that was not, nor the recorded figures from the model that is kept. The student of
         before is given up first: the two are never in memory together.
+
+        Several processes call it together. They share what trains and what is scored; the rest is done by the first,
+        and the others read back what it has made.
         """
         for number, (name, stage) in enumerate(self.stages.items()):
             entry, teacher = context.record.stage(name), state.teacher
@@ -247,9 +262,9 @@ class Strategy:
             finished = {s["name"] for s in context.record.stages}
             context.run.rewind_metrics(name, num_epochs, finished)
             context.reporter.stage(name, number, len(self.stages))
-            state = stage(state, context)
+            state = _carried_out(name, stage, state, context)
             seconds = time.perf_counter() - context.started
-            stored = _store(name, state, context, new_teacher=state.teacher is not teacher)
+            stored = _stored(name, state, context, new_teacher=state.teacher is not teacher)
             teacher = state.teacher
             del state
             give_back()
@@ -264,6 +279,26 @@ class Strategy:
             context.reporter.stage_finished(entry)
         context.forget_training()  # where a kill came between the last stage's record and this
         return state
+
+
+def _carried_out(name: str, stage: Stage, state: State, context: Context) -> State:
+    """What a stage makes of the state; in a process that only waits for the first one, the state as it was."""
+    group = active()
+    training = getattr(stage, "training", None)
+    is_shared = training is not None and training.epochs > 0
+    if group.world > 1 and not is_shared:
+        context.reporter.note(f"{name}: runs on one process: it gains nothing from {group.world}")
+    if not is_shared and not group.leads:
+        return state
+    with nullcontext() if is_shared else alone():
+        return stage(state, context)
+
+
+def _stored(name: str, state: State, context: Context, *, new_teacher: bool) -> dict[str, Any]:
+    """As `_store` by the first process; what the others go on from."""
+    stored = active().first(lambda: _store(name, state, context, new_teacher=new_teacher))
+    context.trust |= {*stored["packages"]}
+    return stored
 
 
 def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> dict[str, Any]:
@@ -282,7 +317,6 @@ def _store(name: str, state: State, context: Context, *, new_teacher: bool) -> d
         stored["packages"] = sorted({*stored["packages"], *artifact.packages(state.teacher)})
         artifact.save(state.teacher, run.place(checkpoint))
         stored["files"] |= fingerprints(run.directory, checkpoint)
-    context.trust |= {*stored["packages"]}
     return stored
 
 
@@ -319,8 +353,21 @@ def _assess(
     stored: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Score and measure the student; the record's entry for the stage."""
-    student = state.student
-    metrics, test = metrics_of(name, student, context)
+    scored = metrics_of(name, state.student, context)
+    return active().first(lambda: _measured(name, stage, state, scored, content, context, seconds, stored))
+
+
+def _measured(
+    name: str,
+    stage: Stage,
+    state: State,
+    scored: tuple[dict[str, float], Scores],
+    content: artifact.Content,
+    context: Context,
+    seconds: float,
+    stored: Mapping[str, Any],
+) -> dict[str, Any]:
+    student, (metrics, test) = state.student, scored
     checkpoint = context.run.directory / stored["checkpoint"]
     content = replace(content, about=artifact.about_of(context.data))
     products = macs.count(student, context.example)

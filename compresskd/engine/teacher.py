@@ -12,10 +12,12 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.data.base import Split
+from compresskd.distributed import active
 from compresskd.engine.events import Listener
 from compresskd.models.weights import load_weights
 from compresskd.run import (
     AlreadyFinished,
+    Followed,
     InUse,
     Run,
     RunDirectoryError,
@@ -119,6 +121,19 @@ class Teacher:
 
     def _train(self, train: Callable[[Run, Listener], object], directory: Path, reporter: Listener) -> bool:
         """See to it that `directory` holds the trained teacher; whether this process trained any of it."""
+        run = self._opened(directory, reporter) if active().leads else Followed(directory)
+        if not active().first(lambda: run is not None):
+            return False
+        assert run is not None
+        try:
+            train(run, reporter.of_teacher())
+        finally:
+            run.close()
+        active().first(lambda: None)  # until all of it is written
+        return True
+
+    def _opened(self, directory: Path, reporter: Listener) -> Run | None:
+        """The run that is to train the teacher; None where it is trained."""
         try:
             try:
                 run = open_run(directory)
@@ -128,10 +143,6 @@ class Teacher:
                 run = open_run(directory, wait=-1)
         except AlreadyFinished:
             reporter.note(f"teacher: taken from {directory}")
-            return False
+            return None
         reporter.note(f"teacher: {'resuming it in' if run.resumed else 'training it in'} {directory}")
-        try:
-            train(run, reporter.of_teacher())
-        finally:
-            run.close()
-        return True
+        return run

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from compresskd.kd.logits import Temperature, logit_pair
 from compresskd.kd.outputs import teacher_of
+from compresskd.kd.shares import BATCH
 from compresskd.options import NonNegative, checked
 from compresskd.tasks import CLASSES, ModelOutputs
 
@@ -37,6 +38,7 @@ class DIST:
     gamma: NonNegative = 2.0
     standardize: bool = False
     kind: ClassVar[str] = "logits"
+    mean_over: ClassVar[str] = BATCH
     fits: ClassVar[tuple[str, ...]] = (CLASSES,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:

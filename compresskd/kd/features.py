@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compresskd.kd.extent import aligned, pooled
 from compresskd.kd.outputs import teacher_of
+from compresskd.kd.shares import BATCH, PAIRS, shared_pairs
 from compresskd.options import NonNegative, OptionError, checked, one_of
 from compresskd.tasks import ModelOutputs
 
@@ -46,6 +47,7 @@ class Hint:
     match: Rule = "middle"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
+    mean_over: ClassVar[str] = PAIRS
     projects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class AttentionTransfer:
     match: Rule = "same_name"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
+    mean_over: ClassVar[str] = PAIRS
 
     def __post_init__(self) -> None:
         _check(self)
@@ -103,6 +106,7 @@ class SimilarityPreserving:
     match: Rule = "last"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
+    mean_over: ClassVar[str] = BATCH
 
     def __post_init__(self) -> None:
         _check(self)
@@ -137,6 +141,7 @@ class RKD:
     match: Rule = "last"
     include: Sequence[str] | None = None
     kind: ClassVar[str] = "features"
+    mean_over: ClassVar[str] = BATCH
 
     def __post_init__(self) -> None:
         _check(self)
@@ -179,10 +184,10 @@ def over_pairs(
             f"{type(term).__name__}: expected features of the same names on both sides, got "
             f"{list(student.features)} and {list(theirs)}; call a bound objective (Objective.bind)"
         )
-    losses = [
-        distance(s.float(), theirs[name].detach().float(), student.mask, name)
-        for name, s in student.features.items()
-    ]
+    pairs = {name: (s.float(), theirs[name].detach().float()) for name, s in student.features.items()}
+    losses = [distance(*pair, student.mask, name) for name, pair in pairs.items()]
+    if getattr(term, "mean_over", None) == PAIRS:
+        losses = shared_pairs(losses, list(pairs.values()), student.mask)
     return torch.stack(losses).sum()
 
 

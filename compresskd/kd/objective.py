@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from compresskd.distributed import of_batch
 from compresskd.kd.capture import ActivationCapture
 from compresskd.kd.logits import Temperature
 from compresskd.kd.matching import FeatureMatch, match_features
+from compresskd.kd.shares import shares_of, value_of
 from compresskd.options import Fraction, OptionError, Positive, checked
 from compresskd.tasks import CLASSES, LABELS, VALUES, VECTORS, Inputs, ModelOutputs, Task
 
@@ -28,7 +30,8 @@ class Term(Protocol):
     A class attribute ``kind`` says what it compares the student with: ``"targets"`` (the labels; runs without
     a teacher), ``"logits"`` (the teacher's; taken where a class says nothing) or ``"features"`` (see
     :mod:`compresskd.kd.matching` for what such a term offers besides). One with ``needs_labels = True`` compares
-    with the teacher by the labels, and so cannot be used on samples that have none.
+    with the teacher by the labels, and so cannot be used on samples that have none. One that is no mean over rows
+    says by ``mean_over`` what else it is (see :mod:`compresskd.kd.shares`), for batches that processes share.
     """
 
     @property
@@ -142,14 +145,18 @@ class Objective:
         *,
         labelled: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As a call, with the views of each active term given by the term's name; unlabelled, without label terms."""
-        total, parts = None, {}
-        for name, term in self.active.items():
-            if not labelled and _kind(term) == "targets":
-                continue
+        """As a call, with the views of each active term given by the term's name; unlabelled, without label terms.
+
+        Of a batch that processes share, each gets what adds up to the value of the whole batch.
+        """
+        group, total, parts = of_batch(), None, {}
+        terms = {n: term for n, term in self.active.items() if labelled or _kind(term) != "targets"}
+        shares = shares_of(terms, views, group)
+        for name, term in terms.items():
             student, teacher = views[name]
             with torch.autocast(student.logits.device.type, enabled=False):
-                part = term(student, teacher, targets)
+                part = value_of(term, student, teacher, targets, group)
+                part = part if group.world == 1 else part * shares[name]
                 weighted = self.scale * term.weight * part
                 total = weighted if total is None else total + weighted
             parts[name] = part.detach()

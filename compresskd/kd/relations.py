@@ -14,6 +14,7 @@ from torch import Tensor
 from compresskd.kd.divergence import divergence
 from compresskd.kd.features import over_pairs
 from compresskd.kd.projections import is_fused
+from compresskd.kd.shares import PAIRS
 from compresskd.options import Count, NonNegative, checked
 from compresskd.tasks import ModelOutputs
 
@@ -41,6 +42,7 @@ class AttentionRelations:
     heads: Count | None = None
     pairs: Mapping[str, str] | None = None
     kind: ClassVar[str] = "features"
+    mean_over: ClassVar[str] = PAIRS
     match: ClassVar[str] = "attention"
     include: ClassVar[None] = None
 

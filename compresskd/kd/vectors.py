@@ -8,6 +8,7 @@ from torch import Tensor
 
 from compresskd.kd.logits import logit_pair
 from compresskd.kd.outputs import teacher_of
+from compresskd.kd.shares import BATCH
 from compresskd.options import NonNegative, checked
 from compresskd.tasks import VECTORS, ModelOutputs
 
@@ -38,6 +39,7 @@ class VectorRelations:
 
     weight: NonNegative = 1.0
     kind: ClassVar[str] = "logits"
+    mean_over: ClassVar[str] = BATCH
     fits: ClassVar[tuple[str, ...]] = (VECTORS,)
 
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:

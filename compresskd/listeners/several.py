@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from compresskd.engine.events import Listener
-from compresskd.metric import Metric
+from compresskd.run import Record
 from compresskd.training import EpochRecord, StepProgress
 
 
 class Silent:
     """Takes everything, and does nothing: what a listener of few events is made of."""
 
-    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+    def begin(self, directory: Path, record: Record) -> None:
         """Take the beginning of a run."""
 
     def note(self, text: str) -> None:
@@ -36,7 +37,7 @@ class Silent:
         """Nobody follows the teacher's own run."""
         return Silent()
 
-    def close(self) -> None:
+    def end(self, record: Record) -> None:
         """Take the end of the run."""
 
 
@@ -46,10 +47,10 @@ class Several:
 
     listeners: tuple[Listener, ...]
 
-    def begin(self, monitor: Metric, notices: Sequence[str]) -> None:
+    def begin(self, directory: Path, record: Record) -> None:
         """A run begins."""
         for each in self.listeners:
-            each.begin(monitor, notices)
+            each.begin(directory, record)
 
     def note(self, text: str) -> None:
         """One thing that the user should know."""
@@ -80,7 +81,7 @@ class Several:
         """Return what follows the teacher's own run."""
         return Several(tuple(each.of_teacher() for each in self.listeners))
 
-    def close(self) -> None:
+    def end(self, record: Record) -> None:
         """The run is over."""
         for each in self.listeners:
-            each.close()
+            each.end(record)

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from compresskd.distributed import of_batch
 from compresskd.options import OptionError
 from compresskd.quant.estimators import LearnedStep, Rounding, StraightThrough
 from compresskd.quant.granularity import PerTensor
@@ -69,7 +70,7 @@ class ActivationQuant(nn.Module):
             )
         rounding = Rounding(self.scale, self.zero_point, _GRID, PerTensor())
         if learned and observing and self.num_passes >= self.num_observed:
-            return cast(Tensor, LearnedStep.apply(x, self.log_scale, rounding))
+            return cast(Tensor, LearnedStep.apply(x, self.log_scale, rounding, of_batch()))
         return cast(Tensor, StraightThrough.apply(x, rounding))
 
     @property
@@ -99,7 +100,7 @@ class ActivationQuant(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
+        low, high = of_batch().extremes(*torch.aminmax(x))
         past = self.momentum if self.num_passes else 0.0
         self.low.lerp_(low.clamp(max=0).reshape(1), 1 - past)
         self.high.lerp_(high.clamp(min=0).reshape(1), 1 - past)

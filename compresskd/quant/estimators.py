@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compresskd.distributed import ALONE, Group
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
 
@@ -91,7 +92,9 @@ class StraightThrough(torch.autograd.Function):
 
 
 class LearnedStep(torch.autograd.Function):
-    """`apply(w, log_scale, rounding)`; `rounding.scale` is exp(log_scale) in float16.
+    """`apply(w, log_scale, rounding, group)`; `rounding.scale` is exp(log_scale) in float16.
+
+    `group` are the processes that hold a part each of w, where it is the activations of a batch; they have one scale.
 
     Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3: d output / d s is
     level(v) - v where nothing is clipped, else `lowest` or `highest`; it is multiplied by 1 / sqrt(N Q), N
@@ -103,9 +106,9 @@ class LearnedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding) -> Tensor:
+    def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding, group: Group = ALONE) -> Tensor:
         """w rounded."""
-        ctx.rounding, ctx.against = rounding, rounding.against(w)
+        ctx.rounding, ctx.against, ctx.group = rounding, rounding.against(w), group
         rounded = ctx.against.round(w)
         ctx.save_for_backward(w, log_scale, rounded)
         return rounded
@@ -119,11 +122,14 @@ class LearnedStep(torch.autograd.Function):
         passed, kept = ctx.against.inside(w, grad, w)
         products = torch.sub(rounded, kept, out=kept).mul_(grad)  # s times equation 3, times the gradient
         total, scale = rounding.granularity.total, rounding.scale.float()
-        count = w.numel() // scale.numel()
+        count, squares = w.numel() // scale.numel(), total(w.float().square())
+        if ctx.group.world > 1:
+            squares, counts = ctx.group.sum(torch.stack([squares, torch.full_like(squares, count)]))
+            count = int(counts[0])
         # half a step is what weights of zero count as, whose scale means nothing
-        size = torch.maximum(total(w.float().square()).div_(count).sqrt_(), scale / 2)
+        size = torch.maximum(squares.div_(count).sqrt_(), scale / 2)
         slope = total(products).mul_(lsq_factor(count, rounding.grid)) / (scale * size)
-        return passed.to(grad.dtype), slope.to(log_scale.dtype), None
+        return passed.to(grad.dtype), slope.to(log_scale.dtype), None, None
 
 
 def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ A killed process may leave hidden `.*.compresskd-tmp` files; whoever goes on rem
 torch, so that reading records stays instant.
 """
 
-from compresskd.run.directory import Run, open_run
+from compresskd.run.directory import Followed, Run, open_run
 from compresskd.run.errors import AlreadyFinished, Foreign, InUse, Lost, RunDirectoryError
 from compresskd.run.factors import FACTORS, factors
 from compresskd.run.files import (
@@ -61,6 +61,7 @@ __all__ = [
     "RUNNING",
     "SCHEMA",
     "AlreadyFinished",
+    "Followed",
     "Foreign",
     "InUse",
     "Lost",

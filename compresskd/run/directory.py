@@ -126,6 +126,33 @@ class Run:
             )
 
 
+class Followed(Run):
+    """A run directory that another process holds, as seen by one that works with it: nothing is written."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.record, self.sign = None, None
+        self._opened, self._seconds_before = time.perf_counter(), 0.0
+
+    def place(self, name: str) -> Path:
+        """Raise RuntimeError: only the process that holds the directory writes in it."""
+        raise RuntimeError(
+            f"{self.directory / name} is to be written by a process that does not hold the run"
+        )
+
+    def save(self) -> None:
+        """Leave it to the process that holds the run."""
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Leave it to the process that holds the run."""
+
+    def rewind_metrics(self, stage: str, num_epochs: int, finished: set[str]) -> None:
+        """Leave it to the process that holds the run."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def open_run(directory: Path, *, unique: bool = False, wait: float = 0.0) -> Run:
     """Take `directory` for this process.
 

@@ -20,7 +20,7 @@ SCHEMA = 1
 RUNNING, FINISHED, FAILED, INTERRUPTED, PRUNED = "running", "finished", "failed", "interrupted", "pruned"
 MAX_BYTES = 2**26  # of a record, which is some kilobytes
 _FEW = 10  # samples; below, every one has to be judged alike
-_SURROUNDINGS = ("git", "versions", "hardware")
+_SURROUNDINGS = ("git", "versions", "hardware", "processes")
 
 
 @dataclass
@@ -32,8 +32,9 @@ class Record:
 
     `wall_seconds` sums over the processes that worked on the run (a killed one counts up to its last
     checkpoint). `resumed` has an entry for each time the run was resumed: when, and whatever of git,
-    versions and hardware was not as recorded at the beginning. `model` says what the files in model/ take, and
-    how the bytes of the compact one split. `files` there, and in each stage, are the sizes and SHA-256 of the files
+    versions, hardware and the number of processes was not as recorded at the beginning. `processes` is how many worked
+    on it together; of several, `hardware.devices` has the device of each. `model` says what the files in model/ take,
+    and how the bytes of the compact one split. `files` there, and in each stage, are the sizes and SHA-256 of the files
     that were written, by path. `signature` is there where code outside of compresskd takes part: see
     `compresskd.trust`. `search` says of which search a run is a trial, or the answer. A number that is none (NaN) is
     null.
@@ -48,6 +49,7 @@ class Record:
     created: str = ""
     updated: str = ""
     wall_seconds: float = 0.0
+    processes: int = 1
     versions: dict[str, str] = field(default_factory=dict)
     git: dict[str, Any] | None = None
     hardware: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Record:
         return next((s for s in self.stages if s["name"] == name), None)
 
     def changed_surroundings(self, now: Record) -> dict[str, Any]:
-        """Git revision, versions and hardware of `now` where they are not those of this record."""
+        """Git revision, versions, hardware and processes of `now` where they are not those of this record."""
         return {k: getattr(now, k) for k in _SURROUNDINGS if getattr(now, k) != getattr(self, k)}
 
     @classmethod

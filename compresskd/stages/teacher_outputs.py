@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from compresskd import artifact
 from compresskd.data.assemble import short_hash
 from compresskd.data.base import Split
 from compresskd.data.cache import Cache
+from compresskd.distributed import active
 from compresskd.kd.packed import pack
 from compresskd.stages.packed_outputs import Stored, stored
 from compresskd.tasks import Batch, ModelOutputs, Task, TopOutputs
@@ -27,7 +29,8 @@ class TeacherOutputs:
 
     Without augmentation, or with a bank of K fixed augmented views, a view of the whole split is computed in one
     pass when it is first asked for, in the order of the split and at the evaluation batch size: what is stored
-    then does not depend on where training was interrupted, so that a resumed run repeats bit for bit.
+    then does not depend on where training was interrupted, so that a resumed run repeats bit for bit. Several
+    processes take turns by batches, and each has all of it.
 
     Args:
         teacher: evaluated without gradient; its mode is put back after each pass.
@@ -68,7 +71,7 @@ class TeacherOutputs:
 
     def __call__(self, batch: Batch) -> ModelOutputs:
         """The rows of `batch`, logits [N, K] detached."""
-        self._num_served += len(batch.index)
+        self._num_served += batch.num_together
         if self._recipe.teacher_outputs is not None:
             return self._of_largest(batch, self._recipe.teacher_outputs)
         if self._caching and batch.view >= 0:
@@ -114,7 +117,9 @@ class TeacherOutputs:
             ]  # fmt: skip
             folder = Cache.at(None, 0).directory / "teacher_outputs" / short_hash(determined)
             rows = self._rows_to_pack(batch.view, k)
-            self._packed[batch.view] = stored(folder, rows, self._temperatures, bits=recipe.teacher_bits)
+            entry = functools.partial(stored, folder, rows, self._temperatures, bits=recipe.teacher_bits)
+            active().first(lambda: entry() and None)  # one process writes it
+            self._packed[batch.view] = entry()
         return _packed_rows(self._packed[batch.view].of(batch.index), self._task)
 
     def _rows_to_pack(self, view: int, k: int) -> Iterator[tuple[TopOutputs, Tensor]]:
@@ -127,10 +132,12 @@ class TeacherOutputs:
 
     def _whole_view(self, view: int) -> Tensor:
         batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
-        counted = self._num_computed, self._seconds
-        logits = torch.cat([self._compute(batch).logits for batch in batches])
+        computed, seconds = self._num_computed, self._seconds
+        own = [self._compute(batch).logits for batch in active().turns(batches)]
+        logits = torch.cat(active().in_order(own)).to(self._device)
+        self._num_computed = computed + len(self._split)
         if view in self._counted:
-            self._num_computed, self._seconds = counted
+            self._num_computed, self._seconds = computed, seconds
         self._counted.add(view)
         return logits
 
@@ -138,7 +145,7 @@ class TeacherOutputs:
         start = time.perf_counter()
         with evaluation_mode(self._teacher), torch.no_grad(), autocast(self._recipe.precision, self._device):
             rows, _ = self._task.rows(batch.call(self._teacher), batch)
-        self._num_computed += len(batch.index)
+        self._num_computed += batch.num_together
         self._seconds += time.perf_counter() - start
         return replace(rows, logits=rows.logits.float())
 

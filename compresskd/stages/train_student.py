@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.alternating import with_unlabelled
 from compresskd.data.base import Data, Split
+from compresskd.distributed import of_batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
@@ -184,7 +185,7 @@ def compared(
         prefix = f"{comparison.name}." if len(parts) > 1 else ""
         terms |= {f"{prefix}{name}": term for name, term in own.items()}
     if penalty is not None:
-        pulled = penalty()
+        pulled = penalty() / of_batch().world  # each process has all of it
         total = total + pulled
         terms["penalty"] = pulled.detach()
     return LossOutput(total, terms, rows.logits, targets)

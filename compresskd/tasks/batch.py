@@ -25,6 +25,7 @@ class Batch:
     weights: [B] float32, how much each sample counts in the label loss, or [B, L] each token; None where all count
     alike.
     labelled: whether the samples have labels; else `targets` only say which rows there are (see `UNLABELLED`).
+    share_of: how many samples the batch has of which these are the share of one process; None where these are all.
     """
 
     inputs: Inputs
@@ -33,9 +34,15 @@ class Batch:
     view: int
     weights: Tensor | None = None
     labelled: bool = True
+    share_of: int | None = None
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def num_together(self) -> int:
+        """Samples of the whole batch, those of other processes included."""
+        return len(self) if self.share_of is None else self.share_of
 
     @property
     def mask(self) -> Tensor | None:

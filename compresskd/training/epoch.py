@@ -3,12 +3,17 @@
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from compresskd.data.share import Share
+from compresskd.distributed import of_batch, spread
+from compresskd.distributed.batch_norm import synchronized
+from compresskd.distributed.gradients import add_up
 from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
@@ -35,10 +40,9 @@ def train_epoch(state: TrainingState, plan: Plan) -> None:
     meter, recipe = state.meter, plan.recipe
     if validation_due(state, plan):  # a checkpoint was written just before it
         return
-    batches = plan.data.train.batches(recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
     samples_before = meter.samples
     started = last = reported = saved = time.perf_counter()
-    for group in _groups(_prepared(batches, state, plan), recipe.gradient_accumulation):
+    for group in _groups(_batches(state, plan), recipe.gradient_accumulation):
         _learn(group, state, plan)
         state.step += len(group)
         if meter.first_bad:
@@ -86,8 +90,22 @@ def non_finite(state: TrainingState, plan: Plan, validation_loss: float = math.n
     return NonFiniteLoss(state.epoch, step, lr, values, cause)
 
 
-def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Iterable[Batch]:
-    """Batches as the model gets them: in its memory format, and mixed where the recipe says so."""
+def _batches(state: TrainingState, plan: Plan) -> Iterator[Batch]:
+    """What this process takes of the batches that are left of the epoch, as the model gets it.
+
+    Samples that are mixed are mixed with those of the whole batch.
+    """
+    recipe, train, share = plan.recipe, plan.data.train, Share(plan.group.rank, plan.group.world)
+    if recipe.mixup is None and share.world > 1:
+        batches = train.shared(share, recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
+    else:
+        batches = train.batches(recipe.batch_size, epoch=state.epoch, seed=plan.seed, start=state.step)
+    prepared = _prepared(batches, state, plan)
+    return map(share.of, prepared) if recipe.mixup is not None else prepared
+
+
+def _prepared(batches: Iterable[Batch], state: TrainingState, plan: Plan) -> Iterator[Batch]:
+    """Batches in the memory format of the model, and mixed where the recipe says so."""
     recipe = plan.recipe
     for batch in batches:
         prepared = batch
@@ -113,18 +131,62 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _learn(group: Sequence[Batch], state: TrainingState, plan: Plan) -> None:
-    """One update by the gradients of all batches of a group: of the mean over their rows."""
-    rows = [plan.data.task.num_rows(batch) for batch in group] if len(group) > 1 else [1]
+    """One update by the gradients of all batches of a group: of the mean over their rows, in all processes."""
     lr = state.optimizer.param_groups[0]["lr"]
-    for batch, count in zip(group, rows, strict=True):
-        with plan.cast:
-            output = LossOutput(*plan.loss(plan.forward, batch))
-        total = output.total if len(group) == 1 else output.total * (count / max(1, sum(rows)))
-        (total if state.scaler is None else state.scaler.scale(total)).backward()
+    _draw_apart(state, plan)
+    seen = []
+    for batch, weight in zip(group, _weights(group, plan), strict=True):
+        with spread(len(batch), batch.num_together), synchronized(state.model, of_batch()):
+            with plan.cast:
+                output = LossOutput(*plan.loss(plan.forward, batch))
+            total = output.total if weight == 1 else output.total * weight
+            (total if state.scaler is None else state.scaler.scale(total)).backward()
         if len(group) > 1:  # nothing keeps the graph of one batch while the next is computed
             output = output._replace(total=output.total.detach(), logits=output.logits.detach())
-        state.meter.add(output, batch, lr)
+        if plan.group.world == 1:
+            state.meter.add(output, batch, lr)
+        else:
+            seen.append((state.meter.part_of_values(output, batch, _copies(batch, plan)), list(output.terms)))
+    if plan.group.world > 1:
+        _add_up(group, seen, lr, state, plan)
     _update(state, plan)
+
+
+def _add_up(
+    group: Sequence[Batch],
+    seen: Sequence[tuple[Tensor, list[str]]],
+    lr: float,
+    state: TrainingState,
+    plan: Plan,
+) -> None:
+    """Make gradients, and what is told of the batches, those of all processes."""
+    parameters = [p for own in state.optimizer.param_groups for p in own["params"]]
+    own = [values for values, _ in seen]
+    of_all = add_up(parameters, torch.cat(own), plan.group).split([len(values) for values in own])
+    for batch, values, (_, names) in zip(group, of_all, seen, strict=True):
+        state.meter.take(values[:-1], names, round(float(values[-1])), batch.num_together, lr)
+
+
+def _copies(batch: Batch, plan: Plan) -> int:
+    """How many processes compute the same of a batch: all where it has too few samples to be shared, else one."""
+    return plan.group.world if batch.share_of is None else 1
+
+
+def _weights(group: Sequence[Batch], plan: Plan) -> list[float]:
+    """How much this process's part of each batch counts in the gradient, by the rows of the whole."""
+    copies = [_copies(batch, plan) for batch in group]
+    if len(group) == 1:
+        return [1 / copies[0]]
+    rows = [plan.data.task.num_rows(batch) / n for batch, n in zip(group, copies, strict=True)]
+    whole = plan.group.sum(torch.tensor(rows, dtype=torch.float64)).tolist() if plan.group.world > 1 else rows
+    return [count / max(1, sum(whole)) / n for count, n in zip(whole, copies, strict=True)]
+
+
+def _draw_apart(state: TrainingState, plan: Plan) -> None:
+    """Let dropout draw other numbers in each process: the first goes on as if it were alone, the others begin anew at
+    each update, so that there is nothing of theirs to keep for a resumed training."""
+    if not plan.group.leads:
+        torch.manual_seed(zlib.crc32(f"{plan.seed}/{plan.group.rank}/{state.updates}".encode()))
 
 
 def _update(state: TrainingState, plan: Plan) -> None:

@@ -1,6 +1,6 @@
 """Score a model on one split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from compresskd.data.base import Split
+from compresskd.distributed import active
 from compresskd.metric import ACCURACY, LOSS
 from compresskd.tasks import Classification, Judged, Task
 
@@ -66,7 +67,7 @@ def evaluate(
 
     The model computes in the dtype of its own parameters, as it does for whoever loads it: autocast, around this
     call too, would give figures that nobody else gets. The model and the split are on one device already. The modes
-    of the modules are put back afterwards.
+    of the modules are put back afterwards. Several processes take turns by batches, and have the same result.
 
     Args:
         task: what the model is asked; None for classification.
@@ -76,27 +77,31 @@ def evaluate(
     # what is rounded as it is read is rounded once for the whole split
     plain = torch.autocast(split.device.type, enabled=False)
     with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached():
-        for batch in split.batches(batch_size):
+        for batch in active().turns(split.batches(batch_size)):
             rows, targets_N = task.rows(batch.call(model), batch)
             logits_NK = rows.logits.float()
-            if task.keeps_losses:
-                losses.append(task.label_losses(logits_NK, targets_N))
-            sums.append(losses[-1].sum() if task.keeps_losses else task.label_sum(logits_NK, targets_N))
+            losses_N = task.label_losses(logits_NK, targets_N) if task.keeps_losses else None
+            sums.append(task.label_sum(logits_NK, targets_N) if losses_N is None else losses_N.sum())
             predictions.append(task.keep(logits_NK, targets_N))
             targets.append(task.judged_by(targets_N))
-            if rows.sample is not None:
-                samples.append(batch.index[rows.sample])
-            if with_logits:
-                logits.append(logits_NK)
+            losses.append(losses_N)
+            samples.append(None if rows.sample is None else batch.index[rows.sample])
+            logits.append(logits_NK if with_logits else None)
     # Transfers only at the end: nothing above waits for the device.
-    targets_N = torch.cat(targets).cpu()
+    columns = [_on_cpu(each) for each in (predictions, targets, losses, samples, logits)]
+    totals = torch.stack(sums).tolist() if sums else []
+    parts = active().in_order([*zip(totals, *columns, strict=True)])
+    totals, *columns = zip(*parts, strict=True)
+    predictions_N, targets_N, losses_N, samples_N, logits_NK = map(_joined, columns)
+    assert predictions_N is not None  # of a split with samples
+    assert targets_N is not None
     judged = Judged(
-        predictions=torch.cat(predictions).cpu(),
+        predictions=predictions_N,
         targets=targets_N,
-        losses=torch.cat(losses).cpu() if losses else torch.empty(0),
-        sample=torch.cat(samples).cpu() if samples else None,
+        losses=torch.empty(0) if losses_N is None else losses_N,
+        sample=samples_N,
         num_samples=len(split),
-        loss=sum(torch.stack(sums).tolist()) / max(1, len(targets_N)),
+        loss=sum(totals) / max(1, len(targets_N)),
         num_bytes=split.num_bytes,
     )
     return Scores(
@@ -105,5 +110,16 @@ def evaluate(
         judged.targets,
         task.scores(judged),
         task,
-        torch.cat(logits).cpu() if with_logits else None,
+        logits_NK,
     )
+
+
+def _on_cpu(parts: list[Tensor | None]) -> list[Tensor | None]:
+    """The same on the CPU, by one transfer."""
+    there = [part for part in parts if part is not None]
+    return [*torch.cat(there).cpu().split([len(part) for part in there])] if there else parts
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

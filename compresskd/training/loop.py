@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compresskd.data.base import Data
+from compresskd.distributed import active
 from compresskd.training.dropout import dropout
 from compresskd.training.epoch import non_finite, save, train_epoch, validation_due
 from compresskd.training.evaluation import Scores, evaluate
@@ -62,6 +63,9 @@ def fit(
             again: whoever writes it down keeps only as many lines as `resume["history"]` has.
         on_step: called at most ten times a second.
 
+    Several processes (`compresskd.distributed`) call it together, each with the same arguments, and have the same
+    result: of every batch each takes its share.
+
     The random numbers (dropout, order, mixup, augmentation) follow from `seed`; the generators of the caller
     are left as they were. Factorized layers run by fixed plans, at validation too, unless the caller has chosen
     others (`compresskd.tt.plans`).
@@ -98,7 +102,9 @@ def fit(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             on_step=on_step,
+            group=active(),
         )
+        plan.group.copy_first([model, *extra_modules])
         state = initial_state(model, extra_modules, recipe, plan.steps, device, data.task)
         if resume is not None:
             load_state(state, resume, plan.identity)

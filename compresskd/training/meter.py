@@ -35,14 +35,31 @@ class Meter:
             tuple[list[str], int, int, float]
         ] = []  # terms, rows, samples, learning rate of each
 
-    @torch.no_grad()
     def add(self, output: LossOutput, batch: Batch, lr: float) -> None:
         """Take the values of one step."""
+        self.take(self.values(output, batch), list(output.terms), _num_rows(output, batch), len(batch), lr)
+
+    @torch.no_grad()
+    def values(self, output: LossOutput, batch: Batch) -> Tensor:
+        """Of a batch: the loss, the terms, the running sum, on the device."""
         targets = batch.targets if output.targets is None else output.targets
         runs = self.task.running is not None and batch.labelled
         running = [self.task.running_sum(output.logits, targets)] if runs else []
-        self._steps.append(torch.stack([output.total, *output.terms.values(), *running]))
-        self._waiting.append((list(output.terms), len(targets), len(batch), lr))
+        return torch.stack([output.total, *output.terms.values(), *running])
+
+    @torch.no_grad()
+    def part_of_values(self, output: LossOutput, batch: Batch, copies: int) -> Tensor:
+        """What this process has of the values of a batch that several share, and of the number of its rows last.
+
+        copies: how many processes have the same.
+        """
+        values = self.values(output, batch)
+        return torch.cat([values, values.new_tensor([_num_rows(output, batch)])]).float() / copies
+
+    def take(self, values: Tensor, names: list[str], rows: int, samples: int, lr: float) -> None:
+        """Take the values of a step, with terms of these names."""
+        self._steps.append(values)
+        self._waiting.append((names, rows, samples, lr))
         if len(self._steps) >= self.rows_per_fetch:
             self.fetch()
 
@@ -113,3 +130,7 @@ class Meter:
         # before there were samples without labels, all was of all rows
         self.counts = list(state.get("counts", [state.get("rows", state["samples"])] * len(self.sums)))
         self.samples, self.steps, self.lr = state["samples"], state["steps"], state["lr"]
+
+
+def _num_rows(output: LossOutput, batch: Batch) -> int:
+    return len(batch.targets if output.targets is None else output.targets)

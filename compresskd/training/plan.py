@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from compresskd.data.base import Data
+from compresskd.distributed import ALONE, Group
 from compresskd.training.history import EpochRecord, StepProgress
 from compresskd.training.interrupt import Interrupt
 from compresskd.training.loss import LossFunction
@@ -31,6 +32,7 @@ class Plan:
     checkpoint: Callable[[dict[str, Any]], None] | None
     on_epoch: Callable[[EpochRecord], None] | None
     on_step: Callable[[StepProgress], None] | None
+    group: Group = ALONE  # the processes that train together
 
     @property
     def updates(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compresskd.data.base import Data, Split
+from compresskd.distributed import active
 from compresskd.tasks import logits_of
 from compresskd.training.evaluation import evaluation_mode
 
@@ -27,6 +28,8 @@ def with_targets_of(teacher: nn.Module, data: Data, *, batch_size: int) -> Data:
 
 def _of_split(teacher: nn.Module, split: Split, batch_size: int) -> Split:
     with evaluation_mode(teacher), torch.inference_mode():
-        vectors = [logits_of(batch.call(teacher)).half() for batch in split.batches(batch_size)]
+        batches = active().turns(split.batches(batch_size))
+        own = [logits_of(batch.call(teacher)).half() for batch in batches]
+        vectors = torch.cat(active().in_order(own)).to(split.device)
     changed: Any = split
-    return replace(changed, targets=torch.cat(vectors).float().clone())
+    return replace(changed, targets=vectors.float().clone())

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from compresskd import tt
 from compresskd.data.base import Data
+from compresskd.data.share import Share
+from compresskd.distributed import active
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.precision import autocast
 from compresskd.training.recipe import Recipe
@@ -36,7 +38,8 @@ def plans_used(model: nn.Module, data: Data, recipe: Recipe, *, trained: bool) -
     if trained:
         # the last batch of an epoch is left out where it has one sample
         counts = [len(split) for split in (data.train, data.unlabelled) if split is not None]
-        passes = {"training": _sizes(recipe.batch_size, *counts) - {1}, **passes}
+        whole = _sizes(recipe.batch_size, *counts) - {1}
+        passes = {"training": {size for each in whole for size in _shares(each)}, **passes}
     for mode, sizes in passes.items():
         training = mode == "training"
 
@@ -70,6 +73,13 @@ def _told(layers: Mapping[str, nn.Module], note: Callable[..., None]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _shares(size: int) -> set[int]:
+    """How many samples of a batch of so many a process takes."""
+    world = active().world
+    bounds = (Share(rank, world).bounds(size) for rank in range(world))
+    return {stop - start for start, stop in bounds}
 
 
 def _sizes(batch_size: int, *num_samples: int) -> set[int]:

@@ -1,0 +1,308 @@
+"""Runs of several processes against runs of one: equal curves and predictions, kills, throughput.
+
+    python benchmarks/processes.py equal [--processes 2 4] [--case NAME ...] [--folder DIR]
+    python benchmarks/processes.py kill [--kills 10] [--folder DIR]
+    python benchmarks/processes.py speed [--rounds 3] [--minilm FOLDER] [--folder DIR]
+
+`equal` trains small models of images, texts and tokens by one process and by several, and prints the largest
+difference of all validation figures, how many predictions differ, and the counts of samples. Dropout is off: its
+numbers are drawn by each process. `kill` ends a process chosen at random (SIGKILL) at random moments, measures until
+all have ended, resumes, and compares with a run that nobody disturbed. `speed` measures training steps of a ResNet-20
+(global batch 128) and, where its folder is given, of MiniLM (length 64) by one and two processes of one thread in turn,
+and says how much of the time of the first process went into all-reduces, waiting for the other one included.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresskd.reports.repeat import compare_runs
+from compresskd.run import FINISHED, read_metrics, read_record
+
+SMALL_BERT = (
+    "{model_type: bert, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
+)
+SMALL_GPT = "{model_type: gpt2, n_layer: 2, n_embd: 32, n_head: 2}"
+COMMON = ("measure.latency=false", "epochs=3", "teacher_fit.epochs=2")
+IMAGES = ("data=digits", "data/augmentation=crop", "teacher=resnet20", "teacher.depth=8", "student=resnet20",
+          "student.depth=8", "student.width_multiplier=0.5", "optimizer=sgd", "optimizer.lr=0.003")  # fmt: skip
+CASES = {
+    "images": (*IMAGES, "strategy=distill"),
+    "images, kd=fitnets": (*IMAGES, "strategy=distill", "kd=fitnets"),
+    "images, kd=rkd": (*IMAGES, "strategy=distill", "kd=rkd"),
+    "images, bits=4": (*IMAGES, "strategy=distill", "bits=4"),
+    "images, tensor trains": (*IMAGES, "strategy=compress_then_distill", "rank=4"),
+    "texts": ("data=text", "data.path=texts.csv", "data.tokenizer=bytes", "data.max_length=48", "teacher=huggingface",
+              f"teacher.config={SMALL_BERT}", "student=huggingface", f"student.config={SMALL_BERT}",
+              "task=text_classification", "strategy=distill", "kd=soft_targets", "train.dropout=0"),
+    "tokens": ("data=python_docs", "data.num_validation=64", "data.num_test=64", "train.max_steps=40",
+               "teacher_fit.train.max_steps=40", "task=causal_lm", "teacher=huggingface",
+               f"teacher.config={SMALL_GPT}", "student=huggingface", f"student.config={SMALL_GPT}", "strategy=distill",
+               "kd=soft_targets", "train.dropout=0"),
+}  # fmt: skip
+WORDS = (
+    "the",
+    "a",
+    "small",
+    "large",
+    "model",
+    "net",
+    "learns",
+    "loses",
+    "holds",
+    "weight",
+    "teacher",
+    "student",
+)
+ENDED_WITHIN = 30.0  # seconds
+
+
+def command(arguments: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own, in `folder`."""
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COMPRESSKD_CACHE": str(folder / "cache")}
+    said = (folder / "said.txt").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", "compresskd", *arguments],
+        cwd=folder, stdout=said, stderr=said, env={**os.environ, **own, **environment},
+    )  # fmt: skip
+
+
+def finished(folder: Path, run: str, arguments: Sequence[str]) -> Path:
+    """The directory of a run, which is made here unless it is there."""
+    directory = folder / run
+    if not directory.is_dir() and command((*arguments, f"hydra.run.dir={run}"), folder).wait():
+        sys.exit((folder / "said.txt").read_text())
+    return directory
+
+
+def write_texts(path: Path, length: int, count: int) -> None:
+    """Two classes of texts of random words, told apart by one of them."""
+    draw = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("text", "label"))
+        for number in range(count):
+            words = draw.choices(WORDS, k=draw.randint(length // 2, length))
+            words[draw.randrange(len(words))] = ("good", "bad")[number % 2]
+            rows.writerow((" ".join(words), ("no", "yes")[number % 2]))
+
+
+def equal(options: argparse.Namespace) -> bool:
+    """Compare runs of several processes with those of one."""
+    write_texts(options.folder / "texts.csv", 8, 400)
+    right = True
+    for number, (case, own) in enumerate(CASES.items()):
+        if options.case and case not in options.case:
+            continue
+        outputs = f"outputs_dir=outputs{number}"
+        one = finished(options.folder, f"case{number}_1", (*COMMON, *own, outputs))
+        if own[:1] == IMAGES[:1]:  # for comparison: what other rounding does to as many steps
+            other = finished(
+                options.folder, f"case{number}_order", (*COMMON, *own, outputs, "train.channels_last=false")
+            )
+            compared(f"{case}, 1 process, other memory order", one, other)
+        for count in options.processes:
+            several = finished(
+                options.folder, f"case{number}_{count}", (*COMMON, *own, outputs, f"processes={count}")
+            )
+            right &= compared(f"{case}, {count} processes", one, several)
+    return right
+
+
+def compared(what: str, one: Path, other: Path) -> bool:
+    """Print how two runs differ; whether their counts are the same."""
+    curves = [read_metrics(each / "metrics.jsonl") for each in (one, other)]
+    gaps = [
+        abs(a[key] - b[key])
+        for a, b in zip(*curves, strict=True)
+        for key in a
+        if key.startswith("validation_")
+    ]
+    predictions = [dict(np.load(each / "predictions.npz")) for each in (one, other)]
+    rows = differing = 0
+    for name, values in predictions[0].items():
+        rows += len(values)
+        differing += int((~np.isclose(values, predictions[1][name], rtol=1e-3, atol=1e-4)).sum())
+    counts = [_counts(read_record(each)) for each in (one, other)]
+    same = counts[0] == counts[1] and all(
+        a.shape == predictions[1][n].shape for n, a in predictions[0].items()
+    )
+    print(
+        f"{what}: {len(curves[0])} validations, largest difference {max(gaps):.2g}; {differing} of {rows} rows of "
+        f"predictions differ; counts {'equal' if same else f'DIFFER: {counts}'}",
+        flush=True,
+    )
+    return same
+
+
+def _counts(record: Any) -> list[Any]:
+    stages = [(s["name"], s["size"]["num_parameters"], _served(s)) for s in record.stages]
+    return [record.data[key] for key in ("num_train", "num_validation", "num_test")] + stages
+
+
+def _served(stage: dict[str, Any]) -> list[Any]:
+    return [[each["num_computed"], each["num_served"]] for each in stage.get("teacher_outputs", {}).values()]
+
+
+def kill(options: argparse.Namespace) -> bool:
+    """Kill a process at random, wait for the others, resume, compare."""
+    arguments = (*COMMON, *IMAGES, "strategy=distill", "kd=fitnets", "bits=4", "processes=2",
+                 "train.checkpoint_seconds=0.2",
+                 "teacher_fit.train.checkpoint_seconds=0.2", "epochs=4")  # fmt: skip
+    started = time.monotonic()
+    whole = finished(options.folder, "undisturbed", (*arguments, "outputs_dir=outputs"))
+    lasted = time.monotonic() - started
+    draw, right = random.Random(options.seed), True
+    for number in range(options.kills):
+        run = f"killed{number}"
+        process = command((*arguments, f"hydra.run.dir={run}", f"outputs_dir={run}_outputs"), options.folder)
+        _wait_for_record(options.folder / run, process)
+        time.sleep(draw.uniform(0, 0.7 * lasted))
+        family = [process.pid, *_children(process.pid)]
+        victim = draw.randrange(len(family))
+        alive = process.poll() is None
+        if alive:
+            os.kill(family[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        process.wait()
+        while any(map(_is_alive, family)) and time.monotonic() < killed + 2 * ENDED_WITHIN:
+            time.sleep(0.05)
+        took, status = time.monotonic() - killed, read_record(options.folder / run).status
+        if status != FINISHED and command(("resume", run), options.folder).wait():
+            sys.exit((options.folder / "said.txt").read_text()[-3000:])
+        found = [line for row in compare_runs(whole, options.folder / run) for line in row.found]
+        right &= took <= ENDED_WITHIN and not found
+        print(
+            f"kill {number}: rank {victim if alive else 'none'} of {len(family)}, all ended after {took:.1f} s with "
+            f"exit code {process.returncode}, record {status}; resumed, {found or 'equal'}",
+            flush=True,
+        )
+    return right
+
+
+def _wait_for_record(directory: Path, process: subprocess.Popen[bytes]) -> None:
+    while not (directory / "record.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def speed(options: argparse.Namespace) -> bool:
+    """Samples a second of training by one and by two processes, in turn."""
+    shared = ("measure.latency=false", "strategy=train", "epochs=2", "train.batch_size=128", "kd=none")
+    cases = {
+        "ResNet-20, 32x32": ("data=synthetic", "data.input_shape=[3,32,32]", "data.num_classes=10",
+                             "data.num_train=2880", "data.num_test=10", "student=resnet20")
+    }  # fmt: skip
+    if options.minilm:
+        write_texts(options.folder / "long.csv", 64, 1100)
+        cases["MiniLM, 64 tokens"] = (
+            "data=text", "data.path=long.csv", f"student.id={options.minilm}", "student=huggingface", "teacher=mlp",
+            f"data.tokenizer={options.minilm}", "data.max_length=64", "task=text_classification", "optimizer.lr=2e-5",
+            "data.num_test=10", "data.num_validation=10",
+        )  # fmt: skip
+    for number, (case, own) in enumerate(cases.items()):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        shares = []
+        for turn in range(options.rounds):
+            for count, found in rates.items():
+                arguments = (
+                    *shared,
+                    *own,
+                    f"processes={count}",
+                    f"hydra.run.dir=speed{number}_{turn}_{count}",
+                )
+                code = "import sys, benchmarks_processes as b; b.timed(sys.argv[1:])"
+                environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(options.folder)}
+                done = subprocess.run(
+                    [sys.executable, "-c", code, *arguments], cwd=options.folder, env=environment, check=False,
+                    capture_output=True, text=True,
+                )  # fmt: skip
+                if done.returncode:
+                    sys.exit(done.stdout + done.stderr)
+                told = json.loads(done.stdout.splitlines()[-1])
+                lines = read_metrics(options.folder / f"speed{number}_{turn}_{count}" / "metrics.jsonl")
+                found.append(max(line["samples_per_second"] for line in lines))
+                if count == 2:
+                    shares.append(told["seconds"] / sum(line["seconds"] for line in lines))
+        one, two = (statistics.median(rates[count]) for count in (1, 2))
+        print(
+            f"{case}: {one:.1f} and {two:.1f} samples/s by one and two processes, {two / one:.2f} times; "
+            f"{100 * statistics.median(shares):.0f}% of the time in all-reduces",
+            flush=True,
+        )
+    return True
+
+
+def timed(arguments: Sequence[str]) -> None:
+    """Run the command in this process, and print last how many seconds went into collectives."""
+    from compresskd.cli import main
+    from compresskd.distributed import Group
+    from compresskd.training import epoch
+
+    spent = [0.0]
+
+    def measured(call: Callable[..., Any]) -> Callable[..., Any]:
+        def of_time(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*given, **named)
+            finally:
+                spent[0] += time.perf_counter() - started
+
+        return of_time
+
+    epoch.add_up = measured(epoch.add_up)  # pyright: ignore[reportPrivateImportUsage]
+    Group.sum = measured(Group.sum)  # type: ignore[method-assign]
+    code = main(arguments)
+    print(json.dumps({"seconds": spent[0]}))
+    sys.exit(code)
+
+
+def main() -> None:
+    """One of the three."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("equal", "kill", "speed"))
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--case", nargs="+", choices=CASES, default=[])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    options.folder = Path(options.folder or tempfile.mkdtemp(prefix="processes-")).absolute()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "benchmarks_processes.py").write_bytes(Path(__file__).read_bytes())
+    sys.exit(0 if {"equal": equal, "kill": kill, "speed": speed}[options.what](options) else 1)
+
+
+if __name__ == "__main__":
+    main()
