@@ -225,7 +225,7 @@ class Experiment:
         self,
         teacher: nn.Module,
         origin: Mapping[str, Any],
-        scored: tuple[dict[str, float], Scores],
+        scored: tuple[dict[str, float], Scores | None],
         context: Context,
     ) -> dict[str, Any]:
         metrics, test = scored

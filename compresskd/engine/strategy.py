@@ -361,7 +361,7 @@ def _measured(
     name: str,
     stage: Stage,
     state: State,
-    scored: tuple[dict[str, float], Scores],
+    scored: tuple[dict[str, float], Scores | None],
     content: artifact.Content,
     context: Context,
     seconds: float,
