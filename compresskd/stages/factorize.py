@@ -8,10 +8,11 @@ from typing import Annotated
 from torch import nn
 
 from compresskd import artifact
+from compresskd.compression.compensation import NONE as NO_COMPENSATION
 from compresskd.compression.compression import Compression, Init
 from compresskd.engine.strategy import Context, State
 from compresskd.layers import surgery
-from compresskd.options import checked, one_of, within
+from compresskd.options import OptionError, checked, one_of, within
 from compresskd.tasks import Inputs
 
 
@@ -48,6 +49,11 @@ class Factorize:
         """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
         with within("compression"):
+            fits = self.compression.compensation
+            if self.init == "random" and fits != NO_COMPENSATION:
+                raise OptionError(
+                    "compensation", fits, f"{NO_COMPENSATION} for fresh factors, which stand for no weight"
+                )
             self.compression.check(model, example)
         return State(model, state.teacher)
 

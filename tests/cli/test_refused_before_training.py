@@ -76,6 +76,14 @@ OVERRIDES = {
     ),
     "number of cores": ("compress.num_cores=7", fault("compress.num_cores", "7", "4", "null")),
     "budget of parameters": ("compress.budget=0.0001", fault("compress.budget", "0.0001", "25,348")),
+    "budget of macs": (
+        ["compress.budget=0.0001", "compress.budget_of=macs"],
+        fault("compress.budget", "0.0001", "multiply-accumulates"),
+    ),
+    "compensation of fresh factors": (
+        ["strategy=distill_to_compressed", "compress.compensation=sequential"],
+        fault("compress.compensation", "sequential", "none"),
+    ),
     "budget of a file": ("quant.budget=0.0001", fault("quant.budget", "0.0001")),
     "no width": (["strategy=distill_matched", "student=vit_tiny", "student.patch=4"], "has no option for its width"),
     # kinds of values

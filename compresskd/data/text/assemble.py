@@ -196,31 +196,16 @@ def assemble_texts(
     Raises:
         OptionError: for options, ValueError for samples, that do not fit.
     """
-    if options.get("input_shape"):
-        raise OptionError("input_shape", options.get("input_shape"), "null: texts differ in length")
-    check_class_names(labels.class_names)
-    if labels.class_names:
-        check_declared(options.get("num_classes"), None, (), labels.class_names)
-    splits = {
+    _check(labels, options)
+    found = {
         split: _split(split, source, rows, labels, columns, tokenizer, contiguous=contiguous)
         for split, (source, rows) in parts_of(sources, options, contiguous=contiguous).items()
     }
-    for split in splits.values():
-        if not len(split):
-            raise ValueError(f"the {split.name} split has no sample")
-    splits, limited = _limited(splits, {name: options.get(f"num_{name}") for name in ("validation", "test")})
+    splits, limited = _limited(found, {name: options.get(f"num_{name}") for name in ("validation", "test")})
     splits = {
         split: replace(part, masking=masking, decoder_start=decoder_start) for split, part in splits.items()
     }
-    preprocessing = dict(preprocessing)
-    if labels.kind == "values":
-        raw = {split: part.targets for split, part in splits.items()}
-        raw, preprocessing["targets"] = standardized(
-            raw, raw["train"], labels.class_names, key="label_column"
-        )
-        splits = {split: replace(part, targets=raw[split]) for split, part in splits.items()}
-    elif labels.class_names and labels.kind != "labels" and not splits["train"].targets.is_floating_point():
-        check_classes({split: part.targets for split, part in splits.items()}, labels.class_names)
+    splits, of_targets = _with_checked_targets(splits, labels)
     splits["train"] = replace(
         splits["train"],
         group_by_length=group_by_length,
@@ -235,11 +220,7 @@ def assemble_texts(
     if "unlabelled" in sources:
         splits["unlabelled"] = _unlabelled(sources["unlabelled"], splits["train"], labels)
     splits = {split: replace(part, fingerprint=split_fingerprint(part)) for split, part in splits.items()}
-    hashes = {id(source): source.hashes() for source in sources.values()}
-    of_split = {
-        split: hashes[id(sources.get(split, sources["train"]))][part.rows] for split, part in splits.items()
-    }
-    overlap = list(identical_samples(splits, of_split, allowed=options.get("allow_overlap", False)))
+    overlap = _overlap(splits, sources, allowed=options.get("allow_overlap", False))
     determines = [splits[split].fingerprint for split in parts]
     return Data(
         name=name,
@@ -261,6 +242,7 @@ def assemble_texts(
         ),
         preprocessing={
             **preprocessing,
+            **of_targets,
             "tokenizer": tokenizer.describe(),
             "vocabulary_size": max(tokenizer.vocabulary_size, masking.mask_id + 1 if masking else 0),
             "padding_id": tokenizer.padding_id,
@@ -269,6 +251,42 @@ def assemble_texts(
         unlabelled=splits.get("unlabelled"),
         vocabulary=vocabulary,
     )
+
+
+def _check(labels: Labels, options: SetOptions) -> None:
+    if options.get("input_shape"):
+        raise OptionError("input_shape", options.get("input_shape"), "null: texts differ in length")
+    check_class_names(labels.class_names)
+    if labels.class_names:
+        check_declared(options.get("num_classes"), None, (), labels.class_names)
+
+
+def _with_checked_targets(
+    splits: Mapping[str, TextSplit], labels: Labels
+) -> tuple[dict[str, TextSplit], dict[str, Any]]:
+    """The splits, values among their targets standardized; and what is to be known to undo that."""
+    for split in splits.values():
+        if not len(split):
+            raise ValueError(f"the {split.name} split has no sample")
+    targets = {split: part.targets for split, part in splits.items()}
+    if labels.kind == "values":
+        made, undone = standardized(targets, targets["train"], labels.class_names, key="label_column")
+        return {split: replace(part, targets=made[split]) for split, part in splits.items()}, {
+            "targets": undone
+        }
+    if labels.class_names and labels.kind != "labels" and not targets["train"].is_floating_point():
+        check_classes(targets, labels.class_names)
+    return dict(splits), {}
+
+
+def _overlap(
+    splits: Mapping[str, TextSplit], sources: Mapping[str, Sequences], *, allowed: bool
+) -> list[Notice]:
+    hashes = {id(source): source.hashes() for source in sources.values()}
+    of_split = {
+        split: hashes[id(sources.get(split, sources["train"]))][part.rows] for split, part in splits.items()
+    }
+    return list(identical_samples(splits, of_split, allowed=allowed))
 
 
 def parts_of(
