@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class ProcessLost(RuntimeError):
@@ -25,11 +25,11 @@ def _nobody(error: Exception) -> str:
     return f"another process of the run has ended ({(str(error).splitlines() or [''])[0][:200]})"
 
 
-def _may_lose(call: Callable[P, T]) -> Callable[P, T]:
+def _may_lose(call: Callable[_P, _T]) -> Callable[_P, _T]:
     """A collective whose failure says that another process is gone."""
 
     @functools.wraps(call)
-    def told(*args: P.args, **named: P.kwargs) -> T:
+    def told(*args: _P.args, **named: _P.kwargs) -> _T:
         try:
             return call(*args, **named)
         except (
@@ -83,7 +83,7 @@ class Group:
         return -both[0], both[1]
 
     @_may_lose
-    def gathered(self, value: T) -> list[T]:
+    def gathered(self, value: _T) -> list[_T]:
         """What every process gives, in the order of their ranks."""
         if self.world == 1:
             return [value]
@@ -91,7 +91,7 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
-    def first(self, make: Callable[[], T]) -> T:
+    def first(self, make: Callable[[], _T]) -> _T:
         """What the first process makes, while the others wait."""
         made = [make() if self.leads else None]
         return self._of_first(made)
@@ -125,11 +125,11 @@ class Group:
             dist.broadcast(sent, src=0)
             tensor.detach().copy_(sent)
 
-    def turns(self, items: Iterable[T]) -> Iterator[T]:
+    def turns(self, items: Iterable[_T]) -> Iterator[_T]:
         """Every world-th item, from that of this process on."""
         return (item for number, item in enumerate(items) if number % self.world == self.rank)
 
-    def in_order(self, own: Sequence[T]) -> list[T]:
+    def in_order(self, own: Sequence[_T]) -> list[_T]:
         """What all processes made of their `turns`, in the order of the items."""
         if self.world == 1:
             return list(own)
