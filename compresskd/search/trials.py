@@ -7,7 +7,7 @@ where, so that a search that was killed goes on with the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class Search:
         trials: in the order in which they were taken; those that were given come first.
         seconds: that it has worked, over all processes that did, up to the last save.
         answer: what it ended with; nothing while it goes on.
+        check: sees that the folder is still this process's; raises where it was removed, or taken over.
     """
 
     directory: Path
@@ -110,6 +111,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     seconds: float = 0.0
     answer: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def counted(self) -> list[Trial]:
@@ -122,7 +124,12 @@ class Search:
         return [trial for trial in self.trials if trial.state == RUNNING]
 
     def save(self) -> None:
-        """Write search.json atomically."""
+        """Write search.json atomically.
+
+        Raises:
+            Lost: the folder is no longer this process's.
+        """
+        self.check()
         values = {"schema": SCHEMA, "asked": dict(self.asked), "seconds": self.seconds,
                   "num_trials": len(self.counted), "answer": self.answer,
                   "trials": [asdict(trial) for trial in self.trials]}  # fmt: skip
