@@ -254,7 +254,7 @@ def _of_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_goal(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "compresskd goal goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] [KEY=VALUE]"
+    parser.usage = "compresskd goal goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] ..."
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="goal=, minimize=, maximize=; the rest is as "
                         "of a run, and is not searched")  # fmt: skip
     _budget(parser)
