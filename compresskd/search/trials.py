@@ -14,8 +14,8 @@ from typing import Any
 
 from compresskd.run import FAILED, FINISHED, PRUNED, RUNNING, RunDirectoryError, read_bytes, write_text
 from compresskd.run.record import plain
-from compresskd.search.quantities import Bound, Figures, Objective
-from compresskd.search.space import Dimension, Point
+from compresskd.search.quantities import Bound, Objective
+from compresskd.search.space import Dimension
 
 FILE = "search.json"
 SCHEMA = 1
@@ -155,8 +155,3 @@ def read_search(directory: Path) -> Search:
         raise RunDirectoryError(f"{directory} holds no search: it has no {FILE}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def known_figures(trials: Sequence[Trial], point: Point) -> Figures | None:
-    """The figures of the trial of this very point; None where there is none."""
-    return next((trial.figures for trial in trials if trial.point == point and trial.is_known), None)
