@@ -57,6 +57,8 @@ def asked_of(arguments: Namespace) -> dict[str, Any]:
     said = {w: [word.removeprefix(w) for word in words if word.startswith(w)] for w in WORDS}
     where = [part for text in said["goal="] for part in text.split(",")]
     objectives = [[w.rstrip("="), name] for w in WORDS[1:] for name in said[w]]
+    if not said["goal="]:
+        raise ConfigError([Fault("goal", "got nothing, expected goal='accuracy>=-1.0' or the like")])
     if len(objectives) > 1:
         text = f"got {' and '.join(name for _, name in objectives)}, expected one figure; bounds of others go to goal="
         raise ConfigError([Fault(objectives[-1][0], text)])

@@ -306,7 +306,7 @@ def _of_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_goal(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "compresskd goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] [KEY=VALUE ...]"
+    parser.usage = "compresskd goal goal='NAME>=NUMBER' [minimize=NAME] [FLAG ...] ..."
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="goal=, minimize=, maximize=; the rest is as "
                         "of a run, and is not searched")  # fmt: skip
     _budget(parser)
@@ -367,12 +367,12 @@ which of its points is chosen. The same command, or resume, continues a search.
 Exit code 1 where no trial ends well, 3 where none keeps every bound.""", _of_search, verbs.search),
     GOAL: Verb("the smallest model that is good enough, by goal='accuracy>=-1.0'", """\
 The smallest model within a point of its teacher: goal='accuracy>=-1.0'
-minimize=bytes; the best one of a size: goal='bytes<=50000' maximize=accuracy. A
-signed number counts from the teacher, in points of a percentage or in percent of
-another figure (perplexity<=+2%), an unsigned one by itself; commas join several.
-Validation decides; the answer alone is scored on test. Strategy, size and bits
-are searched unless you say them. Exit code 3 where nothing meets the goal: the
-nearest is shown.""", _of_goal, verbs.goal),
+minimize=bytes; the best one of a size: goal='bytes<=50000' maximize=accuracy.
+A signed number counts from the teacher, in points of a percentage or in percent
+of another figure (perplexity<=+2%), an unsigned one by itself; commas join
+several. Validation decides; the answer alone is scored on test. Strategy, size
+and bits are searched unless you say them. Exit code 3 where nothing meets the
+goal: the nearest is shown. The verb itself may be left out.""", _of_goal, verbs.goal),
     "resume": Verb("continue a run where it stopped", f"Continue the run in DIR where it stopped.\n{_OWN}",
                    _of_resume, verbs.resume),
     "repeat": Verb("run a record again from scratch, and compare", f"""\

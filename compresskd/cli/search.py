@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,9 @@ def conduct(
         else settle(goal.asked, directory, trust, goal.looked_for)
     )
     _check_folder(plan.directory)
-    with _held(plan.directory):
+    with _held(plan.directory) as check:
         search = _search_in(plan.directory, asked)
+        search.check = check
         if not search.trials and asked["warm_start"]:
             search.trials += given_trials(plan, [Path(path) for path in asked["warm_start"]], complain)
         proposer = goal.proposer(plan, search.trials) if goal else Sampler(plan.question, asked["seed"])
@@ -168,13 +169,13 @@ def resumable(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Hold the folder of a search, so that no two processes hand out its trials."""
+def _held(directory: Path) -> Iterator[Callable[[], None]]:
+    """Hold the folder of a search, so that no two processes hand out its trials; yields what sees that it still is."""
     held = acquire(directory, 0.0)
     if held is None:
         raise InUse(f"{directory} is in use by another process ({describe_owner(directory)}); wait for it")
     try:
-        yield
+        yield held.check
     finally:
         held.release(for_good=True)
 

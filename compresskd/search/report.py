@@ -10,8 +10,6 @@ from compresskd.search.front import front
 from compresskd.search.quantities import Quantity
 from compresskd.search.trials import GIVEN, SAME, Question, Search, Trial
 
-_MANY = "s"
-
 
 def counts(search: Search) -> str:
     """How many trials, and how they ended."""
@@ -21,7 +19,7 @@ def counts(search: Search) -> str:
     same = f"; {others[SAME]} more points were runs that were there already" if others[SAME] else ""
     given = f"; {others[GIVEN]} runs of before were given" if others[GIVEN] else ""
     count = len(search.counted)
-    return f"{count} trial{_MANY * (count != 1)} ({ended or 'none'}){same}{given}"
+    return f"{count} trial{'s' * (count != 1)} ({ended or 'none'}){same}{given}"
 
 
 def rule(question: Question) -> str:

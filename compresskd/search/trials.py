@@ -7,15 +7,15 @@ where, so that a search that was killed goes on with the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compresskd.run import FAILED, FINISHED, PRUNED, RUNNING, RunDirectoryError, read_bytes, write_text
 from compresskd.run.record import plain
-from compresskd.search.quantities import Bound, Figures, Objective
-from compresskd.search.space import Dimension, Point
+from compresskd.search.quantities import Bound, Objective
+from compresskd.search.space import Dimension
 
 FILE = "search.json"
 SCHEMA = 1
@@ -103,6 +103,7 @@ class Search:
         trials: in the order in which they were taken; those that were given come first.
         seconds: that it has worked, over all processes that did, up to the last save.
         answer: what it ended with; nothing while it goes on.
+        check: sees that the folder is still this process's; raises where it was removed, or taken over.
     """
 
     directory: Path
@@ -110,6 +111,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     seconds: float = 0.0
     answer: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def counted(self) -> list[Trial]:
@@ -122,7 +124,12 @@ class Search:
         return [trial for trial in self.trials if trial.state == RUNNING]
 
     def save(self) -> None:
-        """Write search.json atomically."""
+        """Write search.json atomically.
+
+        Raises:
+            Lost: the folder is no longer this process's.
+        """
+        self.check()
         values = {"schema": SCHEMA, "asked": dict(self.asked), "seconds": self.seconds,
                   "num_trials": len(self.counted), "answer": self.answer,
                   "trials": [asdict(trial) for trial in self.trials]}  # fmt: skip
@@ -148,8 +155,3 @@ def read_search(directory: Path) -> Search:
         raise RunDirectoryError(f"{directory} holds no search: it has no {FILE}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunDirectoryError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def known_figures(trials: Sequence[Trial], point: Point) -> Figures | None:
-    """The figures of the trial of this very point; None where there is none."""
-    return next((trial.figures for trial in trials if trial.point == point and trial.is_known), None)

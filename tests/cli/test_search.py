@@ -186,6 +186,7 @@ def test_a_goal_that_nothing_meets_shows_the_nearest(run_cli, work):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["goal"], fault("goal", "nothing")),
         (["goal=accuracy"], fault("goal", "quotes")),
         (["goal=accuracy>=0.9"], fault("goal", "percent")),
         (["goal=bytes<=5000", "minimize=macs"], fault("goal", "metric")),
@@ -198,3 +199,13 @@ def test_a_goal_that_nothing_meets_shows_the_nearest(run_cli, work):
 )
 def test_what_is_no_goal_is_refused_before_anything_runs(run_cli, words, said):
     refused(run_cli(*words, *BASE), said)
+
+
+@pytest.mark.slow
+def test_several_workers_share_a_search(run_program, work):
+    ended = run_program("search", *BASE, *SPACE, *BOTH, "--trials", "3", "--workers", "2")
+    assert ended.status == 0, ended.err
+    trials = written(folder(work))["trials"]
+    assert [trial["state"] for trial in trials] == ["finished"] * 3
+    assert records(folder(work)).keys() == {trial["folder"] for trial in trials}
+    assert not list(folder(work).glob("run.*"))  # nobody holds it any more

@@ -119,3 +119,12 @@ def test_what_is_no_search_is_refused(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(RunDirectoryError, match=r"search.json"):
         read_search(tmp_path)
+
+
+def test_a_search_whose_folder_was_taken_over_writes_nothing_more(tmp_path):
+    def lost():
+        raise RunDirectoryError("it was removed")
+
+    with pytest.raises(RunDirectoryError, match="removed"):
+        Search(tmp_path, {}, check=lost).save()
+    assert not (tmp_path / FILE).exists()
