@@ -5,8 +5,8 @@
     python benchmarks/extras.py --with torch==2.13.0+cpu
     python benchmarks/extras.py --lowest test          # every requirement at its lower bound
 
-Of each environment the seconds, the megabytes and the versions of what was imported are printed; it is removed
-afterwards. With --keep it stays, for further checks.
+A small run is made in each. Of each environment the seconds, the megabytes and the versions of what was imported are
+printed; it is removed afterwards. With --keep it stays, for further checks.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ IMPORTS = {
     "test": "pytest xdist hypothesis torchao transformers build importlinter",
     "all": "transformers timm optuna onnxruntime mlflow wandb tensorboard",
 }
+RUN = (
+    "data=synthetic", "data.num_train=64", "data.num_test=32", "student.hidden=[8]", "teacher.hidden=[64]", "rank=2",
+    "bits=4", "epochs=1",
+)  # fmt: skip
 SHOW = (
     "import importlib, sys\n"
     "for name in sys.argv[1:]:\n"
@@ -81,7 +85,7 @@ def tried(extra: str, wheel: Path, place: Path, arguments: argparse.Namespace) -
     steps = [
         [python, "-m", "pip", "install", "--quiet", *bounds, wanted],
         [python, "-P", "-W", "ignore", "-c", SHOW, *IMPORTS[extra].split()],
-        [python, "-P", "-m", "compresskd", "data=synthetic", "strategy=compress", "epochs=1", "--cfg", "job"],
+        [python, "-P", "-m", "compresskd", *RUN, f"hydra.run.dir={environment.name}-run"],
     ]
     print(f"== {extra or 'core'}{' (lowest)' if arguments.lowest else ''}", flush=True)
     for step in steps:

@@ -56,9 +56,9 @@ class MLflow:
 
     def open(self, job: Job) -> _Run:
         """Go on in the run of before where the store has it."""
-        client = _mlflow().MlflowClient(tracking_uri=self._uri(job.outputs))
         database = self._database(job.outputs)
         with _alone(database):  # who comes first makes the tables and the experiment
+            client = _mlflow().MlflowClient(tracking_uri=self._uri(job.outputs))
             experiment = client.get_experiment_by_name(self.experiment)
             place = None if database is None else str(database.parent / "mlartifacts")
             number = (

@@ -26,7 +26,7 @@ PACKAGE = Path(compresskd.__file__).parent
 GROUPS = {
     group: sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
     for group in ("data", "data/augmentation", "kd", "strategy", "compress", "rank_schedule", "quant", "optimizer",
-                  "scheduler", "train", "task", "model")
+                  "scheduler", "train", "task", "model", "tracker")
 }  # fmt: skip
 # Keys that Python reads by name: an override of each, and what it must do to the experiment that is built; where that
 # cannot be seen on every machine, a value that is refused under the name of its key.
