@@ -59,8 +59,10 @@ def loss_for(task):
     ids=["plain", "mixup", "accumulated", "averaged and clipped"],
 )
 def test_a_training_is_that_of_one_process(in_group, blobs, changes):
+    start = convolutional()
+
     def trained(_=None):
-        model = convolutional()
+        model = copy.deepcopy(start)  # threads share one generator: none of them may draw weights
         return fit(model, blobs, loss_for(blobs.task), recipe(**changes), seed=3), model.state_dict()
 
     one, weights = trained()
@@ -85,8 +87,10 @@ def test_a_training_on_tokens_is_that_of_one_process(in_group, tokens):
         def forward(self, input_ids, attention_mask=None):
             return self.rows(input_ids)
 
+    start = Bigrams()
+
     def trained(_=None):
-        model = Bigrams()
+        model = copy.deepcopy(start)
         result = fit(model, data, loss_for(data.task), recipe(gradient_accumulation=2), seed=3)
         return result.history[-1].validation, result.history[-1].train, model.state_dict()
 
