@@ -15,28 +15,29 @@ from compresskd.cli.parser import VERBS
 PROJECT = Path(__file__).parent / "my_project"
 
 
+LINES = [
+    ("compresskd ", {"run", "watch", "strategy=", "rank=", "kd."}, {"distill"}),
+    ("compresskd stra", {"strategy=", "strategy."}, {"student="}),
+    ("compresskd strategy=", {"strategy=distill", "strategy=train"}, {"distill"}),
+    ("compresskd -m strategy=distill,tr", {"strategy=distill,train"}, {"strategy=distill"}),
+    ("compresskd teacher=re", {"teacher=resnet20"}, {"teacher=mlp"}),
+    ("compresskd kd=fitnets kd.", {"kd.alpha=", "kd.match=", "kd.objective."}, {"kd._target_="}),
+    ("compresskd kd.", {"kd.alpha=", "kd.temperature="}, {"kd.match="}),
+    ("compresskd +kd.al", {"+kd.alpha="}, {"kd.alpha="}),
+    ("compresskd measure.latency=", {"measure.latency=true", "measure.latency=false"}, set()),
+    ("compresskd tracker=[mlflow,wa", {"tracker=[mlflow,wandb"}, {"wandb"}),
+    ("compresskd track x --to mlflow tracker=mlflow tracker.mlflow.", {"tracker.mlflow.uri="}, {"rank="}),
+    ("compresskd export x --to ", {"onnx", "dense"}, {"--to"}),
+    ("compresskd export --ov", {"--overwrite"}, {"--to"}),
+    ("compresskd compare --h", {"--html", "--help"}, set()),
+    ("compresskd completion ", set(SHELLS), {"words"}),
+    ("compresskd hydra/launcher=", {"hydra/launcher=joblib"}, set()),
+    (f"compresskd --config-dir {PROJECT / 'my_conf'} kd=c", {"kd=cosine"}, set()),
+]
+
+
 @pytest.mark.parametrize(
-    ("line", "among", "not_among"),
-    [
-        ("compresskd ", {"run", "watch", "strategy=", "rank=", "kd."}, {"distill"}),
-        ("compresskd stra", {"strategy=", "strategy."}, {"student="}),
-        ("compresskd strategy=", {"strategy=distill", "strategy=train"}, {"distill"}),
-        ("compresskd -m strategy=distill,tr", {"strategy=distill,train"}, {"strategy=distill"}),
-        ("compresskd teacher=re", {"teacher=resnet20"}, {"teacher=mlp"}),
-        ("compresskd kd=fitnets kd.", {"kd.alpha=", "kd.match=", "kd.objective."}, {"kd._target_="}),
-        ("compresskd kd.", {"kd.alpha=", "kd.temperature="}, {"kd.match="}),
-        ("compresskd +kd.al", {"+kd.alpha="}, {"kd.alpha="}),
-        ("compresskd measure.latency=", {"measure.latency=true", "measure.latency=false"}, set()),
-        ("compresskd tracker=[mlflow,wa", {"tracker=[mlflow,wandb"}, {"wandb"}),
-        ("compresskd track x --to mlflow tracker=mlflow tracker.mlflow.", {"tracker.mlflow.uri="}, {"rank="}),
-        ("compresskd export x --to ", {"onnx", "dense"}, {"--to"}),
-        ("compresskd export --ov", {"--overwrite"}, {"--to"}),
-        ("compresskd compare --h", {"--html", "--help"}, set()),
-        ("compresskd completion ", set(SHELLS), {"words"}),
-        ("compresskd hydra/launcher=", {"hydra/launcher=joblib"}, set()),
-        (f"compresskd --config-dir {PROJECT / 'my_conf'} kd=c", {"kd=cosine"}, set()),
-    ],
-    ids=str,
+    ("line", "among", "not_among"), LINES, ids=[line.partition(str(PROJECT))[0] for line, _, _ in LINES]
 )
 def test_words_that_fit(line, among, not_among):
     found = set(words(line))
