@@ -89,7 +89,7 @@ def completed(line, tmp_path):
     ("line", "expected"),
     [
         ("compresskd strategy=multi", ["multi_stage"]),
-        ("compresskd measure.", ["measure.latency="]),
+        ("compresskd measure.la", ["measure.latency="]),
         ("compresskd wat", ["watch"]),
     ],
     ids=str,
