@@ -28,7 +28,8 @@ def commands():
                     (at for at, word in enumerate(words) if Path(word).name == "compresskd"), len(words)
                 )
                 arguments = [word for word in words[at + 1 :] if word != "-m"]
-                if arguments and (arguments[0][0] == "-" or "=" in arguments[0]):
+                of_a_run = arguments and (arguments[0][0] == "-" or "=" in arguments[0])
+                if of_a_run and not arguments[0].startswith("goal="):
                     yield (
                         page.relative_to(ROOT),
                         [re.sub(r"(=\w+)(,\w+)+$", r"\1", word) for word in arguments],

@@ -139,7 +139,7 @@ class Compression(Size):
     def apply(self, model: nn.Module, context: Context, *, init: str = "decomposed") -> Replaced:
         """Factorize `model` in place; see `factorize_model` for what is returned and raised."""
         plan = self.plan(model, context, init=init)
-        if self.compensation == SEQUENTIAL:
+        if self.compensation == SEQUENTIAL and init != "random":
             plan = self._compensated(model, plan, context)
         return factorize_model(model, plan, few_samples(model, context), fresh=init == "random")
 

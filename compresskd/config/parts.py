@@ -256,7 +256,7 @@ class Parts(Maker):
                 "teacher_fit.train.teacher_outputs", "expected null: a teacher is trained by labels alone"
             )
         k = self.config["train"].get("teacher_outputs")
-        if k is None or self._is_faulty("train.teacher_outputs"):
+        if not isinstance(k, int) or self._is_faulty("train.teacher_outputs"):
             return
         seeing = comparing(strategy)
         if not seeing:

@@ -107,8 +107,11 @@ def _without_how(stage: Any) -> Any:
 
 def _quantization(options: Mapping[str, Any]) -> dict[str, Any]:
     options = _named(options, _QUANT)
-    if "grid" in options:  # weights were always rounded to the nearest integer
+    if (
+        "grid" in options
+    ):  # weights were always rounded to the nearest integer, errors counted by the layer's inputs
         options.setdefault("rounding", "nearest")
+        options.setdefault("whitening", "input")
     estimators = VALUES["quant.estimator"]
     if options.get("estimator") in estimators:
         options["estimator"] = estimators[options["estimator"]]

@@ -169,7 +169,7 @@ def test_sweep_is_counted_before_it_is_made(run_cli, override, needle):
 
 
 def test_counts_of_several_keys_multiply(run_cli):
-    text = fault("seed", "40,000", "rank: 200 values, seed: 200 values", "20,000")
+    text = fault("rank", "40,000", "rank: 200 values, seed: 200 values", "20,000")
     refused(run_cli("-m", *DATA, "rank=range(1,201)", "seed=range(0,200)"), text)
     assert MOST_JOBS == 20_000
 

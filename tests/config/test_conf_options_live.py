@@ -38,6 +38,8 @@ READ_BY_NAME = {
     "device": ("device=cuda:77", None),
     "precision": ("precision=bf16", lambda e: e.recipe.precision == "bf16"),
     "tt.plan": ("tt.plan=measured", lambda e: e.plan == "measured"),
+    "processes": ("processes=2", lambda e: e.processes == 2),
+    "measure.validation_only": ("measure.validation_only=true", lambda e: not e.scores_test),
     "measure.latency": ("measure.latency=false", lambda e: not e.measure_latency),
     "strategy.name": ("strategy.name=mine", lambda e: e.strategy.name == "mine"),
     "teacher_fit.epochs": ("teacher_fit.epochs=9", lambda e: own_of_teacher(e).recipe.epochs == 9),
