@@ -23,6 +23,7 @@ _LATER_OF_A_TRAINING = {
     "scheduler.warmup_fraction": "0",
 }
 _LATER = {
+    "processes": "1",
     "task._target_": "compresskd.tasks.Classification",
     **_LATER_OF_A_TRAINING,
     **{f"teacher_fit.{key}": value for key, value in _LATER_OF_A_TRAINING.items()},
