@@ -12,33 +12,12 @@ from compresskd.run import Record
 from compresskd.training import EpochRecord, StepProgress
 
 
-class Silent:
-    """Takes everything, and does nothing: what a listener of few events is made of."""
-
-    def begin(self, directory: Path, record: Record) -> None:
-        """Take the beginning of a run."""
-
-    def note(self, text: str) -> None:
-        """Take one thing that the user should know."""
-
-    def stage(self, name: str, number: int, total: int) -> None:
-        """Take the beginning of a stage."""
-
-    def step(self, step: StepProgress) -> None:
-        """Take the progress inside an epoch."""
-
-    def epoch(self, epoch: EpochRecord, epochs: int) -> None:
-        """Take the end of an epoch."""
-
-    def stage_finished(self, entry: Mapping[str, Any]) -> None:
-        """Take a stage's entry in the record."""
+class Silent(Listener):
+    """Takes everything, and does nothing, as the protocol's own methods: what a listener of few events is made of."""
 
     def of_teacher(self) -> Listener:
         """Nobody follows the teacher's own run."""
         return Silent()
-
-    def end(self, record: Record) -> None:
-        """Take the end of the run."""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,6 @@ def test_a_budget_of_time_makes_the_slow_layer_small():
     )
     small = compresskd.compress(model, torch.randn(64, 64), method="svd", budget=0.5, budget_of="latency")
     assert small[2].ranks[0] < 1024
-    assert isinstance(small[4], nn.Linear | tt.TTLinear)
 
 
 def test_one_ratio_gives_every_layer_the_same_share():
