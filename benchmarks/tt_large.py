@@ -20,8 +20,8 @@ from compresskd.tt import TTLinear
 from compresskd.tt.execution import product
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
-from compresskd.tt.execution.contraction import Plan
-from compresskd.tt.execution.planner import Shapes, bucket
+from compresskd.tt.execution.contraction import Plan, Shapes
+from compresskd.tt.execution.planner import bucket
 
 SIZE, RANK = 4096, 16
 PATTERNS = {"svd": "the search's pick", "opposed3": "its pick of three cores"}

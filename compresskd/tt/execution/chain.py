@@ -1,8 +1,7 @@
-"""The chain of a plan as one differentiable operation on x, the bias and the cores, a chunk of rows at a time.
+"""The chain of a plan, a chunk of rows at a time; differentiable as one operation on x, the bias and the cores.
 
-Autograd would take a node for every reshape and keep an operand for every product; here the gradients are written
-out, and "recompute" plans keep only x and compute the operands of a chunk again in backward. Chen et al., Training
-deep nets with sublinear memory cost, 2016.
+Autograd would keep an operand for every product; here the gradients are written out, only x is kept, and the operands
+of a chunk are computed again in backward. Chen et al., Training deep nets with sublinear memory cost, 2016.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,56 +34,43 @@ class Chain:
         """M, the product of all output modes."""
         return self.steps[-1].a * self.steps[-1].P * self.steps[-1].C
 
-    def forward(
-        self, x: Tensor, Gs: Sequence[Tensor], bias: Tensor | None, *, keep: bool = False
-    ) -> tuple[Tensor, list[list[Tensor]]]:
-        """x [B, N] to [B, M], and if kept the operands of the steps for every chunk."""
-        layout = columns if self.plan.columns else rows
+    def forward(self, x: Tensor, Gs: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """x [B, N] to [B, M]."""
         if not 0 < self.plan.chunk < x.shape[0]:
-            y, trail = layout.forward(x, Gs, self.steps, bias, keep=keep)
-            return y.contiguous(), [trail] if keep else []
-        y, trails = x.new_empty(x.shape[0], self.num_outputs), []
+            return self._layout.forward(x, Gs, self.steps, bias)[0].contiguous()
+        y = x.new_empty(x.shape[0], self.num_outputs)
         for part in self.parts(x.shape[0]):
-            out, trail = layout.forward(x[part], Gs, self.steps, bias, keep=keep)
-            y[part].copy_(out)
-            if keep:
-                trails.append(trail)
-        return y, trails
+            y[part].copy_(self._layout.forward(x[part], Gs, self.steps, bias)[0])
+        return y
 
     def backward(
-        self,
-        x: Tensor,
-        dy: Tensor,
-        Gs: Sequence[Tensor],
-        trails: Sequence[Sequence[Tensor]],
-        needs_x: bool,
-        needs_G: bool,
+        self, x: Tensor, dy: Tensor, Gs: Sequence[Tensor], needs_x: bool, needs_G: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         """dx and every dG_t."""
-        layout, B = columns if self.plan.columns else rows, x.shape[0]
-        if not 0 < self.plan.chunk < B:
-            trail = trails[0] if trails else layout.forward(x, Gs, self.steps, None, keep=True)[1]
-            dx, dGs = layout.backward(dy, Gs, self.steps, trail, needs_x, needs_G)
-            return None if dx is None else dx.contiguous(), dGs
         dx, totals = torch.empty_like(x) if needs_x else None, []
         # Sums over thousands of rows in bf16 would lose the small terms; they gather in float32.
         wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-        for k, part in enumerate(self.parts(B)):
-            trail = trails[k] if trails else layout.forward(x[part], Gs, self.steps, None, keep=True)[1]
-            dpart, dGs = layout.backward(dy[part], Gs, self.steps, trail, needs_x, needs_G)
+        for part in self.parts(x.shape[0]):
+            _, trail = self._layout.forward(x[part], Gs, self.steps, None, keep=True)
+            dpart, dGs = self._layout.backward(dy[part], Gs, self.steps, trail, needs_x, needs_G)
             if dx is not None:
                 dx[part].copy_(dpart)  # pyright: ignore[reportArgumentType]
-            if k == 0:
-                totals = [dG.to(wide) for dG in dGs]
-            else:
+            if totals:
                 for total, dG in zip(totals, dGs, strict=True):
                     total.add_(dG)
+            else:
+                totals = [dG.to(wide) for dG in dGs]
         return dx, [total.to(x.dtype) for total in totals]
+
+    @property
+    def _layout(self) -> Any:
+        return columns if self.plan.columns else rows
 
     def parts(self, num_rows: int) -> Iterator[slice]:
         """The chunks of rows."""
-        for start in range(0, num_rows, self.plan.chunk):
-            yield slice(start, start + self.plan.chunk)
+        size = self.plan.chunk or max(1, num_rows)
+        for start in range(0, num_rows, size):
+            yield slice(start, start + size)
 
 
 class ChainProduct(torch.autograd.Function):
@@ -92,31 +78,25 @@ class ChainProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chain: Chain, x: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        """Run the chain; keep its operands if the plan says so."""
+        """Run the chain."""
         Gs = matrices(cores, chain.plan.cuts, from_right=chain.plan.from_right)
-        y, trails = chain.forward(x, Gs, bias, keep=chain.plan.kind == "chain")
+        y = chain.forward(x, Gs, bias)
         ctx.chain, ctx.has_bias = chain, bias is not None
-        ctx.save_for_backward(x, *cores, *Gs, *[z for trail in trails for z in trail])
+        ctx.save_for_backward(x, *cores, *Gs)
         # a view that was made in here could not be written into, as an activation in place does
         return torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Chunk by chunk; where a graph of the gradients is asked for, by autograd over plain operations."""
-        chain, saved = ctx.chain, ctx.saved_tensors
-        d, num_steps = len(ctx.needs_input_grad) - 3, len(chain.steps)
-        x, cores, Gs, flat = (
-            saved[0],
-            saved[1 : d + 1],
-            saved[d + 1 : d + 1 + num_steps],
-            saved[d + 1 + num_steps :],
-        )
+        chain, (x, *saved) = ctx.chain, ctx.saved_tensors
+        d = len(ctx.needs_input_grad) - 3
+        cores, Gs = saved[:d], saved[d:]
         needs_x, needs_bias, *needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_with_graph(chain, x, ctx.has_bias, cores, dy, ctx.needs_input_grad[1:])
-        trails = [flat[k : k + num_steps] for k in range(0, len(flat), num_steps)]
         dy = dy.contiguous()  # an expanded one (of a sum) would be laid out anew for every product
-        dx, dGs = chain.backward(x, dy, Gs, trails, needs_x, any(needs))
+        dx, dGs = chain.backward(x, dy, Gs, needs_x, any(needs))
         dbias = dy.sum(0) if needs_bias else None
         return None, dx, dbias, *(core_gradients(cores, chain.plan, dGs) if dGs else [None] * d)
 

@@ -15,11 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from compresskd.tt.execution.chain import Chain
-from compresskd.tt.execution.contraction import Plan
+from compresskd.tt.execution.contraction import Plan, Shapes, dense_sizes
+from compresskd.tt.execution.cost_model import seconds
 from compresskd.tt.execution.eager import undisturbed
 from compresskd.tt.execution.machine import Machine, machine, reference_machine
 from compresskd.tt.execution.plan_cache import decide
-from compresskd.tt.execution.planner import Cost, Shapes, dense_sizes, rank_plans, seconds
+from compresskd.tt.execution.planner import Cost, rank_plans
 from compresskd.tt.execution.plans import folded_weight, groups, inference_run, training_run
 from compresskd.tt.execution.policy import FIXED
 
@@ -31,7 +32,7 @@ TRIAL_SECONDS = 0.03
 LEAST_ROUNDS, MOST_ROUNDS = 2, 6
 LEAST_ROWS = 64
 LONGEST = 0.2
-VERSION = 3
+VERSION = 4
 
 
 @lru_cache(maxsize=4096)
@@ -73,10 +74,10 @@ def choose(
 
 def _predicted(costs: Sequence[Cost], training: bool) -> Plan:
     """At inference a chain must promise a tenth less than the folded weight: the model is not exact."""
+    if training:
+        return costs[0].plan
     folded = next(cost for cost in costs if cost.plan.kind == "folded")
-    if not training and costs[0].seconds > FOLDED_MARGIN * folded.seconds:
-        return folded.plan
-    return costs[0].plan
+    return folded.plan if costs[0].seconds > FOLDED_MARGIN * folded.seconds else costs[0].plan
 
 
 def _shortlist(costs: Sequence[Cost]) -> list[Cost]:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from compresskd.tt.decompose.cores import merge
 
+Shapes = tuple[tuple[int, int, int, int], ...]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,6 +57,14 @@ class Step:
     b: int
     P: int
     C: int
+
+
+def dense_sizes(shapes: Shapes) -> tuple[int, int]:
+    """Outputs and inputs of the dense weight."""
+    num_outputs = num_inputs = 1
+    for _, m, n, _ in shapes:
+        num_outputs, num_inputs = num_outputs * m, num_inputs * n
+    return num_outputs, num_inputs
 
 
 def all_cuts(num_cores: int) -> Iterator[tuple[int, ...]]:

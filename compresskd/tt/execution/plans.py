@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ Run = Callable[[Tensor, Tensor | None], Tensor]
 def inference_run(chain: Chain, Gs: Sequence[Tensor], num_rows: int) -> Run:
     """What takes x [num_rows, N] and a bias to [num_rows, M] by a chain plan whose groups are ready."""
     if chain.plan.columns or 0 < chain.plan.chunk < num_rows:
-        return lambda x, bias: chain.forward(x, Gs, bias)[0]
+        return lambda x, bias: chain.forward(x, Gs, bias)
     return rows.prepare(Gs, chain.steps, num_rows)
 
 
@@ -53,7 +54,10 @@ def training_run(
 ) -> Tensor:
     """x [B, N - missing] to [B, num_outputs] with a graph, by any plan."""
     if chain.plan.kind == "folded":
-        return F.linear(x, to_matrix(cores)[:num_outputs, : x.shape[1]], bias)
+        weight = to_matrix(cores)
+        if weight.shape != (num_outputs, x.shape[1]):
+            weight = weight[:num_outputs, : x.shape[1]]
+        return F.linear(x, weight, bias)
     if missing:
         x = F.pad(x, (0, missing))
     if chain.plan.kind == "streamed":
@@ -61,9 +65,13 @@ def training_run(
         left, right = merge(cores[:place])[0], merge(cores[place:])[..., 0].transpose(0, 1)
         y = StreamedLinear.apply(x, left.contiguous(), right.contiguous())
         return cut(y, bias, num_outputs)  # pyright: ignore[reportArgumentType]
-    if chain.num_outputs == num_outputs:
-        return ChainProduct.apply(chain, x, bias, *cores)  # pyright: ignore[reportReturnType]
-    return cut(ChainProduct.apply(chain, x, None, *cores), bias, num_outputs)  # pyright: ignore[reportArgumentType]
+    inside = bias if chain.num_outputs == num_outputs else None
+    if chain.plan.kind == "recompute":
+        y: Any = ChainProduct.apply(chain, x, inside, *cores)
+    else:
+        Gs = matrices(cores, chain.plan.cuts, from_right=chain.plan.from_right)
+        y, _ = rows.forward(x, Gs, chain.steps, inside)
+    return y if chain.num_outputs == num_outputs else cut(y, bias, num_outputs)
 
 
 def cut(y: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
-from compresskd.tt.execution.contraction import matrices, steps
-from compresskd.tt.execution.planner import Shapes, bucket
+from compresskd.tt.execution.contraction import Shapes, matrices, steps
+from compresskd.tt.execution.planner import bucket
 from compresskd.tt.execution.plans import (
     copied_cores,
     cut,

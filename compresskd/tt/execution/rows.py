@@ -21,15 +21,19 @@ MANY_ROWS = 128
 def forward(
     x: Tensor, Gs: Sequence[Tensor], steps: Sequence[Step], bias: Tensor | None, *, keep: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """x [B, N] to [B, M], and if kept the operand of every step: [B P C, b] where C < NARROW, else [B P, b, C]."""
+    """x [B, N] to [B, M], and if kept the operand of every step: [B P C, b] where it is turned, else [B P, b, C].
+
+    Differentiable by autograd as well as by `backward`.
+    """
     B, z, last, trail = x.shape[0], x, len(steps) - 1, []
+    differentiable = keep or torch.is_grad_enabled()
     for t, (G, step) in enumerate(zip(Gs, steps, strict=True)):
         a, b, C, R = step.a, step.b, step.C, B * step.P
         if C == 1:
             # One wide product; the bias rides along where this is the last step.
-            operand = z.reshape(R, b)
+            operand = z if z.shape == (R, b) else z.reshape(R, b)
             z = linear(operand, G, bias if t == last and step.P == 1 else None)
-        elif C < NARROW:
+        elif is_turned(step, differentiable):
             operand = z.reshape(R, b, C).transpose(1, 2).reshape(R * C, b)
             z = F.linear(operand, G).view(R, C, a).transpose(1, 2)
         else:
@@ -37,10 +41,9 @@ def forward(
             z = across(G, operand)
         if keep:
             trail.append(operand)
-    y = z.reshape(B, steps[last].a * steps[last].P * steps[last].C)
-    if bias is not None and (steps[last].C > 1 or steps[last].P > 1):
-        y.add_(bias)
-    return y, trail
+    fused, num_outputs = steps[last].C == steps[last].P == 1, steps[last].a * steps[last].P * steps[last].C
+    y = z if fused else z.reshape(B, num_outputs)
+    return y if fused or bias is None else y + bias, trail
 
 
 def backward(
@@ -57,20 +60,28 @@ def backward(
         G, z, a, b, C, R = Gs[t], trail[t], steps[t].a, steps[t].b, steps[t].C, B * steps[t].P
         if C == 1:
             dz = dz.reshape(R, a)
-        elif C < NARROW:
+        elif is_turned(steps[t], True):
             dz = dz.reshape(R, a, C).transpose(1, 2).reshape(R * C, a)
         else:
             dz = dz.reshape(R, a, C)
         if needs_G:
-            dGs.append(outer(dz, z) if C < NARROW else outer_sum(dz, z))
+            dGs.append(outer(dz, z) if dz.dim() == 2 else outer_sum(dz, z))
         if t == 0 and not needs_x:
             return None, dGs[::-1]
-        if C >= NARROW:
+        if dz.dim() == 3:
             dz = across(G.t(), dz)
         else:
             dz = _times(dz, G)
             dz = dz if C == 1 else dz.view(R, C, b).transpose(1, 2)
     return dz.reshape(B, steps[0].b * steps[0].P * steps[0].C), dGs[::-1]
+
+
+def is_turned(step: Step, differentiable: bool) -> bool:
+    """Whether a step with C > 1 goes over z with C before b, as one product over all rows.
+
+    Else it is a batch of products, whose gradient by G is made for every row before it is summed.
+    """
+    return step.C < NARROW or (differentiable and step.a * step.b > step.C * (step.a + step.b))
 
 
 def across(G: Tensor, z: Tensor) -> Tensor:
