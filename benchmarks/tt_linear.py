@@ -1,11 +1,15 @@
 """Tensor-train linear layers against dense, tensorly-torch, torchTT and t3nsor's way, side by side in one process.
 
     python benchmarks/tt_linear.py [--quick] [--threads 1,2] [--shapes 784x256,4096x4096] [--training] [--regret]
+    python benchmarks/tt_linear.py --set hand [--training]    # modes as people choose them, at most half of dense
+    python benchmarks/tt_linear.py --set picks [--training] --alone    # what factorize picks for 20 real shapes
     python benchmarks/tt_linear.py --save times.jsonl --shapes 784x256     # a table in pieces ...
     python benchmarks/tt_linear.py --merge times.jsonl                     # ... and its summary
 
 Peers run on the same cores where they are installed. Every figure is a ratio of the medians of interleaved runs:
-above 1, compresskd is faster. The plan is the one that the library picks by itself.
+above 1, compresskd is faster. The plan is the one that the library picks by itself. With one thread times are those
+of the thread's own work, so that what else runs on the machine is not counted. "bound" is the time that the least
+multiply-adds of all contractions take at the rate of the dense layer in the same case.
 """
 
 import argparse
@@ -19,7 +23,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tt_cases import PATTERNS, Run, medians, peers, step, tt_layer, use_opt_einsum
+from tt_cases import (
+    PATTERNS,
+    REAL_SHAPES,
+    Run,
+    least_work,
+    medians,
+    peers,
+    picked_layer,
+    step,
+    tt_layer,
+    use_opt_einsum,
+)
 
 from compresskd.tt import TTLinear
 from compresskd.tt.execution.chain import Chain
@@ -31,31 +46,42 @@ from compresskd.tt.execution.policy import SOURCES
 
 HINDSIGHT = 10
 LARGEST = 1 << 24
+DENSE, BOUND, MICROSECONDS = "dense", "bound", "microseconds"
+PICK = "pick"  # followed by how many times smaller the layer is to be
 Case = tuple[tuple[int, int], str, int, int]
 
 
 def bench(case: Case, options: argparse.Namespace) -> dict[str, float]:
     """Ratios of one case."""
-    (num_inputs, num_outputs), pattern, rank, B = case
+    (num_inputs, num_outputs), *_, B = case
     torch.manual_seed(0)
-    layer, dense = (
-        tt_layer((num_inputs, num_outputs), pattern, rank),
-        nn.Linear(num_inputs, num_outputs, bias=False),
-    )
+    layer, dense = case_layer(case), nn.Linear(num_inputs, num_outputs, bias=False)
     x = torch.randn(B, num_inputs, requires_grad=options.training)
     runs = {
-        "ours": step(lambda: layer(x), options.training),
-        "dense": step(lambda: dense(x), options.training),
-        **_peers(layer, x, options),
+        "ours": step(lambda: layer(x), options.training, [x, *layer.parameters()]),
+        DENSE: step(lambda: dense(x), options.training, [x, *dense.parameters()]),
+        **({} if options.alone else _peers(layer, x, options)),
     }
     times = medians(runs, options.rounds)
     best = min((times[k] for k in times if k.startswith("tltorch")), default=math.nan)
     others = min((times[k] for k in ("t3nsor", "torchtt") if k in times), default=math.nan)
-    result = {"dense": times["dense"], "tltorch": best, "left_to_right": others}
-    ratios = {name: value / times["ours"] for name, value in result.items()}
+    bound = times[DENSE] * least_work(layer, B, options.training)
+    result = {DENSE: times[DENSE], "tltorch": best, "left_to_right": others, BOUND: bound}
+    ratios = {name: value / times["ours"] for name, value in result.items() if not math.isnan(value)}
+    ratios[MICROSECONDS] = 1e6 * times["ours"]
     if options.regret:
         ratios |= regret(layer, x, options)
     return ratios
+
+
+def case_layer(case: Case) -> TTLinear:
+    """A fresh layer of these modes and rank, or what `factorize` picks."""
+    shape, pattern, rank, _ = case
+    if not pattern.startswith(PICK):
+        return tt_layer(shape, pattern, rank)
+    layer = picked_layer(shape, 1 / int(pattern.removeprefix(PICK)))
+    assert isinstance(layer, TTLinear)
+    return layer
 
 
 def _peers(layer: TTLinear, x: Tensor, options: argparse.Namespace) -> dict[str, Run]:
@@ -111,9 +137,17 @@ def main() -> None:
                 line for line in last.values() if (line["training"], line["threads"]) == (training, threads)
             ]
             _title(training, threads)
-            _summaries([(line["case"][3], line["ratios"]) for line in chosen])
+            _summaries([(tuple(line["case"]), line["ratios"]) for line in chosen], training)
         return
     use_opt_einsum()
+    cases = _cases(options)
+    started = time.perf_counter()
+    for threads in map(int, options.threads.split(",")):
+        torch.set_num_threads(threads)
+        _table(cases, threads, options, started)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
     cases: list[Case] = [
         ((int(a), int(b)), pattern, int(rank), int(B))
         for a, b in (shape.split("x") for shape in options.shapes.split(","))
@@ -121,10 +155,9 @@ def main() -> None:
         for rank in options.ranks.split(",")
         for B in options.batch.split(",")
     ]
-    started = time.perf_counter()
-    for threads in map(int, options.threads.split(",")):
-        torch.set_num_threads(threads)
-        _table(cases, threads, options, started)
+    if options.set != "hand":
+        return cases
+    return [case for case in cases if 2 * case_layer(case).num_parameters <= math.prod(case[0])]
 
 
 def _options() -> argparse.Namespace:
@@ -135,6 +168,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--training", action="store_true", help="forward with backward")
     parser.add_argument("--regret", action="store_true", help="the pick against the best plan in hindsight")
     parser.add_argument("--threads", default="1")
+    parser.add_argument(
+        "--set", choices=("all", "hand", "picks"), default="all", help="cases instead of --modes"
+    )
+    parser.add_argument("--alone", action="store_true", help="against dense and the bound only")
     parser.add_argument("--shapes", default="784x256,1024x1024,768x3072,4096x4096")
     parser.add_argument("--modes", default=",".join(PATTERNS))
     parser.add_argument("--ranks", default="4,16,64")
@@ -145,6 +182,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after so many")
     parser.add_argument("--merge", nargs="+", help="summarize such files")
     options = parser.parse_args()
+    if options.set == "hand":
+        options.modes, options.batch = "hand2,hand3", "32,256" if options.training else "1,32,256"
+    if options.set == "picks":
+        options.shapes = ",".join(f"{a}x{b}" for a, b in REAL_SHAPES)
+        options.modes, options.ranks, options.batch = f"{PICK}2,{PICK}4,{PICK}10", "0", "32,256"
     if options.quick:
         options.modes, options.ranks, options.batch = "svd,opposed3,balanced2", "4,16", "1,32,256"
         options.rounds = 5
@@ -156,7 +198,7 @@ def _table(cases: Sequence[Case], threads: int, options: argparse.Namespace, sta
     file = Path(options.save) if options.save else None
     known = [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
     done = {(line["training"], line["threads"], str(line["case"])) for line in known}
-    rows: list[tuple[int, dict[str, float]]] = []
+    rows: list[tuple[Case, dict[str, float]]] = []
     for case in cases:
         plain = json.loads(json.dumps(case))
         if (options.training, threads, str(plain)) in done:
@@ -165,15 +207,14 @@ def _table(cases: Sequence[Case], threads: int, options: argparse.Namespace, sta
             print("out of time")
             return
         ratios = bench(case, options)
-        rows.append((case[3], ratios))
-        (a, b), pattern, rank, B = case
+        rows.append((case, ratios))
         cells = "  ".join(f"{name} {value:8.2f}" for name, value in ratios.items())
-        print(f"{a}x{b:<5} {pattern:<10} rank {rank:<3} batch {B:<5} {cells}", flush=True)
+        print(f"{_named(case)} {cells}", flush=True)
         if file:
             line = {"training": options.training, "threads": threads, "case": case, "ratios": ratios}
             with file.open("a") as out:
                 out.write(json.dumps(line) + "\n")
-    _summaries(rows)
+    _summaries(rows, options.training)
 
 
 def _title(training: bool, threads: int) -> None:
@@ -181,10 +222,36 @@ def _title(training: bool, threads: int) -> None:
     print(f"\n{mode}, {threads} thread(s), ratios of medians (above 1: compresskd is faster)")
 
 
-def _summaries(rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-    for name in rows[0][1] if rows else ():
-        values = [(B, ratios.get(name, math.nan)) for B, ratios in rows]
-        _summary(name, [(B, value) for B, value in values if not math.isnan(value)])
+def _named(case: Case) -> str:
+    (a, b), pattern, rank, B = case
+    return f"{a}x{b:<5} {pattern:<10} rank {rank:<3} batch {B:<5}"
+
+
+def _summaries(rows: Sequence[tuple[Case, dict[str, float]]], training: bool) -> None:
+    names = [name for name in (rows[0][1] if rows else ()) if name != MICROSECONDS]
+    for pattern in sorted({case[1] for case, _ in rows if case[1].startswith(PICK)}):
+        print(f"{pattern}:")
+        _summary(DENSE, [(case[3], ratios[DENSE]) for case, ratios in rows if case[1] == pattern])
+    for name in names:
+        _summary(name, [(case[3], ratios[name]) for case, ratios in rows if name in ratios])
+    for case, ratios in rows:
+        for reason in _misses(ratios, training):
+            print(f"missed: {_named(case)} {reason}")
+
+
+def _misses(ratios: dict[str, float], training: bool) -> list[str]:
+    """The targets that a case misses."""
+    if MICROSECONDS not in ratios:
+        return []
+    ours, dense, bound = ratios[MICROSECONDS], ratios[DENSE], ratios[BOUND]
+    found = [f"{ratios['tltorch']:.2f} of tltorch's speed"] if ratios.get("tltorch", 1.0) < 1.0 else []
+    if not training and ours > 1.05 * dense * ours + 3:
+        found.append(f"{1 / dense:.2f} of dense, {ours - dense * ours:.1f} microseconds more")
+    if training and bound < dense and dense < 1 / 1.15:
+        found.append(f"{1 / dense:.2f} of dense where the bound is {bound / dense:.2f}")
+    if training and bound < 1 / 1.3:
+        found.append(f"{1 / bound:.2f} of the bound, which is {bound / dense:.2f} of dense")
+    return found
 
 
 def _summary(name: str, values: list[tuple[int, float]]) -> None:
