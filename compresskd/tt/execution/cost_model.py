@@ -75,7 +75,8 @@ def _training_seconds(plan: Plan, shapes: Shapes, rows: int, on: Machine, itemsi
     if plan.kind == "recompute":
         chunks = rows / min(plan.chunk, rows)
         overhead = len(path) * (NODES_OF_A_STEP + chunks * NODES_OF_A_CHUNK) * on.operation
-        return 4 * _chain_seconds(path, plan, rows, on, itemsize) + merging + overhead
+        edges = 2 * on.copy_seconds(rows * sum(dense_sizes(shapes)), itemsize=itemsize)
+        return 4 * _chain_seconds(path, plan, rows, on, itemsize) + edges + merging + overhead
     overhead = NODES_OF_A_STEP * len(path) * on.operation
     # What is kept is written to memory and read again.
     kept = on.copy_seconds(sum(rows * step.P * step.C * step.b for step in path), itemsize=itemsize)
@@ -137,7 +138,9 @@ def _stream_seconds(shapes: Shapes, on: Machine, itemsize: int) -> float:
     )
     blocks = max(1, m1 * m2 // BLOCK_ROWS)
     operations = (6 * blocks + 12 * m1 + NODES) * on.operation
-    return m1 * (2 * build + gradients) + operations + _merging_seconds(shapes, (cut,), on, itemsize)
+    passes = 2 * on.copy_seconds(m1 * n1 * m2 * n2, itemsize=itemsize)
+    merging = _merging_seconds(shapes, (cut,), on, itemsize)
+    return m1 * (2 * build + gradients) + passes + operations + merging
 
 
 def _halves(shapes: Shapes, cut: int) -> tuple[int, int, int, int]:

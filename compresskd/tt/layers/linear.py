@@ -152,39 +152,43 @@ class TTLinear(TensorTrainLayer):
         if not _is_grad_enabled() and not _is_any_autocast_enabled() and type(input) is Tensor:
             run = self._prepared.runs.get((input.shape, input.dtype, _get_num_threads(), said()))
             if run is not None:
-                held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
-                try:
-                    cores, bias = [held[name] for name in self._names], self._parameters["bias"]
-                except KeyError:  # what is parametrized is read by attribute
-                    return self._any_forward(input)
+                cores, bias = self._held()
                 if run.holds(cores) and (bias is None or bias.dtype is input.dtype):
                     return run.content(input, bias)
         return self._any_forward(input)
 
+    def _held(self) -> tuple[list[Any], Any]:
+        """The cores and the bias, without the look-ups of attributes where there is nothing to be looked up."""
+        held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
+        try:
+            return [held[name] for name in self._names], self._parameters["bias"]
+        except KeyError:  # what is parametrized is read by attribute
+            return list(self.cores), self.bias
+
     def _any_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
-        cores: list[Any] = list(self.cores)
+        cores, bias = self._held()
         if type(input) not in (Tensor, nn.Parameter):  # one that has no numbers, or ways of its own
-            return traced(input, cores, self.bias, self.out_features)
+            return traced(input, cores, bias, self.out_features)
         if input.shape[-1] != self.in_features:
             raise ValueError(f"expected input [..., {self.in_features}], got {list(input.shape)}")
         dtype = autocast_dtype(input)
         if dtype is not None:
             with torch.autocast(input.device.type, enabled=False):
-                return self._product(input.to(dtype), cores)
+                return self._product(input.to(dtype), cores, bias)
         if input.dtype != cores[0].dtype:
             raise TypeError(f"expected input of {cores[0].dtype}, the dtype of the cores; got {input.dtype}")
-        return self._product(input, cores)
+        return self._product(input, cores, bias)
 
     def plan(self, input: Tensor, *, training: bool) -> str:
         """How an input [..., in_features] like this is multiplied; see `compresskd.tt.execution.policy`."""
         x = input.detach().reshape(-1, self.in_features).to(autocast_dtype(input) or input.dtype)
         return str(plan_of(x, list(self.cores), training=training)[0].plan)
 
-    def _product(self, x: Tensor, cores: list[Tensor]) -> Tensor:
-        shape, bias = x.shape, self.bias
+    def _product(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
+        shape = x.shape
         rows = x if len(shape) == 2 else x.reshape(math.prod(shape[:-1]), shape[-1])
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *cores, bias) if t is not None):
+        if _is_grad_enabled() and any([t.requires_grad for t in (x, *cores, bias) if t is not None]):
             if cores[0].dtype != x.dtype:
                 cores = [core.to(x.dtype) for core in cores]
                 bias = None if bias is None else bias.to(x.dtype)
