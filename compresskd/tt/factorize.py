@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compresskd import layers
 from compresskd.layers.registry import Plain
-from compresskd.tt.decompose.cores import balance
+from compresskd.tt.decompose.cores import balance, core_shapes
 from compresskd.tt.decompose.metric import Metric, check_covariance
 from compresskd.tt.decompose.modes import (
     Modes,
@@ -24,6 +24,8 @@ from compresskd.tt.decompose.ranks import SizeTarget
 from compresskd.tt.decompose.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
+from compresskd.tt.execution.machine import reference_machine
+from compresskd.tt.execution.planner import rank_plans
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
@@ -35,6 +37,7 @@ from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 INTERPOLATIVE = "interpolative"
 METHODS = ("tensor_train", "svd", INTERPOLATIVE, "tucker", "cp")
 ROUNDING = 1e-6
+BATCHES = (32, 256)
 
 ModeChoice = Modes | Sequence[Sequence[int]]
 
@@ -282,7 +285,19 @@ def _search(
     if target.ranks is not None and len(options) != 1:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
     weight = module.weight.detach().flatten(1)
-    return search(weight, options, target, metric=metric, keep_larger=keep_larger)
+    cost = linear_seconds if isinstance(module, nn.Linear) else None
+    return search(weight, options, target, metric=metric, keep_larger=keep_larger, cost=cost)
+
+
+def linear_seconds(modes: Modes, ranks: Sequence[int]) -> float:
+    """What a few batches take through a linear layer in these modes on the reference machine, in training and after."""
+    shapes = tuple(core_shapes(modes.input_dims, modes.output_dims, ranks))
+    on = reference_machine(1)
+    return sum(
+        rank_plans(shapes, rows, training=training, machine=on)[0].seconds
+        for rows in BATCHES
+        for training in (True, False)
+    )
 
 
 def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:

@@ -1,7 +1,7 @@
 """The search over modes for one matrix and one size target: rank all cheaply, decompose the best."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,6 +16,9 @@ from compresskd.tt.decompose.whitening import tt_svd_whitened
 NUM_DECOMPOSED = 3
 REFINEMENTS = 4
 NEGLIGIBLE = 1e-6
+ALIKE = 1.01
+
+Seconds = Callable[[Modes, Sequence[int]], float]
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ def search(
     *,
     metric: Metric | None = None,
     keep_larger: bool = False,
+    cost: Seconds | None = None,
 ) -> list[Candidate]:
     """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
 
-    Those that take as many parameters as `weight` come into question with `keep_larger` only.
+    Those that take as many parameters as `weight` come into question with `keep_larger` only. Of those that are within
+    a hundredth of the best, and no worse than the low-rank SVD, the one of the least `cost` comes first.
 
     Which is best: for a bound on the error the fewest parameters; for a budget the least error; for a rank the error
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
@@ -82,7 +87,21 @@ def search(
     done = [realize(c, weight, spectra, target, metric) for c in chosen]
     done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, target, reference))
+    if cost is not None and len(done) > 1:
+        done = _fastest_of_alike(done, candidates[0], lambda c: _merit(c, target, reference)[:2], cost)
     return done + [c for c in ranked if c not in chosen]
+
+
+def _fastest_of_alike(
+    done: list[Candidate], svd: Modes, merit: Callable[[Candidate], tuple[bool, float]], cost: Seconds
+) -> list[Candidate]:
+    missed, least = merit(done[0])
+    most = min([ALIKE * least, *[merit(c)[1] for c in done if c.modes == svd and not merit(c)[0]]])
+    alike = [c for c in done if merit(c)[0] == missed and merit(c)[1] <= most]
+    if len(alike) < 2:
+        return done
+    first = min(alike, key=lambda c: cost(c.modes, c.ranks))
+    return [first, *[c for c in done if c is not first]]
 
 
 def curve(

@@ -18,6 +18,7 @@ from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Shapes, matrices, steps
+from compresskd.tt.execution.memory import keep_freed_memory
 from compresskd.tt.execution.planner import bucket
 from compresskd.tt.execution.plans import (
     copied_cores,
@@ -89,6 +90,7 @@ def _chain(
     training: bool,
     source: str,
 ) -> tuple[Chain, int]:
+    keep_freed_memory()
     plain: Shapes = tuple([tuple(shape) for shape in shapes])  # pyright: ignore[reportAssignmentType]
     plan = choose(
         plain,

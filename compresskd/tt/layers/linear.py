@@ -188,7 +188,7 @@ class TTLinear(TensorTrainLayer):
     def _product(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
         shape = x.shape
         rows = x if len(shape) == 2 else x.reshape(math.prod(shape[:-1]), shape[-1])
-        if _is_grad_enabled() and any([t.requires_grad for t in (x, *cores, bias) if t is not None]):
+        if _is_grad_enabled() and any(t.requires_grad for t in (x, *cores, bias) if t is not None):
             if cores[0].dtype != x.dtype:
                 cores = [core.to(x.dtype) for core in cores]
                 bias = None if bias is None else bias.to(x.dtype)
