@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import median
 
 import torch
@@ -171,6 +172,7 @@ def use_opt_einsum() -> None:
         pass
 
 
+@lru_cache(maxsize=1)
 def picked_layer(shape: tuple[int, int], share: float) -> nn.Module:
     """What `factorize` makes of a dense layer whose k-th singular value is proportional to 1 / k^0.7."""
     num_inputs, num_outputs = shape

@@ -12,6 +12,7 @@ from compresskd.tt.execution.contraction import Plan, all_cuts, matrices
 from compresskd.tt.execution.machine import Machine, _machine, cache_directory, machine
 from compresskd.tt.execution.planner import bucket, plans, rank_plans
 from compresskd.tt.execution.plans import training_run
+from compresskd.tt.execution.rows import is_turned
 from compresskd.tt.execution.streamed import StreamedLinear, best_cut
 
 
@@ -57,6 +58,28 @@ def test_every_plan_equals_the_dense_product_forward_and_backward(product, chunk
                 assert torch.allclose(y, expected, rtol=0, atol=1e-11 * scale)
                 for ours, theirs in zip(grads, expected_grads, strict=True):
                     assert torch.allclose(ours, theirs, rtol=0, atol=1e-11 * grad_scale)
+
+
+@pytest.mark.parametrize("kind", ["chain", "recompute"])
+def test_a_wide_step_is_turned_where_its_gradient_is_taken_and_equals_the_dense_product(kind):
+    cores = [torch.randn(shape, dtype=torch.float64) for shape in ((1, 16, 32, 8), (8, 3, 20, 1))]
+    cores = [core.requires_grad_() for core in cores]
+    chain = Chain.of(
+        Plan(kind, (1,), False, False, 2 * (kind == "recompute")), [core.shape for core in cores]
+    )
+    assert is_turned(chain.steps[0], True)
+    assert not is_turned(chain.steps[0], False)
+    x = torch.randn(5, 640, dtype=torch.float64, requires_grad=True)
+    expected = x @ to_matrix(cores).T
+    y = training_run(chain, x, cores, None, 48)
+    assert torch.allclose(y, expected, atol=1e-9)
+    grad = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, [x, *cores], grad),
+        torch.autograd.grad(expected, [x, *cores], grad),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-9)
 
 
 @given(products())

@@ -18,7 +18,16 @@ from compresskd.tt import (
     factorize,
     from_structure,
 )
-from compresskd.tt.decompose.modes import conv_modes, factorizations, linear_modes, nearest_factors
+from compresskd.tt.decompose.modes import (
+    Modes,
+    conv_modes,
+    factorizations,
+    linear_modes,
+    nearest_factors,
+)
+from compresskd.tt.decompose.ranks import SizeTarget
+from compresskd.tt.decompose.search import search
+from compresskd.tt.factorize import linear_seconds
 
 
 def smooth_linear(num_inputs, num_outputs, power=1.0, dtype=torch.float32):
@@ -44,6 +53,33 @@ def test_search_is_never_worse_than_svd_at_equal_parameters(power, share):
     plain = factorize(dense, num_parameters=budget, method="svd")
     assert searched.num_parameters <= budget + 80
     assert relative_error(searched, dense) <= relative_error(plain, dense) * (1 + 1e-6)
+
+
+def test_of_what_is_equally_good_the_search_takes_the_fastest_and_of_nothing_else():
+    options = linear_modes(16, 16)
+    # of rank one in every cut of powers of two: all modes are exact
+    weight = torch.ones(16, 16)
+
+    def first(weight, cost):
+        return search(weight, options, SizeTarget(tolerance=0.5), cost=cost)
+
+    usual = first(weight, None)
+    alike = [c for c in usual if c.decomposition and c.num_parameters == usual[0].num_parameters]
+    assert len(alike) > 1
+    for wanted in alike:
+        assert (
+            first(weight, lambda modes, _, wanted=wanted: float(modes != wanted.modes))[0].modes
+            == wanted.modes
+        )
+    other = smooth_linear(16, 16).weight.detach()
+    expected, _, worst = first(other, None)[:3]
+    assert worst.num_parameters > 1.01 * expected.num_parameters
+    assert first(other, lambda modes, _: float(modes != worst.modes))[0].modes != worst.modes
+
+
+def test_training_a_train_of_balanced_modes_costs_more_than_its_low_rank_svd():
+    svd, balanced = Modes((1, 256), (256, 1)), Modes((16, 16), (16, 16))
+    assert linear_seconds(svd, (16,)) < linear_seconds(balanced, (16,))
 
 
 def test_search_finds_the_train_that_made_the_weight():
