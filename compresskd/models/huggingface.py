@@ -282,7 +282,11 @@ def _cause(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     said = _sentence(error)
-    remedy = "; uninstall torchvision, or install the one that belongs to this torch" if "torchvision" in said else ""
+    remedy = (
+        "; uninstall torchvision, or install the one that belongs to this torch"
+        if "torchvision" in said
+        else ""
+    )
     return said + remedy
 
 

@@ -323,4 +323,6 @@ def test_an_import_that_fails_inside_transformers_is_told_with_its_cause(monkeyp
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "_model_mapping", Broken())
     with pytest.raises(ValueError, match=r"bert .*nms does not exist; uninstall torchvision"):
-        huggingface.huggingface(id=None, config={"model_type": "bert"}, num_classes=2, task="text_classification")
+        huggingface.huggingface(
+            id=None, config={"model_type": "bert"}, num_classes=2, task="text_classification"
+        )
