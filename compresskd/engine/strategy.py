@@ -340,6 +340,7 @@ def _restore(
             parameter.requires_grad_(name not in entry["frozen"])
     if "teacher_checkpoint" in entry:
         teacher = load(entry["teacher_checkpoint"])[0].requires_grad_(False)
+    give_back()  # the dense layers that the architecture had before its factors took their places
     return State(student, teacher), content
 
 
