@@ -10,6 +10,7 @@ peak. rate: the time of plain products of the same shapes over that of the layer
 import argparse
 import math
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Plan, Shapes
 from compresskd.tt.execution.planner import bucket
+from compresskd.tt.execution.policy import FIXED, MEASURED
 
 SIZE, RANK = 4096, 16
 PATTERNS = {"svd": "the search's pick", "opposed3": "its pick of three cores"}
@@ -56,9 +58,9 @@ def _speed(pattern: str, name: str, batches: tuple[int, ...], rounds: int, threa
     for training in (False, True):
         for B in batches[1:] if training else batches:
             x = torch.randn(B, SIZE, requires_grad=training)
-            runs: dict[str, Run] = {"ours": step(lambda x=x: layer(x), training)}
+            runs: dict[str, Run] = {"ours": step(lambda x=x: layer(x), training, [x, *layer.parameters()])}
             if "speed" in parts:
-                runs["dense"] = step(lambda x=x: dense(x), training)
+                runs["dense"] = step(lambda x=x: dense(x), training, [x, *dense.parameters()])
             if "parameters" in parts:
                 runs |= _tltorch(layer, x, training)
             times = medians(runs, rounds)
@@ -88,7 +90,9 @@ def _tltorch(layer: TTLinear, x: torch.Tensor, training: bool) -> dict[str, Run]
             rank=[1, rank, rank, 1],
             implementation=implementation,
         )
-        found[f"tltorch_{implementation}"] = step(lambda peer=peer: peer(x), training)
+        found[f"tltorch_{implementation}"] = step(
+            lambda peer=peer: peer(x), training, [x, *peer.parameters()]
+        )
     return found
 
 
@@ -104,6 +108,7 @@ def _rate(batches: tuple[int, ...], rounds: int, threads: int) -> None:
                 device_type="cpu",
                 dtype=torch.float32,
                 num_threads=threads,
+                source=MEASURED,
             )
             x = torch.randn(B, SIZE)
             runs = {"ours": step(lambda x=x, layer=layer: layer(x), False), "plain": _plain(plan, shapes, B)}
@@ -142,7 +147,7 @@ def _memory(batch: int, quick: bool) -> None:
     for name in names[:3] if quick else names:
         layer, plan = _contender(name, batch)
         x = torch.randn(batch, SIZE, requires_grad=True)
-        peak = _peak(step(lambda layer=layer, x=x: layer(x), True))
+        peak = _peak(step(lambda layer=layer, x=x: layer(x), True, [x, *layer.parameters()]))
         print(f"{name:<20} {peak / 2**20:6.0f} {(peak - edges) / 2**20:6.0f}  {plan}", flush=True)
 
 
@@ -154,7 +159,8 @@ def _contender(name: str, batch: int) -> tuple[nn.Module, str]:
     if kind == "tltorch":
         return _like(layer), ""
     shapes: Shapes = tuple(tuple(core.shape) for core in layer.cores)  # pyright: ignore
-    plan = choose(shapes, bucket(batch), training=True, device_type="cpu", dtype=torch.float32, num_threads=1)
+    place: Any = {"device_type": "cpu", "dtype": torch.float32, "num_threads": 1, "source": FIXED}
+    plan = choose(shapes, bucket(batch), training=True, **place)
     plan = Plan("streamed") if kind == "streamed" else plan
     product._chain = lambda *_, **__: (Chain.of(plan, shapes), 0)  # pyright: ignore
     return layer, str(plan)
