@@ -43,6 +43,8 @@ def rank_plans(
 
 def _fits(plan: Plan, shapes: Shapes, rows: int) -> bool:
     """Whether what is kept for backward, and its gradient beside it, take no more than a dense weight's gradient."""
+    if plan.kind == "recompute":  # measured slower than its chain: for those that keep too much alone
+        return not _fits(Plan("chain", plan.cuts, plan.from_right), shapes, rows)
     if plan.kind == "folded":
         return len(shapes) == 1 or 2 * math.prod(dense_sizes(shapes)) <= FREE_NUMBERS
     if plan.kind != "chain":
