@@ -25,7 +25,14 @@ def loaded(run_program):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["compare", "runs"], ["ls", "runs"], ["watch", "--once", "runs"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["compare", "runs"],
+        ["ls", "runs"],
+        ["watch", "--once", "runs"],
+    ],
     ids=" ".join,
 )
 def test_what_reads_records_waits_for_nothing_that_trains(arguments, loaded, work):
