@@ -5,6 +5,7 @@ v = w / s are weights in units of the scale, level(v) what the grid makes of the
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,8 @@ from compresskd.distributed import ALONE, Group
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
 
-_hardtanh_backward = (
-    torch.ops.aten.hardtanh_backward.default
-)  # (grad, x, low, high): grad where low < x < high
+# (grad, x, low, high, grad_input=): grad where low < x < high
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.grad_input
 
 
 class Rounding(NamedTuple):
@@ -28,13 +28,13 @@ class Rounding(NamedTuple):
     grid: Grid
     granularity: Granularity
 
-    def against(self, w: Tensor) -> "_Against":
+    def against(self, w: Tensor) -> "Against":
         """Everything in float32 and such that it broadcasts against w."""
         scale, offset = spread(self.scale, self.zero_point, self.grid, self.granularity, w.shape)
-        return _Against(scale, scale.reciprocal(), offset, self.grid)
+        return Against(scale, scale.reciprocal(), offset, self.grid)
 
 
-class _Against(NamedTuple):
+class Against(NamedTuple):
     """Scales that broadcast against a weight, their reciprocals, and zero points or None.
 
     Every pass over a large weight is felt in the time of a training step: there are as few as possible, in place
@@ -57,16 +57,27 @@ class _Against(NamedTuple):
         levels = levels.floor_().add_(self.grid.shift) if self.grid.shift else levels.round_()
         return levels.mul_(self.scale).to(w.dtype)
 
-    def inside(self, w: Tensor, *values: Tensor) -> list[Tensor]:
-        """Values, in float32, where the grid does not clip w, bounds included; else zero."""
-        ratio = w * self.per_scale
+    def inside(self, ratio: Tensor, value: Tensor, out: Tensor) -> Tensor:
+        """The value where the grid does not clip ratio = w / s, bounds included; else zero; in out, all float32.
+
+        `out` may be one of the others.
+        """
         if self.offset is None:
-            low, high = _just_outside(self.grid)
-            return [_hardtanh_backward(each.float(), ratio, low, high) for each in values]
+            return _hardtanh_backward(value, ratio, *_just_outside(self.grid), grad_input=out)
         mask = torch.eq(
             torch.clamp(ratio, *_bounds(self.grid, self.offset)), ratio, out=torch.empty_like(ratio)
         )
-        return [each * mask for each in values]
+        return torch.mul(value, mask, out=out)
+
+    def gradients(
+        self, w: Tensor, rounded: Tensor, grad: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of w, and by scale the sums [S] of s times equation 3 times the gradient, and of w squared."""
+        work, wide = w * self.per_scale, w.float()  # one buffer for all: it stays in the cache
+        passed = self.inside(work, grad.float(), torch.empty_like(work))
+        self.inside(work, wide, work)
+        products = total(torch.sub(rounded, work, out=work).mul_(grad))
+        return passed, products, total(torch.mul(wide, wide, out=work))
 
 
 class StraightThrough(torch.autograd.Function):
@@ -88,7 +99,8 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The incoming gradient where nothing is clipped."""
         (w,) = ctx.saved_tensors
-        return ctx.against.inside(w, grad)[0].to(grad.dtype), None
+        ratio = w * ctx.against.per_scale
+        return ctx.against.inside(ratio, grad.float(), ratio).to(grad.dtype), None
 
 
 class LearnedStep(torch.autograd.Function):
@@ -118,18 +130,27 @@ class LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of w and of log_scale."""
         w, log_scale, rounded = ctx.saved_tensors
-        rounding = ctx.rounding
-        passed, kept = ctx.against.inside(w, grad, w)
-        products = torch.sub(rounded, kept, out=kept).mul_(grad)  # s times equation 3, times the gradient
-        total, scale = rounding.granularity.total, rounding.scale.float()
-        count, squares = w.numel() // scale.numel(), total(w.float().square())
+        scale, grid = ctx.rounding.scale.float(), ctx.rounding.grid
+        total = ctx.rounding.granularity.total
+        passed, products, squares = ctx.against.gradients(w, rounded, grad, total)
+        count = w.numel() // scale.numel()
         if ctx.group.world > 1:
             squares, counts = ctx.group.sum(torch.stack([squares, torch.full_like(squares, count)]))
             count = int(counts[0])
-        # half a step is what weights of zero count as, whose scale means nothing
-        size = torch.maximum(squares.div_(count).sqrt_(), scale / 2)
-        slope = total(products).mul_(lsq_factor(count, rounding.grid)) / (scale * size)
+        slope = lsq_slope(products, squares, count, lsq_factor(count, grid), scale)
         return passed.to(grad.dtype), slope.to(log_scale.dtype), None, None
+
+
+def lsq_slope(
+    products: Tensor, squares: Tensor, count: int | Tensor, factor: float | Tensor, scale: Tensor
+) -> Tensor:
+    """The gradient of log s, of the sums that `Against.gradients` gives, which are used up.
+
+    count, factor: how many weights share a scale, and `lsq_factor` of it.
+    """
+    # half a step is what weights of zero count as, whose scale means nothing
+    size = torch.maximum(squares.div_(count).sqrt_(), scale / 2)
+    return products.mul_(factor) / (scale * size)
 
 
 def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:
