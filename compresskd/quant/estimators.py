@@ -4,7 +4,7 @@ v = w / s are weights in units of the scale, level(v) what the grid makes of the
 `highest`. Both pass the gradient of w where lowest <= v <= highest and stop it where the grid clips.
 """
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compresskd.distributed import ALONE, Group
+from compresskd.distributed import Group
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
 
@@ -52,8 +52,10 @@ class Against(NamedTuple):
         The bounds being levels, clipping first is the same. Strides are kept even where several describe the same
         memory: convolutions choose by them.
         """
-        levels = torch.mul(w, self.per_scale, out=torch.empty_like(w, dtype=torch.float32))
-        torch.clamp(levels, *_bounds(self.grid, self.offset), out=levels)
+        levels = w * self.per_scale
+        if levels.stride() != w.stride():
+            levels = torch.empty_like(w, dtype=torch.float32).copy_(levels)
+        levels.clamp_(*_bounds(self.grid, self.offset))
         levels = levels.floor_().add_(self.grid.shift) if self.grid.shift else levels.round_()
         return levels.mul_(self.scale).to(w.dtype)
 
@@ -88,25 +90,31 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, rounding: Rounding) -> Tensor:
+    def forward(w: Tensor, rounding: Rounding) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """w rounded."""
+        return rounding.against(w).round(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep w."""
+        w, ctx.rounding = inputs
         ctx.save_for_backward(w)
-        ctx.against = rounding.against(w)
-        return ctx.against.round(w)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The incoming gradient where nothing is clipped."""
         (w,) = ctx.saved_tensors
-        ratio = w * ctx.against.per_scale
-        return ctx.against.inside(ratio, grad.float(), ratio).to(grad.dtype), None
+        against = ctx.rounding.against(w)
+        ratio = w * against.per_scale
+        return against.inside(ratio, grad.float(), ratio).to(grad.dtype), None
 
 
 class LearnedStep(torch.autograd.Function):
     """`apply(w, log_scale, rounding, group)`; `rounding.scale` is exp(log_scale) in float16.
 
     `group` are the processes that hold a part each of w, where it is the activations of a batch; they have one scale.
+    None stands for this process alone.
 
     Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3: d output / d s is
     level(v) - v where nothing is clipped, else `lowest` or `highest`; it is multiplied by 1 / sqrt(N Q), N
@@ -118,12 +126,18 @@ class LearnedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding, group: Group = ALONE) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        w: Tensor, log_scale: Tensor, rounding: Rounding, group: Group | None = None
+    ) -> Tensor:
         """w rounded."""
-        ctx.rounding, ctx.against, ctx.group = rounding, rounding.against(w), group
-        rounded = ctx.against.round(w)
-        ctx.save_for_backward(w, log_scale, rounded)
-        return rounded
+        return rounding.against(w).round(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep w, what it is rounded to, and how."""
+        w, log_scale, ctx.rounding, *group = inputs
+        ctx.group = group[0] if group else None
+        ctx.save_for_backward(w, log_scale, output)
 
     @staticmethod
     @once_differentiable
@@ -132,9 +146,9 @@ class LearnedStep(torch.autograd.Function):
         w, log_scale, rounded = ctx.saved_tensors
         scale, grid = ctx.rounding.scale.float(), ctx.rounding.grid
         total = ctx.rounding.granularity.total
-        passed, products, squares = ctx.against.gradients(w, rounded, grad, total)
+        passed, products, squares = ctx.rounding.against(w).gradients(w, rounded, grad, total)
         count = w.numel() // scale.numel()
-        if ctx.group.world > 1:
+        if ctx.group is not None and ctx.group.world > 1:
             squares, counts = ctx.group.sum(torch.stack([squares, torch.full_like(squares, count)]))
             count = int(counts[0])
         slope = lsq_slope(products, squares, count, lsq_factor(count, grid), scale)
@@ -159,11 +173,15 @@ def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:
     return (low, high) if offset is None else (low - offset, high - offset)
 
 
-@functools.cache
 def _just_outside(grid: Grid) -> tuple[float, float]:
     """The float32 numbers next to the bounds: hardtanh's gradient is zero at its own bounds."""
-    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in _bounds(grid, None))
-    return float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
+    low, high = grid.low + grid.shift, grid.high + grid.shift
+    return low - _ulp(low), high + _ulp(high)
+
+
+def _ulp(bound: float) -> float:
+    """The distance of a float32 to the next one away from zero; by Python alone, which a compiler can follow."""
+    return math.ldexp(1.0, math.frexp(bound)[1] - 24)
 
 
 def lsq_factor(num_weights: int, grid: Grid) -> float:

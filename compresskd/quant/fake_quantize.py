@@ -80,6 +80,8 @@ class FakeQuant(nn.Module):
         if self.training and not self.frozen and self.estimator == "straight_through":
             self._observe(weight.detach().float())
         rounding = Rounding(self.scale, self.zero_point, self.grid, self.granularity)
+        if not torch.is_grad_enabled():
+            return rounding.against(weight).round(weight)
         if self.learns:
             rounded = LearnedStep.apply(weight, self.log_scale, rounding)
         else:

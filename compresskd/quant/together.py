@@ -23,7 +23,7 @@ from compresskd.quant.estimators import Against, lsq_factor, lsq_slope
 from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.scale import to_float16
 
-_MOST = 2**15  # elements of a weight; with more it is the passes over them that count, not the calls
+_MOST = 2**16  # elements of a weight; with more it is the passes over them that count, not the calls
 _LEAST = 2  # weights: with one there is nothing to do together
 
 

@@ -33,7 +33,7 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.second = Cores(rank), nn.Linear(6, width)
         self.conv, self.unread = nn.Conv1d(1, 2, 3), nn.Linear(4, 4)
-        self.large = nn.Linear(2 * (width - 2), 2**15 // 4 + 1)
+        self.large = nn.Linear(2 * (width - 2), 2**16 // 4 + 1)
 
     def forward(self, x):
         x = self.second(self.first(x).relu())
