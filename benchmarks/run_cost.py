@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 DEFAULT = ["strategy=distill_then_compress", "rank=16"]
@@ -140,13 +140,12 @@ def _processor_of_children() -> float:
 
 def inside(overrides: list[str]) -> dict[str, list[float]]:
     """The same, but for what comes after the run, in this process."""
-    clock = Clock()
+    clock = Clock(PARTS)
+    clock.seconds[BEGIN] = [time.process_time(), time.time() - float(os.environ["STARTED"])]
     with clock.part("import"):
         from compresskd.cli import main as compresskd
 
-        for part, places in PARTS.items():
-            for place in places:
-                clock.watch(part, place)
+        clock.watch_parts()
     clock.watch_imports()
     status = compresskd(overrides)
     seconds = clock.finish()
@@ -158,10 +157,10 @@ def inside(overrides: list[str]) -> dict[str, list[float]]:
 class Clock:
     """Divides the time of this process among parts: each moment is of the innermost one."""
 
-    def __init__(self) -> None:
-        self.seconds = {part: [0.0, 0.0] for part in (BEGIN, *PARTS, REST)}
+    def __init__(self, parts: Mapping[str, Sequence[str]]) -> None:
+        self.seconds = {part: [0.0, 0.0] for part in (*parts, REST)}
+        self._parts = parts
         self._last = (time.process_time(), time.time())
-        self.seconds[BEGIN] = [self._last[0], self._last[1] - float(os.environ["STARTED"])]
         self._running = [REST]
 
     @contextlib.contextmanager
@@ -175,12 +174,24 @@ class Clock:
             self._charge()
             self._running.pop()
 
-    def watch(self, name: str, place: str) -> None:
-        """Make a function, `module:attribute`, a part of that name."""
-        module, _, path = place.partition(":")
-        *owners, last = path.split(".")
-        owner = functools.reduce(getattr, owners, importlib.import_module(module))
-        setattr(owner, last, self._watched(name, getattr(owner, last)))
+    def watch_parts(self) -> None:
+        """Make each function, `module:attribute`, a part of its name."""
+        for name, places in self._parts.items():
+            for place in places:
+                module, _, path = place.partition(":")
+                *owners, last = path.split(".")
+                owner = functools.reduce(getattr, owners, importlib.import_module(module))
+                setattr(owner, last, self._watched(name, getattr(owner, last)))
+
+    def restart(self) -> dict[str, list[float]]:
+        """What `finish` tells, and begin again."""
+        found = self.finish()
+        self.seconds = {part: [0.0, 0.0] for part in found}
+        return found
+
+    def skip(self) -> None:
+        """Count what has run since the last change of parts in none of them."""
+        self._last = (time.process_time(), time.time())
 
     def watch_imports(self) -> None:
         """Imports that a function makes when it is called."""

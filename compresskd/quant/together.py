@@ -24,14 +24,18 @@ from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.scale import to_float16
 
 _MOST = 2**16  # elements of a weight; with more it is the passes over them that count, not the calls
+_COMPILED = "_orig_mod"  # the child of a compiled model that is the model itself
 _LEAST = 2  # weights: with one there is nothing to do together
 
 
 @contextmanager
 def rounded_together(model: nn.Module) -> Iterator[None]:
-    """Every weight is rounded once inside, however often it is read; the small ones at once, in one call."""
+    """Every weight is rounded once inside, however often it is read; the small ones at once, in one call.
+
+    What `torch.compile` made of a model rounds them in its own graph, and is left to it.
+    """
     with parametrize.cached():
-        group = _weights(model).group()
+        group = None if _COMPILED in model._modules else _weights(model).group()
         if group is not None:
             for weight, value in zip(group.weights, group.rounded(), strict=True):
                 parametrize._cache[weight.key] = value

@@ -124,6 +124,14 @@ def test_other_roundings_go_by_themselves(options, calls):
     assert calls == []
 
 
+def test_a_compiled_model_rounds_by_itself(calls):
+    model = Net()
+    prepare(model, QuantSpec(bits=4))
+    with rounded_together(torch.compile(model)):  # which compiles nothing before it is called
+        assert parametrize._cache == {}
+    assert calls == []
+
+
 def test_some_are_frozen(calls):
     model, x = Net(), torch.randn(5, 6)
     model.second.requires_grad_(False)
