@@ -8,6 +8,7 @@ hundred and more. Here one autograd function does for all of them what `LearnedS
 operations: values and gradients are equal bit for bit.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class _Weights:
             for name, stack in stacks.items():
                 quants = list(stack.children())
                 if len(quants) == 1 and isinstance(quants[0], FakeQuant):
-                    own = _Weight((id(holder), name), cast(parametrize.ParametrizationList, stack), quants[0])
+                    own = _Weight(_key(holder, name), cast(parametrize.ParametrizationList, stack), quants[0])
                     found.setdefault(quants[0], []).append(own)
         # a tied weight has a gradient from each of its places, which they add up themselves
         self._found = [places[0] for places in found.values() if len(places) == 1]
@@ -126,6 +127,12 @@ def _weights(model: nn.Module) -> _Weights:
     if known is None or known.made != FakeQuant.made:  # it may have been prepared since
         known = _known[model] = _Weights(model)
     return known
+
+
+def _key(holder: nn.Module, name: str) -> tuple[int, str]:
+    """The key of `parametrize.cached`: of the module that was parametrized first, whose copies share its class."""
+    read: Any = inspect.getclosurevars(vars(type(holder))[name].fget).nonlocals["get_cached_parametrization"]
+    return id(inspect.getclosurevars(read).nonlocals["module"]), name
 
 
 def _has_stacks(holder: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from compresskd.quant import together
+from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.granularity import PerChannel, PerGroup, PerRankSlice, PerTensor
 from compresskd.quant.prepare import QuantSpec, disable, freeze, prepare
 from compresskd.quant.together import rounded_together
@@ -88,7 +89,7 @@ def test_values_and_gradients_are_those_of_one_by_one(seed, bits, grid, granular
     assert same(step(model, x, rounded_together(model)), step(model, x, parametrize.cached()))
 
 
-def test_small_ones_share_a_call_and_large_ones_do_not(calls):
+def test_small_ones_share_a_call_and_large_ones_do_not(calls, monkeypatch):
     model = Net()
     step(model, torch.randn(5, 6), rounded_together(model))
     prepare(model, QuantSpec(bits=4))
@@ -96,6 +97,14 @@ def test_small_ones_share_a_call_and_large_ones_do_not(calls):
     for each in (model, copied):
         step(each, torch.randn(5, 6), rounded_together(each))
     assert calls == [5, 5]
+    rounded = FakeQuant.forward
+    one_by_one = []
+    monkeypatch.setattr(
+        FakeQuant, "forward", lambda quant, w: one_by_one.append(w.shape) or rounded(quant, w)
+    )
+    for each in (model, copied):
+        step(each, torch.randn(5, 6), rounded_together(each))
+    assert {*one_by_one} == {(*model.large.bias.shape, 8)}
     assert model.unread.parametrizations.weight.original.grad is None
     assert parametrize._cache == {}
 
@@ -127,7 +136,9 @@ def test_other_roundings_go_by_themselves(options, calls):
 def test_a_compiled_model_rounds_by_itself(calls):
     model = Net()
     prepare(model, QuantSpec(bits=4))
-    with rounded_together(torch.compile(model, backend="eager")):  # which compiles nothing before it is called
+    with rounded_together(
+        torch.compile(model, backend="eager")
+    ):  # which compiles nothing before it is called
         assert parametrize._cache == {}
     assert calls == []
 
