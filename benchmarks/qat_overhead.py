@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from loop_overhead import Case, Seconds, cross_entropy, load, median_ratio, optimizer, resnet20
 from torch import nn
-from torch.nn.utils import parametrize
 
-from compresskd import tt
-from compresskd.compression.compression import factorizable, factorize_model
+from compresskd import layers, tt
+from compresskd.compression.trial import factorize_model
 from compresskd.data.base import Data
 from compresskd.engine.environment import keep_freed_memory
 from compresskd.models.lenet import LeNet5
 from compresskd.models.mlp import MLP
 from compresskd.quant.prepare import QuantSpec, prepare
+from compresskd.quant.together import rounded_together
 from compresskd.tasks import Batch
 from compresskd.training import LossOutput, Recipe, fit
 from compresskd.training.schedules import cosine
@@ -91,7 +91,7 @@ def _perceptron(**options: object) -> nn.Module:
 def _factorized(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def built(*, input_shape: Sequence[int], **options: object) -> nn.Module:
         model = build(input_shape=input_shape, **options)
-        plan = {name: partial(tt.factorize, rank=8) for name, _ in factorizable(model)}
+        plan = {name: partial(tt.factorize, rank=8) for layer in layers.find(model) for name in layer.members}
         factorize_model(model, plan, torch.rand(4, *input_shape))
         return model
 
@@ -121,7 +121,7 @@ def _compare(case: Case, data: Data, turns: int, bits: int) -> tuple[list[Second
 
 def _loss(model: nn.Module, batch: Batch) -> LossOutput:
     """Every weight is rounded once a step, as the stage `quantize` does it."""
-    with parametrize.cached():
+    with rounded_together(model):
         return cross_entropy(model, batch)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from compresskd.compression import compression
+from compresskd.compression import trial
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.schema import register
@@ -115,8 +115,8 @@ def timed(of: Experiment) -> tuple[float, ...]:
 @contextlib.contextmanager
 def proof_timed() -> Iterator[dict[str, float]]:
     """Seconds by the name of what the stage calls of the proof."""
-    before = {name: getattr(compression, name) for name in PROOF}
-    seconds = dict.fromkeys(PROOF, 0.0)
+    before = {name: getattr(trial, name) for name in PROOF}
+    seconds: dict[str, float] = dict.fromkeys(PROOF, 0.0)
 
     def clocked(name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         start = time.process_time()
@@ -126,12 +126,12 @@ def proof_timed() -> Iterator[dict[str, float]]:
             seconds[name] += time.process_time() - start
 
     for name, call in before.items():
-        setattr(compression, name, functools.partial(clocked, name, call))
+        setattr(trial, name, functools.partial(clocked, name, call))
     try:
         yield seconds
     finally:
         for name, call in before.items():
-            setattr(compression, name, call)
+            setattr(trial, name, call)
 
 
 if __name__ == "__main__":

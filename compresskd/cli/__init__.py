@@ -15,6 +15,7 @@ from compresskd.cli.endings import (
     USAGE_ERROR,
     complain,
     describe,
+    end_at_once,
     is_usage_error,
     outlive_the_reader,
 )
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("the working directory is not there any more; change to one that is")
         return USAGE_ERROR
     search_here_last()
+    end_at_once()
     outlive_the_reader()
     if follow.is_one_of_several() and follow.follows():
         return follow.follow()

@@ -17,6 +17,7 @@ from compresskd.tasks import Inputs, call, map_inputs, tensors_of
 from compresskd.training.evaluation import evaluation_mode
 
 BATCH_SIZES = (1, 32)  # that are timed
+_ROUNDS = 5, 200  # of which a median is taken: no fewer, and more say no more
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -35,7 +36,6 @@ def latency(
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = 0.2,
-    min_rounds: int = 5,
 ) -> dict[str, dict[str, float]]:
     """Median forward time in milliseconds, the models timed in turn so that a drifting machine is fair to all.
 
@@ -45,7 +45,7 @@ def latency(
         models: name to module.
         example: [1, ...] one input on the device that is measured.
         batch_sizes: the batches timed.
-        seconds: time to spend on each batch size, over all models; never fewer than `min_rounds` rounds.
+        seconds: to spend on each batch size, over all models, at most; but for 5 rounds, where they take longer.
 
     Returns:
         {model name: {"batch_1": milliseconds, ...}}.
@@ -57,7 +57,7 @@ def latency(
             stack.enter_context(evaluation_mode(model))
         for batch_size in batch_sizes:
             batch = _repeated(example, batch_size)
-            for name, times in _interleaved(models, batch, seconds, min_rounds).items():
+            for name, times in _interleaved(models, batch, seconds).items():
                 result[name][f"batch_{batch_size}"] = 1e3 * statistics.median(times)
     return result
 
@@ -66,20 +66,19 @@ def _repeated(example: Inputs, times: int) -> Inputs:
     return map_inputs(lambda tensor: tensor.expand(times, *tensor.shape[1:]).contiguous(), example)
 
 
-def _interleaved(
-    models: Mapping[str, nn.Module], batch: Inputs, seconds: float, min_rounds: int
-) -> dict[str, list[float]]:
+def _interleaved(models: Mapping[str, nn.Module], batch: Inputs, seconds: float) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for model in models.values():
             for _ in range(2):  # warm caches, plans and allocators
                 call(model, batch)
         start = time.perf_counter()
-        rounds = 0
-        while rounds < min_rounds or time.perf_counter() - start < seconds:
+        least, most = _ROUNDS
+        for number in range(most):
+            if number >= least and time.perf_counter() - start > seconds:
+                break
             for name, model in models.items():
                 times[name].append(_timed(model, batch))
-            rounds += 1
     return times
 
 

@@ -69,6 +69,8 @@ class ActivationQuant(nn.Module):
                 "mode first, or call calibrate(model, inputs)"
             )
         rounding = Rounding(self.scale, self.zero_point, _GRID, PerTensor())
+        if not torch.is_grad_enabled():
+            return rounding.against(x).round(x)
         if learned and observing and self.num_passes >= self.num_observed:
             return cast(Tensor, LearnedStep.apply(x, self.log_scale, rounding, of_batch()))
         return cast(Tensor, StraightThrough.apply(x, rounding))

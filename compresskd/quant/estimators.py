@@ -4,20 +4,20 @@ v = w / s are weights in units of the scale, level(v) what the grid makes of the
 `highest`. Both pass the gradient of w where lowest <= v <= highest and stop it where the grid clips.
 """
 
-import functools
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from compresskd.distributed import ALONE, Group
+from compresskd.distributed import Group
 from compresskd.quant.granularity import Granularity
 from compresskd.quant.grid import Grid, spread
 
-_hardtanh_backward = (
-    torch.ops.aten.hardtanh_backward.default
-)  # (grad, x, low, high): grad where low < x < high
+# (grad, x, low, high, grad_input=): grad where low < x < high
+_hardtanh_backward = torch.ops.aten.hardtanh_backward.grad_input
 
 
 class Rounding(NamedTuple):
@@ -28,13 +28,13 @@ class Rounding(NamedTuple):
     grid: Grid
     granularity: Granularity
 
-    def against(self, w: Tensor) -> "_Against":
+    def against(self, w: Tensor) -> "Against":
         """Everything in float32 and such that it broadcasts against w."""
         scale, offset = spread(self.scale, self.zero_point, self.grid, self.granularity, w.shape)
-        return _Against(scale, scale.reciprocal(), offset, self.grid)
+        return Against(scale, scale.reciprocal(), offset, self.grid)
 
 
-class _Against(NamedTuple):
+class Against(NamedTuple):
     """Scales that broadcast against a weight, their reciprocals, and zero points or None.
 
     Every pass over a large weight is felt in the time of a training step: there are as few as possible, in place
@@ -52,21 +52,34 @@ class _Against(NamedTuple):
         The bounds being levels, clipping first is the same. Strides are kept even where several describe the same
         memory: convolutions choose by them.
         """
-        levels = torch.mul(w, self.per_scale, out=torch.empty_like(w, dtype=torch.float32))
-        torch.clamp(levels, *_bounds(self.grid, self.offset), out=levels)
+        levels = w * self.per_scale
+        if levels.stride() != w.stride():
+            levels = torch.empty_like(w, dtype=torch.float32).copy_(levels)
+        levels.clamp_(*_bounds(self.grid, self.offset))
         levels = levels.floor_().add_(self.grid.shift) if self.grid.shift else levels.round_()
         return levels.mul_(self.scale).to(w.dtype)
 
-    def inside(self, w: Tensor, *values: Tensor) -> list[Tensor]:
-        """Values, in float32, where the grid does not clip w, bounds included; else zero."""
-        ratio = w * self.per_scale
+    def inside(self, ratio: Tensor, value: Tensor, out: Tensor) -> Tensor:
+        """The value where the grid does not clip ratio = w / s, bounds included; else zero; in out, all float32.
+
+        `out` may be one of the others.
+        """
         if self.offset is None:
-            low, high = _just_outside(self.grid)
-            return [_hardtanh_backward(each.float(), ratio, low, high) for each in values]
+            return _hardtanh_backward(value, ratio, *_just_outside(self.grid), grad_input=out)
         mask = torch.eq(
             torch.clamp(ratio, *_bounds(self.grid, self.offset)), ratio, out=torch.empty_like(ratio)
         )
-        return [each * mask for each in values]
+        return torch.mul(value, mask, out=out)
+
+    def gradients(
+        self, w: Tensor, rounded: Tensor, grad: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of w, and by scale the sums [S] of s times equation 3 times the gradient, and of w squared."""
+        work, wide = w * self.per_scale, w.float()  # one buffer for all: it stays in the cache
+        passed = self.inside(work, grad.float(), torch.empty_like(work))
+        self.inside(work, wide, work)
+        products = total(torch.sub(rounded, work, out=work).mul_(grad))
+        return passed, products, total(torch.mul(wide, wide, out=work))
 
 
 class StraightThrough(torch.autograd.Function):
@@ -77,24 +90,31 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, rounding: Rounding) -> Tensor:
+    def forward(w: Tensor, rounding: Rounding) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """w rounded."""
+        return rounding.against(w).round(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep w."""
+        w, ctx.rounding = inputs
         ctx.save_for_backward(w)
-        ctx.against = rounding.against(w)
-        return ctx.against.round(w)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """The incoming gradient where nothing is clipped."""
         (w,) = ctx.saved_tensors
-        return ctx.against.inside(w, grad)[0].to(grad.dtype), None
+        against = ctx.rounding.against(w)
+        ratio = w * against.per_scale
+        return against.inside(ratio, grad.float(), ratio).to(grad.dtype), None
 
 
 class LearnedStep(torch.autograd.Function):
     """`apply(w, log_scale, rounding, group)`; `rounding.scale` is exp(log_scale) in float16.
 
     `group` are the processes that hold a part each of w, where it is the activations of a batch; they have one scale.
+    None stands for this process alone.
 
     Learned Step Size Quantization (Esser et al. 2020, arXiv:1902.08153), equations 1 to 3: d output / d s is
     level(v) - v where nothing is clipped, else `lowest` or `highest`; it is multiplied by 1 / sqrt(N Q), N
@@ -106,30 +126,45 @@ class LearnedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_scale: Tensor, rounding: Rounding, group: Group = ALONE) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        w: Tensor, log_scale: Tensor, rounding: Rounding, group: Group | None = None
+    ) -> Tensor:
         """w rounded."""
-        ctx.rounding, ctx.against, ctx.group = rounding, rounding.against(w), group
-        rounded = ctx.against.round(w)
-        ctx.save_for_backward(w, log_scale, rounded)
-        return rounded
+        return rounding.against(w).round(w)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep w, what it is rounded to, and how."""
+        w, log_scale, ctx.rounding, *group = inputs
+        ctx.group = group[0] if group else None
+        ctx.save_for_backward(w, log_scale, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Gradients of w and of log_scale."""
         w, log_scale, rounded = ctx.saved_tensors
-        rounding = ctx.rounding
-        passed, kept = ctx.against.inside(w, grad, w)
-        products = torch.sub(rounded, kept, out=kept).mul_(grad)  # s times equation 3, times the gradient
-        total, scale = rounding.granularity.total, rounding.scale.float()
-        count, squares = w.numel() // scale.numel(), total(w.float().square())
-        if ctx.group.world > 1:
+        scale, grid = ctx.rounding.scale.float(), ctx.rounding.grid
+        total = ctx.rounding.granularity.total
+        passed, products, squares = ctx.rounding.against(w).gradients(w, rounded, grad, total)
+        count = w.numel() // scale.numel()
+        if ctx.group is not None and ctx.group.world > 1:
             squares, counts = ctx.group.sum(torch.stack([squares, torch.full_like(squares, count)]))
             count = int(counts[0])
-        # half a step is what weights of zero count as, whose scale means nothing
-        size = torch.maximum(squares.div_(count).sqrt_(), scale / 2)
-        slope = total(products).mul_(lsq_factor(count, rounding.grid)) / (scale * size)
+        slope = lsq_slope(products, squares, count, lsq_factor(count, grid), scale)
         return passed.to(grad.dtype), slope.to(log_scale.dtype), None, None
+
+
+def lsq_slope(
+    products: Tensor, squares: Tensor, count: int | Tensor, factor: float | Tensor, scale: Tensor
+) -> Tensor:
+    """The gradient of log s, of the sums that `Against.gradients` gives, which are used up.
+
+    count, factor: how many weights share a scale, and `lsq_factor` of it.
+    """
+    # half a step is what weights of zero count as, whose scale means nothing
+    size = torch.maximum(squares.div_(count).sqrt_(), scale / 2)
+    return products.mul_(factor) / (scale * size)
 
 
 def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:
@@ -138,11 +173,15 @@ def _bounds(grid: Grid, offset: Tensor | None) -> tuple[Any, Any]:
     return (low, high) if offset is None else (low - offset, high - offset)
 
 
-@functools.cache
 def _just_outside(grid: Grid) -> tuple[float, float]:
     """The float32 numbers next to the bounds: hardtanh's gradient is zero at its own bounds."""
-    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in _bounds(grid, None))
-    return float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
+    low, high = grid.low + grid.shift, grid.high + grid.shift
+    return low - _ulp(low), high + _ulp(high)
+
+
+def _ulp(bound: float) -> float:
+    """The distance of a float32 to the next one away from zero; by Python alone, which a compiler can follow."""
+    return math.ldexp(1.0, math.frexp(bound)[1] - 24)
 
 
 def lsq_factor(num_weights: int, grid: Grid) -> float:

@@ -43,6 +43,8 @@ class FakeQuant(nn.Module):
             not fit them.
     """
 
+    made = 0  # of this class: who remembers those of a model looks again where there are more
+
     def __init__(
         self,
         weight: Tensor,
@@ -54,6 +56,7 @@ class FakeQuant(nn.Module):
         start: QuantizedTensor | None = None,
     ) -> None:
         super().__init__()
+        FakeQuant.made += 1
         if estimator not in ESTIMATORS:
             raise OptionError("estimator", estimator, ", ".join(ESTIMATORS))
         self.grid, self.granularity = grid, granularity or PerTensor()
@@ -77,7 +80,9 @@ class FakeQuant(nn.Module):
         if self.training and not self.frozen and self.estimator == "straight_through":
             self._observe(weight.detach().float())
         rounding = Rounding(self.scale, self.zero_point, self.grid, self.granularity)
-        if self.estimator == "lsq" and not self.frozen:
+        if not torch.is_grad_enabled():
+            return rounding.against(weight).round(weight)
+        if self.learns:
             rounded = LearnedStep.apply(weight, self.log_scale, rounding)
         else:
             rounded = StraightThrough.apply(weight, rounding)
@@ -91,6 +96,11 @@ class FakeQuant(nn.Module):
     def scale(self) -> Tensor:
         """[S] float16, as stored; outside of the graph."""
         return to_float16(self.log_scale.detach().float().exp())
+
+    @property
+    def learns(self) -> bool:
+        """Whether the scale has a gradient."""
+        return self.enabled and not self.frozen and self.estimator == "lsq"
 
     def convert(self, weight: Tensor) -> QuantizedTensor:
         """The integers of the float weight; their values are exactly what `forward` returns."""

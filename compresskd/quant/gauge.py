@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from compresskd.optimizer import make_optimizer
 from compresskd.quant.environments import Weights, inner_product
 from compresskd.quant.estimators import LearnedStep, Rounding
 from compresskd.quant.granularity import Granularity
@@ -137,7 +138,9 @@ def _search(
     first = [find_scale(core, grid, granularity) for core in cores]
     log_scales = [scale.float().log().requires_grad_() for scale, _ in first]
     rate = 0.01 if grid.bits == 8 else 0.05  # what 8 bits lose is so little that larger steps overshoot
-    optimizer = torch.optim.Adam([{"params": angles, "lr": rate}, {"params": log_scales, "lr": 0.01}])
+    optimizer = make_optimizer(
+        torch.optim.Adam, [{"params": angles, "lr": rate}, {"params": log_scales, "lr": 0.01}]
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
     best, least = (angles, [scale for scale, _ in first]), torch.inf
     for _ in range(num_steps + 1):

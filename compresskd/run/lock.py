@@ -14,12 +14,14 @@ import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from filelock import FileLock, SoftFileLock, Timeout
+from typing import TYPE_CHECKING
 
 from compresskd.run.errors import Lost, RunDirectoryError
 from compresskd.run.files import read_bytes, write_text
 from compresskd.run.ownership import LOCK, OWNER
+
+if TYPE_CHECKING:  # it takes asyncio with it; whoever only reads records does not wait for that
+    from filelock import FileLock
 
 _MAX_OWNER = 4096  # bytes
 _SECONDS_TO_SIGN = 1.0  # the holder signs right after it has the lock; readers grant it that long
@@ -61,6 +63,8 @@ def acquire(directory: Path, wait: float) -> Hold | None:
     wait: seconds to wait for it; -1 waits for ever.
     Raises RunDirectoryError where the directory cannot be written, or lies on a file system without locks.
     """
+    from filelock import Timeout
+
     path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,6 +130,8 @@ def _check_lock(path: Path) -> None:
 
 
 def _locked(path: Path, wait: float) -> FileLock:
+    from filelock import FileLock, SoftFileLock
+
     lock = FileLock(path)
     try:
         with warnings.catch_warnings():

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import State
@@ -20,6 +19,7 @@ from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
 from compresskd.models.vocabulary import remedy, takes
 from compresskd.options import OptionError
+from compresskd.quant.together import rounded_together
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.stages.train_student import Comparison, Training, compared, data_for, recipe_with
@@ -237,7 +237,7 @@ def _gradients(student: nn.Module) -> Iterator[list[float]]:
 def _loss(
     model: nn.Module, batch: Batch, *, task: Task, comparisons: list[Comparison], batch_size: int
 ) -> LossOutput:
-    with parametrize.cached():
+    with rounded_together(model):
         output = _output(model, batch, batch_size)
     try:
         return compared(output, batch, task, comparisons)

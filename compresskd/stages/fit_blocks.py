@@ -25,6 +25,7 @@ from compresskd.data.base import Data
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers.stacks import blocks_of
+from compresskd.optimizer import make_optimizer
 from compresskd.options import Count, checked, one_of
 from compresskd.tasks import Batch, Inputs
 from compresskd.training import LearningRate, StepProgress
@@ -216,7 +217,7 @@ class _Training:
         """Update `trained` on the first `count` batches, and give the number of updates after each."""
         options = self.options
         generator = torch.Generator().manual_seed(self.context.stage_seed + len(self.done.errors))
-        optimizer = torch.optim.Adam(trained, lr=options.learning_rate)
+        optimizer = make_optimizer(functools.partial(torch.optim.Adam, lr=options.learning_rate), trained)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / options.updates)
         order: list[int] = []
         started, total = time.perf_counter(), 0.0

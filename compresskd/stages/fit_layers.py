@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from compresskd import layers
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, State
 from compresskd.layers import surgery
+from compresskd.optimizer import make_optimizer
 from compresskd.options import Count, checked
 from compresskd.tasks import Inputs, call
 from compresskd.training import LearningRate
@@ -79,9 +81,8 @@ class FitLayers:
 
     def _fit(self, layer: nn.Module, x: Tensor, y: Tensor, context: Context) -> dict[str, float]:
         generator = torch.Generator().manual_seed(context.seed)
-        optimizer = torch.optim.Adam(
-            [p for p in layer.parameters() if p.requires_grad], lr=self.learning_rate
-        )
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        optimizer = make_optimizer(functools.partial(torch.optim.Adam, lr=self.learning_rate), trained)
         before = _relative_error(layer, x, y)
         best, kept = before, {k: v.clone() for k, v in layer.state_dict().items()}
         for step in range(self.steps):

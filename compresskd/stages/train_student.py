@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compresskd.data.alternating import with_unlabelled
 from compresskd.data.base import Data, Split
 from compresskd.distributed import of_batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
+from compresskd.quant.together import rounded_together
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.tasks import Batch, ModelOutputs, Task
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
@@ -164,7 +164,7 @@ def _loss(
     comparisons: Sequence[Comparison],
     penalty: Callable[[], Tensor] | None,
 ) -> LossOutput:
-    with parametrize.cached():  # a weight that is rounded as it is read is rounded once a step
+    with rounded_together(model):  # a weight that is rounded as it is read is rounded once a step
         output = batch.call(model)
     return compared(output, batch, task, comparisons, penalty)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from compresskd.optimizer import make_optimizer
 from compresskd.options import OptionError
 from compresskd.options import faults as judged
 from compresskd.training.recipe import LearningRate, Recipe
@@ -35,7 +36,7 @@ def _plausible(lr: LearningRate) -> None:
 
 def _optimizer(factory: Callable[..., Optimizer]) -> Optimizer:
     groups = [{"params": [_parameter(2, 2)]}, {"params": [_parameter(2)], "weight_decay": 0.0}]
-    optimizer = factory(groups)
+    optimizer = make_optimizer(factory, groups)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.ones_like(parameter)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.optimizer import make_optimizer
 from compresskd.tasks import Task
 from compresskd.training.history import EpochRecord
 from compresskd.training.meter import Meter
@@ -64,7 +65,7 @@ def initial_state(
 ) -> TrainingState:
     """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
     extra = nn.ModuleList(extra_modules).to(device)
-    optimizer = recipe.optimizer(parameter_groups([model, extra]))
+    optimizer = make_optimizer(recipe.optimizer, parameter_groups([model, extra]))
     return TrainingState(
         model=model,
         extra=extra,

@@ -47,13 +47,13 @@ class TestLatency:
     def test_structure_and_turns(self):
         log = []
         models = {"a": Counting(log, "a"), "b": Counting(log, "b")}
-        times = measure.latency(models, torch.zeros(1, 3), batch_sizes=(1, 8), seconds=0.0, min_rounds=3)
+        times = measure.latency(models, torch.zeros(1, 3), batch_sizes=(1, 8), seconds=0.0)
         assert {name: list(batches) for name, batches in times.items()} == {
             "a": ["batch_1", "batch_8"],
             "b": ["batch_1", "batch_8"],
         }
         assert all(value > 0 for batches in times.values() for value in batches.values())
-        warm, turns = ["a", "a", "b", "b"], ["a", "b"] * 3
+        warm, turns = ["a", "a", "b", "b"], ["a", "b"] * 5
         assert [name for name, size in log if size == 1] == warm + turns
         assert [name for name, size in log if size == 8] == warm + turns
         assert models["a"].training
@@ -61,10 +61,13 @@ class TestLatency:
     def test_median_in_milliseconds(self, monkeypatch):
         seconds = iter([0.001, 0.5, 0.002, 0.003, 0.004])
         monkeypatch.setattr("compresskd.measure.costs._timed", lambda model, batch: next(seconds))
-        times = measure.latency(
-            {"a": nn.Identity()}, torch.zeros(1, 3), batch_sizes=(4,), seconds=0.0, min_rounds=5
-        )
+        times = measure.latency({"a": nn.Identity()}, torch.zeros(1, 3), batch_sizes=(4,), seconds=0.0)
         assert times == {"a": {"batch_4": 3.0}}
+
+    def test_no_more_rounds_than_a_median_needs(self):
+        log = []
+        measure.latency({"a": Counting(log, "a")}, torch.zeros(1, 3), batch_sizes=(1,), seconds=1e9)
+        assert len(log) == 2 + 200
 
     @pytest.mark.parametrize("measured", [True, False])
     def test_a_run_measures_it_or_records_null(self, make_experiment, execute, tmp_path, measured):

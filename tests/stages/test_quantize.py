@@ -8,6 +8,7 @@ from torch import nn
 
 from compresskd import artifact
 from compresskd.compression.start_quantized import start_quantized
+from compresskd.quant import entropy
 from compresskd.quant.grid import quantize
 from compresskd.quant.pack import quantize_tensor
 from compresskd.stages import Quantization
@@ -81,6 +82,16 @@ def test_post_training_quantization_trains_nothing(run_strategy):
     assert "quantize" not in {line["stage"] for line in lines}
     layer = artifact.load(directory / stage["checkpoint"]).fc1
     assert all(num_values(core.detach()) <= 16 for core in layer.cores)
+
+
+def test_integers_are_coded_once_a_run(run_strategy, monkeypatch):
+    coded = []
+    encoded = entropy._encoded
+    monkeypatch.setattr(entropy, "_encoded", lambda tensors: coded.append(tensors) or encoded(tensors))
+    record, directory = run_strategy("bits=4", "quant.mode=ptq", *SHORT)
+    size = (directory / "model" / "model.ckd").stat().st_size
+    assert size == stage_of(record)["size"]["file_bytes"] < stage_of(record)["size"]["packed_bytes"]
+    assert len(coded) == 1
 
 
 def test_mode_none_is_the_float_model(run_strategy):

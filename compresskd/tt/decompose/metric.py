@@ -40,11 +40,11 @@ class Metric:
         left = error if self.outputs is None else _times(error.T, self.outputs).T
         return float((right * left).sum())
 
-    def error(self, weight: Tensor, approximation: Tensor) -> float:
-        """Relative error: the root of cost(weight - approximation) / cost(weight)."""
+    def error(self, weight: Tensor, approximation: Tensor, *, total: float | None = None) -> float:
+        """Relative error: the root of cost(weight - approximation) / cost(weight); `total` is the latter if known."""
         weight = weight.double()
         difference = weight - approximation.double()
-        total = self.cost(weight)
+        total = self.cost(weight) if total is None else total
         return math.sqrt(max(0.0, self.cost(difference)) / total) if total > 0 else 0.0
 
     def whitened(self, weight: Tensor) -> Tensor:

@@ -31,16 +31,22 @@ def tt_svd_whitened(
     """Cores of `weight` [M, N] at these ranks with the least error in `metric` that was found; `error` is that."""
     padded = metric.padded(math.prod(output_dims), math.prod(input_dims))
     best = _kronecker(weight, input_dims, output_dims, ranks, padded)
-    least = _error(weight, best, metric)
+    exact, total = weight.double(), metric.cost(weight.double())
+
+    def error_of(cores: Sequence[Tensor]) -> float:
+        dense = to_matrix([core.double() for core in cores])[: weight.shape[0], : weight.shape[1]]
+        return metric.error(exact, dense, total=total)
+
+    least = error_of(best)
     sides = ((metric.inputs, input_dims), (metric.outputs, output_dims))
     is_exact = not any(covariance is not None and _is_split(dims) for covariance, dims in sides)
     if not is_exact or len(input_dims) > 2:
         plain = tt_svd(weight, input_dims, output_dims, ranks=ranks).cores
-        if (error := _error(weight, plain, metric)) <= least:
+        if (error := error_of(plain)) <= least:
             best, least = plain, error
     for _ in range(0 if is_exact else SWEEPS):
         cores = _improved(weight, best, padded)
-        error = _error(weight, cores, metric)
+        error = error_of(cores)
         if not error < least:
             break
         best, least = cores, error
@@ -49,11 +55,6 @@ def tt_svd_whitened(
 
 def _is_split(dims: Sequence[int]) -> bool:
     return sum(size > 1 for size in dims) > 1
-
-
-def _error(weight: Tensor, cores: Sequence[Tensor], metric: Metric) -> float:
-    dense = to_matrix([core.double() for core in cores])[: weight.shape[0], : weight.shape[1]]
-    return metric.error(weight, dense)
 
 
 def _kronecker(

@@ -5,7 +5,6 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from scipy.linalg import qr
 from torch import Tensor, nn
 
 from compresskd.tt.decompose.cores import round_cores
@@ -57,6 +56,8 @@ class InterpolativeLinear(FactorizedLayer):
         The rows are those that a pivoted QR decomposition takes first (Businger and Golub 1965): none of the others
         is a large multiple of them.
         """
+        from scipy.linalg import qr  # it takes a fifth of a second, and only this needs it
+
         left, right = cores[0][0, :, 0].double(), cores[1][:, 0, :, 0].double()
         basis = torch.linalg.qr(left).Q
         rank = basis.shape[1]
