@@ -52,12 +52,15 @@ class Group:
         world: how many there are.
         part: of the samples of the batch that they share, which this process has; 1 where they share none.
         whom: says in words who is gone, given what a collective raised.
+        channel: of torch.distributed, for what is on its way while others of these methods are called; None where
+            all processes call everything in one order.
     """
 
     rank: int = 0
     world: int = 1
     part: float = 1.0
     whom: Callable[[Exception], str] = _nobody
+    channel: Any = None
 
     @property
     def leads(self) -> bool:

@@ -5,6 +5,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from compresskd.data.share import Share
 from compresskd.distributed import of_batch, spread
 from compresskd.distributed.batch_norm import synchronized
-from compresskd.distributed.gradients import add_up
 from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
@@ -135,12 +135,13 @@ def _learn(group: Sequence[Batch], state: TrainingState, plan: Plan) -> None:
     lr = state.optimizer.param_groups[0]["lr"]
     _draw_apart(state, plan)
     seen = []
-    for batch, weight in zip(group, _weights(group, plan), strict=True):
+    for number, (batch, weight) in enumerate(zip(group, _weights(group, plan), strict=True), 1):
         with spread(len(batch), batch.num_together), synchronized(state.model, of_batch()):
             with plan.cast:
                 output = LossOutput(*plan.loss(plan.forward, batch))
             total = output.total if weight == 1 else output.total * weight
-            (total if state.scaler is None else state.scaler.scale(total)).backward()
+            with plan.gradients.last() if number == len(group) else nullcontext():
+                (total if state.scaler is None else state.scaler.scale(total)).backward()
         if len(group) > 1:  # nothing keeps the graph of one batch while the next is computed
             output = output._replace(total=output.total.detach(), logits=output.logits.detach())
         if plan.group.world == 1:
@@ -160,9 +161,8 @@ def _add_up(
     plan: Plan,
 ) -> None:
     """Make gradients, and what is told of the batches, those of all processes."""
-    parameters = [p for own in state.optimizer.param_groups for p in own["params"]]
     own = [values for values, _ in seen]
-    of_all = add_up(parameters, torch.cat(own), plan.group).split([len(values) for values in own])
+    of_all = plan.gradients.add_up(torch.cat(own)).split([len(values) for values in own])
     for batch, values, (_, names) in zip(group, of_all, seen, strict=True):
         state.meter.take(values[:-1], names, round(float(values[-1])), batch.num_together, lr)
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from compresskd.data.base import Data
 from compresskd.distributed import active
+from compresskd.distributed.gradients import Gradients
 from compresskd.training.dropout import dropout
 from compresskd.training.epoch import non_finite, save, train_epoch, validation_due
 from compresskd.training.evaluation import Scores, evaluate
@@ -86,14 +87,19 @@ def fit(
         torch.random.fork_rng(devices=generators),
         deferred_interrupt() as interrupt,
         _prepared(model, recipe),
+        ExitStack() as stack,
     ):
         torch.manual_seed(seed)
+        group, steps = active(), data.train.num_batches(recipe.batch_size)
+        group.copy_first([model, *extra_modules])
+        state = initial_state(model, extra_modules, recipe, steps, device, data.task)
+        gradients = stack.enter_context(Gradients(state.trained, group))
         plan = Plan(
             data=data,
             loss=loss,
             recipe=recipe,
             seed=seed,
-            steps=data.train.num_batches(recipe.batch_size),
+            steps=steps,
             forward=torch.compile(model) if recipe.compile else model,  # type: ignore[arg-type]
             cast=autocast(recipe.precision, device),
             interrupt=interrupt,
@@ -102,10 +108,9 @@ def fit(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             on_step=on_step,
-            group=active(),
+            gradients=gradients,
+            group=group,
         )
-        plan.group.copy_first([model, *extra_modules])
-        state = initial_state(model, extra_modules, recipe, plan.steps, device, data.task)
         if resume is not None:
             load_state(state, resume, plan.identity)
         return _run(state, plan)

@@ -53,6 +53,13 @@ class TrainingState:
     history: list[EpochRecord] = field(default_factory=list)
     best: Best | None = None
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer changes, in the order of the modules."""
+        ours = {p for group in self.optimizer.param_groups for p in group["params"]}
+        modules = (self.model, self.extra)
+        return [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p in ours]
+
 
 def initial_state(
     model: nn.Module,
