@@ -276,10 +276,11 @@ def _teacher(config: Plain, own: Experiment | None, kept: Sequence[int] | None) 
 def _key(own: Experiment) -> str:
     """The key under which later runs find a teacher that has been trained."""
     config = own.config
-    # how often a checkpoint is written changes no weight, nor do the names of classes; later keys that are off are left
-    # out, so that a teacher is found that was trained before there were any
+    # how often a checkpoint is written changes no weight, nor do the names of classes, nor who has which part of them
+    # meanwhile; later keys that are off are left out, so that a teacher is found that was trained before there were any
     train = {k: v for k, v in config["train"].items() if (k, v) not in _LATER_IN_TRAIN.items()}
     train.pop("checkpoint_seconds", None)
+    train.pop("sharding", None)
     schedule = {k: v for k, v in config["scheduler"].items() if (k, v) not in _LATER_IN_SCHEDULER.items()}
     student = {k: v for k, v in config["student"].items() if k != "class_names"}
     folder = weights_folder(student)

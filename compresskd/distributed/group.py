@@ -132,6 +132,20 @@ class Group:
         """Every world-th item, from that of this process on."""
         return (item for number, item in enumerate(items) if number % self.world == self.rank)
 
+    def rounds(self, items: Iterable[_T], *, even: bool) -> Iterator[tuple[_T, bool]]:
+        """`turns`, and that they are; by `even` each process has as many.
+
+        One that has none left for the last round takes the last item too, which is not its own.
+        """
+        last: list[_T] = []
+        count = 0
+        for count, item in enumerate(items, 1):
+            last = [item]
+            if (count - 1) % self.world == self.rank:
+                yield item, True
+        if even and 0 < count % self.world <= self.rank:
+            yield last[0], False
+
     def in_order(self, own: Sequence[_T]) -> list[_T]:
         """What all processes made of their `turns`, in the order of the items."""
         if self.world == 1:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.alternating import with_unlabelled
 from compresskd.data.base import Data, Split
-from compresskd.distributed import of_batch
+from compresskd.distributed import active, of_batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
 from compresskd.stages.teacher_outputs import TeacherOutputs
@@ -31,6 +31,7 @@ class Training:
         teacher: which ones, as in `compresskd.stages.Fit`.
         learning_rate: replaces `optimizer.lr`; None keeps it.
         learning_rate_field: where it is set, of the stage.
+        whole_weights: whether the stage looks at all of a weight, or changes it, between two steps.
     """
 
     objective: Objective
@@ -38,6 +39,7 @@ class Training:
     teacher: str = "original"
     learning_rate: float | None = None
     learning_rate_field: str = "learning_rate"
+    whole_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ def train_student(
     batches = data.train.num_batches(recipe.batch_size)
     validations = recipe.num_validations(batches)
     passes = recipe.num_updates(batches) // recipe.updates_per_epoch(batches)
+    if recipe.sharding is not None and active().world == 1:
+        context.reporter.note(
+            f"{context.stage}: one process has all parameters; train.sharding changes nothing"
+        )
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compresskd.data.share import Share
 from compresskd.distributed import of_batch, spread
 from compresskd.distributed.batch_norm import synchronized
+from compresskd.distributed.sharding import is_sharded, whole
 from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
@@ -54,7 +55,7 @@ def train_epoch(state: TrainingState, plan: Plan) -> None:
         if plan.on_step is not None and now - reported >= SECONDS_PER_REPORT:
             plan.on_step(_progress(state, plan, (meter.samples - samples_before) / (now - started)))
             reported = last = time.perf_counter()
-        if plan.interrupt.pending or now - saved >= recipe.checkpoint_seconds:
+        if _is_due(state, plan, now - saved):
             save(state, plan)
             saved = last = time.perf_counter()
         if plan.interrupt.pending:
@@ -69,7 +70,14 @@ def save(state: TrainingState, plan: Plan) -> None:
     """Hand the state to whoever keeps it."""
     fetch(state, plan)
     if plan.checkpoint is not None:
-        plan.checkpoint(save_state(state, plan.identity))
+        saved = save_state(state, plan.identity)
+        plan.checkpoint(whole(saved, plan.group) if is_sharded(state.model) else saved)
+
+
+def _is_due(state: TrainingState, plan: Plan, seconds: float) -> bool:
+    """Whether a checkpoint is to be written; of a model in parts by all processes at once, as the first one says."""
+    due = plan.interrupt.pending or seconds >= plan.recipe.checkpoint_seconds
+    return plan.group.first(lambda: due) if is_sharded(state.model) else due
 
 
 def fetch(state: TrainingState, plan: Plan) -> None:
