@@ -171,6 +171,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         parts.check_objectives(task, strategy)
         parts.check_unlabelled(strategy)
         parts.check_packed(strategy, data.num_classes if data else None)
+        parts.check_sharding(strategy)
         if data is not None and not comparing(strategy):  # of which the tokenizer alone may have been made
             data = replace(data, unlabelled=None)
     recipe = parts.recipe(parts.config)

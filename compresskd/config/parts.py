@@ -252,6 +252,19 @@ class Parts(Maker):
             place = functools.partial(joined, "kd.objective")
             self.attempt(place, functools.partial(raise_all, objective.unlabelled_faults()))
 
+    def check_sharding(self, strategy: Strategy) -> None:
+        """Refuse parts of weights where a stage trains that factorizes or rounds them, or comes after such a one."""
+        sharding = self.config["train"].get("sharding")
+        reducing = None
+        for name, stage in strategy.stages.items():
+            if hasattr(stage, "compression") or hasattr(stage, "quantization"):
+                reducing = reducing or strategy.written[name]
+            training = getattr(stage, "training", None)
+            if sharding is not None and reducing and training and training.epochs:
+                expected = f"null: {reducing}, and what trains after it, works on whole weights"
+                self.refuse("train.sharding", f"got {shown(sharding)}, expected {expected}")
+                return
+
     def check_packed(self, strategy: Strategy, num_outputs: int | None) -> None:
         """Refuse the largest outputs of a teacher where no stage sees one, or a term needs all that it says."""
         if self.config["teacher_fit"].get("train", {}).get("teacher_outputs") is not None:

@@ -75,13 +75,15 @@ def parts_of(values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, An
 
 
 def optimizer_parts_of(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer of whole parameters, for one that has parts of them."""
+    """The state of an optimizer of whole parameters, for one that may have parts of them, in its own kernels."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {name: _part(value, parameters[number]) for name, value in own.items()}
         for number, own in saved["state"].items()
     }
-    return {**saved, "state": state}
+    pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    groups = [{**then, **{k: v for k, v in now.items() if k == "fused"}} for then, now in pairs]
+    return {**saved, "state": state, "param_groups": groups}
 
 
 def _part(value: Any, like: Any) -> Any:

@@ -110,7 +110,7 @@ def try_training(
         return
     _check_recipe(recipe, state.student)
     if recipe.sharding is not None:
-        _check_sharding(recipe.sharding, stage, training, state.student)
+        _check_sharding(recipe.sharding, state.student)
     objective = training.objective
     steps = data_for(objective, data).train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
@@ -173,15 +173,13 @@ def _check_recipe(recipe: Recipe, student: nn.Module) -> None:
         raise OptionError("recipe.dropout", recipe.dropout, expected)
 
 
-def _check_sharding(sharding: str, stage: str, training: Training, student: nn.Module) -> None:
-    """Refuse parts of weights where somebody needs the whole of one."""
+def _check_sharding(sharding: str, student: nn.Module) -> None:
+    """Refuse parts of weights of a model that has no parts of one."""
     kinds = (tt.TTLinear, tt.TTConv2d, FakeQuant, ActivationQuant)
     held = next((type(m).__name__ for m in student.modules() if isinstance(m, kinds)), None)
     single = next((name for name, p in student.named_parameters() if p.ndim == 0), None)
-    if training.whole_weights:
-        expected = f"null: stage {stage} works on whole weights"
-    elif held is not None:
-        expected = f"null: stage {stage} trains layers that compute from whole weights ({held})"
+    if held is not None:
+        expected = f"null: {held} computes from whole weights"
     elif single is not None:
         expected = f"null: {single} is one number, which has no parts"
     else:

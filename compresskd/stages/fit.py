@@ -94,7 +94,7 @@ class Reducing:
     @property
     def training(self) -> Training:
         """What is going to be trained, for a trial beforehand."""
-        return Training(self.objective, self.epochs, self.teacher, whole_weights=True)
+        return Training(self.objective, self.epochs, self.teacher)
 
     def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: the size can be reached, and the objective finds what it compares."""

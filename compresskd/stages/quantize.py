@@ -80,7 +80,6 @@ class Quantize:
             self.teacher,
             self.quantization.learning_rate,
             "quant.learning_rate",
-            whole_weights=True,
         )
 
     def check(self, state: State, example: Inputs) -> State:

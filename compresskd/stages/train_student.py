@@ -18,6 +18,7 @@ from compresskd.data.base import Data, Split
 from compresskd.distributed import active, of_batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
+from compresskd.options import OptionError
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.tasks import Batch, ModelOutputs, Task
 from compresskd.training import EpochRecord, LossOutput, Recipe, fit
@@ -31,7 +32,6 @@ class Training:
         teacher: which ones, as in `compresskd.stages.Fit`.
         learning_rate: replaces `optimizer.lr`; None keeps it.
         learning_rate_field: where it is set, of the stage.
-        whole_weights: whether the stage looks at all of a weight, or changes it, between two steps.
     """
 
     objective: Objective
@@ -39,7 +39,6 @@ class Training:
     teacher: str = "original"
     learning_rate: float | None = None
     learning_rate_field: str = "learning_rate"
-    whole_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,8 @@ def train_student(
     batches = data.train.num_batches(recipe.batch_size)
     validations = recipe.num_validations(batches)
     passes = recipe.num_updates(batches) // recipe.updates_per_epoch(batches)
+    if recipe.sharding is not None and (penalty or after_step or before_epoch):
+        raise OptionError("train.sharding", recipe.sharding, f"null: {context.stage} works on whole weights")
     if recipe.sharding is not None and active().world == 1:
         context.reporter.note(
             f"{context.stage}: one process has all parameters; train.sharding changes nothing"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from compresskd.distributed.sharding import optimizer_parts_of, parts_of
+from compresskd.distributed.sharding import is_sharded, optimizer_parts_of, parts_of
 from compresskd.tasks import Task
 from compresskd.training.history import EpochRecord
 from compresskd.training.meter import Meter
@@ -73,6 +73,9 @@ def initial_state(
     """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
     extra = nn.ModuleList(extra_modules).to(device)
     optimizer = recipe.optimizer(parameter_groups([model, extra]))
+    if is_sharded(model):
+        for group in optimizer.param_groups:
+            group |= {"fused": False} if "fused" in group else {}  # such kernels know no parts
     return TrainingState(
         model=model,
         extra=extra,

@@ -52,7 +52,7 @@ def blobs():
 
 
 RECIPE = Recipe(
-    epochs=3, batch_size=8, optimizer=functools.partial(torch.optim.AdamW, lr=0.05), scheduler=constant,
+    epochs=3, batch_size=8, optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True), scheduler=constant,
     gradient_clip=0.5, gradient_accumulation=2, evaluation_batch_size=6, sharding="fsdp",
     checkpoint_seconds=1e-3,
 )  # fmt: skip
