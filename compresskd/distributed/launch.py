@@ -33,7 +33,6 @@ _LOOPBACK = "127.0.0.1"
 _SECONDS = 0.3  # between two looks at the others
 _GRACE = 5.0  # seconds in which a process fails by itself, or ends, before it is made to
 _MEETING = timedelta(minutes=10)  # in which all processes of torchrun must have come
-_ANSWER = timedelta(seconds=15)  # in which the first process of this machine answers, or has ended
 _WAITING = timedelta(
     days=7
 )  # for the first process, which may compress a model meanwhile; watched by a thread
@@ -61,9 +60,8 @@ class Place:
             return None
 
     def store(self, *, serves: bool = False) -> Store:
-        """A connection of its own to the store; that of the first process is there before those that it starts."""
-        patience = _MEETING if "TORCHELASTIC_RUN_ID" in os.environ else _ANSWER
-        store = TCPStore(self.host, self.port, is_master=serves, timeout=patience, wait_for_workers=False)
+        """A connection of its own to the store."""
+        store = TCPStore(self.host, self.port, is_master=serves, timeout=_MEETING, wait_for_workers=False)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return PrefixStore(f"compresskd/{attempt}", store)
 
@@ -205,6 +203,7 @@ def _start(number: int) -> Others:
     store = TCPStore(_LOOPBACK, 0, is_master=True, wait_for_workers=False)
     place = Place(0, number, 0, _LOOPBACK, store.port)
     told: dict[str, Any] = {"WORLD_SIZE": number, "MASTER_ADDR": _LOOPBACK, "MASTER_PORT": store.port}
+    told["COMPRESSKD_FIRST"] = os.getpid()
     children = []
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     home = str(

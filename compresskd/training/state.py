@@ -75,7 +75,7 @@ def initial_state(
     optimizer = recipe.optimizer(parameter_groups([model, extra]))
     if is_sharded(model):
         for group in optimizer.param_groups:
-            group |= {"fused": False} if "fused" in group else {}  # such kernels know no parts
+            group.update({"fused": False} if "fused" in group else {})  # such kernels know no parts
     return TrainingState(
         model=model,
         extra=extra,

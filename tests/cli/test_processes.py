@@ -181,6 +181,16 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(work, run_program,
 
 
 @pytest.mark.slow
+def test_the_others_end_with_a_first_one_that_is_killed_while_they_start(work):
+    process = started(work, *SMALL, "processes=2", "hydra.run.dir=run")
+    waited_for(process, lambda: children(process.pid))
+    family = [process.pid, *children(process.pid)]
+    process.kill()
+    assert ended(family)
+    process.wait()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["null", "fsdp"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_and_ends_all(work, run_program, number, sharding):

@@ -51,8 +51,9 @@ def blobs():
     )  # fmt: skip
 
 
+SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True)
 RECIPE = Recipe(
-    epochs=3, batch_size=8, optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True), scheduler=constant,
+    epochs=3, batch_size=8, optimizer=SGD, scheduler=constant,
     gradient_clip=0.5, gradient_accumulation=2, evaluation_batch_size=6, sharding="fsdp",
     checkpoint_seconds=1e-3,
 )  # fmt: skip
