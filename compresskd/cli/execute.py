@@ -63,13 +63,13 @@ def check_same_config(directory: Path, record: Record | None, experiment: Any) -
     """A run is only resumed, or taken for done, under the configuration that began it."""
     if record is None:
         return
-    from compresskd.config.recorded import completed, differences
+    from compresskd.config.recorded import differences
 
-    then = completed(record.config)
-    # a run goes on with any number of processes, and with any tracker
-    now = {**dict(experiment.config), "processes": then["processes"], "tracker": then.get("tracker", {})}
+    then = record.config
+    # a run is resumed with any number of processes, and with any tracker
+    now = {**dict(experiment.config), "processes": then.get("processes"), "tracker": then.get("tracker")}
     if record.status == FINISHED:
-        now["outputs_dir"] = record.config.get("outputs_dir")  # which folder it was begun from says nothing
+        now["outputs_dir"] = then.get("outputs_dir")  # which folder it was begun from says nothing
     changed = differences(then, now)
     if changed:
         finished = record.status == FINISHED

@@ -96,7 +96,7 @@ def naming_overrides(
         if constant:
             excluded = ",".join(f"'{key}'" for key, _ in constant)
             overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]")
-        job = "${hydra.job.override_dirname}"
+        job = "${hydra.job.override_dirname}" if varying else _SINGLE
         overrides.append(f"hydra.sweep.subdir='{f'${{{FOLDER_OF}:{job}}}' if once else job}'")
     return overrides
 

@@ -11,7 +11,7 @@ from compresskd.cli.search_plan import Plan
 from compresskd.compare.discovery import find_records
 from compresskd.config.faults import ConfigError
 from compresskd.config.origin import NOTHING, value_at
-from compresskd.config.recorded import completed, differences
+from compresskd.config.recorded import differences
 from compresskd.options import shown
 from compresskd.run import FINISHED, Record, RunDirectoryError, read_record
 from compresskd.search.quantities import figures, teacher_figures
@@ -59,7 +59,7 @@ def _given(plan: Plan, record: Record, directory: Path, number: int) -> Trial:
     experiment = plan.composer.experiment([*plan.shared, *lines(point)])
     changed = [
         line
-        for line in differences(completed(record.config), dict(experiment.config))
+        for line in differences(record.config, dict(experiment.config))
         if not line.startswith(_IRRELEVANT)
     ]
     if changed:

@@ -15,19 +15,6 @@ from compresskd.run.flat import canonical, flatten
 
 FINAL, ALL = "final", "all"
 _PARTS = ("packed_bytes", "float_bytes", "dense_bytes")  # what factors are made of
-# Keys that a later version brought, with what a record without them did.
-_LATER_OF_A_TRAINING = {
-    "train.gradient_accumulation": "1",
-    "train.teacher_bits": "16",
-    "scheduler.warmup_steps": "0",
-    "scheduler.warmup_fraction": "0",
-}
-_LATER = {
-    "processes": "1",
-    "task._target_": "compresskd.tasks.Classification",
-    **_LATER_OF_A_TRAINING,
-    **{f"teacher_fit.{key}": value for key, value in _LATER_OF_A_TRAINING.items()},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +97,9 @@ def load(roots: Sequence[Path], stage: str = FINAL) -> Study:
 
 def flat_config(record: Record) -> dict[str, str]:
     """The flat config of a record, with `strategy`, `data`, `teacher` and `student` as plain names."""
-    followed = {
-        key: value for key, value in record.config.items() if key != "tracker"
-    }  # by whom says nothing
-    flat = {**_LATER, **flatten(followed)}
+    flat = flatten(
+        {key: value for key, value in record.config.items() if key != "tracker"}
+    )  # who follows a run
     for group in ("teacher", "student"):
         target = flat.get(f"{group}.name") or flat.get(f"{group}._target_")
         if target:

@@ -42,11 +42,13 @@ from compresskd.compression.weighting import (
     weighting_of,
 )
 from compresskd.data.draw import draw
-from compresskd.engine.strategy import Context, few_samples, score, shortened
+from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, checked, one_of, raise_all
 from compresskd.tasks import Inputs
+from compresskd.tasks.batch import shortened
 from compresskd.training import Scores
+from compresskd.training.evaluation import evaluation_mode
 
 Init = Annotated[str, one_of("decomposed", "random")]
 ERROR, RATIO = "error", "ratio"
@@ -270,7 +272,9 @@ class Compression(Size):
         Args:
             example: [2, ...] inputs of the model.
         """
-        taken, read = without_read(model, self._taken(model), shortened(model, example))
+        with evaluation_mode(model):
+            tried = shortened(model, example)
+        taken, read = without_read(model, self._taken(model), tried)
         if not taken:
             skipped = carry_out(copy.deepcopy(model), read).skipped
             raise NothingCompressed("include", self.include, f"other layers: {reasons_of(skipped)}")

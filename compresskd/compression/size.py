@@ -65,6 +65,9 @@ class Size:
         if len(targets) > 1:
             others = f"null beside {', '.join(targets[1:])}: one target for the size"
             raise OptionError(targets[0], getattr(self, targets[0]), others)
+        if self.budget_of != PARAMETERS and not self.is_shared:
+            expected = f"{PARAMETERS} without compress.budget or compress.max_drop"
+            raise OptionError("budget_of", self.budget_of, expected)
         if self.budget_over != ALL and self.budget is None:
             raise OptionError("budget_over", self.budget_over, f"{ALL} without compress.budget")
 

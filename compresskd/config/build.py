@@ -30,6 +30,7 @@ from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
 from compresskd.models.huggingface import is_trained_for, weights_folder
 from compresskd.options import raise_all
+from compresskd.run.later import OF_A_SCHEDULE, OF_A_TRAINING, without
 from compresskd.targets.stored_names import with_stored_targets
 from compresskd.training import Recipe
 from compresskd.trust.sources import source_digests
@@ -48,17 +49,6 @@ _PLACES_OF_A_TRACKER = (("directory", ""), ("uri", "sqlite:///"))
 _RECIPE = ("epochs", "seed", "optimizer", "scheduler", "train")
 # What determines a trained teacher, beside the data.
 _DETERMINING = ("strategy", "precision", *_RECIPE)
-_LATER_IN_SCHEDULER = {"warmup_steps": 0, "warmup_fraction": 0.0}
-# Keys of `train` that version 0.1 did not have, with the values that change nothing.
-_LATER_IN_TRAIN = {
-    "gradient_accumulation": 1,
-    "gradient_checkpointing": False,
-    "dropout": None,
-    "max_steps": None,
-    "validate_every": None,
-    "teacher_outputs": None,
-    "teacher_bits": 16,
-}
 
 
 def build_jobs(
@@ -279,10 +269,10 @@ def _key(own: Experiment) -> str:
     config = own.config
     # how often a checkpoint is written changes no weight, nor do the names of classes, nor who has which part of them
     # meanwhile; later keys that are off are left out, so that a teacher is found that was trained before there were any
-    train = {k: v for k, v in config["train"].items() if (k, v) not in _LATER_IN_TRAIN.items()}
-    train.pop("checkpoint_seconds", None)
-    train.pop("sharding", None)
-    schedule = {k: v for k, v in config["scheduler"].items() if (k, v) not in _LATER_IN_SCHEDULER.items()}
+    train = without(config["train"], OF_A_TRAINING)
+    for name in ("checkpoint_seconds", "sharding"):
+        train.pop(name, None)
+    schedule = without(config["scheduler"], OF_A_SCHEDULE)
     student = {k: v for k, v in config["student"].items() if k != "class_names"}
     folder = weights_folder(student)
     if folder is not None:  # what is in it counts, wherever it is

@@ -15,7 +15,7 @@ from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError, Fault
 from compresskd.config.origin import NOTHING, leaves
 from compresskd.config.parts import Parts
-from compresskd.config.schema import DEFAULTS, GROUPS
+from compresskd.config.schema import GROUPS
 from compresskd.data.base import Data
 from compresskd.engine.experiment import Experiment
 from compresskd.options import shown
@@ -38,13 +38,8 @@ def build_recorded(
         ConfigError: with every fault, such as data that is no longer there, or code that may not run.
     """
     _check(config, trust)
-    parts = Parts(resolved(OmegaConf.create(completed(config))), trust=trust)
+    parts = Parts(resolved(OmegaConf.create(dict(config))), trust=trust)
     return build(parts, overrides, trust=trust)
-
-
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration; keys that an earlier version did not write get their defaults."""
-    return DEFAULTS | dict(config)
 
 
 def data_of(

@@ -27,7 +27,8 @@ from compresskd.quant.prepare import frozen
 from compresskd.run import Record, Run, fingerprints
 from compresskd.run.ownership import CHECKPOINTS, PREDICTIONS
 from compresskd.run.predictions import SCORES, read_predictions, write_predictions
-from compresskd.tasks import CLASSES, Inputs, call, map_inputs
+from compresskd.tasks import CLASSES, Inputs
+from compresskd.tasks.batch import shortened
 from compresskd.training import Recipe, Scores, evaluate
 from compresskd.training.evaluation import evaluation_mode
 from compresskd.training.saved import read_training, write_training
@@ -35,7 +36,6 @@ from compresskd.training.tt_plans import plans_used
 from compresskd.tt.execution.policy import source_of
 
 _NUM_TRIED = 3
-_TOKENS_TRIED = 16  # a trial keeps what every module says: of whole texts more than the model takes
 TRAINING = f"{CHECKPOINTS}/training.ckpt"
 # sizes that are given as ratios of the teacher's too
 _COMPARED = ("num_parameters", "folder_bytes", "file_bytes", "macs")
@@ -340,6 +340,7 @@ def _restore(
             parameter.requires_grad_(name not in entry["frozen"])
     if "teacher_checkpoint" in entry:
         teacher = load(entry["teacher_checkpoint"])[0].requires_grad_(False)
+    give_back()  # the dense layers that the architecture had before its factors took their places
     return State(student, teacher), content
 
 
@@ -448,20 +449,9 @@ def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str,
 
 def few_samples(model: nn.Module, context: Context) -> Inputs:
     """3 training samples, unaugmented, to try new layers of this model on; texts are `shortened`."""
-    return shortened(model, next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs)
-
-
-def shortened(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Of texts the beginning, where the model takes that; other inputs as they are."""
-    if not (isinstance(inputs, Mapping) and "input_ids" in inputs):
-        return inputs
-    short = map_inputs(lambda tokens: tokens[:, :_TOKENS_TRIED], inputs)
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            call(model, short)
-    except Exception:  # one that takes texts of one length alone
-        return inputs
-    return short
+    inputs = next(iter(context.data.train.batches(_NUM_TRIED, epoch=None))).inputs
+    with evaluation_mode(model):
+        return shortened(model, inputs)
 
 
 def store_predictions(context: Context, name: str, scores: Scores) -> dict[str, np.ndarray]:

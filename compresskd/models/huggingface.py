@@ -270,8 +270,24 @@ def _class_of(auto: str, made: Any) -> Any:
         kinds = sorted(each.model_type for each in known)
         near = f"one of {', '.join(kinds)}" if len(kinds) <= 40 else f"one of {len(kinds)} architectures"
         raise OptionError("config.model_type", made.model_type, f"one that has the head of {auto}: {near}")
-    kind = known[type(made)]
+    try:
+        kind = known[type(made)]
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"transformers cannot import its {made.model_type} ({_cause(error)})") from error
     return kind[0] if isinstance(kind, tuple) else kind
+
+
+def _cause(error: BaseException) -> str:
+    """What an import failed for at the bottom, and what to do about the reason that is met most."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    said = _sentence(error)
+    remedy = (
+        "; uninstall torchvision, or install the one that belongs to this torch"
+        if "torchvision" in said
+        else ""
+    )
+    return said + remedy
 
 
 def _without_weights(kind: Any, made: Any, attention: str | None) -> Any:
@@ -347,7 +363,7 @@ def _check_labels(folder: HubFolder, names: Sequence[str]) -> None:
         raise OptionError("id", theirs, expected)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 

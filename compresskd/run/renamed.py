@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compresskd.run.later import with_later_keys
+
 # Of the configuration: a pattern of the whole key, and what to write instead.
 KEYS = (
     (r"compress\.data_aware", "compress.whitening"),
@@ -64,7 +66,7 @@ def modern_record(values: Any) -> Any:
 
 
 def _config(config: Mapping[str, Any]) -> dict[str, Any]:
-    config = dict(config)
+    config = with_later_keys(config)
     if isinstance(config.get("quant"), dict):
         config["quant"] = _quantization(config["quant"])
     if isinstance(config.get("compress"), dict):

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+_TOKENS_TRIED = 16  # a trial keeps what every module says: of whole texts more than the model takes
 Inputs = Tensor | Mapping[str, Tensor]
 Model = Callable[..., Any]
 
@@ -70,6 +72,19 @@ def map_inputs(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     if isinstance(inputs, Mapping):
         return {name: change(tensor) for name, tensor in inputs.items()}
     return change(inputs)
+
+
+@torch.no_grad()
+def shortened(model: Model, inputs: Inputs) -> Inputs:
+    """Of texts the beginning, where the model takes that, in the mode that it is in; other inputs as they are."""
+    if not (isinstance(inputs, Mapping) and "input_ids" in inputs):
+        return inputs
+    short = map_inputs(lambda tokens: tokens[:, :_TOKENS_TRIED], inputs)
+    try:
+        call(model, short)
+    except Exception:  # one that takes texts of one length alone
+        return inputs
+    return short
 
 
 def sliced(inputs: Inputs, start: int, stop: int) -> Inputs:

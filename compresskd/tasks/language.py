@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compresskd.metric import ACCURACY, BITS_PER_BYTE, PERPLEXITY, Metric
 from compresskd.tasks.base import Judged, by_sample
-from compresskd.tasks.batch import Batch, Model, call, logits_of
+from compresskd.tasks.batch import Batch, Model, call, logits_of, shortened
 from compresskd.tasks.classes import IGNORED, TokenClassification, sequence_fault, token_rows
 from compresskd.tasks.outputs import ModelOutputs
 
@@ -80,15 +80,18 @@ class CausalLM(MaskedLM):
     @torch.no_grad()
     def model_fault(self, model: Model, batch: Batch) -> str | None:
         """The logits at a position must not depend on the tokens after it: the model would see what it predicts."""
-        ids = batch.inputs if isinstance(batch.inputs, Tensor) else batch.inputs.get("input_ids")
+        given = shortened(
+            model, batch.inputs
+        )  # of a large vocabulary, logits of whole texts take more than the model
+        ids = given if isinstance(given, Tensor) else given.get("input_ids")
         if ids is None or ids.is_floating_point() or ids.ndim != 2 or ids.shape[1] < 2:
             return None
         half = ids.shape[1] // 2
         other = torch.cat(
             [ids[:, :half], torch.where(ids == ids.min(), ids.max(), ids.min())[:, half:]], dim=1
         )
-        inputs = other if isinstance(batch.inputs, Tensor) else {**batch.inputs, "input_ids": other}
-        before, after = (logits_of(call(model, given))[:, :half] for given in (batch.inputs, inputs))
+        changed = other if isinstance(given, Tensor) else {**given, "input_ids": other}
+        before, after = (logits_of(call(model, each))[:, :half] for each in (given, changed))
         if torch.allclose(before, after, rtol=0, atol=_SAME * float(before.abs().amax())):
             return None
         return "a model whose outputs do not depend on the tokens after them, which they are to predict"

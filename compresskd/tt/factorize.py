@@ -62,7 +62,7 @@ def factorize(
     Args:
         module: nn.Linear, nn.Conv1d, nn.Conv2d or nn.Embedding, or a layer that is known or was registered.
         rank: the largest TT-rank (the bond dimension between cores). Among modes, the one that does best against the
-            low-rank SVD of as many parameters.
+            low-rank SVD of as many parameters; of an embedding, if it loses no more than the SVD of that rank.
         ranks: one for each TT-rank, together with `modes`.
         tolerance: relative error of the weight, or in the metric that the covariances make.
         energy: share of the squared norm kept; the same as tolerance = sqrt(1 - energy).
@@ -282,7 +282,23 @@ def _search(
     if target.ranks is not None and len(options) != 1:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
     weight = module.weight.detach().flatten(1)
-    return search(weight, options, target, metric=metric, keep_larger=keep_larger)
+    found = search(weight, options, target, metric=metric, keep_larger=keep_larger)
+    if isinstance(module, nn.Embedding) and target.rank is not None:
+        return _as_good_as(svd_modes(module.embedding_dim, module.num_embeddings), found)
+    return found
+
+
+def _as_good_as(low_rank: Modes, found: list[Candidate]) -> list[Candidate]:
+    """Candidates for a table, those first that lose no more than the low-rank SVD of the same rank.
+
+    The order of a vocabulary says nothing, so that a train of several cores, whose rank has far fewer parameters than
+    that of an SVD of the table, keeps a few common rows and drops the others: as good as an SVD of so few parameters,
+    and of no use beside layers that keep what the rank lets them keep.
+    """
+    svd = next((c for c in found if c.modes == low_rank and c.decomposition is not None), None)
+    return (
+        found if svd is None else sorted(found, key=lambda c: c.decomposition is None or c.error > svd.error)
+    )
 
 
 def _modes(module: Plain, method: str, modes: ModeChoice | None, num_cores: int | None) -> list[Modes]:

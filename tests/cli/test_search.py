@@ -25,6 +25,7 @@ def written(directory):
     return json.loads((directory / "search.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_search_writes_trials_front_and_report_and_goes_on(run_cli, work):
     ended = run_cli("search", *BASE, *SPACE, *BOTH, "--trials", "3", "--then", "1")
     assert ended.status == 0, ended.err
@@ -62,6 +63,7 @@ def test_a_search_writes_trials_front_and_report_and_goes_on(run_cli, work):
     assert len(written(directory)["trials"]) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_taken_up_and_gives_what_an_undisturbed_search_gives(run_cli, work):
     words = ("search", *BASE, *SPACE, "--trials", "4", "--seed", "2")
     assert run_cli(*words).status == 0
@@ -104,6 +106,7 @@ def test_failed_trials_do_not_end_a_search_and_none_that_ends_well_is_a_failure(
     assert "no trial" in none.err
 
 
+@pytest.mark.slow
 def test_finished_runs_count_as_tried(run_cli, work):
     sweep = ("-m", *BASE, *SPACE[2:], "bits=4", "rank=1,2", "epochs=1")
     assert run_cli(*sweep).status == 0
@@ -162,6 +165,7 @@ def test_a_folder_of_something_else_is_left_alone(run_cli, work):
         read_search(Path("mine"))
 
 
+@pytest.mark.slow
 def test_a_goal_is_answered_in_one_line(run_cli, work):
     ended = run_cli(
         "goal=accuracy>=-60", "minimize=bytes", *BASE, "strategy=compress_then_distill", "--trials", "6"
@@ -176,6 +180,7 @@ def test_a_goal_is_answered_in_one_line(run_cli, work):
     assert run_cli("resume", str(folder(work, "goals"))).status == 0
 
 
+@pytest.mark.slow
 def test_a_goal_that_nothing_meets_shows_the_nearest(run_cli, work):
     ended = run_cli("goal=bytes<=10", *BASE, "strategy=compress_then_distill", "bits=4", "--trials", "2")
     assert ended.status == 3

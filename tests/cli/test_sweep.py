@@ -45,6 +45,10 @@ def test_what_the_user_named_is_left_alone():
     assert varying_keys([["+a.b=1", "c=1"], ["+a.b=2", "c=1"]]) == ["a.b"]
 
 
+def test_a_single_job_has_a_folder_of_its_own_in_that_of_the_sweep():
+    assert "hydra.sweep.subdir='single'" in naming_overrides([["rank=4", "seed=0"]], ["dir"], "/out")
+
+
 def test_a_name_that_no_folder_can_have_is_refused():
     jobs = [[f"compress.include=[{'x' * 300}{i}]"] for i in range(2)]
     with pytest.raises(RunDirectoryError, match=r"write hydra\.sweep\.subdir='\$\{hydra\.job\.num\}'"):

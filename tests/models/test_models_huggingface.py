@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from refusals import name_of, says
 from torch import nn
 
@@ -307,3 +308,21 @@ def test_a_gguf_file_without_the_packages_that_read_it_is_refused_with_their_nam
     (tmp_path / "model.gguf").touch()
     with pytest.raises(ValueError, match=says("id", "pip install gguf accelerate")):
         hub_folder(str(tmp_path))
+
+
+def test_an_import_that_fails_inside_transformers_is_told_with_its_cause(monkeypatch):
+    class Broken(dict):
+        def __contains__(self, key):
+            return True
+
+        def __getitem__(self, key):
+            try:
+                raise RuntimeError("operator torchvision::nms does not exist")
+            except RuntimeError as error:
+                raise ModuleNotFoundError("Could not import module 'BertModel'") from error
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "_model_mapping", Broken())
+    with pytest.raises(ValueError, match=r"bert .*nms does not exist; uninstall torchvision"):
+        huggingface.huggingface(
+            id=None, config={"model_type": "bert"}, num_classes=2, task="text_classification"
+        )

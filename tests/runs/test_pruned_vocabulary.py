@@ -158,6 +158,7 @@ def test_weights_of_a_file_may_be_of_all_tokens_or_of_those_that_are_left(root, 
     assert prints[0] == prints[1]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_reused_for_the_tokens_that_it_was_trained_on_alone(root, run_cli, work):
     keys = []
     for number, wanted in enumerate(("true", "false", "3", "true")):

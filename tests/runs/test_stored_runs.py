@@ -9,6 +9,10 @@ import torch
 
 import compresskd
 from compresskd import tt
+from compresskd.config.build import resolved
+from compresskd.config.compose import compose_jobs
+from compresskd.config.origin import leaves
+from compresskd.run.record import read_record
 
 STORED = Path(__file__).parents[1] / "stored_runs"
 FINISHED = ("quantized", "multi_stage", "features")
@@ -83,3 +87,12 @@ def test_they_are_exported(run_cli, outputs):
     outcome = run_cli("export", "outputs/features", "--to", "dense", "--out", "dense")
     assert outcome.status == 0, outcome.err
     assert not [m for m in compresskd.load("dense").modules() if isinstance(m, tt.TTLinear | tt.TTConv2d)]
+
+
+@pytest.mark.parametrize("name", [*FINISHED, "interrupted"])
+def test_a_record_is_read_with_every_key_of_today(name):
+    record = read_record(STORED / name)
+    (job,) = compose_jobs(record.overrides).jobs
+    then, now = dict(leaves(record.config)), dict(leaves(resolved(job.config)))
+    missing = {key for key, value in now.items() if key not in then and value not in (None, False)}
+    assert not missing, "compresskd/run/later.py has no value for them"

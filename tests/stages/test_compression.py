@@ -268,6 +268,7 @@ def test_other_methods_behind_the_same_switch(run_strategy, method):
         ({"budget": 2}, "budget: got 2, expected < 1"),
         ({"budget": 0.5, "budget_of": "watts"}, "budget_of: got 'watts', expected parameters, bytes"),
         ({"max_drop": -1}, "max_drop: got -1, expected >= 0"),
+        ({"budget_of": "macs"}, "budget_of: got 'macs', expected parameters without compress.budget"),
         ({"budget": 0.5, "budget_over": "some"}, "budget_over: got 'some', expected all, included"),
         ({"budget_over": "included"}, "budget_over: got 'included', expected all without compress.budget"),
         ({"method": "magic"}, "method: got 'magic', expected tensor_train, svd, interpolative, tucker, cp"),

@@ -18,7 +18,7 @@ from compresskd.tt import (
     factorize,
     from_structure,
 )
-from compresskd.tt.decompose.modes import conv_modes, factorizations, linear_modes, nearest_factors
+from compresskd.tt.decompose.modes import conv_modes, factorizations, linear_modes, nearest_factors, svd_modes
 
 
 def smooth_linear(num_inputs, num_outputs, power=1.0, dtype=torch.float32):
@@ -275,3 +275,15 @@ def test_embedding_of_an_awkward_vocabulary():
     layer = factorize(dense, num_parameters=9000)
     assert isinstance(layer, TTEmbedding)
     assert layer(torch.tensor([0, 1008])).shape == (2, 30)
+
+
+def test_an_embedding_of_a_rank_loses_no_more_than_the_svd_of_that_rank():
+    table = nn.Embedding(1000, 32)
+    often = torch.arange(1, 1001, dtype=torch.float32).rsqrt()  # the root of Zipf's law
+    options = {"rank": 8, "output_covariance": often / often.sum()}
+    best, *others = candidates(table, **options)
+    svd = next(c for c in [best, *others] if c.modes == svd_modes(32, 1000))
+    assert best.error <= svd.error
+    (smallest,) = candidates(table, **options, num_cores=4)[:1]  # asked for, it is given
+    assert smallest.num_parameters < svd.num_parameters / 3
+    assert smallest.error > svd.error
