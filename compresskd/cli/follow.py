@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_SECONDS = 0.3  # between two looks at the first process
 
 
 def is_one_of_several() -> bool:
@@ -18,6 +22,10 @@ def is_one_of_several() -> bool:
 
 def follows() -> bool:
     """Whether this process is told what to do by the first of several."""
+    if "COMPRESSKD_FIRST" in os.environ:  # before torch is loaded, which may outlast the first process
+        threading.Thread(
+            target=_end_with_parent, args=(int(os.environ["COMPRESSKD_FIRST"]),), daemon=True
+        ).start()
     from compresskd.distributed.launch import Place
 
     place = Place.of_environment()
@@ -44,6 +52,12 @@ def follow() -> int:
             int(threads)
         )  # joblib sets MKL_NUM_THREADS too, which for torch comes before it
     return launch.follow(place, _carry_out)
+
+
+def _end_with_parent(process: int) -> None:
+    while os.getppid() == process:
+        time.sleep(_SECONDS)
+    os._exit(1)
 
 
 @contextmanager

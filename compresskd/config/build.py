@@ -161,6 +161,7 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
         parts.check_objectives(task, strategy)
         parts.check_unlabelled(strategy)
         parts.check_packed(strategy, data.num_classes if data else None)
+        parts.check_sharding(strategy)
         if data is not None and not comparing(strategy):  # of which the tokenizer alone may have been made
             data = replace(data, unlabelled=None)
     recipe = parts.recipe(parts.config)
@@ -266,10 +267,11 @@ def _teacher(config: Plain, own: Experiment | None, kept: Sequence[int] | None) 
 def _key(own: Experiment) -> str:
     """The key under which later runs find a teacher that has been trained."""
     config = own.config
-    # how often a checkpoint is written changes no weight, nor do the names of classes; later keys that are off are left
-    # out, so that a teacher is found that was trained before there were any
+    # how often a checkpoint is written changes no weight, nor do the names of classes, nor who has which part of them
+    # meanwhile; later keys that are off are left out, so that a teacher is found that was trained before there were any
     train = without(config["train"], OF_A_TRAINING)
-    train.pop("checkpoint_seconds", None)
+    for name in ("checkpoint_seconds", "sharding"):
+        train.pop(name, None)
     schedule = without(config["scheduler"], OF_A_SCHEDULE)
     student = {k: v for k, v in config["student"].items() if k != "class_names"}
     folder = weights_folder(student)

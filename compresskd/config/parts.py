@@ -146,7 +146,10 @@ class Parts(Maker):
         """Judge every `_target_` of one group, as has to be done before anything of it is made."""
         node = self.config[group]
         if group in MODEL_ROLES:  # a shape that only the data can tell is not there yet, which is no fault
-            node = _without(_with_told(node, _ANYTHING), "weights")
+            none = (
+                {"input_shape": None} if node.get("input_shape") == [] else {}
+            )  # as records of texts have it
+            node = _without(_with_told({**node, **none}, _ANYTHING), "weights")
         self.make(node, group, call=False)
 
     def trackers(self) -> dict[str, Any]:
@@ -248,6 +251,19 @@ class Parts(Maker):
         for objective in seeing:
             place = functools.partial(joined, "kd.objective")
             self.attempt(place, functools.partial(raise_all, objective.unlabelled_faults()))
+
+    def check_sharding(self, strategy: Strategy) -> None:
+        """Refuse parts of weights where a stage trains that factorizes or rounds them, or comes after such a one."""
+        sharding = self.config["train"].get("sharding")
+        reducing = None
+        for name, stage in strategy.stages.items():
+            if hasattr(stage, "compression") or hasattr(stage, "quantization"):
+                reducing = reducing or strategy.written[name]
+            training = getattr(stage, "training", None)
+            if sharding is not None and reducing and training and training.epochs:
+                expected = f"null: {reducing}, and what trains after it, works on whole weights"
+                self.refuse("train.sharding", f"got {shown(sharding)}, expected {expected}")
+                return
 
     def check_packed(self, strategy: Strategy, num_outputs: int | None) -> None:
         """Refuse the largest outputs of a teacher where no stage sees one, or a term needs all that it says."""

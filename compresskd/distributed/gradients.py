@@ -1,8 +1,10 @@
-"""Gradients of all processes, added up."""
+"""Gradients of all processes, added up while others are still computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,55 +13,122 @@ from torch import Tensor, nn
 
 from compresskd.distributed.group import Group, ProcessLost
 
-_BUCKET = 2**22  # numbers that are sent together: 16 MiB in float32
+_BUCKET = 2**20  # numbers that are sent together: 4 MiB in float32
 
 
-@torch.no_grad()
-def add_up(parameters: Sequence[nn.Parameter], values: Tensor, group: Group) -> Tensor:
-    """Replace each gradient by its sum over all processes; returns the sum of `values` [n] float32.
+@dataclass
+class _Bucket:
+    """Parameters of one dtype and device, whose gradients are sent as one tensor."""
+
+    parameters: list[nn.Parameter]
+    flat: Tensor  # their gradients, one after the other
+    views: list[Tensor]  # of `flat`, in the shape and the order in memory of each parameter
+    awaited: int = 0  # gradients that the backward pass has yet to give
+    work: Any = None  # of sending
+
+    @classmethod
+    def of(cls, parameters: list[nn.Parameter]) -> _Bucket:
+        flat = torch.empty(sum(p.numel() for p in parameters), dtype=parameters[0].dtype,
+                           device=parameters[0].device)  # fmt: skip
+        parts = flat.split([p.numel() for p in parameters])
+        strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
+        views = [part.as_strided(p.shape, s, part.storage_offset())
+                 for part, p, s in zip(parts, parameters, strides, strict=True)]  # fmt: skip
+        return cls(parameters, flat, views)
+
+
+class Gradients:
+    """The sums over all processes of the gradients of parameters.
+
+    A bucket is sent as soon as the backward pass has given all of it, in the order of the buckets, which is the same
+    in every process, and by a channel of its own: what is called meanwhile may come before or after it. The sums
+    become the gradients themselves and are not copied.
 
     A parameter without a gradient in every process keeps none, as an optimizer leaves it alone then; without one in
     some of them it has that of the others.
+
+    Args:
+        parameters: in the order in which a forward pass uses them; the last ones are the first to have gradients.
     """
-    if group.world == 1:
+
+    def __init__(self, parameters: Sequence[nn.Parameter], group: Group) -> None:
+        self._parameters, self._group = parameters, group
+        self._buckets = [_Bucket.of(each) for each in _split(parameters)] if group.world > 1 else []
+        self._num_sent, self._is_last = 0, False
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(lambda _, bucket=bucket: self._came(bucket))
+            for bucket in self._buckets
+            for p in bucket.parameters
+            if p.requires_grad
+        ]
+
+    def __enter__(self) -> Gradients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def last(self) -> Iterator[None]:
+        """Within, the backward pass is the last one of an update: what it has given is sent."""
+        for bucket in self._buckets:
+            bucket.awaited = sum(p.requires_grad for p in bucket.parameters)
+        self._is_last = True
+        try:
+            yield
+        finally:
+            self._is_last = False
+
+    @torch.no_grad()
+    def add_up(self, values: Tensor) -> Tensor:
+        """Replace each gradient by its sum over all processes; returns the sum of `values` [n] float32."""
+        if self._group.world == 1:
+            return values
+        has = values.new_tensor([float(p.grad is not None) for p in self._parameters])
+        told = torch.cat([values, has])
+        try:
+            for bucket in self._buckets[self._num_sent :]:  # which the backward pass has not given all of
+                self._send(bucket)
+            works = [*(bucket.work for bucket in self._buckets), self._sent(told)]
+            for work in filter(None, works):
+                work.wait()
+        except RuntimeError as error:
+            raise ProcessLost(self._group.whom(error)) from error
+        self._num_sent = 0
+        values, has = told.split([len(values), len(has)])
+        sums = {
+            p: view
+            for bucket in self._buckets
+            for p, view in zip(bucket.parameters, bucket.views, strict=True)
+        }
+        for p, count in zip(self._parameters, has.tolist(), strict=True):
+            p.grad = sums[p] if count else None
         return values
-    has = torch.tensor([float(p.grad is not None) for p in parameters], device=values.device)
-    try:
-        told = _send([values, has])
-        sent = [(bucket, _send([_gradient(p) for p in bucket])) for bucket in _buckets(parameters)]
-        values, has = _received(*told, [values, has])
-        for bucket, sending in sent:
-            for p, part in zip(bucket, _received(*sending, bucket), strict=True):
-                _gradient(p).copy_(part)
-    except RuntimeError as error:
-        raise ProcessLost(group.whom(error)) from error
-    for p, count in zip(parameters, has.tolist(), strict=True):
-        if not count:
-            p.grad = None
-    return values
+
+    def _came(self, bucket: _Bucket) -> None:
+        if not self._is_last:
+            return
+        bucket.awaited -= 1
+        try:
+            while self._num_sent < len(self._buckets) and not self._buckets[self._num_sent].awaited:
+                self._send(self._buckets[self._num_sent])
+        except RuntimeError as error:
+            raise ProcessLost(self._group.whom(error)) from error
+
+    @torch.no_grad()
+    def _send(self, bucket: _Bucket) -> None:
+        for view, p in zip(bucket.views, bucket.parameters, strict=True):
+            view.zero_() if p.grad is None else view.copy_(p.grad)
+        bucket.work = self._sent(bucket.flat)
+        self._num_sent += 1
+
+    def _sent(self, tensor: Tensor) -> Any:
+        return dist.all_reduce(tensor, group=self._group.channel, async_op=True)
 
 
-def _send(tensors: Sequence[Tensor]) -> tuple[Tensor, Any]:
-    """Begin to add up tensors of one dtype; several such are on their way at once."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    return flat, dist.all_reduce(flat, async_op=True)
-
-
-def _received(flat: Tensor, work: Any, like: Sequence[Tensor]) -> list[Tensor]:
-    if work is not None:
-        work.wait()
-    parts = flat.split([tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one dtype and device, in the order in which gradients become known."""
+def _split(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype and device each, in the order in which gradients become known."""
     bucket: list[nn.Parameter] = []
     size = 0
     for p in reversed(parameters):

@@ -52,12 +52,15 @@ class Group:
         world: how many there are.
         part: of the samples of the batch that they share, which this process has; 1 where they share none.
         whom: says in words who is gone, given what a collective raised.
+        channel: of torch.distributed, for what is on its way while others of these methods are called; None where
+            all processes call everything in one order.
     """
 
     rank: int = 0
     world: int = 1
     part: float = 1.0
     whom: Callable[[Exception], str] = _nobody
+    channel: Any = None
 
     @property
     def leads(self) -> bool:
@@ -128,6 +131,20 @@ class Group:
     def turns(self, items: Iterable[_T]) -> Iterator[_T]:
         """Every world-th item, from that of this process on."""
         return (item for number, item in enumerate(items) if number % self.world == self.rank)
+
+    def rounds(self, items: Iterable[_T], *, even: bool) -> Iterator[tuple[_T, bool]]:
+        """`turns`, and that they are; by `even` each process has as many.
+
+        One that has none left for the last round takes the last item too, which is not its own.
+        """
+        last: list[_T] = []
+        count = 0
+        for count, item in enumerate(items, 1):
+            last = [item]
+            if (count - 1) % self.world == self.rank:
+                yield item, True
+        if even and 0 < count % self.world <= self.rank:
+            yield last[0], False
 
     def in_order(self, own: Sequence[_T]) -> list[_T]:
         """What all processes made of their `turns`, in the order of the items."""

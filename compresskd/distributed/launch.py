@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,9 @@ def launched(number: int, order: Any, device: torch.device) -> Iterator[Group]:
             count = next(others.orders)
             others.store.set(f"order/{count}", pickle.dumps((device.type, order)))  # pyright: ignore[reportArgumentType]
             others.meet(count)
-            with _connected(others.store, f"group/{count}", group, device.type), together(group):
-                yield group
+            name = f"group/{count}"
+            with _connected(others.store, name, group, device.type) as connected, together(connected):
+                yield connected
         except BaseException:
             others.end()
             raise
@@ -202,6 +203,7 @@ def _start(number: int) -> Others:
     store = TCPStore(_LOOPBACK, 0, is_master=True, wait_for_workers=False)
     place = Place(0, number, 0, _LOOPBACK, store.port)
     told: dict[str, Any] = {"WORLD_SIZE": number, "MASTER_ADDR": _LOOPBACK, "MASTER_PORT": store.port}
+    told["COMPRESSKD_FIRST"] = os.getpid()
     children = []
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     home = str(
@@ -236,7 +238,7 @@ def _threads_of(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(store: Store, name: str, group: Group, device: str) -> Iterator[None]:
+def _connected(store: Store, name: str, group: Group, device: str) -> Iterator[Group]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
@@ -245,10 +247,12 @@ def _connected(store: Store, name: str, group: Group, device: str) -> Iterator[N
             world_size=group.world,
             timeout=_WAITING,
         )
+        # NCCL wants one order of all that is sent by a device
+        channel = None if device == "cuda" else dist.new_group(timeout=_WAITING)
     except RuntimeError as error:
         raise ProcessLost(group.whom(error)) from error
     try:
-        yield
+        yield replace(group, channel=channel)
     finally:
         dist.destroy_process_group()
 
@@ -270,7 +274,7 @@ def follow(place: Place, carry_out: Callable[[Any], object]) -> int:
         try:
             if device == "cuda":
                 torch.cuda.set_device(place.local_rank)
-            with _connected(store, f"group/{count}", group, device), together(group):
+            with _connected(store, f"group/{count}", group, device) as connected, together(connected):
                 carry_out(order)
         except ProcessLost:
             time.sleep(_GRACE)  # the first one says what happened, and ends this process

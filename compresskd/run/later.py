@@ -18,6 +18,7 @@ OF_A_TRAINING = {
     "validate_every": None,
     "teacher_outputs": None,
     "teacher_bits": 16,
+    "sharding": None,
 }
 OF_A_RUN = {
     "task": {"_target_": "compresskd.tasks.Classification"},

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskd import tt
 from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
 from compresskd.models.build import spec_of
 from compresskd.models.vocabulary import remedy, takes
 from compresskd.options import OptionError
+from compresskd.quant.activation import ActivationQuant
+from compresskd.quant.fake_quantize import FakeQuant
 from compresskd.quant.together import rounded_together
 from compresskd.stages.fit import teachers_of
 from compresskd.stages.teacher_outputs import TeacherOutputs
@@ -106,6 +109,8 @@ def try_training(
     if not training.epochs:
         return
     _check_recipe(recipe, state.student)
+    if recipe.sharding is not None:
+        _check_sharding(recipe.sharding, state.student)
     objective = training.objective
     steps = data_for(objective, data).train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
@@ -131,6 +136,11 @@ def try_training(
     with torch.random.fork_rng(devices=generators), ExitStack() as stack:
         gradients = stack.enter_context(_gradients(student))
         comparisons = _comparisons(student, teachers, training, sample, trial, device, stack)
+        if recipe.sharding is not None and any(
+            p.requires_grad for c in comparisons for p in c.bound.parameters()
+        ):
+            expected = "null with terms that train a projection of their own (kd=fitnets)"
+            raise OptionError("recipe.sharding", recipe.sharding, expected)
         loss = functools.partial(_loss, task=data.task, comparisons=comparisons, batch_size=recipe.batch_size)
         try:
             fit(
@@ -161,6 +171,20 @@ def _check_recipe(recipe: Recipe, student: nn.Module) -> None:
     if recipe.dropout is not None and not any(rates_of(student)):
         expected = f"null: {type(student).__name__} has no dropout"
         raise OptionError("recipe.dropout", recipe.dropout, expected)
+
+
+def _check_sharding(sharding: str, student: nn.Module) -> None:
+    """Refuse parts of weights of a model that has no parts of one."""
+    kinds = (tt.TTLinear, tt.TTConv2d, FakeQuant, ActivationQuant)
+    held = next((type(m).__name__ for m in student.modules() if isinstance(m, kinds)), None)
+    single = next((name for name, p in student.named_parameters() if p.ndim == 0), None)
+    if held is not None:
+        expected = f"null: {held} computes from whole weights"
+    elif single is not None:
+        expected = f"null: {single} is one number, which has no parts"
+    else:
+        return
+    raise OptionError("recipe.sharding", sharding, expected)
 
 
 def _of_stage(stage: str, training: Training, recipe: Recipe) -> Recipe:

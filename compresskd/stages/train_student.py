@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from compresskd.data.alternating import with_unlabelled
 from compresskd.data.base import Data, Split
-from compresskd.distributed import of_batch
+from compresskd.distributed import active, of_batch
 from compresskd.engine.strategy import Context
 from compresskd.kd.objective import BoundObjective, CapturedPair, Objective
+from compresskd.options import OptionError
 from compresskd.quant.together import rounded_together
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.tasks import Batch, ModelOutputs, Task
@@ -90,6 +91,12 @@ def train_student(
     batches = data.train.num_batches(recipe.batch_size)
     validations = recipe.num_validations(batches)
     passes = recipe.num_updates(batches) // recipe.updates_per_epoch(batches)
+    if recipe.sharding is not None and (penalty or after_step or before_epoch):
+        raise OptionError("train.sharding", recipe.sharding, f"null: {context.stage} works on whole weights")
+    if recipe.sharding is not None and active().world == 1:
+        context.reporter.note(
+            f"{context.stage}: one process has all parameters; train.sharding changes nothing"
+        )
     resume = context.training_state()
     if resume is not None:
         context.reporter.note(f"{context.stage}: resumes at epoch {len(resume['history']) + 1}")

@@ -5,6 +5,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from compresskd.data.share import Share
 from compresskd.distributed import of_batch, spread
 from compresskd.distributed.batch_norm import synchronized
-from compresskd.distributed.gradients import add_up
+from compresskd.distributed.sharding import is_sharded, whole
 from compresskd.tasks import Batch
 from compresskd.training.history import StepProgress
 from compresskd.training.loss import LossOutput, NonFiniteLoss, likely_cause
@@ -54,7 +55,7 @@ def train_epoch(state: TrainingState, plan: Plan) -> None:
         if plan.on_step is not None and now - reported >= SECONDS_PER_REPORT:
             plan.on_step(_progress(state, plan, (meter.samples - samples_before) / (now - started)))
             reported = last = time.perf_counter()
-        if plan.interrupt.pending or now - saved >= recipe.checkpoint_seconds:
+        if _is_due(state, plan, now - saved):
             save(state, plan)
             saved = last = time.perf_counter()
         if plan.interrupt.pending:
@@ -69,7 +70,14 @@ def save(state: TrainingState, plan: Plan) -> None:
     """Hand the state to whoever keeps it."""
     fetch(state, plan)
     if plan.checkpoint is not None:
-        plan.checkpoint(save_state(state, plan.identity))
+        saved = save_state(state, plan.identity)
+        plan.checkpoint(whole(saved, plan.group) if is_sharded(state.model) else saved)
+
+
+def _is_due(state: TrainingState, plan: Plan, seconds: float) -> bool:
+    """Whether a checkpoint is to be written; of a model in parts by all processes at once, as the first one says."""
+    due = plan.interrupt.pending or seconds >= plan.recipe.checkpoint_seconds
+    return plan.group.first(lambda: due) if is_sharded(state.model) else due
 
 
 def fetch(state: TrainingState, plan: Plan) -> None:
@@ -135,12 +143,13 @@ def _learn(group: Sequence[Batch], state: TrainingState, plan: Plan) -> None:
     lr = state.optimizer.param_groups[0]["lr"]
     _draw_apart(state, plan)
     seen = []
-    for batch, weight in zip(group, _weights(group, plan), strict=True):
+    for number, (batch, weight) in enumerate(zip(group, _weights(group, plan), strict=True), 1):
         with spread(len(batch), batch.num_together), synchronized(state.model, of_batch()):
             with plan.cast:
                 output = LossOutput(*plan.loss(plan.forward, batch))
             total = output.total if weight == 1 else output.total * weight
-            (total if state.scaler is None else state.scaler.scale(total)).backward()
+            with plan.gradients.last() if number == len(group) else nullcontext():
+                (total if state.scaler is None else state.scaler.scale(total)).backward()
         if len(group) > 1:  # nothing keeps the graph of one batch while the next is computed
             output = output._replace(total=output.total.detach(), logits=output.logits.detach())
         if plan.group.world == 1:
@@ -160,9 +169,8 @@ def _add_up(
     plan: Plan,
 ) -> None:
     """Make gradients, and what is told of the batches, those of all processes."""
-    parameters = [p for own in state.optimizer.param_groups for p in own["params"]]
     own = [values for values, _ in seen]
-    of_all = add_up(parameters, torch.cat(own), plan.group).split([len(values) for values in own])
+    of_all = plan.gradients.add_up(torch.cat(own)).split([len(values) for values in own])
     for batch, values, (_, names) in zip(group, of_all, seen, strict=True):
         state.meter.take(values[:-1], names, round(float(values[-1])), batch.num_together, lr)
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from compresskd.data.base import Split
 from compresskd.distributed import active
+from compresskd.distributed.sharding import is_sharded
 from compresskd.metric import ACCURACY, LOSS
 from compresskd.tasks import Classification, Judged, Task
 
@@ -77,8 +78,12 @@ def evaluate(
     # what is rounded as it is read is rounded once for the whole split
     plain = torch.autocast(split.device.type, enabled=False)
     with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached():
-        for batch in active().turns(split.batches(batch_size)):
-            rows, targets_N = task.rows(batch.call(model), batch)
+        # parts of a model come together where all processes call it
+        for batch, is_own in active().rounds(split.batches(batch_size), even=is_sharded(model)):
+            output = batch.call(model)
+            if not is_own:
+                continue
+            rows, targets_N = task.rows(output, batch)
             logits_NK = rows.logits.float()
             losses_N = task.label_losses(logits_NK, targets_N) if task.keeps_losses else None
             sums.append(task.label_sum(logits_NK, targets_N) if losses_N is None else losses_N.sum())

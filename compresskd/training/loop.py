@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 
 from compresskd.data.base import Data
 from compresskd.distributed import active
+from compresskd.distributed.gradients import Gradients
+from compresskd.distributed.sharding import own_alone, sharded
 from compresskd.training.dropout import dropout
 from compresskd.training.epoch import non_finite, save, train_epoch, validation_due
 from compresskd.training.evaluation import Scores, evaluate
@@ -64,7 +66,8 @@ def fit(
         on_step: called at most ten times a second.
 
     Several processes (`compresskd.distributed`) call it together, each with the same arguments, and have the same
-    result: of every batch each takes its share.
+    result: of every batch each takes its share and, by `recipe.sharding`, keeps its part of the parameters alone while
+    it trains. Then `loss` is given another module than `model`, which has its hooks.
 
     The random numbers (dropout, order, mixup, augmentation) follow from `seed`; the generators of the caller
     are left as they were. Factorized layers run by fixed plans, at validation too, unless the caller has chosen
@@ -86,15 +89,21 @@ def fit(
         torch.random.fork_rng(devices=generators),
         deferred_interrupt() as interrupt,
         _prepared(model, recipe),
+        ExitStack() as stack,
     ):
         torch.manual_seed(seed)
+        group, steps = active(), data.train.num_batches(recipe.batch_size)
+        group.copy_first([model, *extra_modules])
+        trained = stack.enter_context(sharded(model, group)) if _is_spread(recipe) else model
+        state = initial_state(trained, extra_modules, recipe, steps, device, data.task)
+        gradients = stack.enter_context(Gradients(own_alone(state.trained), group))
         plan = Plan(
             data=data,
             loss=loss,
             recipe=recipe,
             seed=seed,
-            steps=data.train.num_batches(recipe.batch_size),
-            forward=torch.compile(model) if recipe.compile else model,  # type: ignore[arg-type]
+            steps=steps,
+            forward=torch.compile(trained) if recipe.compile else trained,  # type: ignore[arg-type]
             cast=autocast(recipe.precision, device),
             interrupt=interrupt,
             after_step=after_step,
@@ -102,13 +111,16 @@ def fit(
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             on_step=on_step,
-            group=active(),
+            gradients=gradients,
+            group=group,
         )
-        plan.group.copy_first([model, *extra_modules])
-        state = initial_state(model, extra_modules, recipe, plan.steps, device, data.task)
         if resume is not None:
             load_state(state, resume, plan.identity)
         return _run(state, plan)
+
+
+def _is_spread(recipe: Recipe) -> bool:
+    return recipe.sharding is not None and active().world > 1
 
 
 def _check(data: Data, recipe: Recipe, device: torch.device) -> None:
@@ -205,8 +217,9 @@ def _untrained(model: nn.Module, data: Data, recipe: Recipe) -> FitResult:
 @contextmanager
 def _prepared(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Weights of convolutions in channels-last order, activations computed again in the backward pass, and dropout, as
-    the recipe says, while training; afterwards weights are contiguous, as files want."""
-    if recipe.channels_last:
+    the recipe says, while training; afterwards weights are contiguous, as files want, and as those in parts stay."""
+    channels_last = recipe.channels_last and not _is_spread(recipe)
+    if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.gradient_checkpointing:
         _checkpointing(model, True)
@@ -214,7 +227,7 @@ def _prepared(model: nn.Module, recipe: Recipe) -> Iterator[None]:
         with dropout(model, recipe.dropout):
             yield
     finally:
-        if recipe.channels_last:
+        if channels_last:
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if recipe.gradient_checkpointing:
             _checkpointing(model, False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from compresskd.data.base import Data
 from compresskd.distributed import ALONE, Group
+from compresskd.distributed.gradients import Gradients
 from compresskd.training.history import EpochRecord, StepProgress
 from compresskd.training.interrupt import Interrupt
 from compresskd.training.loss import LossFunction
@@ -32,6 +33,7 @@ class Plan:
     checkpoint: Callable[[dict[str, Any]], None] | None
     on_epoch: Callable[[EpochRecord], None] | None
     on_step: Callable[[StepProgress], None] | None
+    gradients: Gradients
     group: Group = ALONE  # the processes that train together
 
     @property

@@ -61,6 +61,9 @@ class Recipe:
     precision: Annotated[str, one_of(*DTYPES)] = "fp32"  # autocast
     channels_last: bool = True
     compile: bool = False
+    sharding: Annotated[str, one_of("fsdp")] | None = (
+        None  # how several processes share the parameters, while training; None: each has all
+    )
     checkpoint_seconds: Positive = (
         60.0  # between two checkpoints within an epoch; one ends every epoch anyway
     )
@@ -86,6 +89,11 @@ def _faults(recipe: Recipe) -> Iterator[OptionError]:
     for name in ("optimizer", "scheduler"):
         if not callable(getattr(recipe, name)):
             yield OptionError(name, getattr(recipe, name), "a factory (YAML: _target_ and _partial_: true)")
+    if recipe.sharding is not None:
+        others = {"ema": recipe.ema, "compile": recipe.compile or None}
+        others |= {"precision": "fp16" if recipe.precision == "fp16" else None}
+        for name in (name for name, value in others.items() if value is not None):
+            yield OptionError("sharding", recipe.sharding, f"null with {name}={others[name]}".lower())
     options = _bound(recipe.optimizer)
     for error in faults(_usual_options, options):
         yield OptionError(f"optimizer.{error.field}", error.got, error.expected)

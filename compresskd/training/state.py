@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from compresskd.distributed.sharding import is_sharded, optimizer_parts_of, parts_of
 from compresskd.optimizer import make_optimizer
 from compresskd.tasks import Task
 from compresskd.training.history import EpochRecord
@@ -54,6 +55,13 @@ class TrainingState:
     history: list[EpochRecord] = field(default_factory=list)
     best: Best | None = None
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimizer changes, in the order of the modules."""
+        ours = {p for group in self.optimizer.param_groups for p in group["params"]}
+        modules = (self.model, self.extra)
+        return [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p in ours]
+
 
 def initial_state(
     model: nn.Module,
@@ -66,6 +74,9 @@ def initial_state(
     """Build optimizer, schedule, loss scaling and weight average for a training from its beginning."""
     extra = nn.ModuleList(extra_modules).to(device)
     optimizer = make_optimizer(recipe.optimizer, parameter_groups([model, extra]))
+    if is_sharded(model):
+        for group in optimizer.param_groups:
+            group.update({"fused": False} if "fused" in group else {})  # such kernels know no parts
     return TrainingState(
         model=model,
         extra=extra,
@@ -115,9 +126,12 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     """
     _check_identity(saved, identity)
     try:
-        state.model.load_state_dict(saved["model"])
+        own = state.model.state_dict()
+        state.model.load_state_dict(parts_of(saved["model"], own))
         state.extra.load_state_dict(saved["extra"])
-        state.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        state.optimizer.load_state_dict(
+            optimizer_parts_of(copy.deepcopy(saved["optimizer"]), state.optimizer)
+        )
         if state.average:
             state.average.load_state_dict(saved["average"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -133,17 +147,17 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     state.updates, state.since = saved.get("updates", done), saved.get("since", saved["step"])
     state.epoch, state.step, state.train_seconds = saved["epoch"], saved["step"], saved["train_seconds"]
     state.history = [EpochRecord.from_row(record) for record in saved["history"]]
-    state.best = _best(saved["best"], state.device) if saved["best"] else None
+    state.best = _best(saved["best"], state.device, own) if saved["best"] else None
     state.meter.load_state_dict(saved["meter"])
     torch.set_rng_state(saved["random"]["cpu"].cpu())
     if state.device.type == "cuda" and saved["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(saved["random"]["cuda"].cpu(), state.device)
 
 
-def _best(saved: Mapping[str, Any], device: torch.device) -> Best:
+def _best(saved: Mapping[str, Any], device: torch.device, own: Mapping[str, Any]) -> Best:
     # version 0.1 knew classification alone
     values = saved["values"] if "values" in saved else {k: saved[k] for k in ("accuracy", "loss")}
-    return Best(saved["epoch"], values, snapshot(saved["weights"], device))
+    return Best(saved["epoch"], values, snapshot(parts_of(saved["weights"], own), device))
 
 
 def snapshot(weights: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -59,43 +59,47 @@ def test_every_verb_is_offered_and_no_mistake_ends_in_an_error():
         assert words(line) == [] or line in ("", "x")
 
 
-def completed(line, tmp_path):
-    """What bash's function puts in the place of the word at the cursor."""
+SCRIPTS = {
+    "bash": 'eval "$(compresskd completion bash)"; COMP_LINE="$LINE" COMP_POINT=${#COMP_LINE}\n'
+    "_compresskd 2>/dev/null\n"
+    "printf '%s\\n' \"${COMPREPLY[@]}\"; complete -p compresskd | grep -q _compresskd",
+    # as its editor has it: the line up to the cursor, and the command that takes the words
+    "zsh": 'autoload -U compinit; compinit -u -d ./dump; eval "$(compresskd completion zsh)"; LBUFFER=$LINE\n'
+    'compadd() { print -l -- "${@:4}" }; _compresskd; [[ $_comps[compresskd] == _compresskd ]]',
+    "fish": "compresskd completion fish | source; complete -C $LINE",
+}
+
+
+def completed(shell, line, tmp_path):
+    """What a shell's function puts in the place of the word at the cursor."""
     program = tmp_path / "bin" / "compresskd"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m compresskd "$@"\n')
     program.chmod(0o755)
-    script = (
-        'eval "$(compresskd completion bash)"\n'
-        f"COMP_LINE={line!r} COMP_POINT=${{#COMP_LINE}}\n_compresskd 2>/dev/null\n"
-        "printf '%s\\n' \"${COMPREPLY[@]}\"; complete -p compresskd >&2\n"
-    )
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    environment["LINE"] = line
     environment["PYTHONPATH"] = str(Path(compresskd.__file__).parents[1])
     ended = subprocess.run(
-        ["bash", "--norc", "-c", script],
+        [shell, *({"bash": ["--norc"], "zsh": ["-f"]}.get(shell, [])), "-c", SCRIPTS[shell]],
         capture_output=True,
         text=True,
         check=True,
         env=environment,
         cwd=tmp_path,
     )
-    assert "-F _compresskd" in ended.stderr
     return ended.stdout.split()
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [
-        ("compresskd strategy=multi", ["multi_stage"]),
-        ("compresskd measure.la", ["measure.latency="]),
-        ("compresskd wat", ["watch"]),
-    ],
-    ids=str,
+    [("strategy=multi", "strategy=multi_stage"), ("measure.la", "measure.latency="), ("wat", "watch")],
 )
-def test_the_function_of_bash(line, expected, tmp_path):
-    assert completed(line, tmp_path) == expected
+def test_the_function_of_a_shell(shell, line, expected, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    found = completed(shell, f"compresskd {line}", tmp_path)
+    assert found == [expected.rpartition("=")[2] or expected if shell == "bash" else expected]
 
 
 def test_each_shell_has_its_script(run_cli):

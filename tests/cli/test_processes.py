@@ -19,6 +19,19 @@ SMALL = (
     "student=resnet20", "student.depth=8", "student.width_multiplier=0.25", "strategy=distill", "epochs=2",
     "teacher_fit.epochs=1", "train.batch_size=16", "measure.latency=false", "optimizer=sgd",
 )  # fmt: skip
+DENSE = (
+    *(each for each in SMALL if not each.startswith("student")),
+    "student=mlp",
+    "student.hidden=[300,300]",
+)
+LIMITED = (
+    "-c",
+    "import resource, signal, sys\n"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    "from compresskd.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))",
+)
 REFUSED = {
     "none": (("processes=0",), fault("processes", "0", "1")),
     "a word": (("processes=two",), fault("processes", "two")),
@@ -27,13 +40,27 @@ REFUSED = {
         ("processes=2", "train.compile=true"),
         fault("train.compile", "true", "false", "processes=2"),
     ),
+    "parts, of another kind": (("train.sharding=ddp",), fault("train.sharding", "ddp", "fsdp")),
+    "parts, averaged": (("train.sharding=fsdp", "train.ema=0.9"), fault("train.sharding", "fsdp", "ema=0.9")),
+    "parts, rounded": (
+        ("train.sharding=fsdp", "bits=4"),
+        fault("train.sharding", "fsdp", "null", "quantize", "whole weights"),
+    ),
+    "parts, factorized": (
+        (*DENSE, "train.sharding=fsdp", "strategy=compress_then_distill", "rank=2"),
+        fault("train.sharding", "fsdp", "null", "whole weights"),
+    ),
+    "parts, with a projection": (
+        ("train.sharding=fsdp", "kd=fitnets", "teacher=resnet20", "teacher.depth=8"),
+        fault("train.sharding", "fsdp", "null", "projection"),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_go_with_several_is_refused(run_cli, case):
     typed, *needles = REFUSED[case]
-    refused(run_cli(*SMALL, *typed), *needles)
+    refused(run_cli(*(() if typed[0] == DENSE[0] else SMALL), *typed), *needles)
 
 
 @pytest.fixture
@@ -154,12 +181,55 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(work, run_program,
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_ends_all(work, run_program):
-    process = started(work, *SMALL, "epochs=1000", "processes=2", "hydra.run.dir=run")
+def test_the_others_end_with_a_first_one_that_is_killed_while_they_start(work):
+    process = started(work, *SMALL, "processes=2", "hydra.run.dir=run")
+    waited_for(process, lambda: children(process.pid))
+    family = [process.pid, *children(process.pid)]
+    process.kill()
+    assert ended(family)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["null", "fsdp"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_and_ends_all(work, run_program, number, sharding):
+    typed = (*SMALL, "processes=2", "hydra.run.dir=run", f"train.sharding={sharding}")
+    process = started(work, *typed, "epochs=1000")
     waited_for(process, (work / "run" / "metrics.jsonl").exists)
     family = [process.pid, *children(process.pid)]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert ended(family)
     assert process.wait() == 130
     assert read_record(work / "run").status == INTERRUPTED
-    assert "interrupted and saved" in said(work)
+    assert said(work).count("interrupted and saved") == 1
+    assert "Traceback" not in said(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["null", "fsdp"])
+def test_a_full_disk_ends_all_and_the_run_resumes(work, run_program, sharding):
+    """A limit on the size of a file stands for it: the first file beyond is the checkpoint of the training."""
+    typed = (*DENSE, "processes=2", "hydra.run.dir=run", f"train.sharding={sharding}")
+    process = started(work, *typed, launcher=LIMITED)
+    family: list[int] = []
+    while process.poll() is None:
+        family = [*{*family, process.pid, *children(process.pid)}]
+        time.sleep(0.05)
+    assert ended(family)
+    assert process.returncode == 1
+    assert said(work).count("resume it by: compresskd resume") == 1
+    assert "Traceback" not in said(work)
+    resumed = run_program("resume", "run", "processes=1")
+    assert resumed.status == 0, resumed.err
+    assert read_record(work / "run").status == FINISHED
+
+
+@pytest.mark.slow
+def test_parameters_in_parts_give_the_run_of_whole_ones(work, run_program):
+    typed = (*DENSE, "kd=soft_targets", "processes=2")
+    for name, sharding in (("whole", "null"), ("parts", "fsdp")):
+        outcome = run_program(*typed, f"hydra.run.dir={name}", f"train.sharding={sharding}")
+        assert outcome.status == 0, outcome.err
+    alike(work / "whole", work / "parts", 1e-5)
+    assert read_record(work / "parts").stages[-1]["size"] == read_record(work / "whole").stages[-1]["size"]

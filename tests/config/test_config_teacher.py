@@ -6,6 +6,7 @@ from refusals import says
 from compresskd.config.build import build_jobs
 from compresskd.config.compose import compose_jobs
 from compresskd.config.faults import ConfigError
+from compresskd.config.recorded import build_recorded
 
 DATA = ("data=synthetic", "data.num_train=16", "data.num_test=8", "data.input_shape=[1,16,16]", "rank=2")
 VIT = (
@@ -62,3 +63,17 @@ def test_options_of_training_that_came_later_leave_the_teachers_key_while_they_a
     assert built(*MLP, *(f"~teacher_fit.train.{name}" for name in later)).teacher.key == key
     assert built(*MLP, "teacher_fit.train.gradient_accumulation=2").teacher.key != key
     assert built(*MLP, "teacher_fit.train.max_steps=1").teacher.key != key
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)  # of pandas, in datasets
+def test_a_record_of_texts_is_built_beside_a_teacher_that_takes_a_shape_and_that_nothing_asks_for(tmp_path):
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text,label\n" + "".join(f"{n} word,{n % 2}\n" for n in range(40)))
+    bert = "{model_type: bert, num_hidden_layers: 1, hidden_size: 8, num_attention_heads: 1, intermediate_size: 8}"
+    typed = ("data=text", f"data.path={texts}", "data.tokenizer=bytes", "data.max_length=8", "task=text_classification",
+             "teacher=mlp", "student=huggingface", f"student.config={bert}", "strategy=train")  # fmt: skip
+    (made,) = build_jobs(compose_jobs(typed).jobs)
+    assert made.config["teacher"]["input_shape"] == []
+    assert build_recorded(made.config, typed, trust=()).teacher is None

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from compresskd.distributed import ALONE, ProcessLost, active, alone, of_batch, spread
-from compresskd.distributed.gradients import add_up
+from compresskd.distributed.gradients import Gradients
 
 
 def test_a_group_of_one_gives_back_what_it_is_given():
@@ -51,13 +51,17 @@ def test_rows_of_all_processes_have_the_gradient_of_the_whole(in_group):
     torch.testing.assert_close(torch.cat([grad for _, grad in found]), expected.grad)
 
 
-def test_gradients_are_added_up_and_missing_ones_stay_missing(in_group):
+@pytest.mark.parametrize("size", [1, 2**20], ids=["a bucket each", "one bucket"])
+def test_gradients_are_added_up_and_missing_ones_stay_missing(in_group, monkeypatch, size):
+    monkeypatch.setattr("compresskd.distributed.gradients._BUCKET", size)
+
     def call(group):
         parameters = [nn.Parameter(torch.zeros(2, 3)) for _ in range(3)]
-        parameters[0].grad = torch.full((2, 3), group.rank + 1.0)
-        if group.rank == 1:
-            parameters[1].grad = torch.ones(2, 3)
-        values = add_up(parameters, torch.tensor([1.0, group.rank]), group)
+        with Gradients(parameters, group) as gradients:
+            parameters[0].grad = torch.full((2, 3), 1.0 - group.rank)  # of a batch before
+            with gradients.last():
+                (2 * group.rank * parameters[0] + (parameters[1] if group.rank else 0)).sum().backward()
+            values = gradients.add_up(torch.tensor([1.0, group.rank]))
         return values.tolist(), [None if p.grad is None else p.grad.unique().tolist() for p in parameters]
 
     assert in_group(2, call) == [([2, 1], [[3], [1], None])] * 2
