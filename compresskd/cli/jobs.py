@@ -230,7 +230,7 @@ def _run_by_hydra(
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here
     try:
-        with without_here(), _composed_once(single=bool(prebuilt), checked=bool(sweep.jobs)):
+        with without_here(), _composed_once(bool(sweep.jobs)):
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
@@ -253,33 +253,20 @@ def _run_by_hydra(
 
 
 @contextlib.contextmanager
-def _composed_once(*, single: bool, checked: bool) -> Iterator[None]:
-    """Keep Hydra from composing what has been composed here.
-
-    Args:
-        single: of one run, the whole configuration, only to see whether it is a sweep.
-        checked: of a sweep, all jobs ahead of the first.
-    """
+def _composed_once(checked: bool) -> Iterator[None]:
+    """Keep Hydra from composing all jobs of a sweep ahead of the first, where that has been done here."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra._internal.hydra import Hydra
 
-    with contextlib.ExitStack() as stack:
-        if single:
-            stack.enter_context(_replaced(Hydra, "get_mode"))
-        if checked:
-            stack.enter_context(_replaced(BasicSweeper, "validate_batch_is_legal"))
-        yield
+    def pass_all(self: BasicSweeper, batch: Any) -> None:
+        """Say nothing of a batch."""
 
-
-@contextlib.contextmanager
-def _replaced(owner: type, method: str) -> Iterator[None]:
-    """In place of the method one that does nothing and returns None."""
-    kept = getattr(owner, method)
-    setattr(owner, method, lambda *_, **__: None)
+    validate = BasicSweeper.validate_batch_is_legal
+    if checked:
+        BasicSweeper.validate_batch_is_legal = pass_all
     try:
         yield
     finally:
-        setattr(owner, method, kept)
+        BasicSweeper.validate_batch_is_legal = validate
 
 
 def _use_threads(number: str) -> None:

@@ -146,10 +146,9 @@ class Parts(Maker):
         """Judge every `_target_` of one group, as has to be done before anything of it is made."""
         node = self.config[group]
         if group in MODEL_ROLES:  # a shape that only the data can tell is not there yet, which is no fault
-            none = (
-                {"input_shape": None} if node.get("input_shape") == [] else {}
-            )  # as records of texts have it
-            node = _without(_with_told({**node, **none}, _ANYTHING), "weights")
+            # records of texts have an empty shape
+            shapeless = {"input_shape": None} if node.get("input_shape") == [] else {}
+            node = _without(_with_told({**node, **shapeless}, _ANYTHING), "weights")
         self.make(node, group, call=False)
 
     def trackers(self) -> dict[str, Any]:

@@ -50,8 +50,7 @@ def _recipe(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(options.get("train"), Mapping):
         options["train"] = {**OF_A_TRAINING, **options["train"]}
     schedule = options.get("scheduler")
-    if (
-        isinstance(schedule, Mapping) and "warmup_epochs" in schedule
-    ):  # a schedule that knows no warm-up has none
+    # a schedule that knows no warm-up has none
+    if isinstance(schedule, Mapping) and "warmup_epochs" in schedule:
         options["scheduler"] = {**OF_A_SCHEDULE, **schedule}
     return options

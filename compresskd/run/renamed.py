@@ -109,9 +109,8 @@ def _without_how(stage: Any) -> Any:
 
 def _quantization(options: Mapping[str, Any]) -> dict[str, Any]:
     options = _named(options, _QUANT)
-    if (
-        "grid" in options
-    ):  # weights were always rounded to the nearest integer, errors counted by the layer's inputs
+    # weights were always rounded to the nearest integer, errors counted by the layer's inputs
+    if "grid" in options:
         options.setdefault("rounding", "nearest")
         options.setdefault("whitening", "input")
     estimators = VALUES["quant.estimator"]

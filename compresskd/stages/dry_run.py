@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import tt
+from compresskd import layers
 from compresskd.data.base import Data, Split
 from compresskd.engine.strategy import State
 from compresskd.kd.objective import Objective
@@ -175,8 +175,10 @@ def _check_recipe(recipe: Recipe, student: nn.Module) -> None:
 
 def _check_sharding(sharding: str, student: nn.Module) -> None:
     """Refuse parts of weights of a model that has no parts of one."""
-    kinds = (tt.TTLinear, tt.TTConv2d, FakeQuant, ActivationQuant)
-    held = next((type(m).__name__ for m in student.modules() if isinstance(m, kinds)), None)
+    reduced = (
+        m for m in student.modules() if layers.is_factorized(m) or isinstance(m, FakeQuant | ActivationQuant)
+    )
+    held = next((type(m).__name__ for m in reduced), None)
     single = next((name for name, p in student.named_parameters() if p.ndim == 0), None)
     if held is not None:
         expected = f"null: {held} computes from whole weights"

@@ -11,7 +11,6 @@ from compresskd.tt.execution.streamed import BLOCK_ROWS, best_cut
 # What autograd and Python take in a training step, in operations of the machine. Those of a step of a chain are more
 # than was measured, so that small layers keep the plans, and recorded runs the bits, that they had: tests/golden.
 NODES, NODES_OF_A_STEP, NODES_OF_A_MERGE, NODES_OF_A_CHUNK = 16, 14, 14, 40
-LONG_RUN = 16
 
 
 def seconds(plan: Plan, shapes: Shapes, rows: int, training: bool, on: Machine, itemsize: int) -> float:
