@@ -14,15 +14,13 @@ import math
 import tempfile
 from pathlib import Path
 
+import onnx_peers
 import torch
-from onnxruntime.quantization import quantize_dynamic
 from tt_cases import medians
 
 import compresskd
-from compresskd.export import dense, onnx, open_source
+from compresskd.export import dense, open_source
 from compresskd.export.agreement import Run, run_of
-
-SLEEPING = {"session.intra_op.allow_spinning": "0"}
 
 
 def contenders(run: Path, folder: Path) -> tuple[dict[str, Run], int]:
@@ -31,13 +29,12 @@ def contenders(run: Path, folder: Path) -> tuple[dict[str, Run], int]:
     plain = dense.fold(source.model, float_inputs=True)
     size = compresskd.load(run).preprocess.about["preprocessing"]["vocabulary_size"]
     example = tokens(2, 8, size)
-    onnx.write(plain, {}, example, folder / "dense.onnx")
-    quantize_dynamic(folder / "dense.onnx", folder / "int8.onnx")
+    onnx_peers.write(plain, example, folder)
     found = {
         "compressed": run_of(source.model),
         "dense": run_of(plain),
-        "ONNX float": onnx.read(folder / "dense.onnx", options=SLEEPING),
-        "ONNX int8": onnx.read(folder / "int8.onnx", options=SLEEPING),
+        "ONNX float": onnx_peers.read(folder, "dense"),
+        "ONNX int8": onnx_peers.read(folder, "int8"),
     }
     return found, size
 

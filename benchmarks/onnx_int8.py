@@ -10,12 +10,12 @@ integer layer is what `compresskd export --to onnx` writes for weights and activ
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
+import onnx_peers
 import torch
 from torch import nn
+from tt_cases import medians
 
 from compresskd import artifact
 from compresskd.export import onnx
@@ -24,8 +24,6 @@ from compresskd.models.build import build
 from compresskd.quant.activation import calibrate
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import QuantSpec, prepare
-
-SLEEPING = {"session.intra_op.allow_spinning": "0"}
 
 
 def linear(size: int) -> nn.Module:
@@ -46,24 +44,6 @@ def export_both(size: int, folder: Path) -> dict[str, nn.Module]:
     integers = {k: v for k, v in content.tensors.items() if isinstance(v, QuantizedTensor)}
     onnx.write(rounded, integers, example, folder / "int8.onnx")
     return {"float": plain, "int8": rounded}
-
-
-def medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, the runs interleaved; short ones repeat to five milliseconds."""
-    repeats = {}
-    for name, run in runs.items():
-        run()
-        start = time.perf_counter()
-        run()
-        repeats[name] = max(1, min(100, int(5e-3 / (time.perf_counter() - start))))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: median(values) for name, values in times.items()}
 
 
 def line(size: int, batch: int, models: dict[str, nn.Module], sessions: dict[str, Run], rounds: int) -> None:
@@ -103,10 +83,7 @@ def main() -> None:
             models = export_both(size, Path(name))
             for number in threads:
                 torch.set_num_threads(number)
-                sessions = {
-                    form: onnx.read(Path(name) / f"{form}.onnx", options=SLEEPING)
-                    for form in ("float", "int8")
-                }
+                sessions = {form: onnx_peers.read(Path(name), form) for form in ("float", "int8")}
                 for batch in batches:
                     line(size, batch, models, sessions, options.rounds)
 

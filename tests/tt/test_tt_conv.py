@@ -9,6 +9,8 @@ from torch import nn
 
 from compresskd.tt import TTConv2d, from_structure
 from compresskd.tt.decompose.modes import conv_modes
+from compresskd.tt.execution import convolution
+from compresskd.tt.execution.convolution import Way
 
 
 @st.composite
@@ -66,7 +68,7 @@ def test_full_rank_equals_the_dense_convolution(problem, batched, last):
 )
 @pytest.mark.parametrize("folded", [True, False])
 def test_truncated_layer_equals_its_dense_kernel_by_both_ways(stages, folded, monkeypatch):
-    monkeypatch.setattr("compresskd.tt.layers.conv.chain_is_faster", lambda *_: not folded)
+    monkeypatch.setattr("compresskd.tt.layers.conv.fastest", lambda *_: Way(folded))
     dense = nn.Conv2d(6, 8, 3, padding=1, stride=2)
     layer = TTConv2d.from_dense(dense, stages, ranks=[2] * (len(stages) - 1)).eval()
     x = torch.randn(2, 6, 9, 9)
@@ -78,6 +80,68 @@ def test_truncated_layer_equals_its_dense_kernel_by_both_ways(stages, folded, mo
         layer.cores[0].mul_(3.0)
         changed = nn.functional.conv2d(x, layer.to_dense(), layer.bias, stride=2, padding=1)
         assert torch.allclose(layer(x), changed, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [Way(False, True), Way(True, True)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "stages", "size", "options"),
+    [
+        (1, ((1, 1), (1, 1)), (5, 4), {}),
+        (1, ((1, 1), (1, 1)), (1, 1), {"bias": False}),
+        (1, ((1, 1), (1, 1)), (5, 4), {"padding": 1, "padding_mode": "reflect"}),
+        (1, ((1, 1), (1, 1)), (6, 6), {"stride": 2}),
+        (3, ((1, 1), (3, 3), (1, 1)), (6, 5), {"padding": 1, "stride": 2}),
+    ],
+    ids=["pixels", "one pixel", "padded", "strided", "around a kernel"],
+)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("last", [True, False], ids=["rows", "planes"])
+def test_products_equal_convolutions_and_lie_as_these_do(
+    way, kernel, stages, size, options, rank, last, monkeypatch
+):
+    asked = []
+
+    def chosen(x, runs, *_):
+        asked.extend(runs())
+        return way if way in asked else Way(folded=True)
+
+    monkeypatch.setattr("compresskd.tt.layers.conv.fastest", chosen)
+    dense = nn.Conv2d(6, 8, kernel, **options)
+    layer = TTConv2d.from_dense(dense, stages, ranks=[rank] * (len(stages) - 1)).eval()
+    dense.weight.data = layer.to_dense().detach()
+    x = torch.randn(3, 6, *size)
+    if last:
+        x, dense = x.to(memory_format=torch.channels_last), dense.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = dense(x)
+        for _ in range(2):  # prepared, and kept
+            y = layer(x)
+            assert torch.allclose(y, expected, atol=1e-5)
+            assert y.is_contiguous(memory_format=torch.channels_last) == last or 1 in y.shape[2:]
+        if way in asked and not way.folded and options.get("stride") is None and kernel == 1:
+            assert layer.inference_bytes == 0  # views of the cores
+        layer.cores[0].mul_(2.0)
+        bias = 0.0 if dense.bias is None else dense.bias.view(-1, 1, 1)
+        assert torch.allclose(layer(x), 2 * (expected - bias) + bias, atol=1e-5)
+
+
+def test_which_ways_may_be_the_fastest():
+    pointwise = TTConv2d(8, 8, ((1, 1), (1, 1)), 2)
+    assert [str(way) for way in pointwise._ways(torch.ones(1, 8, 4, 4), 0.5)] == [
+        "chain, by products", "chain", "folded, by products", "folded",
+    ]  # fmt: skip
+    assert pointwise._ways(torch.ones(8, 4, 4), 1.0) == [Way(True)]  # no batch, and as much work as dense
+    assert Way(False, True) not in TTConv2d(8, 8, ((3, 1), (1, 3)), 2)._ways(torch.ones(1, 8, 4, 4), 0.5)
+    strided = TTConv2d(8, 8, ((1, 1), (1, 1)), 2, stride=2)
+    assert strided._are_products() == [False, True]
+
+
+def test_of_ways_as_fast_as_each_other_the_first_is_taken(monkeypatch):
+    ways = [Way(False, True), Way(False), Way(True)]
+    for seconds, expected in (([1.04, 1.0, 1.01], 0), ([1.2, 1.0, 1.01], 1), ([1.2, 1.1, 1.0], 2)):
+        monkeypatch.setattr(convolution, "least_seconds", lambda *_, seconds=seconds: seconds)
+        found = convolution._measured(dict.fromkeys(ways, lambda: None), torch.device("cpu"))
+        assert found == ways[expected]
 
 
 def test_rank_above_the_dense_work_folds_in_training():

@@ -7,8 +7,6 @@ the calibration before it is used.
 """
 
 import math
-import sys
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -21,7 +19,7 @@ from compresskd.tt.execution.cached_operands import Derived, can_keep
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.contraction import Plan, Shapes, dense_sizes
 from compresskd.tt.execution.cost_model import seconds
-from compresskd.tt.execution.eager import undisturbed
+from compresskd.tt.execution.eager import least_seconds, undisturbed
 from compresskd.tt.execution.machine import Machine, machine, reference_machine
 from compresskd.tt.execution.plan_cache import decide
 from compresskd.tt.execution.planner import Cost, rank_plans
@@ -157,18 +155,7 @@ def _measure(
     """Seconds of each: the least of interleaved runs."""
     make = _training_step if training else _inference_step
     runs = [make(Chain.of(plan, shapes), shapes, rows, device, dtype) for plan in plans]
-    least = [math.inf] * len(plans)
-    # where one thread does all the work, its own time says the same on a busy machine
-    alone = device.type == "cpu" and torch.get_num_threads() == 1 and sys.platform == "linux"
-    clock = time.thread_time if alone else time.perf_counter
-    for _ in range(rounds + 1):
-        for k, run in enumerate(runs):
-            start = clock()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            least[k] = min(least[k], clock() - start)
-    return least
+    return least_seconds(runs, device, rounds)
 
 
 def _training_step(

@@ -1,22 +1,23 @@
-"""How a chain of convolution stages runs, and whether it is faster than the folded kernel."""
+"""How a convolution of stages is computed: as a chain or by the folded kernel, by convolutions or by products."""
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskd.tt.decompose.modes import Pair
-from compresskd.tt.execution.eager import undisturbed
+from compresskd.tt.execution.eager import least_seconds, undisturbed
+from compresskd.tt.execution.memory import keep_freed_memory
 from compresskd.tt.execution.plan_cache import decide
 
-ROUNDS = 5
-MARGIN = 0.95
+TRIAL_SECONDS = 0.1
+LEAST_ROUNDS, MOST_ROUNDS = 1, 20
+EQUAL = 1.05
 
-Run = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor | None, bool | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,27 @@ def stage_options(stages: Sequence[Pair], geometry: Geometry) -> tuple[StageOpti
     return tuple(options)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a layer is computed at inference.
+
+    Attributes:
+        folded: by the one kernel that the stages make, in place of the stages one after the other.
+        products: a kernel of one pixel as a matrix product, in place of a convolution.
+    """
+
+    folded: bool
+    products: bool = False
+
+    def __str__(self) -> str:
+        return ("folded" if self.folded else "chain") + (", by products" if self.products else "")
+
+
+def is_product(kernel: Pair, stage: StageOptions) -> bool:
+    """Whether a stage multiplies each pixel by a matrix, and does nothing else."""
+    return kernel == stage.stride == (1, 1) and stage.padding == (0, 0)
+
+
 def run_stages(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -117,13 +139,72 @@ def run_stages(
     geometry: Geometry,
 ) -> Tensor:
     """x [B, I, H, W] through the stages' kernels [out, in, a, b]; differentiable."""
-    if not geometry.native:
-        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-        x = F.pad(x, geometry.pads, mode=mode)
-    last = len(weights) - 1
-    for k, (weight, stage) in enumerate(zip(weights, options, strict=True)):
-        x = F.conv2d(x, weight, bias if k == last else None, stage.stride, stage.padding, stage.dilation)
-    return x
+    return stages_run(weights, options, geometry)(x, bias)
+
+
+def stages_run(
+    weights: Sequence[Tensor], options: Sequence[StageOptions], geometry: Geometry
+) -> Callable[..., Tensor]:
+    """What takes x [B, I, H, W] and a bias through the stages' kernels [out, in, a, b] or matrices [in, out]."""
+    steps: list[Step] = []
+    pending: list[Tensor] = []
+    for weight, stage in zip(weights, options, strict=True):
+        if weight.dim() == 2:
+            pending.append(weight)
+            continue
+        steps += [_product(pending)] if pending else []
+        steps.append(_convolution(weight, stage))
+        pending = []
+    *first, last = [*steps, _product(pending)] if pending else steps
+    if geometry.native and not first:
+        return lambda x, bias=None: last(x, bias, None)
+
+    def run(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not geometry.native:
+            mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+            x = F.pad(x, geometry.pads, mode=mode)
+        rows = is_in_rows(x)
+        for step in first:
+            x = step(x, None, rows)
+        return last(x, bias, rows)
+
+    return run
+
+
+def is_in_rows(x: Tensor) -> bool:
+    """Whether the channels of a pixel of x [B, C, H, W] lie side by side."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(weight: Tensor, stage: StageOptions) -> Step:
+    stride, padding, dilation = stage.stride, stage.padding, stage.dilation
+    return lambda x, bias, _: F.conv2d(x, weight, bias, stride, padding, dilation)
+
+
+def _product(matrices: Sequence[Tensor]) -> Step:
+    """x [B, C, H, W] times matrices [in, out], one after the other, at each pixel.
+
+    The output lies in rows or in planes as the input of the layer does; None asks x.
+    """
+    *first, last = matrices
+
+    def run(x: Tensor, bias: Tensor | None, rows: bool | None) -> Tensor:
+        B, C, H, W = x.shape
+        one = H == W == 1
+        if one or (is_in_rows(x) if rows is None else rows):
+            y = x.reshape(B, C) if one else x.permute(0, 2, 3, 1).reshape(-1, C)
+            for matrix in first:
+                y = torch.mm(y, matrix)
+            y = torch.mm(y, last) if bias is None else torch.addmm(bias, y, last)
+            return y.view(B, -1, 1, 1) if one else y.view(B, H, W, -1).permute(0, 3, 1, 2)
+        y = x.reshape(B, C, H * W)
+        for matrix in first:
+            y = torch.bmm(matrix.t().expand(B, -1, -1), y)
+        batch = last.t().expand(B, -1, -1)
+        y = torch.bmm(batch, y) if bias is None else torch.baddbmm(bias.unsqueeze(1), batch, y)
+        return y.view(B, -1, H, W)
+
+    return run
 
 
 def chain_macs(
@@ -147,29 +228,24 @@ def chain_macs(
     return chain, dense
 
 
-def chain_is_faster(x: Tensor, runs: Callable[[], tuple[Run, Run]], name: str) -> bool:
-    """Measured on this input: interleaved runs, the least of each; the outcome is remembered on disk under `name`.
+def fastest(
+    x: Tensor, runs: Callable[[], Mapping[Way, Callable[[], object]]], name: str, otherwise: Way
+) -> Way:
+    """The way that took least on this input; of those as good as equal the first. It is kept on disk under `name`.
 
-    `runs` makes the chain and the folded convolution, in this order, where they have to be measured.
+    `runs` makes the ways to compute it, where they have to be measured.
     """
-    place = (
-        *x.shape,
-        x.dtype,
-        x.device.type,
-        x.stride()[-3] == 1,
-        torch.get_num_threads(),
-        torch.__version__,
+    keep_freed_memory()
+    place = (*x.shape, x.dtype, x.device.type, is_in_rows(x), torch.get_num_threads(), torch.__version__)
+    found = decide(
+        "convolution", f"v3 {name} {place}", lambda: asdict(_measured(runs(), x.device)), asdict(otherwise)
     )
-    return decide("convolution", f"{name} {place}", lambda: _measure(x, *runs()), False)
+    return Way(**found)
 
 
-def _measure(x: Tensor, chain: Run, folded: Run) -> bool:
-    least = [math.inf, math.inf]
+def _measured(runs: Mapping[Way, Callable[[], object]], device: torch.device) -> Way:
     with undisturbed(grad=False):
-        for i, run in list(enumerate((chain, folded))) * (ROUNDS + 1):
-            start = time.perf_counter()
-            run(x)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
-            least[i] = min(least[i], time.perf_counter() - start)
-    return least[0] < MARGIN * least[1]
+        once = least_seconds(list(runs.values()), device, 0)
+        rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(TRIAL_SECONDS / sum(once))))
+        least = dict(zip(runs, least_seconds(list(runs.values()), device, rounds), strict=True))
+    return next(way for way, seconds in least.items() if seconds <= EQUAL * min(least.values()))

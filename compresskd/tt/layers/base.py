@@ -208,6 +208,14 @@ class TensorTrainLayer(FactorizedLayer):
         layer.cores = nn.ParameterList([torch.empty(shape, device="meta", dtype=dtype) for shape in shapes])
         return layer
 
+    def _held(self) -> tuple[list[Any], Any]:
+        """The cores and the bias, without the look-ups of attributes where there is nothing to be looked up."""
+        held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
+        try:
+            return [held[name] for name in self._names], self._parameters["bias"]
+        except KeyError:  # what is parametrized is read by attribute
+            return list(self.cores), self.bias
+
     @property
     def inference_bytes(self) -> int:
         """Memory that inference keeps beyond the parameters: what is merged or folded, if anything."""

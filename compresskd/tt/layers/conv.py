@@ -9,7 +9,8 @@ that of Jaderberg et al., BMVC 2014; ((kh, kw), (1, 1)) is the low-rank SVD.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,22 @@ from compresskd.tt.decompose.whitening import tt_svd_whitened
 from compresskd.tt.execution.cached_operands import Derived, can_keep
 from compresskd.tt.execution.convolution import (
     Geometry,
-    StageOptions,
-    chain_is_faster,
+    Way,
     chain_macs,
+    fastest,
+    is_in_rows,
+    is_product,
     run_stages,
     stage_options,
+    stages_run,
 )
 from compresskd.tt.execution.policy import FIXED, said, source_of
 from compresskd.tt.execution.product import autocast_dtype, is_watched
 from compresskd.tt.layers.base import OfGeometry, TensorTrainLayer
 
 TRAINING_MARGIN = FIXED_MARGIN = 0.8
+_is_grad_enabled, _get_num_threads = torch.is_grad_enabled, torch.get_num_threads
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 class TTConv2d(OfGeometry, TensorTrainLayer):
@@ -40,9 +46,9 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
 
     `tt_rank` is the largest TT-rank, `ranks` gives one for each; both are clipped to what the unfoldings support.
     In training the chain runs, or the kernel is folded where the chain has nearly as many multiplications. At
-    inference the faster of the two, as measured once for each input size, and what it needs is kept until a core
-    changes, in whatever way it does (see `compresskd.tt.execution.cached_operands`): `inference_bytes` says how
-    much that takes.
+    inference the faster of the two, its 1x1 stages as convolutions or as matrix products, as measured once for each
+    input size; what it needs is kept until a core changes, in whatever way it does (see
+    `compresskd.tt.execution.cached_operands`): `inference_bytes` says how much that takes.
 
     Raises:
         ValueError: `groups` is not 1, or the stages do not make a kernel.
@@ -81,7 +87,8 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
         self.geometry = Geometry.of(self.stages, stride, padding, dilation, padding_mode)
         self._options = stage_options(self.stages, self.geometry)
         self._folded_options = stage_options([self.geometry.kernel_size], self.geometry)
-        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        vector = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", vector)
         self.reset_parameters()
 
     @property
@@ -177,67 +184,107 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, I, H, W] or [I, H, W] to [B, O, H', W'] or [O, H', W']."""
-        if is_watched() or type(input) not in (Tensor, nn.Parameter):
+        if is_watched():
             return self._chain(input, self.stage_weights(), self.bias)
-        cores: list[Tensor] = list(self.cores)
-        bias = self.bias
+        # What takes longer than a few look-ups here is felt in small layers at batch 1.
+        if not _is_grad_enabled() and not _is_any_autocast_enabled() and type(input) is Tensor:
+            run = self._prepared.runs.get(_call(input, None))
+            if run is not None:
+                cores, bias = self._held()
+                if run.holds(cores):
+                    return run.content(input, bias)
+        return self._any_forward(input)
+
+    def _any_forward(self, input: Tensor) -> Tensor:
+        """Every case but the repeated call at inference."""
+        if type(input) not in (Tensor, nn.Parameter):
+            return self._chain(input, self.stage_weights(), self.bias)
+        cores, bias = self._held()
         tensors = (input, *cores) if bias is None else (input, *cores, bias)
-        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        trained = _is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not trained and can_keep(cores):
-            return self._infer(input, cores, bias)
+            cast = autocast_dtype(input)
+            make = partial(self._prepare, input, cores, cast or cores[0].dtype)
+            return self._prepared.run(_call(input, cast), cores, make)(input, bias)
         if self._macs(input) < TRAINING_MARGIN:
             return self._chain(input, self._stage_weights(cores), bias)
         return self._folded(input, self._kernel(cores), bias)
 
-    def _infer(self, x: Tensor, cores: list[Tensor], bias: Tensor | None) -> Tensor:
-        dtype = autocast_dtype(x) or cores[0].dtype
-        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        name = (x.shape, dtype, last, torch.get_num_threads(), said())
-        return self._prepared.run(name, cores, lambda: self._prepare(x, cores, dtype, last))(x, bias)
+    def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype) -> Derived:
+        way, rows = self._way(x.to(dtype), cores), is_in_rows(x)
+        make = partial(self._operands, way, cores, dtype, rows)
+        # all input sizes share them
+        held = self._prepared.operands((way, dtype, rows), cores, self._copied(way, cores, dtype), make)
+        return held.carrying(self._run(way, held.content))
 
-    def _prepare(self, x: Tensor, cores: list[Tensor], dtype: torch.dtype, last: bool) -> Derived:
-        layout = torch.channels_last if last else torch.contiguous_format
+    def _run(self, way: Way, weights: list[Tensor]) -> Callable[..., Tensor]:
+        """What computes y from x and a bias."""
+        return stages_run(weights, self._folded_options if way.folded else self._options, self.geometry)
+
+    def _operands(self, way: Way, cores: list[Tensor], dtype: torch.dtype, rows: bool) -> list[Tensor]:
+        """What each stage multiplies by; a matrix is a view of its core, where that has the dtype."""
+        layout = torch.channels_last if rows else torch.contiguous_format
         plain = [core.detach() for core in cores]
 
-        def operands(name: str, make: Callable[[], list[Tensor]]) -> Derived:
-            """The tensors of `make` in this dtype and layout, shared by all input sizes."""
+        def kernel(weight: Tensor) -> Tensor:
+            return weight.to(dtype).clone(memory_format=layout)
 
-            def laid_out() -> list[Tensor]:
-                return [weight.to(dtype).clone(memory_format=layout) for weight in make()]
+        if way.folded:
+            folded = self._kernel(plain)
+            return [folded.flatten(1).t().to(dtype) if way.products else kernel(folded)]
+        weights = self._stage_weights(plain)
+        return [
+            _matrix(core).to(dtype) if way.products and one else kernel(weight)
+            for core, weight, one in zip(plain, weights, self._are_products(), strict=True)
+        ]
 
-            return self._prepared.operands((name, dtype, layout), cores, range(len(cores)), laid_out)
+    def _copied(self, way: Way, cores: list[Tensor], dtype: torch.dtype) -> list[int]:
+        """Of which cores the operands hold values, rather than views."""
+        if way.folded or not way.products or cores[0].dtype != dtype:
+            return list(range(len(cores)))
+        return [k for k, one in enumerate(self._are_products()) if not one]
 
-        if self._infers_by_chain(x.to(dtype), cores, layout):
-            stages = operands("stages", lambda: self._stage_weights(plain))
-            return stages.carrying(_run(stages.content, self._options, self.geometry))
-        kernel = operands("kernel", lambda: [self._kernel(plain)])
-        return kernel.carrying(_run(kernel.content, self._folded_options, self.geometry))
+    def _are_products(self) -> list[bool]:
+        return [is_product(*stage) for stage in zip(self.stages, self._options, strict=True)]
 
     def plan(self, input: Tensor, *, training: bool) -> str:
-        """How an input like this is multiplied: 'chain' or 'folded'; see `compresskd.tt.execution.policy`."""
+        """How an input like this is multiplied: 'chain' or 'folded'; see `compresskd.tt.execution.policy`.
+
+        At inference with ', by products' where 1x1 stages are no convolutions.
+        """
         if training:
-            return "chain" if self._macs(input) < TRAINING_MARGIN else "folded"
-        last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
+            return str(Way(folded=self._macs(input) >= TRAINING_MARGIN))
         x = input.detach().to(autocast_dtype(input) or self.cores[0].dtype)
-        layout = torch.channels_last if last else torch.contiguous_format
-        return "chain" if self._infers_by_chain(x, list(self.cores), layout) else "folded"
+        return str(self._way(x, list(self.cores)))
 
-    def _infers_by_chain(self, x: Tensor, cores: Sequence[Tensor], layout: torch.memory_format) -> bool:
+    def _way(self, x: Tensor, cores: list[Tensor]) -> Way:
         macs = self._macs(x)
-        if macs >= 1.0 or source_of(training=False) == FIXED:
-            return macs < FIXED_MARGIN
+        if source_of(training=False) == FIXED:
+            return Way(folded=macs >= FIXED_MARGIN)
+        ways = self._ways(x, macs)
+        if len(ways) == 1:
+            return ways[0]
 
-        plain = [core.detach() for core in cores]
+        def runs() -> dict[Way, Callable[[], object]]:
+            return {way: trial(way) for way in ways}
 
-        def runs() -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-            def like(weights: list[Tensor]) -> list[Tensor]:
-                return [weight.to(x.dtype).clone(memory_format=layout) for weight in weights]
+        def trial(way: Way) -> Callable[[], object]:
+            make = partial(self._operands, way, cores, x.dtype, is_in_rows(x))
+            held = Derived(cores, self._copied(way, cores, x.dtype) if can_keep(cores) else (), make)
+            run = self._run(way, held.content)
+            # a call asks first whether what was copied from the cores still holds
+            return lambda: held.holds(cores) and run(x)
 
-            stages, kernel = like(self._stage_weights(plain)), like([self._kernel(plain)])
-            return lambda x: self._chain(x, stages, None), lambda x: self._folded(x, kernel[0], None)
+        shapes = [tuple(weight.shape) for weight in self._stage_weights([core.detach() for core in cores])]
+        return fastest(x, runs, f"{shapes} {self.geometry}", Way(folded=True))
 
-        shapes = [tuple(weight.shape) for weight in self._stage_weights(plain)]
-        return chain_is_faster(x, runs, f"{shapes} {self.geometry}")
+    def _ways(self, x: Tensor, macs: float) -> list[Way]:
+        """Those that may be the fastest; of ways that are as fast the first is taken, which keeps least."""
+        products = self._are_products() if x.dim() == 4 else [False]
+        ways = [Way(False, True)] if any(products) and macs < 1.0 else []
+        ways += [Way(False)] if macs < 1.0 else []
+        ways += [Way(True, True)] if all(products) else []
+        return [*ways, Way(True)]
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
@@ -251,6 +298,12 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
         return run_stages(x, [weight], bias, self._folded_options, self.geometry)
 
 
-def _run(weights: list[Tensor], options: Sequence[StageOptions], geometry: Geometry) -> Callable[..., Tensor]:
-    """What computes y from x and a bias."""
-    return lambda x, bias=None: run_stages(x, weights, bias, options, geometry)
+def _call(x: Tensor, cast: torch.dtype | None) -> tuple[Any, ...]:
+    """What a call at inference, cast to this dtype or to none, has in common with others that are computed alike."""
+    return x.shape, x.stride(), x.dtype, cast, _get_num_threads(), said()
+
+
+def _matrix(core: Tensor) -> Tensor:
+    """The core [r, m, n, s] of a 1x1 stage as [in, out]."""
+    r, m, n, s = core.shape
+    return core.permute(0, 2, 1, 3).reshape(r * n, m * s)

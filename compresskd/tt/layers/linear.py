@@ -157,14 +157,6 @@ class TTLinear(TensorTrainLayer):
                     return run.content(input, bias)
         return self._any_forward(input)
 
-    def _held(self) -> tuple[list[Any], Any]:
-        """The cores and the bias, without the look-ups of attributes where there is nothing to be looked up."""
-        held: Any = self._modules["cores"]._parameters  # pyright: ignore[reportOptionalMemberAccess]
-        try:
-            return [held[name] for name in self._names], self._parameters["bias"]
-        except KeyError:  # what is parametrized is read by attribute
-            return list(self.cores), self.bias
-
     def _any_forward(self, input: Tensor) -> Tensor:
         """Every case but the repeated call at inference."""
         cores, bias = self._held()

@@ -1,0 +1,151 @@
+"""Whole image models, compressed, against dense in torch and against the dense model in 8-bit integers in onnxruntime.
+
+    python benchmarks/conv_models.py [--models resnet20,resnet56,mobilenetv3,vit_tiny] [--threads 1,2] [--batch 1,32]
+        [--allocation error,ratio] [--quick]
+
+Models have random weights whose singular values decay: each weight is Gaussian, in random bases of outputs and inputs
+that count as k^-0.35, which gives matrices spectra near k^-0.7, and BatchNorm has the statistics of random images.
+They are compressed as `compress` does, to a half and a quarter of the weights that may be factorized: by the
+least sum of errors ('error', the default of a run) or each layer to the same share ('ratio'). The integers are
+onnxruntime's own: static quantization, of transformers the dynamic one, which is the faster there. All run in turn in
+one process. Printed are medians in milliseconds, in torch those of the faster memory layout, and times faster.
+"""
+
+import argparse
+import copy
+import functools
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from statistics import geometric_mean
+
+import onnx_peers
+import torch
+from torch import Tensor, nn
+from tt_cases import Run, medians
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from small_architectures import import_timm
+
+import compresskd
+from compresskd.models.resnet import ResNet
+
+SHARES = {"1/2": 0.5, "1/4": 0.25}
+DECAY = 0.35
+MODELS: dict[str, tuple[int, Callable[[], nn.Module]]] = {  # side of an image, the dense model
+    "resnet20": (32, lambda: ResNet(depth=20, num_classes=10, input_shape=(3, 32, 32))),
+    "resnet56": (32, lambda: ResNet(depth=56, num_classes=10, input_shape=(3, 32, 32))),
+    "mobilenetv3": (224, lambda: import_timm().create_model("mobilenetv3_large_100")),
+    "vit_tiny": (224, lambda: import_timm().create_model("vit_tiny_patch16_224")),
+}
+
+
+def dense_model(name: str) -> nn.Module:
+    """The model with decaying weights, in evaluation mode."""
+    torch.manual_seed(0)
+    side, build = MODELS[name]
+    model = build()
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+                new = torch.einsum(
+                    "ap,pq...->aq...", _basis(len(layer.weight)), torch.randn_like(layer.weight)
+                )
+                new = torch.einsum("bq,aq...->ab...", _basis(layer.weight.shape[1]), new)
+                layer.weight.copy_(new * (layer.weight.norm() / new.norm()))
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = None  # the statistics are those of all that is shown
+        model.train()(torch.randn(8, 3, side, side))
+    return model.eval()
+
+
+def _basis(size: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size))[0] * torch.arange(1, size + 1) ** -DECAY
+
+
+def both_layouts(name: str, model: nn.Module, x: Tensor) -> dict[str, Run]:
+    """The model in the default memory layout and in channels-last."""
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    images = x.to(memory_format=torch.channels_last)
+    return {name: functools.partial(model, x), f"{name} last": functools.partial(last, images)}
+
+
+def rows(
+    name: str, model: nn.Module, small: Mapping[str, nn.Module], options: argparse.Namespace
+) -> list[list[float]]:
+    """Print the lines of one model; ratios to dense and to integers."""
+    side, found = MODELS[name][0], []
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = None if name.startswith("vit") else torch.randn(8, 3, side, side)
+        onnx_peers.write(model, torch.randn(2, 3, side, side), Path(folder), calibration)
+        for threads, batch in product(options.threads, options.batch):
+            torch.set_num_threads(threads)
+            integers, x = onnx_peers.read(Path(folder), "int8"), torch.randn(batch, 3, side, side)
+            runs = both_layouts("dense", model, x) | {"int8": functools.partial(integers, x)}
+            for label, each in small.items():
+                runs |= both_layouts(label, each, x)
+            with torch.inference_mode():
+                times = medians(runs, options.rounds)
+            best = {
+                label: min(times[label], times.get(f"{label} last", times[label]))
+                for label in (*small, "dense")
+            }
+            for label in small:
+                ratios = [best["dense"] / best[label], times["int8"] / best[label]]
+                cells = [best["dense"], times["int8"], best[label]]
+                told = " | ".join([*(f"{1e3 * cell:.2f}" for cell in cells), *(f"{r:.2f}x" for r in ratios)])
+                print(f"| {name} | {label} | {threads} | {batch} | {told} |", flush=True)
+                found.append(ratios)
+    return found
+
+
+def main() -> None:
+    """Print a table in Markdown, and the means."""
+    options, ratios = _options(), []
+    logging.getLogger("compresskd").setLevel(logging.ERROR)  # which layers stay dense
+    print(
+        "| model | weights | threads | batch | dense ms | int8 ms | compressed ms | than dense | than int8 |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in options.models:
+        model = dense_model(name)
+        small = {
+            f"{share}, {way}": compresskd.compress(
+                model,
+                torch.randn(2, 3, *2 * [MODELS[name][0]]),
+                budget=SHARES[share],
+                budget_over="included",
+                allocation=way,
+            )
+            for way, share in product(options.allocation, SHARES)
+        }
+        ratios += rows(name, model, small, options)
+    for k, peer in enumerate(("dense", "int8")):
+        values = [each[k] for each in ratios]
+        print(f"\nthan {peer}: geometric mean {geometric_mean(values):.2f}, least {min(values):.2f}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--allocation", default="error,ratio")
+    parser.add_argument("--quick", action="store_true", help="ResNet-20 in a few rounds")
+    options = parser.parse_args()
+    for key, kind in (("models", str), ("threads", int), ("batch", int), ("allocation", str)):
+        setattr(options, key, [kind(value) for value in getattr(options, key).split(",")])
+    if options.quick:
+        options.models = options.models[:1]
+    options.rounds = 3 if options.quick else 7
+    return options
+
+
+if __name__ == "__main__":
+    main()
