@@ -143,7 +143,7 @@ def _options() -> argparse.Namespace:
         setattr(options, key, [kind(value) for value in getattr(options, key).split(",")])
     if options.quick:
         options.models = options.models[:1]
-    options.rounds = 3 if options.quick else 7
+    options.rounds = 3 if options.quick else 5
     return options
 
 

@@ -156,6 +156,7 @@ def stages_run(
         steps.append(_convolution(weight, stage))
         pending = []
     *first, last = [*steps, _product(pending)] if pending else steps
+    multiplies = any(weight.dim() == 2 for weight in weights)  # else nobody asks how x lies
     if geometry.native and not first:
         return lambda x, bias=None: last(x, bias, None)
 
@@ -163,7 +164,7 @@ def stages_run(
         if not geometry.native:
             mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
             x = F.pad(x, geometry.pads, mode=mode)
-        rows = is_in_rows(x)
+        rows = multiplies and is_in_rows(x)
         for step in first:
             x = step(x, None, rows)
         return last(x, bias, rows)
