@@ -67,8 +67,10 @@ def _basis(size: int) -> Tensor:
     return torch.linalg.qr(torch.randn(size, size))[0] * torch.arange(1, size + 1) ** -DECAY
 
 
-def both_layouts(name: str, model: nn.Module, x: Tensor) -> dict[str, Run]:
-    """The model in the default memory layout and in channels-last."""
+def layouts(name: str, model: nn.Module, x: Tensor) -> dict[str, Run]:
+    """The model in the default memory layout and, where it is made of convolutions, in channels-last."""
+    if any(isinstance(layer, nn.LayerNorm) for layer in model.modules()):
+        return {name: functools.partial(model, x)}
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = x.to(memory_format=torch.channels_last)
     return {name: functools.partial(model, x), f"{name} last": functools.partial(last, images)}
@@ -85,9 +87,9 @@ def rows(
         for threads, batch in product(options.threads, options.batch):
             torch.set_num_threads(threads)
             integers, x = onnx_peers.read(Path(folder), "int8"), torch.randn(batch, 3, side, side)
-            runs = both_layouts("dense", model, x) | {"int8": functools.partial(integers, x)}
+            runs = layouts("dense", model, x) | {"int8": functools.partial(integers, x)}
             for label, each in small.items():
-                runs |= both_layouts(label, each, x)
+                runs |= layouts(label, each, x)
             with torch.inference_mode():
                 times = medians(runs, options.rounds)
             best = {

@@ -126,14 +126,12 @@ def test_products_equal_convolutions_and_lie_as_these_do(
 
 
 def test_which_ways_may_be_the_fastest():
-    pointwise = TTConv2d(8, 8, ((1, 1), (1, 1)), 2)
-    assert [str(way) for way in pointwise._ways(torch.ones(1, 8, 4, 4), 0.5)] == [
-        "chain, by products", "chain", "folded, by products", "folded",
-    ]  # fmt: skip
-    assert pointwise._ways(torch.ones(8, 4, 4), 1.0) == [Way(True)]  # no batch, and as much work as dense
-    assert Way(False, True) not in TTConv2d(8, 8, ((3, 1), (1, 3)), 2)._ways(torch.ones(1, 8, 4, 4), 0.5)
-    strided = TTConv2d(8, 8, ((1, 1), (1, 1)), 2, stride=2)
-    assert strided._are_products() == [False, True]
+    everything = ["chain, by products", "chain", "folded, by products", "folded"]
+    assert [str(way) for way in convolution.ways([True, True], 0.5)] == everything
+    assert [str(way) for way in convolution.ways([True, False], 0.5)] == [everything[0], "chain", "folded"]
+    assert convolution.ways([False, False], 0.5) == [Way(False), Way(True)]
+    assert convolution.ways([False], 1.0) == [Way(True)]  # as much work as dense
+    assert TTConv2d(8, 8, ((1, 1), (1, 1)), 2, stride=2)._are_products() == [False, True]
 
 
 def test_of_ways_as_fast_as_each_other_the_first_is_taken(monkeypatch):

@@ -126,6 +126,19 @@ class Way:
         return ("folded" if self.folded else "chain") + (", by products" if self.products else "")
 
 
+def ways(products: Sequence[bool], macs: float) -> list[Way]:
+    """Those that may be the fastest at inference; of ways that are as fast the first is taken, which keeps least.
+
+    Args:
+        products: which stages multiply pixels by matrices.
+        macs: multiplications of the chain over those of the folded kernel.
+    """
+    found = [Way(False, True)] if any(products) and macs < 1.0 else []
+    found += [Way(False)] if macs < 1.0 else []
+    found += [Way(True, True)] if all(products) else []
+    return [*found, Way(True)]
+
+
 def is_product(kernel: Pair, stage: StageOptions) -> bool:
     """Whether a stage multiplies each pixel by a matrix, and does nothing else."""
     return kernel == stage.stride == (1, 1) and stage.padding == (0, 0)

@@ -31,6 +31,7 @@ from compresskd.tt.execution.convolution import (
     run_stages,
     stage_options,
     stages_run,
+    ways,
 )
 from compresskd.tt.execution.policy import FIXED, said, source_of
 from compresskd.tt.execution.product import autocast_dtype, is_watched
@@ -261,12 +262,12 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
         macs = self._macs(x)
         if source_of(training=False) == FIXED:
             return Way(folded=macs >= FIXED_MARGIN)
-        ways = self._ways(x, macs)
-        if len(ways) == 1:
-            return ways[0]
+        found = ways(self._are_products() if x.dim() == 4 else [False], macs)
+        if len(found) == 1:
+            return found[0]
 
         def runs() -> dict[Way, Callable[[], object]]:
-            return {way: trial(way) for way in ways}
+            return {way: trial(way) for way in found}
 
         def trial(way: Way) -> Callable[[], object]:
             make = partial(self._operands, way, cores, x.dtype, is_in_rows(x))
@@ -277,14 +278,6 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
 
         shapes = [tuple(weight.shape) for weight in self._stage_weights([core.detach() for core in cores])]
         return fastest(x, runs, f"{shapes} {self.geometry}", Way(folded=True))
-
-    def _ways(self, x: Tensor, macs: float) -> list[Way]:
-        """Those that may be the fastest; of ways that are as fast the first is taken, which keeps least."""
-        products = self._are_products() if x.dim() == 4 else [False]
-        ways = [Way(False, True)] if any(products) and macs < 1.0 else []
-        ways += [Way(False)] if macs < 1.0 else []
-        ways += [Way(True, True)] if all(products) else []
-        return [*ways, Way(True)]
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
