@@ -1,14 +1,15 @@
 """Whole image models, compressed, against dense in torch and against the dense model in 8-bit integers in onnxruntime.
 
     python benchmarks/conv_models.py [--models resnet20,resnet56,mobilenetv3,vit_tiny] [--threads 1,2] [--batch 1,32]
-        [--allocation error,ratio] [--quick]
+        [--allocation error,ratio] [--onnx] [--quick]
 
 Models have random weights whose singular values decay: each weight is Gaussian, in random bases of outputs and inputs
 that count as k^-0.35, which gives matrices spectra near k^-0.7, and BatchNorm has the statistics of random images.
-They are compressed as `compress` does, to a half and a quarter of the weights that may be factorized: by the
-least sum of errors ('error', the default of a run) or each layer to the same share ('ratio'). The integers are
-onnxruntime's own: static quantization, of transformers the dynamic one, which is the faster there. All run in turn in
-one process. Printed are medians in milliseconds, in torch those of the faster memory layout, and times faster.
+They are compressed as `compress` does, to a half and a quarter of the weights that may be factorized: by the least
+sum of errors ('error', the default of a run) or each layer to the same share ('ratio'). The integers are
+onnxruntime's own: static quantization, of transformers the dynamic one, which is the faster there. With --onnx the
+compressed models run there as well, exported in float. All run in turn in one process, with one thread by the
+thread's own time. Printed are medians in milliseconds, in torch those of the faster memory layout, and times faster.
 """
 
 import argparse
@@ -32,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from small_architectures import import_timm
 
 import compresskd
+from compresskd.export import onnx
 from compresskd.models.resnet import ResNet
 
 SHARES = {"1/2": 0.5, "1/4": 0.25}
@@ -76,29 +78,40 @@ def layouts(name: str, model: nn.Module, x: Tensor) -> dict[str, Run]:
     return {name: functools.partial(model, x), f"{name} last": functools.partial(last, images)}
 
 
-def rows(
+def contenders(
+    model: nn.Module, small: Mapping[str, nn.Module], x: Tensor, folder: Path, exported: Mapping[str, str]
+) -> dict[str, Run]:
+    """All that take turns on these images."""
+    runs = layouts("dense", model, x) | {"int8": functools.partial(onnx_peers.read(folder, "int8"), x)}
+    for label, each in small.items():
+        runs |= layouts(label, each, x)
+    for label, file in exported.items():
+        runs[f"{label} onnx"] = functools.partial(onnx_peers.read(folder, file), x)
+    return runs
+
+
+def lines(
     name: str, model: nn.Module, small: Mapping[str, nn.Module], options: argparse.Namespace
 ) -> list[list[float]]:
     """Print the lines of one model; ratios to dense and to integers."""
     side, found = MODELS[name][0], []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as path:
+        folder, example = Path(path), torch.randn(2, 3, side, side)
         calibration = None if name.startswith("vit") else torch.randn(8, 3, side, side)
-        onnx_peers.write(model, torch.randn(2, 3, side, side), Path(folder), calibration)
+        onnx_peers.write(model, example, folder, calibration)
+        exported = {label: f"small{k}" for k, label in enumerate(small)} if options.onnx else {}
+        for label, file in exported.items():
+            onnx.write(small[label], {}, example, folder / f"{file}.onnx")
         for threads, batch in product(options.threads, options.batch):
             torch.set_num_threads(threads)
-            integers, x = onnx_peers.read(Path(folder), "int8"), torch.randn(batch, 3, side, side)
-            runs = layouts("dense", model, x) | {"int8": functools.partial(integers, x)}
-            for label, each in small.items():
-                runs |= layouts(label, each, x)
+            x = torch.randn(batch, 3, side, side)
             with torch.inference_mode():
-                times = medians(runs, options.rounds)
-            best = {
-                label: min(times[label], times.get(f"{label} last", times[label]))
-                for label in (*small, "dense")
-            }
+                times = medians(contenders(model, small, x, folder, exported), options.rounds)
+            best = {key: min(time, times.get(f"{key} last", time)) for key, time in times.items()}
             for label in small:
-                ratios = [best["dense"] / best[label], times["int8"] / best[label]]
-                cells = [best["dense"], times["int8"], best[label]]
+                cells = [best["dense"], best["int8"], best[label]]
+                ratios = [cells[0] / cells[2], cells[1] / cells[2]]
+                cells += [best[f"{label} onnx"]] if options.onnx else []
                 told = " | ".join([*(f"{1e3 * cell:.2f}" for cell in cells), *(f"{r:.2f}x" for r in ratios)])
                 print(f"| {name} | {label} | {threads} | {batch} | {told} |", flush=True)
                 found.append(ratios)
@@ -109,10 +122,10 @@ def main() -> None:
     """Print a table in Markdown, and the means."""
     options, ratios = _options(), []
     logging.getLogger("compresskd").setLevel(logging.ERROR)  # which layers stay dense
-    print(
-        "| model | weights | threads | batch | dense ms | int8 ms | compressed ms | than dense | than int8 |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["model", "weights", "threads", "batch", "dense ms", "int8 ms", "compressed ms"]
+    columns += ["compressed, ONNX ms"] if options.onnx else []
+    print("| " + " | ".join([*columns, "than dense", "than int8"]) + " |")
+    print("|---" * (len(columns) + 2) + "|")
     for name in options.models:
         model = dense_model(name)
         small = {
@@ -125,7 +138,7 @@ def main() -> None:
             )
             for way, share in product(options.allocation, SHARES)
         }
-        ratios += rows(name, model, small, options)
+        ratios += lines(name, model, small, options)
     for k, peer in enumerate(("dense", "int8")):
         values = [each[k] for each in ratios]
         print(f"\nthan {peer}: geometric mean {geometric_mean(values):.2f}, least {min(values):.2f}")
@@ -139,6 +152,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", default="1,32")
     parser.add_argument("--allocation", default="error,ratio")
+    parser.add_argument("--onnx", action="store_true", help="the compressed models in onnxruntime, too")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 in a few rounds")
     options = parser.parse_args()
     for key, kind in (("models", str), ("threads", int), ("batch", int), ("allocation", str)):
