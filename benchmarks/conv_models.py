@@ -1,15 +1,16 @@
 """Whole image models, compressed, against dense in torch and against the dense model in 8-bit integers in onnxruntime.
 
     python benchmarks/conv_models.py [--models resnet20,resnet56,mobilenetv3,vit_tiny] [--threads 1,2] [--batch 1,32]
-        [--allocation error,ratio] [--onnx] [--quick]
+        [--allocation error,ratio] [--quick]
 
 Models have random weights whose singular values decay: each weight is Gaussian, in random bases of outputs and inputs
 that count as k^-0.35, which gives matrices spectra near k^-0.7, and BatchNorm has the statistics of random images.
 They are compressed as `compress` does, to a half and a quarter of the weights that may be factorized: by the least
 sum of errors ('error', the default of a run) or each layer to the same share ('ratio'). The integers are
-onnxruntime's own: static quantization, of transformers the dynamic one, which is the faster there. With --onnx the
-compressed models run there as well, exported in float. All run in turn in one process, with one thread by the
-thread's own time. Printed are medians in milliseconds, in torch those of the faster memory layout, and times faster.
+onnxruntime's own: static quantization, of transformers the dynamic one, which is the faster there. The compressed
+models run there as well, exported in float. All run in turn in one process, with one thread by the thread's own time.
+Printed are medians in milliseconds, in torch those of the faster memory layout, and how many times as fast that is as
+dense in torch / as the integers.
 """
 
 import argparse
@@ -37,6 +38,8 @@ from compresskd.export import onnx
 from compresskd.models.resnet import ResNet
 
 SHARES = {"1/2": 0.5, "1/4": 0.25}
+PEERS = ("dense", "int8")
+RUNTIMES = ("", " ONNX")
 DECAY = 0.35
 MODELS: dict[str, tuple[int, Callable[[], nn.Module]]] = {  # side of an image, the dense model
     "resnet20": (32, lambda: ResNet(depth=20, num_classes=10, input_shape=(3, 32, 32))),
@@ -86,20 +89,20 @@ def contenders(
     for label, each in small.items():
         runs |= layouts(label, each, x)
     for label, file in exported.items():
-        runs[f"{label} onnx"] = functools.partial(onnx_peers.read(folder, file), x)
+        runs[f"{label} ONNX"] = functools.partial(onnx_peers.read(folder, file), x)
     return runs
 
 
 def lines(
     name: str, model: nn.Module, small: Mapping[str, nn.Module], options: argparse.Namespace
-) -> list[list[float]]:
-    """Print the lines of one model; ratios to dense and to integers."""
+) -> list[dict[str, float]]:
+    """Print the lines of one model; times by contender, in torch of the faster layout."""
     side, found = MODELS[name][0], []
     with tempfile.TemporaryDirectory() as path:
         folder, example = Path(path), torch.randn(2, 3, side, side)
         calibration = None if name.startswith("vit") else torch.randn(8, 3, side, side)
         onnx_peers.write(model, example, folder, calibration)
-        exported = {label: f"small{k}" for k, label in enumerate(small)} if options.onnx else {}
+        exported = {label: f"small{k}" for k, label in enumerate(small)}
         for label, file in exported.items():
             onnx.write(small[label], {}, example, folder / f"{file}.onnx")
         for threads, batch in product(options.threads, options.batch):
@@ -107,41 +110,43 @@ def lines(
             x = torch.randn(batch, 3, side, side)
             with torch.inference_mode():
                 times = medians(contenders(model, small, x, folder, exported), options.rounds)
-            best = {key: min(time, times.get(f"{key} last", time)) for key, time in times.items()}
-            for label in small:
-                cells = [best["dense"], best["int8"], best[label]]
-                ratios = [cells[0] / cells[2], cells[1] / cells[2]]
-                cells += [best[f"{label} onnx"]] if options.onnx else []
-                told = " | ".join([*(f"{1e3 * cell:.2f}" for cell in cells), *(f"{r:.2f}x" for r in ratios)])
-                print(f"| {name} | {label} | {threads} | {batch} | {told} |", flush=True)
-                found.append(ratios)
+            found.append({key: min(time, times.get(f"{key} last", time)) for key, time in times.items()})
+            for way in options.allocation:
+                print(f"| {name} | {threads} | {batch} | {way} | {_cells(found[-1], way)} |", flush=True)
     return found
+
+
+def _cells(times: Mapping[str, float], way: str) -> str:
+    cells = [f"{1e3 * times[peer]:.2f}" for peer in PEERS]
+    for key in (f"{way} {share}{where}" for where in RUNTIMES for share in SHARES):
+        ratios = " / ".join(f"{times[peer] / times[key]:.2f}" for peer in PEERS)
+        cells += [f"{1e3 * times[key]:.2f} ({ratios})"]
+    return " | ".join(cells)
 
 
 def main() -> None:
     """Print a table in Markdown, and the means."""
-    options, ratios = _options(), []
+    options, found = _options(), []
     logging.getLogger("compresskd").setLevel(logging.ERROR)  # which layers stay dense
-    columns = ["model", "weights", "threads", "batch", "dense ms", "int8 ms", "compressed ms"]
-    columns += ["compressed, ONNX ms"] if options.onnx else []
-    print("| " + " | ".join([*columns, "than dense", "than int8"]) + " |")
-    print("|---" * (len(columns) + 2) + "|")
+    columns = ["model", "threads", "batch", "allocation", *PEERS]
+    columns += [f"{share}{',' if where else ''}{where}" for where in RUNTIMES for share in SHARES]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for name in options.models:
         model = dense_model(name)
+        example = torch.randn(2, 3, *2 * [MODELS[name][0]])
         small = {
-            f"{share}, {way}": compresskd.compress(
-                model,
-                torch.randn(2, 3, *2 * [MODELS[name][0]]),
-                budget=SHARES[share],
-                budget_over="included",
-                allocation=way,
+            f"{way} {share}": compresskd.compress(
+                model, example, budget=budget, budget_over="included", allocation=way
             )
-            for way, share in product(options.allocation, SHARES)
+            for way in options.allocation
+            for share, budget in SHARES.items()
         }
-        ratios += lines(name, model, small, options)
-    for k, peer in enumerate(("dense", "int8")):
-        values = [each[k] for each in ratios]
-        print(f"\nthan {peer}: geometric mean {geometric_mean(values):.2f}, least {min(values):.2f}")
+        found += lines(name, model, small, options)
+    for where, peer in product(RUNTIMES, PEERS):
+        names = [f"{way} {share}{where}" for way in options.allocation for share in SHARES]
+        ratios = [times[peer] / times[name] for times in found for name in names]
+        mean, least = geometric_mean(ratios), min(ratios)
+        print(f"\nin {where or 'torch'}, than {peer}: geometric mean {mean:.2f}, least {least:.2f}")
 
 
 def _options() -> argparse.Namespace:
@@ -152,7 +157,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", default="1,32")
     parser.add_argument("--allocation", default="error,ratio")
-    parser.add_argument("--onnx", action="store_true", help="the compressed models in onnxruntime, too")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 in a few rounds")
     options = parser.parse_args()
     for key, kind in (("models", str), ("threads", int), ("batch", int), ("allocation", str)):
