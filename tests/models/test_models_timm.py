@@ -22,6 +22,7 @@ def made(name, size=32, **options):
     ).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "mixer_s32_224"])
 def test_answers_images_of_any_size_and_is_rebuilt(name, tmp_path):
     model, images = made(name), torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -57,6 +58,7 @@ def test_refused_with_the_option_that_cannot_be(change, message):
         made(**{"name": "test_vit", **change})
 
 
+@pytest.mark.slow
 def test_a_run_by_the_command_line(run_cli, work):
     typed = [
         "teacher=timm",
