@@ -12,7 +12,7 @@ from compresskd.models.from_teacher import FromTeacher
 
 if find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)
-import_timm()
+timm = import_timm()
 TIMM = "compresskd.models.timm.timm"
 
 
@@ -20,6 +20,24 @@ def made(name, size=32, **options):
     return build(
         TIMM, {"name": name, "num_classes": 5, "input_shape": [1, size, size], **options}, seed=0
     ).eval()
+
+
+def test_a_constructor_that_reads_its_own_numbers_gets_memory(tmp_path, monkeypatch):
+    """As in many versions of timm: rates of drop path."""
+    model = made("resnet10t")
+    artifact.save(model, tmp_path / "model")
+    create, rates = timm.create_model, []
+
+    def create_by_rates(*given, **named):
+        rates.append(torch.linspace(0, 1, 3)[1].item())
+        return create(*given, **named)
+
+    monkeypatch.setattr(timm, "create_model", create_by_rates)
+    loaded = artifact.load(tmp_path / "model")
+    assert set(rates) == {0.5}
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
 
 
 @pytest.mark.slow
