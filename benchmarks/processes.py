@@ -2,15 +2,16 @@
 
     python benchmarks/processes.py equal [--processes 2 4] [--case NAME ...] [--folder DIR]
     python benchmarks/processes.py kill [--kills 10] [--folder DIR]
-    python benchmarks/processes.py speed [--rounds 3] [--minilm FOLDER] [--folder DIR]
+    python benchmarks/processes.py speed [--rounds 3] [--minilm FOLDER] [--case ResNet-20] [--folder DIR]
 
 `equal` trains small models of images, texts and tokens by one process and by several, and prints the largest
 difference of all validation figures, how many predictions differ, and the counts of samples. Dropout is off: its
 numbers are drawn by each process. `kill` ends a process chosen at random (SIGKILL) at random moments, measures until
 all have ended, resumes, and compares with a run that nobody disturbed. `speed` measures training steps of a ResNet-20
 (global batch 128) and, where its folder is given, of MiniLM (length 64) by one and two processes of one thread in turn,
-and says how much of the time of the first process went into all-reduces, waiting for the other one included, and by how
-much its processor time shrank, which a busy machine does not change: more than that is not to be had.
+and says what share of the time of the first process went into all-reduces, waiting for the other one included, by how
+much its processor time shrank, and what two runs of half the batch that share nothing come to: more than that is not
+to be had on the machine.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ CASES = {
                f"teacher.config={SMALL_GPT}", "student=huggingface", f"student.config={SMALL_GPT}", "strategy=distill",
                "kd=soft_targets", "train.dropout=0"),
 }  # fmt: skip
+SPEED = {"ResNet-20": 2880, "MiniLM": 1100}  # samples of an epoch
 WORDS = (
     "the",
     "a",
@@ -214,54 +217,76 @@ def _is_alive(process: int) -> bool:
 
 
 def speed(options: argparse.Namespace) -> bool:
-    """Samples a second of training by one and by two processes, in turn."""
-    shared = ("measure.latency=false", "strategy=train", "epochs=2", "train.batch_size=128", "kd=none")
+    """Samples a second of training by one process, by two, and by two runs that share nothing, in turn."""
     cases = {
-        "ResNet-20, 32x32": ("data=synthetic", "data.input_shape=[3,32,32]", "data.num_classes=10",
-                             "data.num_train=2880", "data.num_test=10", "student=resnet20")
+        "ResNet-20": ("data=synthetic", "data.input_shape=[3,32,32]", "data.num_classes=10",
+                      "data.num_test=10", "student=resnet20")
     }  # fmt: skip
     if options.minilm:
-        write_texts(options.folder / "long.csv", 64, 1100)
-        cases["MiniLM, 64 tokens"] = (
-            "data=text", "data.path=long.csv", f"student.id={options.minilm}", "student=huggingface", "teacher=mlp",
+        for share in (1, 2):
+            write_texts(options.folder / f"{SPEED['MiniLM'] // share}.csv", 64, SPEED["MiniLM"] // share)
+        cases["MiniLM"] = (
+            "data=text", f"student.id={options.minilm}", "student=huggingface", "teacher=mlp",
             f"data.tokenizer={options.minilm}", "data.max_length=64", "task=text_classification", "optimizer.lr=2e-5",
             "data.num_test=10", "data.num_validation=10",
         )  # fmt: skip
-    for number, (case, own) in enumerate(cases.items()):
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        processor: dict[int, list[float]] = {1: [], 2: []}
-        shares = []
+    for case, own in cases.items():
+        if options.case and case not in options.case:
+            continue
+        found: dict[str, list[_Speed]] = {"one": [], "two": [], "apart": []}
         for turn in range(options.rounds):
-            for count, found in rates.items():
-                arguments = (
-                    *shared,
-                    *own,
-                    f"processes={count}",
-                    f"hydra.run.dir=speed{number}_{turn}_{count}",
-                )
-                code = "import sys, benchmarks_processes as b; b.timed(sys.argv[1:])"
-                environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(options.folder)}
-                done = subprocess.run(
-                    [sys.executable, "-c", code, *arguments], cwd=options.folder, env=environment, check=False,
-                    capture_output=True, text=True,
-                )  # fmt: skip
-                if done.returncode:
-                    sys.exit(done.stdout + done.stderr)
-                told = json.loads(done.stdout.splitlines()[-1])
-                lines = read_metrics(options.folder / f"speed{number}_{turn}_{count}" / "metrics.jsonl")
-                found.append(max(line["samples_per_second"] for line in lines))
-                processor[count].append(told["training"])
-                if count == 2:
-                    shares.append(told["collectives"] / sum(line["seconds"] for line in lines))
-        one, two = (statistics.median(rates[count]) for count in (1, 2))
-        alone, shared_by_two = (statistics.median(processor[count]) for count in (1, 2))
+            for how, speeds in found.items():
+                share = 2 if how == "apart" else 1
+                words = (*own, *_data(case, SPEED[case] // share), f"train.batch_size={128 // share}",
+                         f"processes={2 if how == 'two' else 1}")  # fmt: skip
+                names = [f"{case}_{turn}_{how}{part}" for part in range(share)]
+                speeds.append(_trained(options.folder, words, names))
+        one, two, apart = (statistics.median(each.rate for each in found[how]) for how in found)
+        alone, by_two = (statistics.median(each.processor for each in found[how]) for how in ("one", "two"))
+        share_of_sums = statistics.median(each.share_of_sums for each in found["two"])
         print(
-            f"{case}: {one:.1f} and {two:.1f} samples/s by one and two processes, {two / one:.2f} times; "
-            f"{100 * statistics.median(shares):.0f}% of the time in all-reduces; processor time of the first process "
-            f"{alone / shared_by_two:.2f} times less",
+            f"{case}: {one:.1f} and {two:.1f} samples/s by one and two processes, {two / one:.2f} times; two runs of "
+            f"half the batch that share nothing: {apart / one:.2f} times; {100 * share_of_sums:.0f}% of the time in "
+            f"all-reduces; processor time of the first process {alone / by_two:.2f} times less",
             flush=True,
         )
     return True
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Of trainings at once: samples a second of all, of the first its seconds of the processor, and what share of its
+    time went into all-reduces.
+    """
+
+    rate: float
+    processor: float
+    share_of_sums: float
+
+
+def _data(case: str, size: int) -> tuple[str, ...]:
+    return (f"data.path={size}.csv",) if case == "MiniLM" else (f"data.num_train={size}",)
+
+
+def _trained(folder: Path, words: Sequence[str], names: Sequence[str]) -> _Speed:
+    """Train by the command line, under each of these names at once."""
+    shared = ("measure.latency=false", "strategy=train", "epochs=2", "kd=none")
+    code = "import sys, benchmarks_processes as b; b.timed(sys.argv[1:])"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *shared, *words, f"hydra.run.dir={name}"],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for name in names
+    ]  # fmt: skip
+    said = [process.communicate() for process in started]
+    if any(process.returncode for process in started):
+        sys.exit("".join(out + err for out, err in said))
+    lines = [read_metrics(folder / name / "metrics.jsonl") for name in names]
+    told = json.loads(said[0][0].splitlines()[-1])
+    rate = sum(max(line["samples_per_second"] for line in each) for each in lines)
+    return _Speed(rate, told["training"], told["collectives"] / sum(line["seconds"] for line in lines[0]))
 
 
 def timed(arguments: Sequence[str]) -> None:
@@ -298,7 +323,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("equal", "kill", "speed"))
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--case", nargs="+", choices=CASES, default=[])
+    parser.add_argument("--case", nargs="+", choices=[*CASES, *SPEED], default=[], metavar="NAME")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2")

@@ -56,6 +56,7 @@ class TestArchitectures:
         left = [layer for layer in layers.find(full) if not layers.is_factorized(layer.module)]
         assert all(may_be_left(layer) for layer in left)
 
+    @pytest.mark.slow
     def test_rank_and_bits_are_stored_once_and_read_back_equal(self, name, tmp_path):
         model = make(name)
         small = compressed(model, name, rank=4)

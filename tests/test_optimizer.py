@@ -39,6 +39,7 @@ for first, second in zip(ours, after, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_stays_out_until_something_is_compiled_and_nothing_else_changes():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)
 

@@ -25,6 +25,7 @@ _MAX_MODULES = 10_000  # of the deepest networks; more are refused while they ar
 _MAX_PER_MODULE = 1000  # numbers in a module's structure: modes and ranks are dozens
 _MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
 _ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
+_ADAPTERS = ("compresskd.models.timm.timm", "compresskd.models.huggingface.huggingface")  # of other libraries' models
 
 
 def build(content: Content, *, trust: Sequence[str] = (), take: bool = False) -> nn.Module:
@@ -70,14 +71,22 @@ def build_empty(described: Mapping[str, Any], *, trust: Sequence[str] = ()) -> n
 def skeleton(architecture: Mapping[str, Any], *, stored: int, trust: Sequence[str] = ()) -> nn.Module:
     """An architecture without memory: names, shapes and types of what is to be filled.
 
-    Constructors of trusted packages may need real memory, and get it.
+    Constructors of trusted packages may need real memory, and get it; so do those of libraries that read numbers which
+    they compute, such as rates of drop path in many versions of timm.
 
     Args:
         architecture: as in Content.
         stored: about how many values the file holds; an architecture of thousands of times more is refused.
         trust: as `load`'s.
     """
-    with _without_memory(targets(architecture), stored, trust):
+    try:
+        with _without_memory(targets(architecture), stored, trust):
+            return _construct(architecture, trust)
+    except ValueError as error:
+        is_adapter = architecture["target"] in _ADAPTERS
+        if not is_adapter or not isinstance(error.__cause__, RuntimeError):  # what a tensor without values raises
+            raise
+    with _WithoutDrawing(), _in_proportion(stored):
         return _construct(architecture, trust)
 
 
@@ -179,7 +188,7 @@ def _without_memory(paths: Sequence[str], stored: int, trust: Sequence[str]) -> 
     if any(str(path).partition(".")[0] in trust for path in paths):
         yield
         return
-    with torch.device("meta"), _WithoutDrawing(), _bounded(max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)):
+    with torch.device("meta"), _WithoutDrawing(), _in_proportion(stored):
         yield
 
 
@@ -196,8 +205,9 @@ class _WithoutDrawing(TorchFunctionMode):
 
 
 @contextmanager
-def _bounded(max_values: int) -> Iterator[None]:
-    """Refuse, inside, to register more parameters or modules than allowed."""
+def _in_proportion(stored: int) -> Iterator[None]:
+    """Refuse, inside, to register more modules than any network has, or parameters out of proportion to a file."""
+    max_values = max(_ALWAYS_ALLOWED, _MAX_EXPANSION * stored)
     values, modules = 0, 0
 
     def count_values(_holder: nn.Module, name: str, parameter: Tensor | None) -> None:

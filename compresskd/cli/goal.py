@@ -62,7 +62,7 @@ def asked_of(arguments: Namespace) -> dict[str, Any]:
     if len(objectives) > 1:
         text = f"got {' and '.join(name for _, name in objectives)}, expected one figure; bounds of others go to goal="
         raise ConfigError([Fault(objectives[-1][0], text)])
-    minutes = arguments.minutes
+    trials, minutes = arguments.trials, arguments.minutes
     return {
         "kind": "goal",
         "words": [word for word in words if not word.startswith(WORDS)],
@@ -70,7 +70,7 @@ def asked_of(arguments: Namespace) -> dict[str, Any]:
         "where": where,
         "epochs": None,
         "seed": 0,
-        "trials": arguments.trials or TRIALS,
+        "trials": TRIALS if trials is None and minutes is None else trials,
         "minutes": None if minutes is None else minutes * SHARE_OF_MINUTES,
         "workers": arguments.workers,
         "then": 1,

@@ -33,8 +33,11 @@ class Proposer(Protocol):
     def add(self, trial: Trial) -> None:
         """Take a trial that an earlier process has asked for, or a run of before."""
 
-    def ask(self, number: int) -> Point | None:
-        """Return the point of trial `number`; None where there is nothing left to try, at least for now."""
+    def ask(self, number: int, spent: float) -> Point | None:
+        """Return the point of trial `number`; None where there is nothing left to try, at least for now.
+
+        spent: the share of the trials or minutes of the search that is over.
+        """
 
     def tell(self, trial: Trial) -> None:
         """Take how a trial has ended."""
@@ -102,7 +105,7 @@ class Desk:
             if self.is_over:
                 return None
             number = sum(trial.state != GIVEN for trial in self.search.trials)
-            point = self.proposer.ask(number)
+            point = self.proposer.ask(number, self._spent)
             trial = None if point is None else self._take(number, point)
             if trial is None or trial.state == RUNNING:
                 return trial
@@ -111,8 +114,12 @@ class Desk:
     @property
     def is_over(self) -> bool:
         """Whether no new trial begins any more."""
-        out_of_time = self.minutes is not None and self.seconds > 60 * self.minutes
-        return out_of_time or (self.most is not None and len(self.search.counted) >= self.most)
+        return self._spent >= 1
+
+    @property
+    def _spent(self) -> float:
+        of_time = 0.0 if self.minutes is None else self.seconds / (60 * self.minutes)
+        return max(of_time, 0.0 if self.most is None else len(self.search.counted) / self.most)
 
     def judge(self, trial: Trial, strategy: str, stage: str, epoch: int, value: float) -> bool:
         """Take one epoch of a trial; whether it is to be given up."""

@@ -3,7 +3,8 @@
 An arm is one choice of strategy, form and bits. Within an arm everything grows with one number, the lever (a rank, or
 the share of the parameters that is kept): so the smallest size that meets the goal is found by halving an interval, and
 an arm that fails at a size just below the best one so far is given up after a single trial. Short trainings come first;
-the best arms are then narrowed again by trainings of full length.
+the most promising arms are then narrowed again by trainings of full length: those whose short ones would meet the goal
+at the least size, if they gained as much by the rest of the training as those did that have had it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from compresskd.run import RUNNING
 from compresskd.search.space import Point
 from compresskd.search.trials import Question, Trial
@@ -19,7 +22,8 @@ from compresskd.search.trials import Question, Trial
 CLOSE = 1.15  # ratio of two values of the lever, or of two sizes, that are not told apart
 FULL = 0.9  # share of an allowed size that is used up
 PER_ARM = (6, 3)  # trials of short trainings, and of full ones
-ARMS_AT_FULL = (2, 3)  # where a size is made least, and where a metric is made best
+ARMS_AT_FULL = 3
+SHORT_SHARE = 0.6  # of the trials or minutes of a search, for short trainings
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,12 @@ class Narrowing:
     def tell(self, trial: Trial) -> None:
         """It says so itself."""
 
-    def ask(self, number: int) -> Point | None:
+    def ask(self, number: int, spent: float) -> Point | None:
         """The next point; None where none is left, or where it depends on trials that are running."""
         lengths = range(max(1, len(self._epochs)))
         begun = max((rung for rung in lengths if any(self._of(arm, rung) for arm in self._arms)), default=0)
+        if spent >= SHORT_SHARE:
+            begun = lengths[-1]
         for rung in lengths[begun:]:
             waiting = False
             for arm in self._ordered(rung):
@@ -116,18 +122,30 @@ class Narrowing:
         return [t for t in own if not self._epochs or t.point.get("epochs") == self._epochs[rung]]
 
     def _open_arms(self, rung: int) -> Sequence[Arm]:
-        """All arms in short trainings; in full ones those that did best in short ones."""
+        """All arms in short trainings; in full ones the most promising."""
         if rung == 0:
             return self._arms
+        gain = self._gain()
 
         def rank(arm: Arm) -> tuple[float, float]:
             known = [trial for trial in self._of(arm, 0) if trial.is_known]
-            scores = [
-                (max([0.0, *trial.excesses(self._question.bounds)]), self._cost(trial)) for trial in known
-            ]
-            return min(scores, default=(math.inf, math.inf))
+            return min(
+                ((max(0.0, self._excess(t) - gain), self._cost(t)) for t in known), default=(math.inf,) * 2
+            )
 
-        return sorted(self._arms, key=rank)[: ARMS_AT_FULL[not self._shrinks]]
+        return sorted(self._arms, key=rank)[:ARMS_AT_FULL]
+
+    def _gain(self) -> float:
+        """By how much less a full training misses the goal than a short one of the same point would, in the mean."""
+        gains = []
+        for arm in self._arms:
+            short = sorted((math.log(arm.value(t)), self._excess(t)) for t in self._of(arm, 0) if t.is_known)
+            levers, excesses = zip(*short, strict=True) if short else ((), ())
+            for trial in self._of(arm, 1) if short else ():
+                lever = math.log(arm.value(trial))
+                if trial.is_known and levers[0] <= lever <= levers[-1]:
+                    gains.append(float(np.interp(lever, levers, excesses)) - self._excess(trial))
+        return sum(gains) / len(gains) if gains else 0.0
 
     def _next(self, arm: Arm, tried: Sequence[Trial], rung: int) -> float | None:
         """The value of the lever to try next in an arm; None where the arm is done with."""
@@ -191,6 +209,10 @@ class Narrowing:
 
     def _meets(self, trial: Trial) -> bool:
         return trial.is_known and trial.meets(self._question.bounds)
+
+    def _excess(self, trial: Trial) -> float:
+        """By how much it misses the goal, that bound which it is farthest from; below 0 where it meets all."""
+        return max(trial.excesses(self._question.bounds))
 
     def _cost(self, trial: Trial) -> float:
         return self._question.objectives[0].cost(trial.figures)

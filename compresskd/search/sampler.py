@@ -51,7 +51,7 @@ class Sampler:
         if trial.state != RUNNING:
             self.tell(trial)
 
-    def ask(self, number: int) -> Point | None:
+    def ask(self, number: int, spent: float) -> Point | None:
         """A point that has not been tried; None where all have been.
 
         Args:

@@ -34,6 +34,7 @@ ROOMS = [
 STORED = Path(__file__).parents[1] / "stored_runs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_examples_of_the_documentation(room):
     result = doctest.testmod(importlib.import_module(room), optionflags=doctest.ELLIPSIS)
@@ -92,6 +93,7 @@ def accuracy(model, samples):
 # What the functions do
 
 
+@pytest.mark.slow
 def test_train_compress_distill_and_quantize(blobs, caplog):
     train, validation = halves(blobs)
     curve = []
@@ -295,6 +297,7 @@ def test_a_comparison_is_the_study_of_the_command_line(tmp_path):
     assert third["num_parameters"] < first["num_parameters"]
 
 
+@pytest.mark.slow
 def test_a_strategy_that_cannot_be_run_has_a_row_that_says_why(blobs):
     train, validation = halves(blobs)
     rows = compresskd.compare_compression_strategies(

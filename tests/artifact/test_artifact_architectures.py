@@ -27,6 +27,7 @@ CASES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rank", "bits"), CASES)
 def test_round_trip(name, rank, bits, tmp_path):
     model = make(name)

@@ -139,6 +139,7 @@ def test_coded_files_are_never_larger_and_say_so_in_their_fourth_byte():
     assert artifact.encode(flat)[0] == artifact.encode(flat, coded=False)[0]
 
 
+@pytest.mark.slow
 def test_the_same_content_gives_the_same_bytes():
     first, second = (artifact.encode(quantized(lenet5(8), 4))[0] for _ in range(2))
     assert first == second
@@ -172,6 +173,7 @@ def test_sizes_of_the_record_are_those_of_files(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_sizes_without_each_way_to_make_the_file_smaller():
     dense, tensor_train = lenet5(), lenet5(8)
     stored = quantized(lenet5(8), 4)

@@ -237,6 +237,7 @@ HOSTILE_FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE_FIELDS)
 def test_hostile_header(file, case):
     change, words = HOSTILE_FIELDS[case]
@@ -317,6 +318,7 @@ class TestBody:
         file.refused(r"'fc1.input_quant': expected scales above zero and finite, got inf")
 
 
+@pytest.mark.slow
 def test_random_changes_are_refused_in_words_or_give_another_network(tmp_path):
     """400 files with a few bytes of the header or of the body changed: no other error, and no hanging."""
     choose = random.Random(0)

@@ -41,6 +41,7 @@ def test_what_is_cut_off_or_no_msgpack_ends_too():
     assert structure_bytes(b"\xc1" * 10, MANY) == 10
 
 
+@pytest.mark.slow
 def test_a_large_tokenizer_is_stored_and_read_back(tmp_path):
     options = {"hidden": [4], "num_classes": 2, "input_shape": [1, 2, 2]}
     model = build("compresskd.models.mlp.MLP", options, seed=0)

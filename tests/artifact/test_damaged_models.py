@@ -190,6 +190,7 @@ def judge(tried, originals, tmp_path, monkeypatch):
     return loaded
 
 
+@pytest.mark.slow
 def test_damaged_models(originals, tmp_path, monkeypatch):
     tried = count(150, 1000)
     assert judge(tried, originals, tmp_path, monkeypatch) < tried / 2
@@ -220,6 +221,7 @@ LARGE_HEADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE_HEADERS)
 def test_a_header_of_a_megabyte_is_refused_soon(originals, tmp_path, case):
     data = (originals["float"][0] / "model.ckd").read_bytes()

@@ -199,6 +199,7 @@ def test_command_is_refused(run_cli, arguments, needle):
     refused(run_cli(*arguments), needle)
 
 
+@pytest.mark.slow
 def test_all_faults_are_told_at_once(run_cli):
     typed = ["rank=0", "kd.alpha=2", "student=mpl", "device=cdua", "foo=1", "optimizer.lr=x", "seed=abc"]
     outcome = run_cli(*DATA, *typed, "train.batchsize=3", "teacher=lenet5", "rank==4")
@@ -223,6 +224,7 @@ def test_verbose_adds_the_traceback(run_cli):
     assert "compresskd: 1 fault; nothing was run:" in outcome.err
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_is_checked_before_the_first(run_cli):
     outcome = run_cli("-m", *DATA, "rank=4,0", "seed=1,-2", "teacher=resnet57")
     refused(
@@ -233,6 +235,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first(run_cli):
     assert outcome.err.count("teacher: got resnet57") == 1  # in all jobs: told once, without a job
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_not_needed_may_lack_its_weights_but_no_key(run_cli):
     """Its file is not looked at, so that one set of overrides serves a sweep over strategies; keys are checked."""
     refused(run_cli(*TINY, "teacher.weights=/no/such.pt", "teacher.hiden=[3]"), "1 fault", "teacher.hiden")
@@ -362,6 +365,7 @@ def _content(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "run.lock"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(run_cli, finished):
     before = _content(finished)
     told(

@@ -90,6 +90,7 @@ def completed(shell, line, tmp_path):
     return ended.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("line", "expected"),

@@ -65,6 +65,7 @@ def test_every_stage_is_reproduced_and_nothing_is_written(run_cli, finished, sta
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_not_the_model_s_is_not_reproduced(run_cli, finished):
     true = accuracy(finished, "finetune")
 

@@ -61,6 +61,7 @@ def test_help_fits_a_terminal_of_80_columns(run_cli, monkeypatch):
         assert lines == [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_run_is_what_is_done_without_a_verb(run_cli):
     assert shown(run_cli("run", "--cfg", "job", "rank=7")) == shown(run_cli("rank=7", "--cfg", "job"))
 
@@ -69,6 +70,7 @@ def test_forms_of_export_are_those_that_there_are():
     assert tuple(export.FORMS) == FORMS
 
 
+@pytest.mark.slow
 def test_help_of_hydra(run_cli):
     assert "--multirun,-m : Run multiple jobs" in shown(run_cli("--hydra-help"))
 

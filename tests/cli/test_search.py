@@ -82,6 +82,7 @@ def test_a_killed_trial_is_taken_up_and_gives_what_an_undisturbed_search_gives(r
     assert [t["figures"] for t in now] == [t["figures"] for t in whole["trials"]]
 
 
+@pytest.mark.slow
 def test_points_that_are_one_run_are_run_once(run_cli, work):
     words = ["rank=int(1,2)", "strategy=choice(distill,compress)"]
     ended = run_cli("search", *BASE, *words, "--trials", "4")
@@ -91,6 +92,7 @@ def test_points_that_are_one_run_are_run_once(run_cli, work):
     assert len(records(folder(work))) == 3
 
 
+@pytest.mark.slow
 def test_failed_trials_do_not_end_a_search_and_none_that_ends_well_is_a_failure(run_cli, work):
     words = [word for word in failing(work) if not word.startswith(("+student.fails", "strategy", "rank"))]
     ended = run_cli(
@@ -188,6 +190,7 @@ def test_a_goal_that_nothing_meets_shows_the_nearest(run_cli, work):
     assert written(folder(work, "goals"))["answer"]["chosen"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -219,6 +219,7 @@ def test_a_failed_job_that_stands_for_several_is_told_once_and_tried_again_by_th
         assert records(sweep_folder(work))["single"]["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_folder_from_a_configuration_of_the_user_s_own(run_cli, work):
     (work / "my_conf" / "experiment").mkdir(parents=True)
     (work / "my_conf" / "experiment" / "mine.yaml").write_text(
@@ -412,11 +413,13 @@ def test_a_ladder_against_one_jump_by_one_word(run_cli, work):
     assert reached == [[2], [2]]
 
 
+@pytest.mark.slow
 def test_a_budget_that_one_job_cannot_share_is_refused_before_the_first(run_cli):
     outcome = run_cli("-m", *SMALL, "total_epochs=6", "strategy=distill,distill_then_compress,multi_stage")
     refused(outcome, fault("total_epochs", "6", "4 or 8", "(job strategy=multi_stage)"))
 
 
+@pytest.mark.slow
 def test_nothing_of_a_job_is_kept_to_the_end_of_a_sweep(run_cli, monkeypatch):
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher  # Hydra loads its plugins anew
 

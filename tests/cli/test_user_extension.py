@@ -108,6 +108,7 @@ def test_a_run_is_scored_on_data_of_ones_own(run_cli, project):
     assert run_cli("evaluate", "--config-dir=my_conf", "run", "learn", "data=wine").status == 0
 
 
+@pytest.mark.slow
 def test_own_names_are_among_those_that_are_suggested(run_cli, project):
     outcome = run_cli(
         "--config-dir", "my_conf", "data=wine", "student=shortcutt", "kd=cosin", "strategy=learn_compress"
@@ -130,6 +131,7 @@ def test_faults_of_own_parts_are_told(run_cli, project):
     assert "data.test_fraction: got 2, expected" in outcome.err
 
 
+@pytest.mark.slow
 def test_folder_can_be_given_as_a_search_path(run_cli, project):
     typed = [
         "hydra.searchpath=[file://my_conf]",

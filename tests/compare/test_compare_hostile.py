@@ -120,6 +120,7 @@ def test_what_is_no_file_of_ours_costs_its_tests_only(sweep, name, spoil, tmp_pa
     assert read_epochs(folder) == []
 
 
+@pytest.mark.slow
 def test_arrays_that_claim_or_hold_too_much_are_refused(tmp_path):
     header = np.lib.format.magic(1, 0)
     claims = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }"

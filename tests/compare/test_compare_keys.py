@@ -22,6 +22,7 @@ def test_flatten_and_canonical_values():
     assert canonical(1e300) == "1e+300"
 
 
+@pytest.mark.slow
 def test_deeply_nested_configs_do_not_overflow():
     config: dict = {}
     node = config

@@ -208,6 +208,7 @@ def test_an_experiment_sets_only_keys_that_there_are(path):
         assert OmegaConf.select(base, key, default="absent") != "absent", key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -41,6 +41,7 @@ def test_the_stages_of_every_strategy_come_to_the_budget(strategy):
     assert len(set(epochs.values())) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "budget"), [(2, 24), (3, 24), (5, 24)])
 def test_a_ladder_counts_its_steps(steps, budget):
     typed = ("strategy=multi_stage", f"rank_schedule.num_stages={steps}", f"total_epochs={budget}", "rank=4")
@@ -171,6 +172,7 @@ def test_values_on_the_command_line_take_the_place_of_the_study_s():
     }
 
 
+@pytest.mark.slow
 def test_progressive_rank_is_a_ladder_against_one_jump():
     plan = compose_jobs(["experiment=progressive_rank"])
     assert plan.multirun

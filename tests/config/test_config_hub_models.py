@@ -56,6 +56,7 @@ def of_teacher(folder, *overrides):
     )
 
 
+@pytest.mark.slow
 def test_a_teacher_whose_head_fits_is_used_as_it_is(folders):
     teacher = of_teacher(folders / "classifier").teacher
     model, origin = teacher.obtain(Reporter())
@@ -65,6 +66,7 @@ def test_a_teacher_whose_head_fits_is_used_as_it_is(folders):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_it_is_trained_further_where_epochs_are_typed_or_the_head_is_fresh(folders):
     typed = of_teacher(folders / "classifier", "teacher_fit.epochs=3")
     encoder = of_teacher(folders / "encoder")
@@ -79,6 +81,7 @@ def test_it_is_trained_further_where_epochs_are_typed_or_the_head_is_fresh(folde
     )
 
 
+@pytest.mark.slow
 def test_the_key_of_a_teacher_holds_what_is_in_its_folder(folders, tmp_path):
     def key(folder):
         return of_teacher(folder, "teacher_fit.epochs=3").teacher.key
@@ -94,6 +97,7 @@ def test_the_key_of_a_teacher_holds_what_is_in_its_folder(folders, tmp_path):
     assert key(tmp_path) != first
 
 
+@pytest.mark.slow
 def test_a_student_of_the_teacher_starts_from_it_and_is_resumed(folders, tmp_path):
     experiment = of_teacher(folders / "classifier", "student.layers=[0,2]", "epochs=0", "strategy=train")
     run = open_run(tmp_path / "run")

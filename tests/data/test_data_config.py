@@ -47,6 +47,7 @@ def test_published_normalisations():
     assert (config("+data=fashion_mnist").mean, config("+data=fashion_mnist").std) == ([0.2860], [0.3530])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "default"),
     [

@@ -344,6 +344,7 @@ def test_a_folder_that_cannot_be_read_is_named(class_folders, monkeypatch):
         load(root)
 
 
+@pytest.mark.slow
 def test_many_classes_take_no_time(tmp_path, encode, draw):
     images = draw(1500, seed=3)
     for number, image in enumerate(images):

@@ -100,6 +100,7 @@ def one():
     return trained(replace(RECIPE, sharding=None))
 
 
+@pytest.mark.slow
 def test_it_is_that_of_whole_parameters(in_group, one):
     for found in in_group(2, lambda _: trained(RECIPE)):
         alike(found, one)
@@ -109,6 +110,7 @@ def test_it_is_that_of_whole_parameters(in_group, one):
         alike(found, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_its_checkpoint_is_gone_on_from_by_any_number(in_group, one, world):
     saved = in_group(2, lambda _: trained(RECIPE, stop_at=5))[0][2]
@@ -117,6 +119,7 @@ def test_its_checkpoint_is_gone_on_from_by_any_number(in_group, one, world):
         alike(found, one)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_whole_parameters_is_gone_on_from(in_group, one):
     saved = trained(replace(RECIPE, sharding=None), stop_at=5)[2]
     for found in in_group(2, lambda _: trained(RECIPE, resume=saved)):

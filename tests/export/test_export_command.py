@@ -72,6 +72,7 @@ def test_a_run_is_exported_beside_its_model_and_compared_on_its_own_test_data(ru
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_run_is_compared_on_random_inputs_and_says_so(run_cli, folder):
     outcome = run_cli("export", "small", "--to", "pt2", "--check-samples", "5")
     assert outcome.status == 0, outcome.err
@@ -79,6 +80,7 @@ def test_a_model_without_a_run_is_compared_on_random_inputs_and_says_so(run_cli,
     assert outcome.left == ["small.pt2", "small.pt2.export.json"]
 
 
+@pytest.mark.slow
 def test_compact_files_and_checkpoints_are_exported_too(run_cli, run):
     (checkpoint,) = run.glob("checkpoints/finetune")
     assert run_cli("export", str(checkpoint), "--to", "pt2", "--out", "a.pt2").status == 0
@@ -174,6 +176,7 @@ def test_a_real_kill_leaves_nothing_for_long(run_cli, folder):
     assert not list(folder.parent.glob(".*.compresskd-tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "pt2", "dense"])
 def test_a_model_that_answers_nan_is_no_export(run_cli, folder, form):
     model = artifact.load(folder)

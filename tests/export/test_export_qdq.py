@@ -90,6 +90,7 @@ def linear(size=64, **options):
     return source_of(model, spec, torch.randn(64, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_linear_layers_with_rounded_inputs_multiply_integers(bits, tmp_path):
     source = linear(bits=bits)
@@ -123,6 +124,7 @@ def test_tokens_multiply_integers_too(tmp_path):
     assert kernels(tmp_path).count("QGemm") == 1
 
 
+@pytest.mark.slow
 def test_unpacked_at_load_nothing_is_dequantized_at_a_call(tmp_path):
     source = source_of(model_of("mlp_small"), QuantSpec(bits=4))
     exported(source, tmp_path)

@@ -41,6 +41,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rank", "bits"), CASES)
 def test_tied_parameters_are_in_the_file_once(name, rank, bits, tmp_path):
     exported = source(name, rank, bits)

@@ -51,6 +51,7 @@ def expected_epochs(folder):
     return names
 
 
+@pytest.mark.slow
 def test_an_own_tracker_gets_every_epoch_and_result(run_cli, project):
     outcome = run_cli(*OWN, *SMALL, "epochs=3", "hydra.run.dir=run")
     assert outcome.status == 0, outcome.err
@@ -68,6 +69,7 @@ def test_an_own_tracker_gets_every_epoch_and_result(run_cli, project):
     assert json.loads((project / "run" / "trackers.json").read_text()) == {"curves": "curves.csv"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_leaves_no_gap_and_sends_no_point_twice(run_cli, project):
     typed = (*OWN, *SMALL, "epochs=4", "hydra.run.dir=run")
     assert run_cli(*typed).status == 0
@@ -91,6 +93,7 @@ def test_a_resumed_run_leaves_no_gap_and_sends_no_point_twice(run_cli, project):
     assert {k: len(v) for k, v in again.items()} == {k: len(v) for k, v in whole.items()}
 
 
+@pytest.mark.slow
 def test_track_sends_a_sweep_that_has_finished_and_nothing_twice(run_cli, project):
     assert run_cli("-m", *SMALL, "seed=0,1", "epochs=2").status == 0
     folder = sweep_folder(project)
@@ -107,6 +110,7 @@ def test_track_sends_a_sweep_that_has_finished_and_nothing_twice(run_cli, projec
     assert "teacher/train_loss" not in second
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_told_once_and_ends_nothing(run_cli, project):
     path = project / "my_tracker.py"
     path.write_text(
@@ -123,6 +127,7 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(run_cli, project):
     assert "tracker curves: ZeroDivisionError" in failed.err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_a_sweep_may_be_followed_anew(run_cli, project):
     assert run_cli("-m", *SMALL, "seed=0,1").status == 0
     folder = sweep_folder(project)
@@ -132,6 +137,7 @@ def test_a_resumed_run_and_a_sweep_may_be_followed_anew(run_cli, project):
     assert sweep_folder(project) == folder
 
 
+@pytest.mark.slow
 def test_compare_does_not_tell_runs_apart_by_who_follows_them(run_cli, project):
     assert run_cli(*OWN, *SMALL, "hydra.run.dir=runs/a").status == 0
     assert run_cli(*SMALL, "seed=1", "hydra.run.dir=runs/b").status == 0
@@ -140,6 +146,7 @@ def test_compare_does_not_tell_runs_apart_by_who_follows_them(run_cli, project):
     assert "tracker" not in outcome.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -165,6 +172,7 @@ def test_what_cannot_be_followed_is_refused_before_anything_runs(run_cli, client
     refused(run_cli(*SMALL, *typed), said)
 
 
+@pytest.mark.slow
 def test_an_unusable_store_is_refused(run_cli, work, clients):
     (work / "file").write_text("no database, and no folder: " * 9)
     for typed, key in (
@@ -188,6 +196,7 @@ def test_a_missing_package_is_named_with_what_to_install(tracker, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_track_refuses_what_is_no_run_and_no_option_of_a_tracker(run_cli, project):
     typed = ("--to", "curves", "--config-dir", "my_conf")
     refused(run_cli("track", "nowhere", *typed), "nowhere does not exist")

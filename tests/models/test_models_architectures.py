@@ -68,6 +68,7 @@ def test_parameter_count_is_the_published_one(name, data, num_parameters):
 TENSOR_TRAIN_SHAPES = {"tt_mlp": (1, 8, 8), "tt_lenet_300_100": (1, 28, 28)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [CIFAR100, MNIST])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_builds_and_says_how(name, data):

@@ -12,7 +12,7 @@ from compresskd.models.from_teacher import FromTeacher
 
 if find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)
-import_timm()
+timm = import_timm()
 TIMM = "compresskd.models.timm.timm"
 
 
@@ -22,6 +22,25 @@ def made(name, size=32, **options):
     ).eval()
 
 
+def test_a_constructor_that_reads_its_own_numbers_gets_memory(tmp_path, monkeypatch):
+    """As in many versions of timm: rates of drop path."""
+    model = made("resnet10t")
+    artifact.save(model, tmp_path / "model")
+    create, rates = timm.create_model, []
+
+    def create_by_rates(*given, **named):
+        rates.append(torch.linspace(0, 1, 3)[1].item())
+        return create(*given, **named)
+
+    monkeypatch.setattr(timm, "create_model", create_by_rates)
+    loaded = artifact.load(tmp_path / "model")
+    assert set(rates) == {0.5}
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "mixer_s32_224"])
 def test_answers_images_of_any_size_and_is_rebuilt(name, tmp_path):
     model, images = made(name), torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -57,6 +76,7 @@ def test_refused_with_the_option_that_cannot_be(change, message):
         made(**{"name": "test_vit", **change})
 
 
+@pytest.mark.slow
 def test_a_run_by_the_command_line(run_cli, work):
     typed = [
         "teacher=timm",

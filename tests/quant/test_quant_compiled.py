@@ -37,6 +37,7 @@ def _forgotten():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_training_compiles_without_a_break(spec):
     model = model_of(spec)

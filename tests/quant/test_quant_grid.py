@@ -33,6 +33,7 @@ def random_weight(shape, generator):
     return torch.where(tails, w * 20, w)
 
 
+@pytest.mark.slow
 def test_fake_quantize_equals_quantize_pack_store_unpack_dequantize_bit_for_bit():
     generator = torch.Generator().manual_seed(0)
     cases = [

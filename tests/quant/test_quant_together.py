@@ -65,6 +65,7 @@ def calls(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 99),

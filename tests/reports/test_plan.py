@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_the_run_then_does(run_cli, work):
     words = ("strategy=distill_then_compress", "rank=4", "epochs=1", "teacher_fit.epochs=1", "data=digits")
     outcome = run_cli("plan", *words)

@@ -104,6 +104,7 @@ def test_cells_are_no_formulas():
     ]
 
 
+@pytest.mark.slow
 def test_a_run_predicts_what_it_scored(run_cli, work):
     rows = [f"{x},{'ab'[x % 2]},{2 * x + 3 * (x % 2)}" for x in range(120)]
     (work / "t.csv").write_text("\n".join(["x,kind,y", *rows]))

@@ -54,6 +54,7 @@ def insects(work, monkeypatch):
     return work / "insects"
 
 
+@pytest.mark.slow
 def test_what_was_noticed_is_said_and_recorded(run_cli, insects, work):
     (insects / "train" / "ant" / "x.heic").write_bytes(b"")
     (insects / "train" / "bee" / "y.png").write_bytes(b"garbage")

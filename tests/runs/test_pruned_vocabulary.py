@@ -83,6 +83,7 @@ def texts():
     return ["a good film", "an overgood film and a misplay", "dull"]
 
 
+@pytest.mark.slow
 def test_the_record_and_the_file_say_what_is_left(root, ended):
     data = read_record(ended).data
     kept, size = data["vocabulary"]["kept"], data["vocabulary"]["of"]
@@ -98,6 +99,7 @@ def test_the_record_and_the_file_say_what_is_left(root, ended):
     assert 0 < sizes["tokenizer_bytes"] < sizes["file_bytes"]
 
 
+@pytest.mark.slow
 def test_the_teacher_says_what_the_whole_one_says(root, ended, run_cli):
     outcome = run_cli(*lines(root, "strategy=compress", "hydra.run.dir=whole"))
     assert outcome.status == 0, outcome.err
@@ -110,6 +112,7 @@ def test_the_teacher_says_what_the_whole_one_says(root, ended, run_cli):
     )
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_again_and_predicts(root, ended, run_cli, work):
     outcome = run_cli("evaluate", str(ended))
     assert outcome.status == 0, outcome.err
@@ -118,6 +121,7 @@ def test_a_run_is_scored_again_and_predicts(root, ended, run_cli, work):
     assert run_cli("plan", *lines(root, "data.prune_vocabulary=10")).status == 0
 
 
+@pytest.mark.slow
 def test_an_exported_folder_gives_the_same_numbers(ended, run_cli, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -132,6 +136,7 @@ def test_an_exported_folder_gives_the_same_numbers(ended, run_cli, tmp_path):
         torch.testing.assert_close(model.eval()(**inputs).logits, ours(**inputs).logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_of_a_file_may_be_of_all_tokens_or_of_those_that_are_left(root, ended, run_cli, tmp_path):
     """A run without latency, of a student that is the teacher, has its weights in the end."""
     whole = root / "bert" / "model.safetensors"
@@ -170,6 +175,7 @@ def test_a_teacher_is_reused_for_the_tokens_that_it_was_trained_on_alone(root, r
     assert [each["source"] for each in keys] == ["trained"] * 3 + ["reused"]
 
 
+@pytest.mark.slow
 def test_words_of_texts_without_labels_stay_for_the_teacher_as_well(root, run_cli, work):
     (work / "more.jsonl").write_text(
         "\n".join(json.dumps({"text": f"{word} misplay"}) for word in OTHERS[:9])
@@ -188,6 +194,7 @@ def test_words_of_texts_without_labels_stay_for_the_teacher_as_well(root, run_cl
     refused(run_cli(*alone), fault("data.unlabelled_path", "nothing else would see it"))
 
 
+@pytest.mark.slow
 def test_a_language_model_is_scored_over_what_is_left(root, run_cli, work, tmp_path):
     rust = Tokenizer(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -223,6 +230,7 @@ def test_a_language_model_is_scored_over_what_is_left(root, run_cli, work, tmp_p
     assert model.preprocess([sentence(3)])["input_ids"].shape[0] == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_anything_is_trained(root, run_cli):
     key = "data.prune_vocabulary"
     for value in ("0", "-1", "some", "0.5", "null"):

@@ -168,6 +168,7 @@ def test_goes_on_from_every_state_of_the_disk(
     assert resumed >= max(2, len(states) - 2)
 
 
+@pytest.mark.slow
 def test_torn_line_and_lines_past_the_checkpoint_are_dropped(tmp_path, make_experiment, execute, outcome):
     execute(make_experiment(tmp_path / "a"), tmp_path / "a")
     experiment = make_experiment(tmp_path / "b")
@@ -208,6 +209,7 @@ def test_resuming_elsewhere_is_recorded(tmp_path, make_experiment, execute, monk
     assert set(finished.resumed[0]) == {"at", "versions"}
 
 
+@pytest.mark.slow
 def test_a_damaged_training_checkpoint_is_refused_with_the_way_out(
     tmp_path, make_experiment, execute, outcome
 ):
@@ -276,6 +278,7 @@ def test_a_damaged_teacher_says_what_to_remove(tmp_path, make_experiment, execut
         execute(make_experiment(tmp_path / "a"), tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_failed_run_can_be_gone_on_with(tmp_path, make_experiment, execute, outcome, monkeypatch):
     execute(make_experiment(tmp_path / "a"), tmp_path / "a")
     experiment = make_experiment(tmp_path / "b")

@@ -28,7 +28,7 @@ def trial(number, accuracy, size, state=FINISHED, **point):
 def tried(sampler, trials, count):
     """Ask for so many points, and tell figures that follow from them."""
     for number in range(len(trials), len(trials) + count):
-        point = sampler.ask(number)
+        point = sampler.ask(number, 0.0)
         rank, bits = int(point["rank"]), int(point["bits"])
         found = trial(number, 1 - 1 / (rank + bits), 100.0 * rank * bits, **point)
         trials.append(found)
@@ -40,7 +40,7 @@ def test_no_point_is_tried_twice_and_a_small_space_is_exhausted():
     sampler = Sampler(QUESTION, 0)
     trials = tried(sampler, [], 16)
     assert len({tuple(each.point.values()) for each in trials}) == 16
-    assert sampler.ask(16) is None
+    assert sampler.ask(16, 0.0) is None
 
 
 def test_a_killed_search_goes_on_with_the_points_that_it_would_have_tried():
@@ -58,7 +58,7 @@ def test_bounds_draw_the_search_to_where_they_are_kept():
     )
     sampler, trials = Sampler(question, 0), []
     for number in range(30):
-        point = sampler.ask(number)
+        point = sampler.ask(number, 0.0)
         trials.append(trial(number, int(point["rank"]) / 200, 100.0 * int(point["rank"]), **point))
         sampler.tell(trials[-1])
     assert sum(each.figures["bytes"] <= 2000 for each in trials[15:]) > 3  # one or two by chance
@@ -69,7 +69,7 @@ def test_failed_pruned_and_running_trials_can_be_taken_up_again():
     sampler = Sampler(Question(SPACE, BOTH[:1]), 0)
     for number, state in enumerate((FINISHED, PRUNED, "failed", RUNNING)):
         sampler.add(trial(number, 0.5, 10, state, rank=str(number + 1), bits="2"))
-    assert sampler.ask(4) is not None
+    assert sampler.ask(4, 0.0) is not None
 
 
 def test_the_front_holds_what_nothing_beats_and_the_first_objective_chooses():

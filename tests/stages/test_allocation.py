@@ -26,6 +26,7 @@ def any_curves(draw):
     return {name: [Size(cost, error) for cost, error in draw(sizes)] for name in "abcd"}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(any_curves(), st.integers(4, 120))
 def test_allocation_equals_exhaustive_search_on_any_curves(curves, budget):

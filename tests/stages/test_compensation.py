@@ -48,6 +48,7 @@ def test_errors_of_a_deep_network_are_made_up_for():
     assert errors["sequential"] < 0.9 * errors["none"]
 
 
+@pytest.mark.slow
 def test_trains_of_several_cores_and_convolutions_are_fitted_too():
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -75,6 +76,7 @@ class Repeated(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [("llama", "*.layers.*"), ("gpt2", "*.h.*"), ("bert", "*.layer.*"), ("t5", "*.block.*")],

@@ -23,6 +23,7 @@ def final(record):
     return record.stage(record.final)
 
 
+@pytest.mark.slow
 def test_rank_caps_every_bond(run_strategy):
     record, directory = run_strategy(*TEACHER, "rank=5")
     layers = final(record)["layers"]
@@ -159,6 +160,7 @@ def test_tables_and_tied_weights_stay_dense_where_what_is_computed_counts():
     assert not isinstance(small.mix, nn.Linear)
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_makes_the_slow_layer_small():
     torch.manual_seed(0)
     model = nn.Sequential(

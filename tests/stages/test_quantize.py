@@ -48,6 +48,7 @@ def test_distill_qat_without_the_student_is_plain_distillation(run_strategy):
     assert record.stages[0]["metrics"] == plain.stages[0]["metrics"]
 
 
+@pytest.mark.slow
 def test_inputs_are_rounded_in_the_model_that_is_kept(run_strategy):
     record, directory = run_strategy("strategy=distill_qat", "quant.activation_bits=8", *SHORT)
     model = artifact.load(directory / stage_of(record)["checkpoint"])
@@ -84,6 +85,7 @@ def test_post_training_quantization_trains_nothing(run_strategy):
     assert all(num_values(core.detach()) <= 16 for core in layer.cores)
 
 
+@pytest.mark.slow
 def test_integers_are_coded_once_a_run(run_strategy, monkeypatch):
     coded = []
     encoded = entropy._encoded
@@ -94,6 +96,7 @@ def test_integers_are_coded_once_a_run(run_strategy, monkeypatch):
     assert len(coded) == 1
 
 
+@pytest.mark.slow
 def test_mode_none_is_the_float_model(run_strategy):
     record, _ = run_strategy("bits=4", "quant.mode=none", *SHORT)
     assert record.final == "finetune"
@@ -127,6 +130,7 @@ def test_all_faults_are_told_together():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_errors_are_fed_back_where_rounding_is_all_there_is(run_strategy):
     common = ("strategy=train", "epochs=4", "bits=2", "quant.mode=ptq")
     plain, _ = run_strategy(*common)
@@ -140,6 +144,7 @@ def test_errors_are_fed_back_where_rounding_is_all_there_is(run_strategy):
     )
 
 
+@pytest.mark.slow
 def test_training_starts_from_weights_whose_errors_were_fed_back(run_strategy):
     common = ("strategy=train", "epochs=1", "bits=2", "quant.rounding=gptq", "quant.epochs=0")
     trained, _ = run_strategy(*common)

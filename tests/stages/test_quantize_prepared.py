@@ -93,6 +93,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("architecture", [resnet, mlp])
 def test_a_stored_model_answers_bit_for_bit_as_it_was_evaluated(context, tmp_path, architecture, options):

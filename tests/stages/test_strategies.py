@@ -189,6 +189,7 @@ def _of_small_weight(kind):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method"),
     [
@@ -247,6 +248,7 @@ def test_admm_brings_weights_nearer_to_low_rank(run_strategy):
     assert all(distances["after"][name] < distances["before"][name] for name in distances["after"])
 
 
+@pytest.mark.slow
 def test_layerwise_start_lowers_every_error(run_strategy):
     record, _ = run_strategy(
         "strategy=compress_then_distill_layerwise", "rank=6", "epochs=0", "compress.whitening=none"

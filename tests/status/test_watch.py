@@ -143,6 +143,7 @@ def test_a_run_as_it_is_written_is_read(run_cli, work):
     assert seen.best is not None
 
 
+@pytest.mark.slow
 def test_ls_lists_what_fits(run_cli, work):
     assert run_cli("-m", *failing(work)).status == 1
     assert run_cli("-m", *SMALL, "rank=2,4", "seed=0,1", "strategy=compress").status == 0

@@ -199,6 +199,7 @@ def test_batches_on_another_device_are_refused_by_name(train):
         train(device="meta")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, inside its compiler
 def test_compiled_training_agrees_with_eager(train, make_recipe, make_model, monkeypatch):
     # Traced and differentiated as by the default backend; no C++ is generated, which takes half a minute.

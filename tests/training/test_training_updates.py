@@ -52,6 +52,7 @@ def test_validation_comes_between_updates(train, make_recipe, blobs):
     assert result.best_epoch in range(4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -221,6 +221,7 @@ def test_files_of_hydra_in_a_directory_are_not_read(run_cli, shipped, mark):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_untouched_it_needs_no_flag_and_no_key(run_cli, shipped, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/nowhere")
     assert record_of(shipped)["signature"] is None

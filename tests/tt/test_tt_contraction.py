@@ -35,6 +35,7 @@ def products(draw):
     return x, cores
 
 
+@pytest.mark.slow
 @given(products(), st.sampled_from([0, 3, 16]))
 @settings(max_examples=30, deadline=None)
 def test_every_plan_equals_the_dense_product_forward_and_backward(product, chunk):

@@ -56,6 +56,7 @@ def test_error_is_within_the_bound_of_the_unfoldings(problem, rank):
     assert all(r <= rank for r in result.ranks)
 
 
+@pytest.mark.slow
 @given(problems(), st.floats(0.05, 0.95))
 @settings(max_examples=40, deadline=None)
 def test_tolerance_is_kept(problem, tolerance):

@@ -30,6 +30,7 @@ def embeddings(draw):
     )
 
 
+@pytest.mark.slow
 @given(embeddings(), st.lists(st.integers(0, 4), max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_equals_a_gather_from_the_dense_table(layer, shape):

@@ -31,6 +31,7 @@ print((faults() - before) / 20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 @pytest.mark.parametrize(
     ("modes", "rank", "rows"),

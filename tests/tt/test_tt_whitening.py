@@ -44,6 +44,7 @@ def test_never_worse_than_plain_tt_svd_of_the_same_ranks(problem, rank):
     assert aware.ranks == plain.ranks
 
 
+@pytest.mark.slow
 @given(problems(), st.integers(1, 4), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_never_worse_than_plain_tt_svd_in_a_metric_of_both_sides(problem, rank, is_diagonal):

@@ -47,6 +47,7 @@ def test_a_folder_of_parquet_files(labelled):
     assert load(path=labelled, max_length=4).fingerprint != data.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning"
 )  # `datasets` leaves csv files to the collector
