@@ -146,7 +146,7 @@ def main() -> None:
         names = [f"{way} {share}{where}" for way in options.allocation for share in SHARES]
         ratios = [times[peer] / times[name] for times in found for name in names]
         mean, least = geometric_mean(ratios), min(ratios)
-        print(f"\nin {where or 'torch'}, than {peer}: geometric mean {mean:.2f}, least {least:.2f}")
+        print(f"\nin {where.strip() or 'torch'}, than {peer}: geometric mean {mean:.2f}, least {least:.2f}")
 
 
 def _options() -> argparse.Namespace:
