@@ -204,19 +204,19 @@ def _product(matrices: Sequence[Tensor]) -> Step:
 
     def run(x: Tensor, bias: Tensor | None, rows: bool | None) -> Tensor:
         B, C, H, W = x.shape
-        one = H == W == 1
+        M, one = last.shape[1], H == W == 1
         if one or (is_in_rows(x) if rows is None else rows):
             y = x.reshape(B, C) if one else x.permute(0, 2, 3, 1).reshape(-1, C)
             for matrix in first:
                 y = torch.mm(y, matrix)
             y = torch.mm(y, last) if bias is None else torch.addmm(bias, y, last)
-            return y.view(B, -1, 1, 1) if one else y.view(B, H, W, -1).permute(0, 3, 1, 2)
+            return y.view(B, M, 1, 1) if one else y.view(B, H, W, M).permute(0, 3, 1, 2)
         y = x.reshape(B, C, H * W)
         for matrix in first:
             y = torch.bmm(matrix.t().expand(B, -1, -1), y)
         batch = last.t().expand(B, -1, -1)
         y = torch.bmm(batch, y) if bias is None else torch.baddbmm(bias.unsqueeze(1), batch, y)
-        return y.view(B, -1, H, W)
+        return y.view(B, M, H, W)
 
     return run
 
