@@ -21,7 +21,7 @@ from compresskd.search.trials import Question, Trial
 
 CLOSE = 1.15  # ratio of two values of the lever, or of two sizes, that are not told apart
 FULL = 0.9  # share of an allowed size that is used up
-PER_ARM = (6, 3)  # trials of short trainings, and of full ones
+PER_ARM = (6, 4)  # trials of short trainings, and of full ones
 ARMS_AT_FULL = 3
 SHORT_SHARE = 0.6  # of the trials or minutes of a search, for short trainings
 
@@ -135,13 +135,31 @@ class Narrowing:
 
         return sorted(self._arms, key=rank)[:ARMS_AT_FULL]
 
+    def _promised(self, arm: Arm) -> float | None:
+        """The smallest value of the lever at which a full training of an arm is to meet the goal, by its short ones."""
+        gain = self._gain()
+        levers, excesses = self._short(arm)
+        met = [i for i, excess in enumerate(excesses) if excess <= gain]
+        if not gain or not met:
+            return None
+        first = met[0]
+        if first == 0:
+            return math.exp(levers[0])
+        falls = excesses[first - 1] - excesses[first]
+        share = (excesses[first - 1] - gain) / falls
+        return math.exp(levers[first - 1] + share * (levers[first] - levers[first - 1]))
+
+    def _short(self, arm: Arm) -> tuple[list[float], list[float]]:
+        """The logarithm of the lever, rising, and the excess of the short trainings of an arm."""
+        known = sorted((math.log(arm.value(t)), self._excess(t)) for t in self._of(arm, 0) if t.is_known)
+        return [lever for lever, _ in known], [excess for _, excess in known]
+
     def _gain(self) -> float:
         """By how much less a full training misses the goal than a short one of the same point would, in the mean."""
         gains = []
         for arm in self._arms:
-            short = sorted((math.log(arm.value(t)), self._excess(t)) for t in self._of(arm, 0) if t.is_known)
-            levers, excesses = zip(*short, strict=True) if short else ((), ())
-            for trial in self._of(arm, 1) if short else ():
+            levers, excesses = self._short(arm)
+            for trial in self._of(arm, 1) if levers else ():
                 lever = math.log(arm.value(trial))
                 if trial.is_known and levers[0] <= lever <= levers[-1]:
                     gains.append(float(np.interp(lever, levers, excesses)) - self._excess(trial))
@@ -170,9 +188,10 @@ class Narrowing:
         bottom: float = max(start, *missed, 0.0)
         if top < bottom * (CLOSE if tried else 1):
             return None
-        if cap is not None and not tried and rung == 0:
+        if cap is not None and not met and rung == 0:
             return top  # just below the best: where it fails here, the arm is done with
-        return math.sqrt(bottom * top)
+        guess = None if tried or rung == 0 else self._promised(arm)
+        return math.sqrt(bottom * top) if guess is None else min(max(guess, bottom), top)
 
     def _filled(self, arm: Arm, tried: Sequence[Trial], rung: int) -> float | None:
         """What uses up the size that is allowed, by what the trials before took."""
