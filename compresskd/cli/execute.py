@@ -37,9 +37,9 @@ def execute(experiment: Any, directory: Path, *, unique: bool, watch: Any = None
             "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(list(experiment.overrides))),
         }
         with termination_interrupts():
-            listener = Tracked(reporter, experiment.trackers) if experiment.trackers else reporter
-            listener = listener if watch is None else Several((listener, watch))
-            record = experiment.run(run, listener, texts)
+            trackers = Tracked(experiment.trackers, reporter.note)
+            listeners = (reporter, trackers) if watch is None else (reporter, trackers, watch)
+            record = experiment.run(run, Several(listeners), texts)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted and saved; resume it by: compresskd resume {run.directory}"

@@ -18,8 +18,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 
-from compresskd.engine.events import Listener
 from compresskd.listeners.console import stages_table
+from compresskd.listeners.several import Silent
 from compresskd.listeners.tracker import Following, Job, Tracker
 from compresskd.run import (
     FINISHED,
@@ -35,7 +35,7 @@ from compresskd.run import (
 )
 from compresskd.run.flat import flatten
 from compresskd.run.ownership import METRICS, MODEL, RECORD, TRACKERS
-from compresskd.training import EpochRecord, StepProgress
+from compresskd.training import EpochRecord
 
 TEACHER, FINAL = "teacher", "final"
 _LONGEST = 250  # characters of a parameter's value; servers of MLflow before 2.8 take 500
@@ -43,64 +43,49 @@ _LARGEST_FILE = 2**20  # bytes of trackers.json
 _NOT_PARAMETERS = ("tracker", "outputs_dir")
 
 
-class Tracked:
-    """Passes all events on to another listener, and to trackers what is theirs.
+class Tracked(Silent):
+    """Sends the events of a run to trackers, as far as they are theirs.
 
     The training of a teacher that this run sees to is followed in the same place, as `teacher/...`.
 
     Args:
-        inner: gets every event, and notes of trackers that fail.
         trackers: by name.
-        outputs: the folder of all outputs; None takes the record's.
+        note: gets what is to be said of trackers that fail.
     """
 
-    def __init__(self, inner: Listener, trackers: Mapping[str, Tracker], outputs: Path | None = None):
-        self._inner, self._outputs = inner, outputs
-        self._followers = [_Follower(name, tracker, inner.note) for name, tracker in trackers.items()]
-        self._stage, self._is_teacher = "", False
+    def __init__(self, trackers: Mapping[str, Tracker], note: Callable[[str], None]):
+        self._followers = [_Follower(name, tracker, note) for name, tracker in trackers.items()]
+        self._note, self._stage, self._is_teacher = note, "", False
 
     def begin(self, directory: Path, record: Record) -> None:
         """Begin to follow, and send what is there already."""
-        self._inner.begin(directory, record)
         for follower in self._followers:
             if not self._is_teacher:
-                follower.open(directory, record, self._outputs or Path(record.config["outputs_dir"]))
+                follower.open(directory, record, Path(record.config["outputs_dir"]))
             follower.catch_up(directory, record, TEACHER if self._is_teacher else None)
 
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self._inner.note(text)
-
     def stage(self, name: str, number: int, total: int) -> None:
-        """Pass it on; what follows is of this stage."""
-        self._inner.stage(name, number, total)
+        """What follows is of this stage."""
         self._stage = TEACHER if self._is_teacher else name
 
-    def step(self, step: StepProgress) -> None:
-        """Pass it on."""
-        self._inner.step(step)
-
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:
-        """Pass it on, and send its values."""
-        self._inner.epoch(epoch, epochs)
+        """Send its values."""
         for follower in self._followers:
             follower.send_epoch(self._stage, epoch.row())
 
     def stage_finished(self, entry: Mapping[str, Any]) -> None:
-        """Pass it on, and send the results."""
-        self._inner.stage_finished(entry)
+        """Send the results."""
         for follower in self._followers:
             follower.send_results(self._stage, entry)
 
     def of_teacher(self) -> Tracked:
         """Return a listener to the teacher's run, which is followed in the same place."""
-        other = Tracked(self._inner.of_teacher(), {})
+        other = Tracked({}, self._note)
         other._followers, other._is_teacher = self._followers, True
         return other
 
     def end(self, record: Record) -> None:
         """Send the final results, and close."""
-        self._inner.end(record)
         for follower in () if self._is_teacher else self._followers:
             follower.finish(record)
 
