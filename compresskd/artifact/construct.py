@@ -83,8 +83,10 @@ def skeleton(architecture: Mapping[str, Any], *, stored: int, trust: Sequence[st
         with _without_memory(targets(architecture), stored, trust):
             return _construct(architecture, trust)
     except ValueError as error:
-        is_adapter = architecture["target"] in _ADAPTERS
-        if not is_adapter or not isinstance(error.__cause__, RuntimeError):  # what a tensor without values raises
+        is_adapter = architecture.get("target") in _ADAPTERS
+        if not is_adapter or not isinstance(
+            error.__cause__, RuntimeError
+        ):  # what a tensor without values raises
             raise
     with _WithoutDrawing(), _in_proportion(stored):
         return _construct(architecture, trust)
