@@ -25,6 +25,7 @@ _MAX_MODULES = 10_000  # of the deepest networks; more are refused while they ar
 _MAX_PER_MODULE = 1000  # numbers in a module's structure: modes and ranks are dozens
 _MAX_EXPANSION = 4096  # values of the dense architecture for each that is stored
 _ALWAYS_ALLOWED = 2**26  # values: a quarter of a gigabyte
+# Models of other libraries, which may need memory to be built.
 _ADAPTERS = ("compresskd.models.timm.timm", "compresskd.models.huggingface.huggingface")
 
 
@@ -83,10 +84,8 @@ def skeleton(architecture: Mapping[str, Any], *, stored: int, trust: Sequence[st
         with _without_memory(targets(architecture), stored, trust):
             return _construct(architecture, trust)
     except ValueError as error:
-        is_adapter = architecture.get("target") in _ADAPTERS
-        if not is_adapter or not isinstance(
-            error.__cause__, RuntimeError
-        ):  # what a tensor without values raises
+        reads_values = isinstance(error.__cause__, RuntimeError)  # which there are none of
+        if architecture.get("target") not in _ADAPTERS or not reads_values:
             raise
     with _WithoutDrawing(), _in_proportion(stored):
         return _construct(architecture, trust)

@@ -129,9 +129,8 @@ class Narrowing:
 
         def rank(arm: Arm) -> tuple[float, float]:
             known = [trial for trial in self._of(arm, 0) if trial.is_known]
-            return min(
-                ((max(0.0, self._excess(t) - gain), self._cost(t)) for t in known), default=(math.inf,) * 2
-            )
+            missing = [(max(0.0, self._excess(trial) - gain), self._cost(trial)) for trial in known]
+            return min(missing, default=(math.inf, math.inf))
 
         return sorted(self._arms, key=rank)[:ARMS_AT_FULL]
 
