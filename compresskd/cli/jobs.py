@@ -28,6 +28,7 @@ from compresskd.cli.sweep import (
     job_key,
     naming_overrides,
     run_once,
+    task_lines,
 )
 from compresskd.cli.workers import KILLED, Watch, busy, record_loss
 from compresskd.run import (
@@ -140,6 +141,7 @@ def _settle(
 ) -> Sweep:
     """Name the sweep, and find the jobs that stand for several, where all have been looked at."""
     from compresskd.config.faults import ConfigError
+    from hydra_plugins.compresskd_sweeper import Planned
 
     lines, are_all = plan.lines, len(plan.jobs) == len(plan.lines)
     named, outputs_dir = plan.jobs[0].sweep, experiments[0].config["outputs_dir"]
@@ -159,6 +161,9 @@ def _settle(
     directory = Path(written[0]) if "${" not in written[0] else None
     if "dir" in named and directory is not None:  # as it was resolved here: a time of day goes on
         naming.append("hydra.sweep.dir='{}'".format(named["dir"].replace("'", "\\'")))
+    if plan.basic:
+        Planned.jobs = [task_lines(job) for job in lines]
+        naming.append(f"hydra.sweeper._target_={Planned.__module__}.{Planned.__name__}")
     members = {key: each for each in once for key in each.members}
     rest = [job for job in lines if job_key(job) not in members]
     if once:
@@ -230,7 +235,7 @@ def _run_by_hydra(
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place: here
     try:
-        with without_here(), _composed_once(bool(sweep.jobs)):
+        with without_here():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except HydraException as error:  # a primary configuration of the user's own, which Hydra alone composes
         raise ConfigError([Fault("", said(error))]) from error
@@ -250,23 +255,6 @@ def _run_by_hydra(
     if failures and not multirun:
         raise failures[0]
     return FAILURE if failures else 0
-
-
-@contextlib.contextmanager
-def _composed_once(checked: bool) -> Iterator[None]:
-    """Keep Hydra from composing all jobs of a sweep ahead of the first, where that has been done here."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    def pass_all(self: BasicSweeper, batch: Any) -> None:
-        """Say nothing of a batch."""
-
-    validate = BasicSweeper.validate_batch_is_legal
-    if checked:
-        BasicSweeper.validate_batch_is_legal = pass_all
-    try:
-        yield
-    finally:
-        BasicSweeper.validate_batch_is_legal = validate
 
 
 def _use_threads(number: str) -> None:

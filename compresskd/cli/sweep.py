@@ -146,15 +146,17 @@ def job_name(job: Sequence[str], varying: Collection[str]) -> str:
 
 
 def job_key(job: Sequence[str]) -> frozenset[str]:
-    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it.
+    """All that a job's overrides set in its configuration: what a sweeper adds makes another job of it."""
+    return frozenset(task_lines(job))
 
-    Values are as Hydra's sweepers write them: `true`, as typed, comes back as `True`.
-    """
+
+def task_lines(job: Sequence[str]) -> list[str]:
+    """The overrides of a job that are not about Hydra itself, as Hydra's sweepers write them: `true` is `True`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     lines = _lines(job, [key for key, _ in map(_split, job) if not key.startswith(OF_HYDRA)])
     parsed = OverridesParser.create().parse_overrides(lines)
-    return frozenset(f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed)
+    return [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in parsed]
 
 
 def _free_keys(

@@ -57,11 +57,13 @@ class Plan:
     Attributes:
         jobs: those that are checked before the first one runs: all, where there are not very many.
         lines: the overrides of every job.
+        basic: whether no sweeper was chosen, so that Hydra's own would run exactly these.
     """
 
     jobs: list[Job]
     multirun: bool
     lines: list[list[str]]
+    basic: bool
 
 
 def compose_jobs(
@@ -99,6 +101,8 @@ def compose_jobs(
             params = (hydra.sweeper.get("params") or {}).items()
             own, more = overrides.parse([f"{key}={value}" for key, value in params if key not in typed])
             multirun, parsed, faults = True, [*own, *parsed], [*faults, *more]
+        basic = hydra.sweeper._target_.endswith("BasicSweeper")
+        faults = [*faults, *(overrides.intervals(parsed) if multirun and basic else [])]
         combined, more = (
             overrides.combinations(parsed) if multirun else ([(single, "")], overrides.swept(parsed))
         )
@@ -106,7 +110,8 @@ def compose_jobs(
             raise ConfigError([*faults, *more])
         checked = [combined[position] for position in overrides.checked_first(combined)]
         jobs = [_job(load, typed, name, [*faults, *more]) for typed, name in checked]
-        return Plan(jobs, multirun, [[p.input_line or "" for p in typed] for typed, _ in combined])
+        of_jobs = [[p.input_line or "" for p in typed] for typed, _ in combined]
+        return Plan(jobs, multirun, of_jobs, basic)
 
 
 def _job(load: Load, typed: Sequence[Override], name: str, faults: Sequence[Fault]) -> Job:

@@ -61,6 +61,16 @@ def swept(parsed: Sequence[Override]) -> list[Fault]:
     return [Fault(p.key_or_group, text.format(typed_value(p))) for p in parsed if p.is_sweep_override()]
 
 
+def intervals(parsed: Sequence[Override]) -> list[Fault]:
+    """A fault for each override that stands for all numbers of an interval, of which a list of jobs has none."""
+    text = "got {}, expected values, such as {}=A,B; compresskd search takes ranges"
+    return [
+        Fault(p.key_or_group, text.format(typed_value(p), p.key_or_group))
+        for p in parsed
+        if p.is_interval_sweep()
+    ]
+
+
 def combinations(parsed: Sequence[Override]) -> tuple[list[tuple[list[Override], str]], list[Fault]]:
     """The overrides of each job of a sweep with what tells it from the others; or why there can be none."""
     known = [p for p in parsed if not p.is_interval_sweep()]  # only the sweeper knows its values

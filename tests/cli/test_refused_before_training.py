@@ -159,6 +159,7 @@ SWEEPS = {
         "rank=glob(*)",
         fault("rank", "stands for no value", "glob(*)"),
     ),
+    "an interval": ("kd.alpha=interval(0,1)", fault("kd.alpha", "interval(0,1)", "kd.alpha=A,B")),
     "glob of nothing": ("kd=glob(x*)", fault("kd", "stands for no value", "glob(x*)")),
 }
 

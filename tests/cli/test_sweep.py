@@ -5,11 +5,21 @@ import os
 import threading
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from refusals import fault, refused
 from small_sweeps import SMALL, failing, records, sweep_folder
 
 from compresskd.cli import sweep
-from compresskd.cli.sweep import failures, job_key, naming_overrides, run_once, varying_keys, wait_for_others
+from compresskd.cli.sweep import (
+    failures,
+    job_key,
+    naming_overrides,
+    run_once,
+    task_lines,
+    varying_keys,
+    wait_for_others,
+)
+from compresskd.config.compose import compose_jobs
 from compresskd.run import RunDirectoryError, describe_owner, open_run
 
 # Names
@@ -95,6 +105,17 @@ def test_what_a_sweeper_adds_makes_another_job():
     assert job_key(["rank=3", "optimizer.lr=0.01"]) != job_key(["rank=3"])
     typed = ["a=true", "b=1e-2", "c=[1, 2]", "~d", "+e={f: 1}"]
     assert job_key(typed) == job_key(["a=True", "b=0.01", "c=[1,2]", "~d", "+e={f:1}"])
+
+
+def test_jobs_are_those_of_hydra_s_own_sweeper_in_its_order():
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    typed = ["rank=2", "strategy=distill,compress", "optimizer.lr=1e-3,0.010", "kd.standardize=true,false"]
+    typed += ["data.name='a b',c", "rank=4", "teacher.hidden=[8],[8, 4]", "~train.mixup", "bits=choice(8,4)"]
+    (expected,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    plan = compose_jobs(typed, multirun=True)
+    assert plan.basic
+    assert [task_lines(job) for job in plan.lines] == expected
 
 
 def test_what_would_be_another_run_without_the_key_is_not_run_once():
