@@ -323,13 +323,18 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("equal", "kill", "speed"))
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--case", nargs="+", choices=[*CASES, *SPEED], default=[], metavar="NAME")
+    parser.add_argument("--case", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minilm", type=Path, help="a folder of all-MiniLM-L6-v2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
+    known = CASES if options.what == "equal" else SPEED if options.minilm else ("ResNet-20",)
+    if other := set(options.case).difference(known):
+        parser.error(
+            f"--case: got {', '.join(other)}, expected of {', '.join(known)} (MiniLM takes --minilm FOLDER)"
+        )
     options.folder = Path(options.folder or tempfile.mkdtemp(prefix="processes-")).absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "benchmarks_processes.py").write_bytes(Path(__file__).read_bytes())

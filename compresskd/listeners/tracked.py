@@ -7,6 +7,7 @@ sent twice, and a run that has finished is followed by the same few lines of cod
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -55,7 +56,7 @@ class Tracked(Silent):
 
     def __init__(self, trackers: Mapping[str, Tracker], note: Callable[[str], None]):
         self._followers = [_Follower(name, tracker, note) for name, tracker in trackers.items()]
-        self._note, self._stage, self._is_teacher = note, "", False
+        self._stage, self._is_teacher = "", False
 
     def begin(self, directory: Path, record: Record) -> None:
         """Begin to follow, and send what is there already."""
@@ -80,8 +81,8 @@ class Tracked(Silent):
 
     def of_teacher(self) -> Tracked:
         """Return a listener to the teacher's run, which is followed in the same place."""
-        other = Tracked({}, self._note)
-        other._followers, other._is_teacher = self._followers, True
+        other = copy.copy(self)
+        other._is_teacher = True
         return other
 
     def end(self, record: Record) -> None:

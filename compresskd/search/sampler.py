@@ -56,6 +56,7 @@ class Sampler:
 
         Args:
             number: of the trial that it is for.
+            spent: what is left makes no difference here.
         """
         for attempt in range(_TRIES):
             with _quiet():

@@ -17,14 +17,8 @@ SMALL = ["mlp", "tt_mlp", "lenet5", "resnet20"]
 # What else conf/model has differs from one of these in depth and width alone.
 LARGE = count(["resnet8x4", "wrn_16_1", "vit_tiny"], [name for name in NAMES if name not in SMALL])
 # The small ones in every form, which covers each type of layer; each other one in one of the forms, in turn.
-CASES = [
-    pytest.param(name, rank, bits, marks=[] if (rank, bits) == (4, 4) else pytest.mark.slow)
-    for name in SMALL
-    for rank, bits in FORMS
-]
-CASES += [
-    pytest.param(name, *form, marks=pytest.mark.slow) for name, form in zip(LARGE, cycle(FORMS), strict=False)
-]
+CASES = [(name, *form) for name in SMALL for form in FORMS]
+CASES += [(name, *form) for name, form in zip(LARGE, cycle(FORMS), strict=False)]
 
 
 @pytest.mark.slow

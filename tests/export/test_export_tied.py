@@ -33,16 +33,10 @@ def source(name, rank, bits):
     return Source(Path("none"), artifact.build(content, trust=("tied_models",)), quantized, (16,), content)
 
 
-CASES = [
-    pytest.param(name, rank, bits, marks=[] if rank and bits else pytest.mark.slow)
-    for name in MODELS
-    for rank in (None, 24)
-    for bits in (None, 8)
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rank", "bits"), CASES)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rank", [None, 24])
+@pytest.mark.parametrize("bits", [None, 8])
 def test_tied_parameters_are_in_the_file_once(name, rank, bits, tmp_path):
     exported = source(name, rank, bits)
     found = export(
