@@ -86,13 +86,14 @@ class Gradients:
         if self._group.world == 1:
             return values
         has = values.new_tensor([float(p.grad is not None) for p in self._parameters])
-        told = torch.cat([values, has])
         try:
             for bucket in self._buckets[self._num_sent :]:  # which the backward pass has not given all of
                 self._send(bucket)
-            works = [*(bucket.work for bucket in self._buckets), self._sent(told)]
-            for work in filter(None, works):
+            told = self._group.sum(torch.cat([values, has]))
+            for work in filter(None, [bucket.work for bucket in self._buckets]):
                 work.wait()
+        except ProcessLost:
+            raise
         except RuntimeError as error:
             raise ProcessLost(self._group.whom(error)) from error
         self._num_sent = 0

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from compresskd.distributed.neighbours import Neighbours
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -54,6 +56,7 @@ class Group:
         whom: says in words who is gone, given what a collective raised.
         channel: of torch.distributed, for what is on its way while others of these methods are called; None where
             all processes call everything in one order.
+        neighbours: connections for small tensors; None where the processes are on several machines.
     """
 
     rank: int = 0
@@ -61,6 +64,7 @@ class Group:
     part: float = 1.0
     whom: Callable[[Exception], str] = _nobody
     channel: Any = None
+    neighbours: Neighbours | None = None
 
     @property
     def leads(self) -> bool:
@@ -72,9 +76,22 @@ class Group:
         """The sum over all processes, of tensors of one shape; the same bits everywhere."""
         if self.world == 1:
             return tensor
+        if self.neighbours is not None and self.neighbours.takes(tensor):
+            return functools.reduce(torch.add, self.neighbours.gathered(tensor))
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
+
+    @_may_lose
+    def table(self, row: Tensor) -> Tensor:
+        """The tensors [n] of all processes, as rows [world, n] in the order of their ranks."""
+        if self.world == 1:
+            return row[None]
+        if self.neighbours is not None and self.neighbours.takes(row):
+            return torch.stack(self.neighbours.gathered(row))
+        rows = [torch.empty_like(row) for _ in range(self.world)]
+        dist.all_gather(rows, row.detach())
+        return torch.stack(rows)
 
     @_may_lose
     def extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +99,10 @@ class Group:
         if self.world == 1:
             return low, high
         both = torch.stack([-low, high])
-        dist.all_reduce(both, dist.ReduceOp.MAX)
+        if self.neighbours is not None and self.neighbours.takes(both):
+            both = functools.reduce(torch.maximum, self.neighbours.gathered(both))
+        else:
+            dist.all_reduce(both, dist.ReduceOp.MAX)
         return -both[0], both[1]
 
     @_may_lose
@@ -165,8 +185,7 @@ class Group:
     def _all_rows(self, tensor: Tensor) -> tuple[Tensor, list[int]]:
         counts = torch.zeros(self.world, dtype=torch.int64, device=tensor.device)
         counts[self.rank] = len(tensor)
-        dist.all_reduce(counts)
-        sizes = counts.tolist()
+        sizes = self.sum(counts).tolist()
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in sizes]

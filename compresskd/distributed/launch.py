@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from compresskd.distributed import neighbours
 from compresskd.distributed.group import Group, ProcessLost, together
 
 _LOOPBACK = "127.0.0.1"
@@ -252,7 +253,8 @@ def _connected(store: Store, name: str, group: Group, device: str) -> Iterator[G
     except RuntimeError as error:
         raise ProcessLost(group.whom(error)) from error
     try:
-        yield replace(group, channel=channel)
+        with neighbours.connected(PrefixStore(f"{name}/near", store), group.rank, group.world) as near:
+            yield replace(group, channel=channel, neighbours=near)
     finally:
         dist.destroy_process_group()
 
