@@ -30,6 +30,7 @@ PERCEPTRONS = ("classification", "multi_label", "regression")  # tasks whose mod
 OF_BLOCKS = ("attention_relations", "attention_transfer", "hidden_states")  # which they lack
 FEW = {
     "compress_blockwise": ("strategy.stages.fit_blocks.updates=5",),
+    "distill_then_compress_blockwise": ("strategy.stages.fit_blocks.updates=5",),
     "compress_then_distill_layerwise": ("strategy.stages.fit_layers.steps=5",),
 }
 WORDS = ("a", "good", "bad", "film", "play", "was", "very", "dull", "fine", "it")

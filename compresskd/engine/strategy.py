@@ -221,6 +221,14 @@ class Strategy:
         for name, stage in self.stages.items():
             with within(f"stages.{name}"):
                 made = stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
+                toward = getattr(stage, "toward", None)
+                if toward is not None and toward not in flat:
+                    before = (
+                        f"one of the stages before it ({', '.join(flat)})"
+                        if flat
+                        else "null: no stage comes before it"
+                    )
+                    raise OptionError("toward", toward, before)
             flat |= made
             written |= dict.fromkeys(made, name)
         object.__setattr__(self, "stages", flat)
@@ -342,6 +350,18 @@ def _restore(
         teacher = load(entry["teacher_checkpoint"])[0].requires_grad_(False)
     give_back()  # the dense layers that the architecture had before its factors took their places
     return State(student, teacher), content
+
+
+def earlier(name: str, context: Context) -> nn.Module:
+    """The model of a stage that has finished, as its file holds it, not to be trained.
+
+    Raises:
+        ValueError: no stage of this name has finished.
+    """
+    entry = context.record.stage(name)
+    if entry is None:
+        raise ValueError(f"toward: no stage {name!r} has finished before {context.stage}")
+    return _restore(entry, None, context)[0].student.requires_grad_(False)
 
 
 def _assess(

@@ -23,7 +23,7 @@ from compresskd.compression.block_calls import (
 )
 from compresskd.data.base import Data
 from compresskd.data.draw import draw
-from compresskd.engine.strategy import Context, State
+from compresskd.engine.strategy import Context, State, earlier
 from compresskd.layers.stacks import blocks_of
 from compresskd.optimizer import make_optimizer
 from compresskd.options import Count, checked, one_of
@@ -59,6 +59,8 @@ class FitBlocks:
         learning_rate: of Adam.
         inputs: of a block: 'student', what the fitted blocks before it give, so that it makes up for their errors; or
             'teacher', what the teacher's give.
+        toward: name of an earlier stage, whose model takes the teacher's place, such as the dense student that was
+            factorized; None: the run's teacher.
     """
 
     updates: Count = 200
@@ -66,15 +68,19 @@ class FitBlocks:
     batch_size: Count = 16
     learning_rate: LearningRate = 3e-4
     inputs: Annotated[str, one_of("student", "teacher")] = "student"
+    toward: str | None = None
 
     @property
     def needs_teacher(self) -> bool:
-        """Always: its hidden states are what is fitted to."""
-        return True
+        """Unless the model of an earlier stage is what is fitted to."""
+        return self.toward is None
 
     def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: the student has stacks of the teacher's blocks."""
-        stacks = [] if state.teacher is None else _stacks(state.student, state.teacher, example)
+        model = (
+            state.teacher if self.toward is None else state.student
+        )  # of an earlier stage, it has the same blocks
+        stacks = [] if model is None else _stacks(state.student, model, example)
         for stack in stacks:
             for name, count in num_calls(state.student, stack, example).items():
                 if count > 1:
@@ -88,7 +94,8 @@ class FitBlocks:
 
     def __call__(self, state: State, context: Context) -> State:
         """Fit `state.student` in place; details record each block's error on held-out samples before and after."""
-        student, teacher = state.student, state.teacher
+        student = state.student
+        teacher = state.teacher if self.toward is None else earlier(self.toward, context)
         if teacher is None:
             raise ValueError("fit_blocks needs a teacher")
         batches = list(self._batches(context.data, context.stage_seed))

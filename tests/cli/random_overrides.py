@@ -18,7 +18,7 @@ CHOICES = (
     (), ("strategy=train",), ("strategy=distill", "kd=dkd"), ("strategy=distill_then_compress", "kd=fitnets"),
     ("strategy=compress", "compress=svd"), ("strategy=multi_stage", "rank_schedule=linear"),
     ("strategy=admm_then_compress",), ("strategy=compress_then_distill", "optimizer=sgd", "scheduler=multistep"),
-    ("strategy=compress_then_distill_layerwise",), ("strategy=compress_blockwise",),
+    ("strategy=compress_then_distill_layerwise",), ("strategy=compress_blockwise",), ("strategy=distill_then_compress_blockwise",),
     ("strategy=distill_matched", "kd=logit_mse"),
     ("strategy=distill_qat", "scheduler=one_cycle"), ("strategy=train_then_compress", "compress=cp"),
     ("strategy=distill_to_compressed", "compress=tucker", "optimizer=adam"), ("kd=rkd", "bits=4"),

@@ -10,8 +10,9 @@ from small_architectures import build, inputs
 from torch import nn
 
 from compresskd.compression.block_calls import calls_of, hidden_before, links, relative_error
-from compresskd.engine.strategy import State
-from compresskd.stages import FitBlocks
+from compresskd.engine.strategy import State, Strategy
+from compresskd.options import OptionError
+from compresskd.stages import FitBlocks, fit_blocks
 from compresskd.stages.fit_blocks import ENTERING
 from compresskd.tasks import Batch, tensors_of
 
@@ -157,6 +158,27 @@ def test_it_resumes_after_the_last_block_to_the_same_end(stop, student, teacher,
     assert f"resumes after {stop} blocks" in again.notes[0]
     assert again.details == run.details
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+
+
+def test_the_model_of_an_earlier_stage_takes_the_teacher_s_place(monkeypatch, student, teacher, samples):
+    whole, _ = fitted(student, teacher, samples, updates=8)
+    asked = []
+    monkeypatch.setattr(fit_blocks, "earlier", lambda name, context: asked.append(name) or teacher)
+    stage = FitBlocks(updates=8, learning_rate=1e-2, toward="distill")
+    assert not stage.needs_teacher
+    state = State(copy.deepcopy(student), None)
+    assert stage.check(state, samples.given[0]) is state
+    found = stage(state, Run(samples)).student
+    assert asked == ["distill"]
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("place", [("fit", "later"), ("fit",), ("earlier", "fit")])
+def test_only_an_earlier_stage_can_be_fitted_to(place):
+    stages = {name: FitBlocks(toward="later") if name == "fit" else FitBlocks() for name in place}
+    with pytest.raises(OptionError, match=r"stages\.fit\.toward: got 'later', expected .*stage") as refused:
+        Strategy("own", stages)
+    assert "earlier" not in place or "earlier" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ OPTIONS = [
         lambda plain, changed: plain.blocks != changed.blocks),
     ("compress_blockwise", "strategy.stages.fit_blocks.inputs=teacher", "fit_blocks",
         lambda plain, changed: plain.blocks != changed.blocks),
+    ("distill_then_compress_blockwise", "strategy.stages.fit_blocks.updates=5", "fit_blocks",
+        lambda plain, changed: sum(plain.blocks.values()) < sum(changed.blocks.values())),
     ("multi_stage", "strategy.init=fresh", "step_1_r16", lambda plain, changed: (
         changed.trained["train_accuracy"] < 0.5 * plain.trained["train_accuracy"])),
     ("multi_stage", "strategy.teacher=original", "step_1_r16", lambda plain, changed: (
