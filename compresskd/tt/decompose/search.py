@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import num_parameters
-from compresskd.tt.decompose.metric import Metric
+from compresskd.tt.decompose.metric import Metric, Weighed
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.ranks import SizeTarget, Spectra, allocate, steps
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
@@ -69,22 +69,23 @@ def search(
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
     the low-rank SVD where that is allowed, so the outcome is never worse than the SVD.
     """
+    given = weight if metric is None else Weighed(weight, metric)
     if target.ranks is not None and len(candidates) == 1:  # nothing is left to be searched
-        return [_given(candidates[0], weight, target, metric, keep_larger)]
-    spectra = Spectra(_whitened(weight, metric))
+        return [_given(candidates[0], given, target, weight.numel(), keep_larger)]
     dense = weight.numel()
+    spectra = Spectra(_whitened(weight, metric), target.rank)
+    reference = _Reference(candidates[0], spectra, _most_parameters(candidates, target, dense, keep_larger))
     estimates = [_estimate(modes, spectra, target) for modes in candidates]
     smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
     if not smaller:
         return sorted(estimates, key=lambda c: c.num_parameters)
-    reference = _Reference(candidates[0], spectra)
     ranked = sorted(smaller, key=lambda c: _merit(c, target, reference))
     chosen = ranked[:NUM_DECOMPOSED]
     chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
     # the bound counts padding, by which such modes fall behind: the best of them is measured as well
     padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
     chosen += [c for c in padded[:1] if c not in chosen]
-    done = [realize(c, weight, spectra, target, metric) for c in chosen]
+    done = [realize(c, given, spectra, target) for c in chosen]
     done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, target, reference))
     if cost is not None and len(done) > 1:
@@ -133,10 +134,10 @@ def curve(
 
 
 def realize(
-    candidate: Candidate, weight: Tensor, spectra: Spectra, target: SizeTarget, metric: Metric | None
+    candidate: Candidate, weight: Tensor | Weighed, spectra: Spectra, target: SizeTarget
 ) -> Candidate:
     """The candidate decomposed; for a bound on the error with as few ranks as the measured error allows."""
-    best = _decomposed(candidate.modes, candidate.ranks, weight, metric)
+    best = _decomposed(candidate.modes, candidate.ranks, weight)
     if target.error is None or target.error == 0.0:
         return best
     # The bound is loose, so aim at a larger one until the measured error just keeps the bound.
@@ -147,7 +148,7 @@ def realize(
         ranks = allocate(candidate.modes, tails, SizeTarget(tolerance=aim))
         if ranks == best.ranks:
             break
-        trial = _decomposed(candidate.modes, ranks, weight, metric)
+        trial = _decomposed(candidate.modes, ranks, weight)
         if trial.error <= target.error and trial.num_parameters <= best.num_parameters:
             best, low = trial, aim
         else:
@@ -155,11 +156,11 @@ def realize(
     return best
 
 
-def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor, metric: Metric | None) -> Candidate:
-    if metric is None:
-        result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
+def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor | Weighed) -> Candidate:
+    if isinstance(weight, Weighed):
+        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks)
     else:
-        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, metric)
+        result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
     return Candidate(modes, result.ranks, result.num_parameters, result.error, result)
 
 
@@ -169,12 +170,12 @@ def _whitened(weight: Tensor, metric: Metric | None) -> Tensor:
 
 
 def _given(
-    modes: Modes, weight: Tensor, target: SizeTarget, metric: Metric | None, keep_larger: bool
+    modes: Modes, weight: Tensor | Weighed, target: SizeTarget, dense: int, keep_larger: bool
 ) -> Candidate:
     ranks = allocate(modes, [()] * (len(modes.sizes) - 1), target)
     count = num_parameters(modes.input_dims, modes.output_dims, ranks)
-    if count < weight.numel() or keep_larger:
-        return _decomposed(modes, ranks, weight, metric)
+    if count < dense or keep_larger:
+        return _decomposed(modes, ranks, weight)
     return Candidate(modes, ranks, count, 1.0)
 
 
@@ -186,12 +187,27 @@ def _estimate(modes: Modes, spectra: Spectra, target: SizeTarget) -> Candidate:
     return Candidate(modes, ranks, count, min(1.0, max(0.0, lost)) ** 0.5)
 
 
-class _Reference:
-    """Error of the low-rank SVD (the first candidate) of a given number of parameters, between its ranks."""
+def _most_parameters(candidates: Sequence[Modes], target: SizeTarget, dense: int, keep_larger: bool) -> int:
+    """Of any candidate that comes into question, where a rank is the target: errors have no say in it."""
+    if target.rank is None:
+        return dense
+    counts = []
+    for modes in candidates:
+        ranks = allocate(modes, [()] * (len(modes.sizes) - 1), target)
+        counts.append(num_parameters(modes.input_dims, modes.output_dims, ranks))
+    return max((count for count in counts if keep_larger or count < dense), default=0)
 
-    def __init__(self, modes: Modes, spectra: Spectra) -> None:
-        self.tail = spectra.tails(modes)[0] if len(modes.sizes) == 2 else None
+
+class _Reference:
+    """Error of the low-rank SVD (the first candidate) of a given number of parameters, between its ranks.
+
+    `most` is the largest number that will be asked for.
+    """
+
+    def __init__(self, modes: Modes, spectra: Spectra, most: int) -> None:
         self.unit = sum(modes.sizes)
+        last = most // self.unit + 1
+        self.tail = spectra.tails(modes, at_least=last)[0] if len(modes.sizes) == 2 else None
 
     def error(self, count: int) -> float:
         if self.tail is None:
