@@ -16,7 +16,7 @@ PANEL = 192
 FORMED_SIDE = 768  # up to here the Gram matrix is formed; above, products with both factors are less work
 ROUNDS = 6
 MAX_DEGREE = 8
-CORRECTIONS = 4
+CORRECTIONS, RESOLVED = 4, 1e-6
 ROUNDING = 1e-6  # of sums of products in float32, relative
 
 
@@ -59,7 +59,7 @@ def leading_values(matrix: Tensor, count: int, *, total: float, share: float) ->
         values, turn = torch.linalg.eigh((basis.T @ image).double())
         values, turn = values.flip(0), turn.flip(1).to(matrix)
         basis, image = basis @ turn, image @ turn
-        residuals = torch.linalg.vector_norm(image - basis * values.to(matrix), dim=0, dtype=torch.float64)
+        residuals = (image - basis * values.to(matrix)).square().sum(0).double().sqrt()
         gaps = (values - values[-1]).clamp_min(torch.finfo(torch.float64).tiny)
         off = (residuals.square() / gaps).minimum(residuals)[:count]
         if float(off.sum()) + ROUNDING * total <= share * (total - float(values[:count].sum())):
@@ -88,6 +88,8 @@ def leading_vectors(square: Tensor, count: int, *, tolerance: float) -> tuple[Te
         found = found @ turn
         residual = square @ found / scale - found * values
         gap = float(values[0] - rest[-1])
+        if not gap > RESOLVED * float(values[-1]):
+            return None
         if float(residual.norm()) <= tolerance * gap:
             return values.flip(0) * scale, found.flip(1)
         steps = (others.T @ residual.float()).double() / (values - rest[:, None])
@@ -114,10 +116,10 @@ def _filtered(
     growth = [math.acosh(max(1.0, 2 * float(values[k]) / bound - 1)) for k in (0, count - 1)]
     digits = math.log(1e-4 / torch.finfo(basis.dtype).eps)
     degree = max(2, min(MAX_DEGREE, int(digits / max(growth[0] - growth[1], 1e-3))))
-    before, now = basis, (2 / bound) * image - basis
+    # each vector is divided by what it grows by, so that nothing overflows
+    ratio = (2 * values / bound - 1).clamp_min(1.0)
+    rate = (ratio + (ratio.square() - 1).sqrt()).to(basis)
+    before, now = basis, ((2 / bound) * image - basis) / rate
     for _ in range(degree - 1):
-        before, now = now, (4 / bound) * times(now) - 2 * now - before
-        # what a vector grows by is taken out of it, so that nothing overflows
-        size = now.norm(dim=0)
-        before, now = before / size, now / size
+        before, now = now, ((4 / bound) * times(now) - 2 * now) / rate - before / rate.square()
     return now

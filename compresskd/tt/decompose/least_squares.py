@@ -112,15 +112,15 @@ def _solve(
     B = torch.einsum("mar,mpwanx->pwrnx", left, applied.reshape(ml, m, mr, nl, n, nr))
     B = torch.einsum("swx,pwrnx->rnsp", right, B)
     if nr == 1:
-        A = A.reshape(r * n, r * n)
-        turned = torch.linalg.solve(RR, B.transpose(0, 2).reshape(s, -1)).reshape(s, n, r, m).transpose(0, 2)
-        X = _solution(A, turned.reshape(r * n, s * m)).reshape(r, n, s, m)
-        product = torch.einsum("st,rntp->rnsp", RR, (A @ X.reshape(r * n, -1)).reshape(X.shape))
+        # right^2 [s, t] stands beside A: first its inverse, at the end itself
+        rows = torch.linalg.solve(RR, B.transpose(0, 2).reshape(s, -1)).reshape(s, n, r, m).transpose(0, 2)
+        X, product = _solution(A.reshape(r * n, r * n), rows.reshape(r * n, s * m))
+        product = torch.einsum("st,untm->unsm", RR, product.reshape(r, n, s, m))
     else:
         A = _contracted(A.reshape(r * n, nr, r * n, nr), RR.reshape(s, nr, s, nr), right)
-        X = _solution(A, B.reshape(-1, m)).reshape(B.shape)
-        product = (A @ X.reshape(-1, m)).reshape(X.shape)
-    change = float((X * (product - 2 * B)).sum())
+        X, product = _solution(A, B.reshape(-1, m))
+    X = X.reshape(B.shape)
+    change = float((X * (product.reshape(B.shape) - 2 * B)).sum())
     return X.permute(0, 3, 1, 2).contiguous(), change
 
 
@@ -133,11 +133,11 @@ def _contracted(A: Tensor, RR: Tensor, right: Tensor) -> Tensor:
     return torch.einsum("usvyw,twy->usvt", half, right).reshape(u * s, u * s)
 
 
-def _solution(A: Tensor, B: Tensor) -> Tensor:
-    """X [n, k] of A X = B, the diagonal of A [n, n] raised by a little of its mean so that it can be solved with."""
+def _solution(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """X [n, k] of A X = B, the diagonal of A [n, n] raised by a little of its mean to be solved with, and A X."""
     ridge = 1e-9 * float(A.diagonal().sum()) / A.shape[0]
-    raised = A.clone()
-    raised.diagonal().add_(ridge)
-    lower, failed = torch.linalg.cholesky_ex(raised)
+    A.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(A)
     # half the work of elimination, and as exact for a matrix that is positive definite in floating point
-    return torch.linalg.solve(raised, B) if bool(failed) else torch.cholesky_solve(B, lower)
+    X = torch.linalg.solve(A, B) if bool(failed) else torch.cholesky_solve(B, lower)
+    return X, B - ridge * X

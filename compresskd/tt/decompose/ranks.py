@@ -77,6 +77,26 @@ class Spectra:
         """For each of the d - 1 TT-ranks, the share of the squared norm lost at r = 0, 1, ... kept values."""
         return [self._cut(modes, k, at_least) for k in range(1, len(modes.sizes))]
 
+    def floor(self, modes: Modes, ranks: Sequence[int]) -> float:
+        """A relative error over the entries that are not padding that no decomposition of these ranks is below."""
+        return max(
+            max(0.0, tail[min(rank, len(tail) - 1)] * (1 - SHARE) - self._beside_padding(modes, k)) ** 0.5
+            if len(tail) <= FULL_SPECTRUM_SIDE + 1  # of longer ones a part is a rough estimate
+            else 0.0
+            for k, (tail, rank) in enumerate(zip(self.tails(modes), ranks, strict=True), 1)
+        )
+
+    def _beside_padding(self, modes: Modes, k: int) -> float:
+        """The share of the squared norm in those rows and columns of unfolding k that have padding in them."""
+        M, N = self.weight.shape
+        rows, columns = M % math.prod(modes.output_dims[k:]), N % math.prod(modes.input_dims[k:])
+        beside = [
+            part
+            for size, part in ((rows, self.weight[M - rows :]), (columns, self.weight[:, N - columns :]))
+            if size
+        ]
+        return sum(map(squared_norm, beside)) / self.total if beside else 0.0
+
     def _cut(self, modes: Modes, k: int, at_least: int) -> list[float]:
         rows, columns = (
             (math.prod(dims[:k]), math.prod(dims[k:])) for dims in (modes.output_dims, modes.input_dims)

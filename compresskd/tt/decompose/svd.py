@@ -19,8 +19,9 @@ from compresskd.tt.decompose.gram import ROUNDING, gram, leading_values, leading
 
 PLAIN_SIDE = 128
 GRAM_SIDE = 512
-ITERATED_SIDE = 256  # above, a few of the eigenvalues are less work than all
+ITERATED_SIDE, ITERATED_SHARE = 256, 12  # above, one in twelve of the eigenvalues is less work than all
 ROUGH_ERROR = 1e-4
+OVERFLOWING = 1e30
 PLAIN_ELEMENTS = 1 << 17  # above, LAPACK's SVD of a long matrix takes ten times its Gram matrix and more
 ILL_CONDITIONED = 1e-8  # of squares: a Gram matrix leaves half the digits
 ROUGH_EPS, CORRECTED_SIDE = 1e-8, 256
@@ -87,9 +88,11 @@ def leading_spectrum(matrix: Tensor, num_values: int, *, total: float, share: fl
     What they leave of `total`, the squared norm, is off by no more than its `share`.
     """
     wide = _wide(matrix)
-    if wide.shape[0] > ITERATED_SIDE:
+    if wide.shape[0] > max(ITERATED_SIDE, ITERATED_SHARE * num_values):
         return leading_values(wide, num_values, total=total, share=share)
-    values = torch.linalg.eigvalsh(gram(wide, precise=False)).flip(0).clamp_min(0.0)[:num_values]
+    values = (
+        torch.linalg.eigvalsh(gram(wide, precise=False).float()).double().flip(0)[:num_values].clamp_min(0.0)
+    )
     return values if ROUNDING * total <= share * (total - float(values.sum())) else None
 
 
@@ -128,6 +131,7 @@ def _long(matrix: Tensor, cap: int, discard: float, total: float, eps: float | N
 def _gram(matrix: Tensor, cap: int, discard: float, total: float, eps: float | None) -> Split:
     # A Gram matrix in float32 is twice as fast, and good for errors well above its rounding.
     precise = matrix.dtype == torch.float64 or 0.0 < discard < ROUGH_ERROR * total or cap == min(matrix.shape)
+    precise = precise or total > OVERFLOWING
     square = gram(_wide(matrix), precise=precise)
     vectors, _, lost = _leading(square, cap, discard, total, _eps(matrix, eps))
     if not precise and lost < ROUGH_ERROR * total:

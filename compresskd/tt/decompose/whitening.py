@@ -23,9 +23,18 @@ CANCELLED = 1e-6
 
 
 def tt_svd_whitened(
-    weighed: Weighed, input_dims: Sequence[int], output_dims: Sequence[int], ranks: Sequence[int]
+    weighed: Weighed,
+    input_dims: Sequence[int],
+    output_dims: Sequence[int],
+    ranks: Sequence[int],
+    *,
+    limit: float = math.inf,
 ) -> Decomposition:
-    """Cores of a weight [M, N] at these ranks with the least error in its metric that was found; `error` is that."""
+    """Cores of a weight [M, N] at these ranks with the least error in its metric that was found; `error` is that.
+
+    Sweeps of least squares gain less and less: one that would have to gain more than the one before to come down to
+    an error of `limit` is left out.
+    """
     weight, metric = weighed.weight, weighed.metric
     padded = metric.padded(math.prod(output_dims), math.prod(input_dims))
 
@@ -47,7 +56,9 @@ def tt_svd_whitened(
         error = weighed.relative(cost) if cost > CANCELLED * weighed.total else error_of(cores)
         if not error < least:
             break
-        best, least = cores, error
+        best, least, gain = cores, error, least - error
+        if least - gain > limit:
+            break
     return Decomposition([core.to(weight.dtype).contiguous() for core in best], least)
 
 
