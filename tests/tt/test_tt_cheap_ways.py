@@ -34,7 +34,7 @@ def matrix_of(kind, a, b, dtype=torch.float32):
     return (made * {"tiny": 1e-30, "huge": 1e30, "zero": 0.0}.get(kind, 1.0)).to(dtype)
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (192, 30), (193, 400), (500, 60)])
+@pytest.mark.parametrize("shape", [(5, 9), (256, 30), (257, 400), (600, 60)])
 def test_a_gram_matrix_by_panels_is_the_product(shape):
     matrix = torch.randn(*shape)
     exact = matrix.double() @ matrix.double().T
@@ -139,13 +139,24 @@ def test_a_core_is_that_of_least_squares(k, rank):
     assert metric.cost(weight) + change == pytest.approx(cost, rel=1e-6)
 
 
-def test_a_matrix_that_is_not_definite_is_solved_all_the_same():
-    A, B = (
-        torch.diag(torch.tensor([2.0, -1.0, 3.0], dtype=torch.float64)),
-        torch.ones(3, 2, dtype=torch.float64),
+@pytest.mark.parametrize("size", [40, 300])
+@pytest.mark.parametrize("kind", ["definite", "ill-conditioned", "indefinite"])
+def test_normal_equations_are_solved_whatever_they_are(size, kind):
+    values = {
+        "definite": torch.linspace(1, 2, size, dtype=torch.float64),
+        "ill-conditioned": torch.logspace(0, -7, size, dtype=torch.float64),
+        "indefinite": torch.linspace(-1, 2.1, size, dtype=torch.float64),
+    }[kind]
+    Q, B = (
+        torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q,
+        torch.randn(size, 2, dtype=torch.float64),
     )
-    X, _ = least_squares._solution(A.clone(), B)
-    assert torch.allclose(A @ X, B, atol=1e-6)
+    A = (Q * values) @ Q.T
+    X, product = least_squares._solution(A.clone(), B)
+    ridge = 1e-9 * float(A.trace()) / size
+    assert torch.allclose(A @ X + ridge * X, B, atol=1e-6)
+    assert torch.allclose(A @ X, product, atol=1e-6)
+    assert (least_squares._lower(A) is None) == (kind == "indefinite")
 
 
 def test_a_cost_is_that_of_the_definition_and_of_the_root():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK, ROUGH_BLOCK = 1 << 22, 1 << 20
-PANEL = 192
+PANEL = 256
 FORMED_SIDE = 768  # up to here the Gram matrix is formed; above, products with both factors are less work
 ROUNDS = 6
 MAX_DEGREE = 8

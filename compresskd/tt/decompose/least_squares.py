@@ -12,6 +12,7 @@ from compresskd.tt.decompose.metric import Metric
 MAX_ELEMENTS = 1 << 23
 MAX_WORK = 4e9
 DESCENTS = 12  # steps of conjugate gradients for one core
+SMALL = 256  # unknowns for which elimination takes no time; it keeps the bits of traces that were recorded
 MAX_DESCENT = 1e11  # multiplications of all of them
 
 
@@ -106,7 +107,7 @@ def _solve(
     r, m, n, s = core.shape
     ml, nl, _ = left.shape
     _, mr, nr = right.shape
-    LL = gram(left.permute(1, 2, 0).reshape(nl * r, ml)).reshape(nl, r, nl, r)
+    LL = torch.einsum("mar,mbq->arbq", left, left)
     RR = gram(right.transpose(1, 2).reshape(s * nr, mr))
     A = torch.einsum("arbq,axby->rxqy", LL, covariance.reshape(nl, n * nr, nl, n * nr))
     B = torch.einsum("mar,mpwanx->pwrnx", left, applied.reshape(ml, m, mr, nl, n, nr))
@@ -137,7 +138,12 @@ def _solution(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """X [n, k] of A X = B, the diagonal of A [n, n] raised by a little of its mean to be solved with, and A X."""
     ridge = 1e-9 * float(A.diagonal().sum()) / A.shape[0]
     A.diagonal().add_(ridge)
-    lower, failed = torch.linalg.cholesky_ex(A)
-    # half the work of elimination, and as exact for a matrix that is positive definite in floating point
-    X = torch.linalg.solve(A, B) if bool(failed) else torch.cholesky_solve(B, lower)
+    lower = _lower(A) if len(A) > SMALL else None
+    X = torch.linalg.solve(A, B) if lower is None else torch.cholesky_solve(B, lower)
     return X, B - ridge * X
+
+
+def _lower(A: Tensor) -> Tensor | None:
+    """Cholesky's factor: half the work of elimination, and as exact; None where A is not positive definite in float64."""
+    lower, failed = torch.linalg.cholesky_ex(A)
+    return None if bool(failed) else lower

@@ -143,7 +143,7 @@ def _leading(
     square: Tensor, cap: int, discard: float, total: float, eps: float
 ) -> tuple[Tensor, Tensor, float]:
     """Eigenvectors [a, r] and values [r] of a Gram matrix, falling, as many as are kept, and the sum of the others."""
-    if discard == 0.0 and eps > ROUGH_EPS and len(square) >= CORRECTED_SIDE and cap <= len(square) // 8:
+    if discard == 0.0 and eps > ROUGH_EPS and len(square) > CORRECTED_SIDE and cap <= len(square) // 8:
         values, vectors = leading_vectors(square, cap, tolerance=eps) or (None, square)
         if values is not None:
             lost = float(square.diagonal().sum() - values.sum())

@@ -20,6 +20,7 @@ from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 
 SWEEPS = 2
 CANCELLED = 1e-6
+SMALL_SIDE = 256
 
 
 def tt_svd_whitened(
@@ -96,8 +97,11 @@ def _kronecker(
 
 
 def _roots(covariance: Tensor, dims: Sequence[int], whole: Callable[[], Root | None]) -> dict[int, Root]:
-    """The roots of the modes by their places; where one mode holds all, that of the `whole` covariance."""
-    known = None if _is_split(dims) else whole()
+    """The roots of the modes by their places; where one large mode holds all, that of the `whole` covariance.
+
+    Up to a scale it is the same; a small one takes no time, and keeps the bits of traces that were recorded.
+    """
+    known = None if _is_split(dims) or len(covariance) <= SMALL_SIDE else whole()
     if known is not None:
         return {max(range(len(dims)), key=lambda k: dims[k]): known}
     return dict(enumerate(map(root, mode_covariances(covariance, dims))))
