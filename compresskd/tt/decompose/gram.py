@@ -43,8 +43,9 @@ def gram(matrix: Tensor, *, precise: bool = True) -> Tensor:
 def leading_values(matrix: Tensor, count: int, *, total: float, share: float) -> Tensor | None:
     """The largest `count` eigenvalues of matrix @ matrix^T, falling, in float64; None where that is not reached.
 
-    What they leave of `total`, the sum of all, is too large by no more than its `share`: an eigenvalue is off by at
-    most its residual squared over the gap to the rest (Parlett 1980, theorem 11.7.1). Products are in float32.
+    What they leave of `total`, the sum of all, is never too small, and too large by about its `share` at most: an
+    eigenvalue is off by its residual squared over the gap to the rest (Parlett 1980, theorem 11.7.1), for which stands
+    the gap to the least Ritz value. Products are in the dtype of the matrix, float32.
     """
     a = matrix.shape[0]
     width = count + max(16, count)

@@ -144,6 +144,6 @@ def _solution(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lower(A: Tensor) -> Tensor | None:
-    """Cholesky's factor: half the work of elimination, and as exact; None where A is not positive definite in float64."""
+    """Cholesky's factor: half the work of elimination, and as exact; None where A is not positive definite so."""
     lower, failed = torch.linalg.cholesky_ex(A)
     return None if bool(failed) else lower
