@@ -20,7 +20,7 @@ from compresskd import layers, tt
 from compresskd.models.resnet import ResNet
 
 PARTS = {
-    "spectra": ("compresskd.tt.decompose.search:_estimate",),
+    "spectra": ("compresskd.tt.decompose.ranks:Spectra.tails",),
     "roots": ("compresskd.tt.decompose.metric:root", "compresskd.tt.decompose.whitening:root"),
     "decomposition": (
         "compresskd.tt.decompose.whitening:_kronecker",
@@ -28,7 +28,7 @@ PARTS = {
         "compresskd.tt.decompose.whitening:tt_svd",
     ),
     "least squares": ("compresskd.tt.decompose.whitening:_improved",),
-    "errors": ("compresskd.tt.decompose.metric:Metric.error", "compresskd.tt.decompose.metric:Metric.cost"),
+    "errors": ("compresskd.tt.decompose.metric:Weighed.error", "compresskd.tt.decompose.metric:Metric.cost"),
 }
 _MOST = 2**22  # elements of a matrix of which the plain SVD is timed
 

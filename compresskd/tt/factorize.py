@@ -286,10 +286,13 @@ def _search(
         raise ValueError("expected modes together with ranks: they say where the ranks are")
     weight = module.weight.detach().flatten(1)
     cost = linear_seconds if isinstance(module, nn.Linear) else None
-    found = search(weight, options, target, metric=metric, keep_larger=keep_larger, cost=cost)
-    if isinstance(module, nn.Embedding) and target.rank is not None:
-        return _as_good_as(svd_modes(module.embedding_dim, module.num_embeddings), found)
-    return found
+    # The order of a vocabulary says nothing, so that a train of several cores, whose rank has far fewer parameters
+    # than that of an SVD of the table, keeps a few common rows and drops the others: as good as an SVD of so few
+    # parameters, and of no use beside layers that keep what the rank lets them keep.
+    strict = isinstance(module, nn.Embedding) and target.rank is not None
+    return search(
+        weight, options, target, metric=metric, keep_larger=keep_larger, cost=cost, as_good_as_svd=strict
+    )
 
 
 def linear_seconds(modes: Modes, ranks: Sequence[int]) -> float:
@@ -300,19 +303,6 @@ def linear_seconds(modes: Modes, ranks: Sequence[int]) -> float:
         rank_plans(shapes, rows, training=training, machine=on)[0].seconds
         for rows in BATCHES
         for training in (True, False)
-    )
-
-
-def _as_good_as(low_rank: Modes, found: list[Candidate]) -> list[Candidate]:
-    """Candidates for a table, those first that lose no more than the low-rank SVD of the same rank.
-
-    The order of a vocabulary says nothing, so that a train of several cores, whose rank has far fewer parameters than
-    that of an SVD of the table, keeps a few common rows and drops the others: as good as an SVD of so few parameters,
-    and of no use beside layers that keep what the rank lets them keep.
-    """
-    svd = next((c for c in found if c.modes == low_rank and c.decomposition is not None), None)
-    return (
-        found if svd is None else sorted(found, key=lambda c: c.decomposition is None or c.error > svd.error)
     )
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from compresskd.tt import factorize
 from compresskd.tt.decompose.cores import to_matrix
-from compresskd.tt.decompose.metric import Metric, check_covariance, root
+from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance, root
 from compresskd.tt.decompose.tt_svd import tt_svd
 from compresskd.tt.decompose.whitening import _kronecker, mode_covariances, tt_svd_whitened
 
@@ -37,7 +37,7 @@ def test_never_worse_than_plain_tt_svd_of_the_same_ranks(problem, rank):
     weight, input_dims, output_dims, covariance = problem
     ranks = [rank] * (len(input_dims) - 1)
     plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
-    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, Metric(covariance))
+    aware = tt_svd_whitened(Weighed(weight, Metric(covariance)), input_dims, output_dims, ranks)
     error = Metric(covariance).error(weight, to_matrix(aware.cores))
     assert error <= Metric(covariance).error(weight, to_matrix(plain.cores)) + 1e-12
     assert error == pytest.approx(aware.error, abs=1e-9)
@@ -53,7 +53,7 @@ def test_never_worse_than_plain_tt_svd_in_a_metric_of_both_sides(problem, rank, 
     metric = Metric(covariance, outputs.diagonal() if is_diagonal else outputs)
     ranks = [rank] * (len(input_dims) - 1)
     plain = tt_svd(weight, input_dims, output_dims, ranks=ranks)
-    aware = tt_svd_whitened(weight, input_dims, output_dims, ranks, metric)
+    aware = tt_svd_whitened(Weighed(weight, metric), input_dims, output_dims, ranks)
     error = metric.error(weight, to_matrix(aware.cores))
     assert error <= metric.error(weight, to_matrix(plain.cores)) + 1e-12
     assert error == pytest.approx(aware.error, abs=1e-9)
@@ -66,8 +66,8 @@ def test_two_cores_are_the_optimum_of_both_sides(size):
         covariance_of(size, 1),
         covariance_of(12, 2),
     )
-    aware = tt_svd_whitened(weight, (1, size), (12, 1), (5,), Metric(inputs, outputs))
-    left, right = (root(c, ridge=0.0 if len(c) < 600 else 1e-6)[0] for c in (outputs, inputs))
+    aware = tt_svd_whitened(Weighed(weight, Metric(inputs, outputs)), (1, size), (12, 1), (5,))
+    left, right = (root(c, ridge=0.0 if len(c) < 600 else 1e-6).forward for c in (outputs, inputs))
     values = torch.linalg.svdvals(left.T @ weight @ right).square()
     assert aware.error == pytest.approx(float(values[5:].sum() / values.sum()) ** 0.5, rel=1e-2)
 
@@ -81,7 +81,7 @@ def test_descent_gains_where_modes_of_both_sides_are_split():
     metric, dims = Metric(inputs, outputs), ((4, 16), (16, 4))
     padded = metric.padded(64, 64)
     start = _kronecker(weight, *dims, (8,), padded)
-    aware = tt_svd_whitened(weight, *dims, (8,), metric)
+    aware = tt_svd_whitened(Weighed(weight, metric), *dims, (8,))
     plain = tt_svd(weight, *dims, ranks=(8,))
     assert aware.error < 0.95 * metric.error(weight, to_matrix(start))
     assert aware.error < 0.8 * metric.error(weight, to_matrix(plain.cores))
@@ -95,7 +95,7 @@ def test_a_diagonal_is_its_matrix():
     assert torch.allclose(vector.whitened(weight), matrix.whitened(weight))
     assert torch.allclose(vector.applied(weight), matrix.applied(weight))
     for dims in (((1, 20), (12, 1)), ((4, 5), (4, 3))):
-        errors = [tt_svd_whitened(weight, *dims, (3,), metric).error for metric in (vector, matrix)]
+        errors = [tt_svd_whitened(Weighed(weight, metric), *dims, (3,)).error for metric in (vector, matrix)]
         assert errors[0] == pytest.approx(errors[1], rel=1e-6)
 
 
@@ -110,8 +110,8 @@ def test_rows_of_an_embedding_that_are_asked_for_often_are_kept():
 
 def test_two_cores_are_the_optimum_of_the_whitened_svd():
     weight, covariance = torch.randn(12, 20, dtype=torch.float64), covariance_of(20, 1)
-    aware = tt_svd_whitened(weight, (1, 20), (12, 1), (5,), Metric(covariance))
-    values = torch.linalg.svdvals(weight @ root(covariance, ridge=0.0)[0]).square()
+    aware = tt_svd_whitened(Weighed(weight, Metric(covariance)), (1, 20), (12, 1), (5,))
+    values = torch.linalg.svdvals(weight @ root(covariance, ridge=0.0).forward).square()
     assert aware.error == pytest.approx(float(values[5:].sum() / values.sum()) ** 0.5, rel=1e-3)
 
 
@@ -125,7 +125,7 @@ def test_output_error_is_what_samples_say():
 def test_split_inputs_gain_clearly_on_correlated_inputs():
     weight, covariance = torch.randn(64, 64, dtype=torch.float64), covariance_of(64, 3)
     plain = tt_svd(weight, (4, 16), (16, 4), ranks=(8,))
-    aware = tt_svd_whitened(weight, (4, 16), (16, 4), (8,), Metric(covariance))
+    aware = tt_svd_whitened(Weighed(weight, Metric(covariance)), (4, 16), (16, 4), (8,))
     assert aware.error < 0.8 * Metric(covariance).error(weight, to_matrix(plain.cores))
 
 

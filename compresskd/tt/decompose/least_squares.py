@@ -6,29 +6,34 @@ import torch
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import merge, orthogonalize
+from compresskd.tt.decompose.gram import gram
 from compresskd.tt.decompose.metric import Metric
 
 MAX_ELEMENTS = 1 << 23
 MAX_WORK = 4e9
 DESCENTS = 12  # steps of conjugate gradients for one core
+SMALL = 256  # unknowns for which elimination takes no time; it keeps the bits of traces that were recorded
 MAX_DESCENT = 1e11  # multiplications of all of them
 
 
-def sweep(target: Tensor, cores: Sequence[Tensor], covariance: Tensor) -> list[Tensor]:
+def sweep(applied: Tensor, cores: Sequence[Tensor], covariance: Tensor) -> tuple[list[Tensor], float | None]:
     """Each core in turn by least squares in the metric of the inputs; cores too large to solve for stay.
 
     Args:
-        target: [M, N] in float64, padded to the products of the modes.
+        applied: the target times the covariance, W C [M, N] in float64, padded to the products of the modes.
         cores: where to start, in float64.
-        covariance: [N, N].
+        covariance: C [N, N].
+
+    Returns:
+        The cores, and by how much their cost is above that of the target itself; None where that is not known.
     """
-    cores = list(cores)
-    target = target @ covariance
+    cores, change = list(cores), None
     for k in range(len(cores)):
         cores, left, right = _around(cores, k)
+        change = None
         if _affordable(cores[k], left, right):
-            cores[k] = _solve(cores[k], left, right, target, covariance)
-    return cores
+            cores[k], change = _solve(cores[k], left, right, applied, covariance)
+    return cores, change
 
 
 def descend(target: Tensor, cores: Sequence[Tensor], metric: Metric) -> list[Tensor]:
@@ -90,35 +95,55 @@ def _affordable(core: Tensor, left: Tensor, right: Tensor) -> bool:
     return max(squares) ** 2 <= MAX_ELEMENTS and work <= MAX_WORK
 
 
-def _solve(core: Tensor, left: Tensor, right: Tensor, target: Tensor, covariance: Tensor) -> Tensor:
+def _solve(
+    core: Tensor, left: Tensor, right: Tensor, applied: Tensor, covariance: Tensor
+) -> tuple[Tensor, float]:
     """The core [r, m, n, s] that minimises |(W - left core right) R|; left [ml, nl, r], right [s, mr, nr].
 
     The metric does not mix outputs, so each output mode is a problem of its own with one matrix for all:
     A[(r n s), (r' n' s')] = sum left^2 C right^2. Where the right block has no inputs, right^2 factors out.
+    With the core comes its change of the cost, x^T A x - 2 x^T b.
     """
     r, m, n, s = core.shape
     ml, nl, _ = left.shape
     _, mr, nr = right.shape
-    C = covariance.reshape(nl, n * nr, nl, n * nr)
     LL = torch.einsum("mar,mbq->arbq", left, left)
-    A = torch.einsum("arbq,axby->rxqy", LL, C)
-    T = target.reshape(ml, m, mr, nl, n, nr)
-    B = torch.einsum("mar,mpwanx->pwrnx", left, T)
-    B = torch.einsum("swx,pwrnx->prns", right, B)
+    RR = gram(right.transpose(1, 2).reshape(s * nr, mr))
+    A = torch.einsum("arbq,axby->rxqy", LL, covariance.reshape(nl, n * nr, nl, n * nr))
+    B = torch.einsum("mar,mpwanx->pwrnx", left, applied.reshape(ml, m, mr, nl, n, nr))
+    B = torch.einsum("swx,pwrnx->rnsp", right, B)
     if nr == 1:
-        RR = right[:, :, 0] @ right[:, :, 0].T
-        A = _ridged(A.reshape(r * n, r * n))
-        B = torch.linalg.solve(RR, B.reshape(-1, s).T).T.reshape(m, r * n, s)
-        X = torch.linalg.solve(A, B)
+        # right^2 [s, t] stands beside A: first its inverse, at the end itself
+        rows = torch.linalg.solve(RR, B.transpose(0, 2).reshape(s, -1)).reshape(s, n, r, m).transpose(0, 2)
+        X, product = _solution(A.reshape(r * n, r * n), rows.reshape(r * n, s * m))
+        product = torch.einsum("st,untm->unsm", RR, product.reshape(r, n, s, m))
     else:
-        A = A.reshape(r, n, nr, r, n, nr)
-        RR = torch.einsum("swx,twy->sxty", right, right)
-        A = torch.einsum("rnxqmy,sxty->rnsqmt", A, RR).reshape(r * n * s, r * n * s)
-        X = torch.linalg.solve(_ridged(A), B.reshape(m, -1).T).T
-    return X.reshape(m, r, n, s).transpose(0, 1)
+        A = _contracted(A.reshape(r * n, nr, r * n, nr), RR.reshape(s, nr, s, nr), right)
+        X, product = _solution(A, B.reshape(-1, m))
+    X = X.reshape(B.shape)
+    change = float((X * (product.reshape(B.shape) - 2 * B)).sum())
+    return X.permute(0, 3, 1, 2).contiguous(), change
 
 
-def _ridged(A: Tensor) -> Tensor:
-    """A with its diagonal raised by a little of its mean, so that it can be solved with."""
+def _contracted(A: Tensor, RR: Tensor, right: Tensor) -> Tensor:
+    """A [u, x, u', y] with right^2 [s, x, t, y] over x and y: [(u s), (u' t)]."""
+    u, s = A.shape[0], RR.shape[0]
+    if right.shape[1] >= s:
+        return torch.einsum("uxvy,sxty->usvt", A, RR).reshape(u * s, u * s)
+    half = torch.einsum("uxvy,swx->usvyw", A, right)
+    return torch.einsum("usvyw,twy->usvt", half, right).reshape(u * s, u * s)
+
+
+def _solution(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """X [n, k] of A X = B, the diagonal of A [n, n] raised by a little of its mean to be solved with, and A X."""
     ridge = 1e-9 * float(A.diagonal().sum()) / A.shape[0]
-    return A + ridge * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
+    A.diagonal().add_(ridge)
+    lower = _lower(A) if len(A) > SMALL else None
+    X = torch.linalg.solve(A, B) if lower is None else torch.cholesky_solve(B, lower)
+    return X, B - ridge * X
+
+
+def _lower(A: Tensor) -> Tensor | None:
+    """Cholesky's factor: half the work of elimination, and as exact; None where A is not positive definite so."""
+    lower, failed = torch.linalg.cholesky_ex(A)
+    return None if bool(failed) else lower

@@ -7,6 +7,7 @@ Kronecker-factored Fisher matrix (Martens and Grosse 2015, arXiv:1503.05671, equ
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-6
+PANEL = 192
 SYMMETRIC_SIDE = 512  # above, a root by Cholesky's method takes a tenth of the time
 
 
@@ -36,38 +38,94 @@ class Metric:
 
     def cost(self, error: Tensor) -> float:
         """tr(G D C D^T) of an error D [M, N] in float64."""
+        if self.outputs is None and self.inputs is not None and self.inputs.ndim > 1:
+            return _quadratic(error, self.inputs)
         right = error if self.inputs is None else _times(error, self.inputs)
         left = error if self.outputs is None else _times(error.T, self.outputs).T
         return float((right * left).sum())
 
-    def error(self, weight: Tensor, approximation: Tensor, *, total: float | None = None) -> float:
-        """Relative error: the root of cost(weight - approximation) / cost(weight); `total` is the latter if known."""
-        weight = weight.double()
-        difference = weight - approximation.double()
-        total = self.cost(weight) if total is None else total
-        return math.sqrt(max(0.0, self.cost(difference)) / total) if total > 0 else 0.0
+    def error(self, weight: Tensor, approximation: Tensor) -> float:
+        """Relative error: the root of cost(weight - approximation) / cost(weight)."""
+        return Weighed(weight, self).error(approximation)
 
     def whitened(self, weight: Tensor) -> Tensor:
         """R_G^T W R_C, whose squared Frobenius norm is the cost of W; in the dtype of `weight`."""
         if self.input_root is not None:
-            weight = _times(weight, self.input_root[0].to(weight))
+            weight = self.input_root.times(weight)
         if self.output_root is not None:
-            weight = _times(weight.T, self.output_root[0].to(weight)).T
+            weight = self.output_root.times(weight.T).T
         return weight
 
     @cached_property
-    def input_root(self) -> tuple[Tensor, Tensor] | None:
-        """R_C and its inverse."""
+    def input_root(self) -> "Root | None":
+        """R_C."""
         return None if self.inputs is None else root(self.inputs)
 
     @cached_property
-    def output_root(self) -> tuple[Tensor, Tensor] | None:
-        """R_G and its inverse."""
+    def output_root(self) -> "Root | None":
+        """R_G."""
         return None if self.outputs is None else root(self.outputs)
 
     def padded(self, num_outputs: int, num_inputs: int) -> "Metric":
         """Of errors with more rows and columns, which cost nothing."""
-        return Metric(_padded(self.inputs, num_inputs), _padded(self.outputs, num_outputs))
+        inputs, outputs = _padded(self.inputs, num_inputs), _padded(self.outputs, num_outputs)
+        return self if inputs is self.inputs and outputs is self.outputs else Metric(inputs, outputs)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A weight [M, N] with the metric of its errors, and what all its decompositions share."""
+
+    weight: Tensor
+    metric: Metric
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """The weight in float64."""
+        return self.weight.double()
+
+    @cached_property
+    def applied(self) -> Tensor:
+        """G W C."""
+        return self.metric.applied(self.exact)
+
+    @cached_property
+    def total(self) -> float:
+        """The cost of the weight itself."""
+        return float((self.applied * self.exact).sum())
+
+    def error(self, approximation: Tensor) -> float:
+        """Relative error: the root of cost(weight - approximation) / cost(weight)."""
+        return self.relative(self.metric.cost(self.exact - approximation.double()))
+
+    def relative(self, cost: float) -> float:
+        """The relative error of an approximation whose difference to the weight has this cost."""
+        return math.sqrt(max(0.0, cost) / self.total) if self.total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Root:
+    """R [N, N], or the vector [N] of a diagonal one, with R R^T = C + ridge tr(C) / N I.
+
+    Attributes:
+        forward: R.
+        inverse: R^-1; None where R is lower triangular, with which one solves.
+    """
+
+    forward: Tensor
+    inverse: Tensor | None
+
+    def times(self, x: Tensor) -> Tensor:
+        """x R of x [..., N], in its dtype."""
+        return _times(x, self.forward.to(x))
+
+    def divides(self, x: Tensor) -> Tensor:
+        """x R^-1 of x [..., N], in its dtype."""
+        if self.inverse is not None:
+            return _times(x, self.inverse.to(x))
+        rows = x.reshape(-1, x.shape[-1]).to(self.forward)
+        solved = torch.linalg.solve_triangular(self.forward, rows, upper=False, left=False)
+        return solved.to(x).reshape(x.shape)
 
 
 def check_covariance(covariance: Tensor, size: int, name: str = "input_covariance") -> Tensor:
@@ -91,29 +149,37 @@ def check_covariance(covariance: Tensor, size: int, name: str = "input_covarianc
     return found
 
 
-def root(covariance: Tensor, *, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """R and R^-1 with R R^T = C + ridge tr(C) / N I: a covariance without full rank stays usable.
-
-    Both are vectors [N] where `covariance` is a diagonal [N].
-    """
+def root(covariance: Tensor, *, ridge: float = RIDGE) -> Root:
+    """R with R R^T = C + ridge tr(C) / N I: a covariance without full rank stays usable."""
     size = covariance.shape[0]
     floor = ridge * float(_diagonal(covariance).sum()) / size
     if covariance.ndim == 1:
         roots = (covariance.clamp_min(0.0) + floor).sqrt()
-        return roots, 1 / roots
+        return Root(roots, 1 / roots)
     if size > SYMMETRIC_SIDE:
-        unit = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
-        lower, failed = torch.linalg.cholesky_ex(covariance + floor * unit)
+        raised = covariance.clone()
+        raised.diagonal().add_(floor)
+        lower, failed = torch.linalg.cholesky_ex(raised)
         if not bool(failed):
-            return lower, torch.linalg.solve_triangular(lower, unit, upper=False)
+            return Root(lower, None)
     values, vectors = torch.linalg.eigh(covariance)
     roots = (values.clamp_min(0.0) + floor).sqrt()
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+    return Root((vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T)
 
 
-def scaled(tensor: Tensor, dim: int, matrix: Tensor) -> Tensor:
-    """The tensor with the fibres along `dim` multiplied from the right by a matrix, or a diagonal one's vector."""
-    return _times(tensor.movedim(dim, -1), matrix).movedim(-1, dim)
+def along(tensor: Tensor, dim: int, applied: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor with the fibres along `dim` replaced by what is `applied` to them, as rows."""
+    return applied(tensor.movedim(dim, -1)).movedim(-1, dim)
+
+
+def _quadratic(error: Tensor, covariance: Tensor) -> float:
+    """tr(D C D^T), by products with one half of a symmetric C."""
+    found = 0.0
+    for start in range(0, error.shape[1], PANEL):
+        part, until = error[:, start : start + PANEL], min(start + PANEL, error.shape[1])
+        product = error[:, :start] @ covariance[:start, start:until] * 2
+        found += float((part * product.addmm_(part, covariance[start:until, start:until])).sum())
+    return found
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:

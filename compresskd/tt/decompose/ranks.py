@@ -5,18 +5,22 @@ are kept, for r = 0, 1, ...; the sum over the TT-ranks bounds the squared relati
 theorem 2.2).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import clip_ranks, max_ranks, num_parameters
 from compresskd.tt.decompose.modes import Modes
-from compresskd.tt.decompose.svd import spectrum, squared_norm
+from compresskd.tt.decompose.svd import leading_spectrum, spectrum, squared_norm
 from compresskd.tt.decompose.tt_svd import interleave
 
 FULL_SPECTRUM_SIDE = 1024
 NUM_LEADING = 256
+ROUGH_ELEMENTS = 1 << 17  # up to here spectra take no time to speak of
+SHARE = 1e-4  # by which what leading values lose may be too large
 
 
 @dataclass(frozen=True)
@@ -58,39 +62,75 @@ class SizeTarget:
 
 
 class Spectra:
-    """Tails of the unfoldings of one matrix [M, N], computed once for each cut that candidates share."""
+    """Tails of the unfoldings of one matrix [M, N], computed once for each cut that candidates share.
 
-    def __init__(self, weight: Tensor) -> None:
+    With `num_values` a tail ends there, or later where that is asked for: of a large matrix these are much less work.
+    """
+
+    def __init__(self, weight: Tensor, num_values: int | None = None) -> None:
         self.weight = weight
         self.total = squared_norm(weight)
+        self._num_values = num_values
         self._tails: dict[tuple[int, ...], list[float]] = {}
 
-    def tails(self, modes: Modes) -> list[list[float]]:
+    def tails(self, modes: Modes, *, at_least: int = 0) -> list[list[float]]:
         """For each of the d - 1 TT-ranks, the share of the squared norm lost at r = 0, 1, ... kept values."""
-        return [self._cut(modes, k) for k in range(1, len(modes.sizes))]
+        return [self._cut(modes, k, at_least) for k in range(1, len(modes.sizes))]
 
-    def _cut(self, modes: Modes, k: int) -> list[float]:
-        halves = []
-        for dims in (modes.output_dims, modes.input_dims):
-            left = 1
-            for size in dims[:k]:
-                left *= size
-            right = 1
-            for size in dims[k:]:
-                right *= size
-            halves.append((left, right))
-        key = (*halves[0], *halves[1])
-        if key not in self._tails:
-            unfolding = interleave(self.weight, halves[1], halves[0])
-            rows = halves[0][0] * halves[1][0]
-            self._tails[key] = _tails(unfolding.reshape(rows, -1), self.total)
-        return self._tails[key]
+    def floor(self, modes: Modes, ranks: Sequence[int]) -> float:
+        """A relative error over the entries that are not padding that no decomposition of these ranks is below."""
+        return max(
+            max(0.0, tail[min(rank, len(tail) - 1)] * (1 - SHARE) - self._beside_padding(modes, k)) ** 0.5
+            if len(tail) <= FULL_SPECTRUM_SIDE + 1  # of longer ones a part is a rough estimate
+            else 0.0
+            for k, (tail, rank) in enumerate(zip(self.tails(modes), ranks, strict=True), 1)
+        )
+
+    def _beside_padding(self, modes: Modes, k: int) -> float:
+        """The share of the squared norm in those rows and columns of unfolding k that have padding in them."""
+        M, N = self.weight.shape
+        rows, columns = M % math.prod(modes.output_dims[k:]), N % math.prod(modes.input_dims[k:])
+        beside = [
+            part
+            for size, part in ((rows, self.weight[M - rows :]), (columns, self.weight[:, N - columns :]))
+            if size
+        ]
+        return sum(map(squared_norm, beside)) / self.total if beside else 0.0
+
+    def _cut(self, modes: Modes, k: int, at_least: int) -> list[float]:
+        rows, columns = (
+            (math.prod(dims[:k]), math.prod(dims[k:])) for dims in (modes.output_dims, modes.input_dims)
+        )
+        key = (*rows, *columns)
+        short = min(rows[0] * columns[0], rows[1] * columns[1])
+        wanted = short if self._num_values is None else min(short, max(self._num_values, at_least))
+        if len(self._tails.get(key, ())) <= wanted and self.total > 0.0:
+            self._tails[key] = self._leading(key, wanted) or _tails(
+                self._unfolding(self.weight, key), self.total
+            )
+        return self._tails.get(key, [0.0, 0.0])
+
+    def _unfolding(self, weight: Tensor, key: tuple[int, ...]) -> Tensor:
+        m, _, n, _ = key
+        return interleave(weight, key[2:], key[:2]).reshape(m * n, -1)
+
+    def _leading(self, key: tuple[int, ...], wanted: int) -> list[float] | None:
+        """The tail up to `wanted` values by products in float32, where that is less work and good enough."""
+        if self._num_values is None or self.weight.numel() <= ROUGH_ELEMENTS:
+            return None
+        matrix, total = self._rough
+        values = leading_spectrum(self._unfolding(matrix, key), wanted, total=total, share=SHARE)
+        return None if values is None else [1.0, *(1.0 - values.cumsum(0) / total).clamp_min(0.0).tolist()]
+
+    @cached_property
+    def _rough(self) -> tuple[Tensor, float]:
+        """The matrix in float32, scaled so that squares neither overflow nor vanish, and its squared norm."""
+        scaled = (self.weight / (self.total / self.weight.numel()) ** 0.5).float()
+        return scaled, squared_norm(scaled)
 
 
 def _tails(unfolding: Tensor, total: float) -> list[float]:
     short = min(unfolding.shape)
-    if total == 0.0:
-        return [0.0, 0.0]
     values = spectrum(unfolding, num_values=None if short <= FULL_SPECTRUM_SIDE else NUM_LEADING)
     lost = (1.0 - values.cumsum(0) / total).clamp_min(0.0)
     tails = [1.0, *lost.tolist()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import num_parameters
-from compresskd.tt.decompose.metric import Metric
+from compresskd.tt.decompose.metric import Metric, Weighed
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.ranks import SizeTarget, Spectra, allocate, steps
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
@@ -59,37 +59,48 @@ def search(
     metric: Metric | None = None,
     keep_larger: bool = False,
     cost: Seconds | None = None,
+    as_good_as_svd: bool = False,
 ) -> list[Candidate]:
     """All candidates for `weight` [M, N], the best first; at least the best has been decomposed.
 
     Those that take as many parameters as `weight` come into question with `keep_larger` only. Of those that are within
-    a hundredth of the best, and no worse than the low-rank SVD, the one of the least `cost` comes first.
+    a hundredth of the best, and no worse than the low-rank SVD, the one of the least `cost` comes first. With
+    `as_good_as_svd` those that lose more than the low-rank SVD of the same target come behind it. Work on one that is
+    known to stay behind is left out: it may come without a decomposition.
 
     Which is best: for a bound on the error the fewest parameters; for a budget the least error; for a rank the error
     against that of the low-rank SVD of as many parameters. The first of `candidates` is always decomposed: it is
     the low-rank SVD where that is allowed, so the outcome is never worse than the SVD.
     """
+    given = weight if metric is None else Weighed(weight, metric)
     if target.ranks is not None and len(candidates) == 1:  # nothing is left to be searched
-        return [_given(candidates[0], weight, target, metric, keep_larger)]
-    spectra = Spectra(_whitened(weight, metric))
+        return [_given(candidates[0], given, target, weight.numel(), keep_larger)]
     dense = weight.numel()
+    spectra = Spectra(_whitened(weight, metric), target.rank)
+    reference = _Reference(candidates[0], spectra, _most_parameters(candidates, target, dense, keep_larger))
     estimates = [_estimate(modes, spectra, target) for modes in candidates]
     smaller = [c for c in estimates if keep_larger or c.num_parameters < dense]
     if not smaller:
         return sorted(estimates, key=lambda c: c.num_parameters)
-    reference = _Reference(candidates[0], spectra)
     ranked = sorted(smaller, key=lambda c: _merit(c, target, reference))
     chosen = ranked[:NUM_DECOMPOSED]
     chosen += [c for c in smaller if c.modes == candidates[0] and c not in chosen]
     # the bound counts padding, by which such modes fall behind: the best of them is measured as well
     padded = [c for c in ranked if math.prod(c.modes.sizes) > dense]
     chosen += [c for c in padded[:1] if c not in chosen]
-    done = [realize(c, weight, spectra, target, metric) for c in chosen]
+    done: list[Candidate] = []
+    race = _Race(target, reference, candidates[0] if as_good_as_svd else None)
+    for c in sorted(chosen, key=lambda c: c.modes != candidates[0]):
+        limit = race.limit(c)
+        if metric is not None or spectra.floor(c.modes, c.ranks) <= limit:
+            done.append(realize(c, given, spectra, target, limit))
+            race.enter(done[-1])
+    others = [c for c in ranked if all(c.modes != each.modes for each in done)]
     done = [c for c in done if keep_larger or c.num_parameters < dense]
     done.sort(key=lambda c: _merit(c, target, reference))
     if cost is not None and len(done) > 1:
         done = _fastest_of_alike(done, candidates[0], lambda c: _merit(c, target, reference)[:2], cost)
-    return done + [c for c in ranked if c not in chosen]
+    return sorted(done, key=lambda c: not race.is_good(c)) + others
 
 
 def _fastest_of_alike(
@@ -133,10 +144,17 @@ def curve(
 
 
 def realize(
-    candidate: Candidate, weight: Tensor, spectra: Spectra, target: SizeTarget, metric: Metric | None
+    candidate: Candidate,
+    weight: Tensor | Weighed,
+    spectra: Spectra,
+    target: SizeTarget,
+    limit: float = math.inf,
 ) -> Candidate:
-    """The candidate decomposed; for a bound on the error with as few ranks as the measured error allows."""
-    best = _decomposed(candidate.modes, candidate.ranks, weight, metric)
+    """The candidate decomposed; for a bound on the error with as few ranks as the measured error allows.
+
+    Where it is not going to reach an error of `limit` less may be done about it.
+    """
+    best = _decomposed(candidate.modes, candidate.ranks, weight, limit)
     if target.error is None or target.error == 0.0:
         return best
     # The bound is loose, so aim at a larger one until the measured error just keeps the bound.
@@ -147,7 +165,7 @@ def realize(
         ranks = allocate(candidate.modes, tails, SizeTarget(tolerance=aim))
         if ranks == best.ranks:
             break
-        trial = _decomposed(candidate.modes, ranks, weight, metric)
+        trial = _decomposed(candidate.modes, ranks, weight)
         if trial.error <= target.error and trial.num_parameters <= best.num_parameters:
             best, low = trial, aim
         else:
@@ -155,11 +173,13 @@ def realize(
     return best
 
 
-def _decomposed(modes: Modes, ranks: Sequence[int], weight: Tensor, metric: Metric | None) -> Candidate:
-    if metric is None:
-        result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
+def _decomposed(
+    modes: Modes, ranks: Sequence[int], weight: Tensor | Weighed, limit: float = math.inf
+) -> Candidate:
+    if isinstance(weight, Weighed):
+        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, limit=limit)
     else:
-        result = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, metric)
+        result = tt_svd(weight, modes.input_dims, modes.output_dims, ranks=ranks)
     return Candidate(modes, result.ranks, result.num_parameters, result.error, result)
 
 
@@ -169,12 +189,12 @@ def _whitened(weight: Tensor, metric: Metric | None) -> Tensor:
 
 
 def _given(
-    modes: Modes, weight: Tensor, target: SizeTarget, metric: Metric | None, keep_larger: bool
+    modes: Modes, weight: Tensor | Weighed, target: SizeTarget, dense: int, keep_larger: bool
 ) -> Candidate:
     ranks = allocate(modes, [()] * (len(modes.sizes) - 1), target)
     count = num_parameters(modes.input_dims, modes.output_dims, ranks)
-    if count < weight.numel() or keep_larger:
-        return _decomposed(modes, ranks, weight, metric)
+    if count < dense or keep_larger:
+        return _decomposed(modes, ranks, weight)
     return Candidate(modes, ranks, count, 1.0)
 
 
@@ -186,12 +206,56 @@ def _estimate(modes: Modes, spectra: Spectra, target: SizeTarget) -> Candidate:
     return Candidate(modes, ranks, count, min(1.0, max(0.0, lost)) ** 0.5)
 
 
-class _Reference:
-    """Error of the low-rank SVD (the first candidate) of a given number of parameters, between its ranks."""
+def _most_parameters(candidates: Sequence[Modes], target: SizeTarget, dense: int, keep_larger: bool) -> int:
+    """Of any candidate that comes into question, where a rank is the target: errors have no say in it."""
+    if target.rank is None:
+        return dense
+    counts = []
+    for modes in candidates:
+        ranks = allocate(modes, [()] * (len(modes.sizes) - 1), target)
+        counts.append(num_parameters(modes.input_dims, modes.output_dims, ranks))
+    return max((count for count in counts if keep_larger or count < dense), default=0)
 
-    def __init__(self, modes: Modes, spectra: Spectra) -> None:
-        self.tail = spectra.tails(modes)[0] if len(modes.sizes) == 2 else None
+
+class _Race:
+    """What a candidate must reach, after those that have been decomposed, the low-rank SVD the first of them."""
+
+    def __init__(self, target: SizeTarget, reference: "_Reference", svd: Modes | None) -> None:
+        self._target, self._reference, self._svd = target, reference, svd
+        self._most, self._least = math.inf, math.inf
+
+    def enter(self, candidate: Candidate) -> None:
+        """Count a candidate that has been decomposed."""
+        if candidate.modes == self._svd:
+            self._most = candidate.error
+        missed, merit, _ = _merit(candidate, self._target, self._reference)
+        if not missed and self.is_good(candidate):
+            self._least = min(self._least, merit)
+
+    def is_good(self, candidate: Candidate) -> bool:
+        """Whether it loses no more than the SVD, where that counts."""
+        return candidate.error <= self._most
+
+    def limit(self, candidate: Candidate) -> float:
+        """The error above which it is not even like the best, or loses more than the SVD where that counts."""
+        if self._target.error is not None:
+            return math.inf
+        unit = 1.0
+        if self._target.num_parameters is None:
+            unit = max(self._reference.error(candidate.num_parameters), NEGLIGIBLE)
+        return min(ALIKE * self._least * unit, self._most)
+
+
+class _Reference:
+    """Error of the low-rank SVD (the first candidate) of a given number of parameters, between its ranks.
+
+    `most` is the largest number that will be asked for.
+    """
+
+    def __init__(self, modes: Modes, spectra: Spectra, most: int) -> None:
         self.unit = sum(modes.sizes)
+        last = most // self.unit + 1
+        self.tail = spectra.tails(modes, at_least=last)[0] if len(modes.sizes) == 2 else None
 
     def error(self, count: int) -> float:
         if self.tail is None:

@@ -1,8 +1,9 @@
 """Truncated singular value decompositions, by the route that the matrix's shape makes cheapest.
 
 Routes, for a matrix [a, b] with short side s = min(a, b):
-- plain: LAPACK's SVD in float64, for s <= 128 (exact, and cheap there);
+- plain: LAPACK's SVD in float64, for s <= 128 (exact, and cheap there unless the other side is long);
 - gram: eigenvectors of the short side's Gram matrix in float64, for s <= 512, and whenever many ranks are wanted;
+  also for s <= 128 where the other side is long, unless the matrix is ill-conditioned or nearly exact at its rank;
 - randomized: Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithm 4.4 with orthonormalised power
   iterations, where s > 512 and few ranks are wanted.
 The Gram matrix squares the condition number, which costs singular values below 1e-8 of the largest; the product
@@ -14,10 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compresskd.tt.decompose.gram import ROUNDING, gram, leading_values, leading_vectors
+
 PLAIN_SIDE = 128
 GRAM_SIDE = 512
-GRAM_BLOCK, ROUGH_BLOCK = 1 << 22, 1 << 20
+ITERATED_SIDE, ITERATED_SHARE = 256, 12  # above, one in twelve of the eigenvalues is less work than all
 ROUGH_ERROR = 1e-4
+OVERFLOWING = 1e30
+PLAIN_ELEMENTS = 1 << 17  # above, LAPACK's SVD of a long matrix takes ten times its Gram matrix and more
+ILL_CONDITIONED = 1e-8  # of squares: a Gram matrix leaves half the digits
+ROUGH_EPS, CORRECTED_SIDE = 1e-8, 256
 POWER_ITERATIONS = 3
 
 
@@ -49,7 +56,9 @@ def split(
     cap = short if rank is None else min(rank, short)
     total = squared_norm(matrix) if total is None else total
     if short <= PLAIN_SIDE:
-        return _plain(matrix, cap, discard, total, eps)
+        is_long = matrix.numel() > PLAIN_ELEMENTS and cap < short
+        part = _long(matrix, cap, discard, total, eps) if is_long else None
+        return part or _plain(matrix, cap, discard, total, eps)
     if short <= GRAM_SIDE or cap > short // 4:
         if rank is None and short > GRAM_SIDE:
             return _growing(matrix, discard, total, eps)
@@ -62,31 +71,29 @@ def squared_norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
-def gram(matrix: Tensor, *, precise: bool = True) -> Tensor:
-    """matrix @ matrix^T [a, a] in float64, block by block; unless `precise` only the sum over blocks is in float64."""
-    a, b = matrix.shape
-    step = max(1, (GRAM_BLOCK if precise else ROUGH_BLOCK) // a)
-    result = torch.zeros(a, a, dtype=torch.float64, device=matrix.device)
-    for start in range(0, b, step):
-        block = matrix[:, start : start + step]
-        if precise:
-            block = block.double()
-            result.addmm_(block, block.T)
-        else:
-            result += block @ block.T
-    return result
-
-
 def spectrum(matrix: Tensor, *, num_values: int | None = None) -> Tensor:
     """Squared singular values, falling, in float64: all of them, or estimates of the largest `num_values`."""
     short = min(matrix.shape)
     if num_values is None or short <= GRAM_SIDE:
-        tall = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        values = torch.linalg.eigvalsh(gram(tall)).flip(0).clamp_min(0.0)
+        values = torch.linalg.eigvalsh(gram(_wide(matrix))).flip(0).clamp_min(0.0)
         return values[:num_values]
     basis = _range(matrix, min(short, num_values + max(16, num_values // 2)), power_iterations=1)
     values = torch.linalg.eigvalsh(gram(basis.T @ matrix)).flip(0).clamp_min(0.0)
     return values[:num_values]
+
+
+def leading_spectrum(matrix: Tensor, num_values: int, *, total: float, share: float) -> Tensor | None:
+    """The largest squared singular values of a matrix in float32, falling, in float64; None where not good enough.
+
+    What they leave of `total`, the squared norm, is off by no more than its `share`.
+    """
+    wide = _wide(matrix)
+    if wide.shape[0] > max(ITERATED_SIDE, ITERATED_SHARE * num_values):
+        return leading_values(wide, num_values, total=total, share=share)
+    values = (
+        torch.linalg.eigvalsh(gram(wide, precise=False).float()).double().flip(0)[:num_values].clamp_min(0.0)
+    )
+    return values if ROUNDING * total <= share * (total - float(values.sum())) else None
 
 
 def kept(values: Tensor, cap: int, discard: float, total: float, eps: float) -> int:
@@ -113,23 +120,51 @@ def _plain(matrix: Tensor, cap: int, discard: float, total: float, eps: float | 
     return Split(U[:, :rank].to(matrix.dtype), right.to(matrix.dtype), float(squares[rank:].sum()))
 
 
+def _long(matrix: Tensor, cap: int, discard: float, total: float, eps: float | None) -> Split | None:
+    """By the Gram matrix of a side of at most PLAIN_SIDE; None where its rounding would show."""
+    vectors, values, lost = _leading(gram(_wide(matrix)), cap, discard, total, _eps(matrix, eps))
+    if float(values[-1]) < ILL_CONDITIONED * float(values[0]) or lost < ILL_CONDITIONED * total:
+        return None
+    return _of_basis(matrix, vectors.to(matrix.dtype), lost)
+
+
 def _gram(matrix: Tensor, cap: int, discard: float, total: float, eps: float | None) -> Split:
-    wide = matrix.shape[0] <= matrix.shape[1]
     # A Gram matrix in float32 is twice as fast, and good for errors well above its rounding.
     precise = matrix.dtype == torch.float64 or 0.0 < discard < ROUGH_ERROR * total or cap == min(matrix.shape)
-    values, vectors = torch.linalg.eigh(gram(matrix if wide else matrix.T, precise=precise))
+    precise = precise or total > OVERFLOWING
+    square = gram(_wide(matrix), precise=precise)
+    vectors, _, lost = _leading(square, cap, discard, total, _eps(matrix, eps))
+    if not precise and lost < ROUGH_ERROR * total:
+        vectors, _, lost = _leading(gram(_wide(matrix)), cap, discard, total, _eps(matrix, eps))
+    return _of_basis(matrix, vectors.to(matrix.dtype), lost)
+
+
+def _leading(
+    square: Tensor, cap: int, discard: float, total: float, eps: float
+) -> tuple[Tensor, Tensor, float]:
+    """Eigenvectors [a, r] and values [r] of a Gram matrix, falling, as many as are kept, and the sum of the others."""
+    if discard == 0.0 and eps > ROUGH_EPS and len(square) > CORRECTED_SIDE and cap <= len(square) // 8:
+        values, vectors = leading_vectors(square, cap, tolerance=eps) or (None, square)
+        if values is not None:
+            lost = float(square.diagonal().sum() - values.sum())
+            if lost > ROUGH_ERROR * total and float(values[-1]) > ILL_CONDITIONED * float(values[0]):
+                return vectors, values, lost
+    values, vectors = torch.linalg.eigh(square)
     values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
-    rank = kept(values, cap, discard, total, _eps(matrix, eps))
-    if not precise and float(values[rank:].sum()) < ROUGH_ERROR * total:
-        values, vectors = torch.linalg.eigh(gram(matrix if wide else matrix.T))
-        values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
-        rank = kept(values, cap, discard, total, _eps(matrix, eps))
-    basis = vectors[:, :rank].to(matrix.dtype)
-    if wide:
-        right = basis.T @ matrix
-        return Split(basis, right, max(0.0, float(values[rank:].sum())))
+    rank = kept(values, cap, discard, total, eps)
+    return vectors[:, :rank], values[:rank], float(values[rank:].sum())
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+def _of_basis(matrix: Tensor, basis: Tensor, lost: float) -> Split:
+    """The split that projects the matrix's short side on a basis [min(a, b), r]."""
+    if matrix.shape[0] <= matrix.shape[1]:
+        return Split(basis, basis.T @ matrix, max(0.0, lost))
     Q, R = torch.linalg.qr(matrix @ basis)
-    return Split(Q, R @ basis.T, max(0.0, float(values[rank:].sum())))
+    return Split(Q, R @ basis.T, max(0.0, lost))
 
 
 def _range(matrix: Tensor, size: int, *, power_iterations: int = POWER_ITERATIONS) -> Tensor:

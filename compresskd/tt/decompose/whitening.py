@@ -8,35 +8,42 @@ is compared with the plain TT-SVD in the true metric, and the best is returned: 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from compresskd.tt.decompose.cores import to_matrix
 from compresskd.tt.decompose.least_squares import descend, sweep
-from compresskd.tt.decompose.metric import Metric, root, scaled
+from compresskd.tt.decompose.metric import Metric, Root, Weighed, along, root
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 
 SWEEPS = 2
+CANCELLED = 1e-6
+SMALL_SIDE = 256
 
 
 def tt_svd_whitened(
-    weight: Tensor,
+    weighed: Weighed,
     input_dims: Sequence[int],
     output_dims: Sequence[int],
     ranks: Sequence[int],
-    metric: Metric,
+    *,
+    limit: float = math.inf,
 ) -> Decomposition:
-    """Cores of `weight` [M, N] at these ranks with the least error in `metric` that was found; `error` is that."""
+    """Cores of a weight [M, N] at these ranks with the least error in its metric that was found; `error` is that.
+
+    Sweeps of least squares gain less and less: one that would have to gain more than the one before to come down to
+    an error of `limit` is left out.
+    """
+    weight, metric = weighed.weight, weighed.metric
     padded = metric.padded(math.prod(output_dims), math.prod(input_dims))
-    best = _kronecker(weight, input_dims, output_dims, ranks, padded)
-    exact, total = weight.double(), metric.cost(weight.double())
 
     def error_of(cores: Sequence[Tensor]) -> float:
-        dense = to_matrix([core.double() for core in cores])[: weight.shape[0], : weight.shape[1]]
-        return metric.error(exact, dense, total=total)
+        dense = to_matrix([core.double() for core in cores])
+        return weighed.error(dense[: weight.shape[0], : weight.shape[1]])
 
+    best = _kronecker(weight, input_dims, output_dims, ranks, padded)
     least = error_of(best)
     sides = ((metric.inputs, input_dims), (metric.outputs, output_dims))
     is_exact = not any(covariance is not None and _is_split(dims) for covariance, dims in sides)
@@ -45,11 +52,14 @@ def tt_svd_whitened(
         if (error := error_of(plain)) <= least:
             best, least = plain, error
     for _ in range(0 if is_exact else SWEEPS):
-        cores = _improved(weight, best, padded)
-        error = error_of(cores)
+        cores, cost = _improved(weighed, best, padded)
+        # a cost that is the difference of much larger ones has few digits
+        error = weighed.relative(cost) if cost > CANCELLED * weighed.total else error_of(cores)
         if not error < least:
             break
-        best, least = cores, error
+        best, least, gain = cores, error, least - error
+        if least - gain > limit:
+            break
     return Decomposition([core.to(weight.dtype).contiguous() for core in best], least)
 
 
@@ -65,25 +75,36 @@ def _kronecker(
     metric: Metric,
 ) -> list[Tensor]:
     """TT-SVD of the weight times the modes' own roots, then each core divided by its roots."""
-    weight, d = working(weight), len(input_dims)
-    padded = weight.new_zeros(math.prod(output_dims), math.prod(input_dims))
-    padded[: weight.shape[0], : weight.shape[1]] = weight
+    d = len(input_dims)
+    padded = _zero_padded(working(weight), (math.prod(output_dims), math.prod(input_dims)))
     tensor = padded.reshape(*output_dims, *input_dims)
     sides = [
-        (place, [root(part) for part in mode_covariances(covariance, dims)])
-        for place, covariance, dims in ((d, metric.inputs, input_dims), (0, metric.outputs, output_dims))
+        (place, _roots(covariance, dims, whole))
+        for place, covariance, dims, whole in (
+            (d, metric.inputs, input_dims, lambda: metric.input_root),
+            (0, metric.outputs, output_dims, lambda: metric.output_root),
+        )
         if covariance is not None
     ]
     for place, roots in sides:
-        for k, (forward, _) in enumerate(roots):
-            tensor = scaled(tensor, place + k, forward.to(tensor))
+        for k, each in roots.items():
+            tensor = along(tensor, place + k, each.times)
     cores = tt_svd(tensor.reshape(padded.shape), input_dims, output_dims, ranks=ranks).cores
     for place, roots in sides:
-        cores = [
-            scaled(core, 2 if place else 1, inverse.to(core))
-            for core, (_, inverse) in zip(cores, roots, strict=True)
-        ]
+        for k, each in roots.items():
+            cores[k] = along(cores[k], 2 if place else 1, each.divides)
     return cores
+
+
+def _roots(covariance: Tensor, dims: Sequence[int], whole: Callable[[], Root | None]) -> dict[int, Root]:
+    """The roots of the modes by their places; where one large mode holds all, that of the `whole` covariance.
+
+    Up to a scale it is the same; a small one takes no time, and keeps the bits of traces that were recorded.
+    """
+    known = None if _is_split(dims) or len(covariance) <= SMALL_SIDE else whole()
+    if known is not None:
+        return {max(range(len(dims)), key=lambda k: dims[k]): known}
+    return dict(enumerate(map(root, mode_covariances(covariance, dims))))
 
 
 def mode_covariances(covariance: Tensor, dims: Sequence[int]) -> list[Tensor]:
@@ -106,13 +127,19 @@ def mode_covariances(covariance: Tensor, dims: Sequence[int]) -> list[Tensor]:
     return parts
 
 
-def _improved(weight: Tensor, cores: Sequence[Tensor], metric: Metric) -> list[Tensor]:
-    """Each core in turn by least squares in a metric of the padded weight."""
+def _improved(weighed: Weighed, cores: Sequence[Tensor], metric: Metric) -> tuple[list[Tensor], float]:
+    """Each core in turn by least squares in a metric of the padded weight; the cost of the outcome or, unknown, 0."""
     cores = [core.double() for core in cores]
-    target = cores[0].new_zeros(
-        math.prod(core.shape[1] for core in cores), math.prod(core.shape[2] for core in cores)
-    )
-    target[: weight.shape[0], : weight.shape[1]] = weight.double()
+    shape = math.prod(core.shape[1] for core in cores), math.prod(core.shape[2] for core in cores)
     if metric.outputs is None and metric.inputs is not None and metric.inputs.ndim > 1:
-        return sweep(target, cores, metric.inputs)
-    return descend(target, cores, metric)
+        cores, change = sweep(_zero_padded(weighed.applied, shape), cores, metric.inputs)
+        return cores, 0.0 if change is None else weighed.total + change
+    return descend(_zero_padded(weighed.exact, shape), cores, metric), 0.0
+
+
+def _zero_padded(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
+    if matrix.shape == shape:
+        return matrix
+    padded = matrix.new_zeros(shape)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.tt.decompose.cores import balance, to_matrix
-from compresskd.tt.decompose.metric import Metric, check_covariance
+from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance
 from compresskd.tt.decompose.modes import Pair, stage_modes
 from compresskd.tt.decompose.tt_svd import tt_svd
 from compresskd.tt.decompose.whitening import tt_svd_whitened
@@ -129,7 +129,7 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
             )
         else:
             metric = Metric(check_covariance(input_covariance, weight.shape[1]))
-            cores = tt_svd_whitened(weight, modes.input_dims, modes.output_dims, ranks, metric).cores
+            cores = tt_svd_whitened(Weighed(weight, metric), modes.input_dims, modes.output_dims, ranks).cores
         return cls.from_cores(balance(cores), convolution, stages)
 
     @classmethod

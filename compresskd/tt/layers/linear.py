@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd.tt.decompose.cores import balance, to_matrix
-from compresskd.tt.decompose.metric import Metric, check_covariance
+from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
 from compresskd.tt.decompose.whitening import tt_svd_whitened
 from compresskd.tt.execution.contraction import least_macs
@@ -108,7 +108,7 @@ class TTLinear(TensorTrainLayer):
             )
         else:
             metric = Metric(check_covariance(input_covariance, linear.in_features))
-            cores = tt_svd_whitened(weight, input_dims, output_dims, ranks, metric).cores
+            cores = tt_svd_whitened(Weighed(weight, metric), input_dims, output_dims, ranks).cores
         return cls.from_cores(
             balance(cores), linear.bias, in_features=linear.in_features, out_features=linear.out_features
         )
