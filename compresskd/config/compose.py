@@ -25,8 +25,8 @@ from compresskd.config.origin import as_written, leaves, references
 from compresskd.run.renamed import VALUES, instead_of
 
 Load = Callable[[Sequence[Override]], DictConfig]
-_UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
-_UNFIT = (*_UNCOMPOSABLE, TypeError, AttributeError, KeyError)
+_UNCOMPOSABLE = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError)
+_UNFIT = (*_UNCOMPOSABLE, AttributeError, KeyError)
 _SWEEP_OF_HYDRA = {"dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}", "subdir": "${hydra.job.num}"}
 _shipped: dict[tuple[str, ...], DictConfig] = {}  # compositions of what is shipped, by name and choices
 

@@ -141,6 +141,8 @@ def fault_of_choice(p: Override, error: Exception) -> Fault:
         options = error.options or GlobalHydra.instance().config_loader().get_group_options(group)
         if options:  # of one name in a list Hydra does not tell them
             return Fault(p.get_key_element(), f"got {typed_value(p)}{nearest(name, options)}")
+    if isinstance(error, TypeError):  # of Hydra, which looks into each of a list as into a text
+        return Fault(p.get_key_element(), f"got {typed_value(p)}, expected a name, or a list of names")
     return Fault(p.get_key_element(), f"got {typed_value(p) or 'nothing'}; {said(error)}")
 
 

@@ -61,3 +61,14 @@ def test_nearest():
     assert nearest("Resnet56", ["mlp", "resnet56"]) == "; did you mean resnet56?"
     assert nearest("zzz", ["mlp", "lenet5"]) == "; expected mlp, lenet5"
     assert nearest("zzz", [f"name{i}" for i in range(99)]) == ""
+
+
+@pytest.mark.parametrize(
+    "typed", ["tracker=[0.9]", "kd=[1]", "tracker=[null]", "tracker=[[a]]", "tracker=[{a: 1}]"]
+)
+def test_a_choice_among_files_that_is_no_name_is_refused(typed):
+    (job,) = compose_jobs([typed]).jobs
+    key, _, value = typed.partition("=")
+    assert [str(fault) for fault in job.faults] == [
+        f"{key}: got {value}, expected a name, or a list of names"
+    ]

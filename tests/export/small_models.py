@@ -1,7 +1,9 @@
 """The architectures of conf/model in their smallest sizes, factorized and quantized as a file would hold them."""
 
+import platform
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from named_models import NAMES
@@ -15,6 +17,14 @@ from compresskd.quant.activation import calibrate
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.prepare import prepare
 
+_FLAGS = Path("/proc/cpuinfo")
+_OVERFLOWS = (
+    platform.machine() in ("x86_64", "AMD64") and _FLAGS.exists() and "vnni" not in _FLAGS.read_text()
+)
+needs_vnni = pytest.mark.skipif(
+    _OVERFLOWS,
+    reason="this processor has no VNNI: sums of integer products overflow in onnxruntime (docs/limits.md)",
+)
 CONF = Path(__file__).parents[2] / "conf" / "model"
 _SHAPES = {
     "tt_mlp": [1, 8, 8],

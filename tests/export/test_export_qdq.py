@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from small_models import factorize, model_of, source_of
+from small_models import factorize, model_of, needs_vnni, source_of
 
 import compresskd
 from compresskd.export import ExportFailed, qdq
@@ -90,6 +90,7 @@ def linear(size=64, **options):
     return source_of(model, spec, torch.randn(64, size))
 
 
+@needs_vnni
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_linear_layers_with_rounded_inputs_multiply_integers(bits, tmp_path):
@@ -164,6 +165,7 @@ print(float((onnx.read(Path(sys.argv[2]))(x) - expected).abs().max() / expected.
 """
 
 
+@needs_vnni
 @pytest.mark.slow
 def test_integer_products_are_right_where_onednn_is_told_that_there_is_no_vnni(tmp_path):
     """Neither form goes through oneDNN's integer kernels, which overflow there without a word."""

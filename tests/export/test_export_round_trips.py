@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hostile import count
-from small_models import NAMES, factorize, inputs_of, model_of, one_of_each, source_of
+from small_models import NAMES, factorize, inputs_of, model_of, needs_vnni, one_of_each, source_of
 
 from compresskd import artifact
 from compresskd.export import ExportFailed, export
@@ -84,6 +84,7 @@ def test_quantized_networks(name, tmp_path):
         assert difference(source, form, tmp_path) < CLOSE, form
 
 
+@needs_vnni
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp_small", "lenet5", "vit_tiny"])
 def test_inputs_in_8_bits_differ_by_a_step_at_most_rarely(name, tmp_path):
