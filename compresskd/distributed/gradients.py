@@ -121,11 +121,8 @@ class Gradients:
     def _send(self, bucket: _Bucket) -> None:
         for view, p in zip(bucket.views, bucket.parameters, strict=True):
             view.zero_() if p.grad is None else view.copy_(p.grad)
-        bucket.work = self._sent(bucket.flat)
+        bucket.work = dist.all_reduce(bucket.flat, group=self._group.channel, async_op=True)
         self._num_sent += 1
-
-    def _sent(self, tensor: Tensor) -> Any:
-        return dist.all_reduce(tensor, group=self._group.channel, async_op=True)
 
 
 def _split(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

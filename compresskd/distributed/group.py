@@ -76,22 +76,28 @@ class Group:
         """The sum over all processes, of tensors of one shape; the same bits everywhere."""
         if self.world == 1:
             return tensor
-        if self.neighbours is not None and self.neighbours.takes(tensor):
-            return functools.reduce(torch.add, self.neighbours.gathered(tensor))
+        if near := self._near(tensor):
+            return functools.reduce(torch.add, near)
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
 
     @_may_lose
-    def table(self, row: Tensor) -> Tensor:
-        """The tensors [n] of all processes, as rows [world, n] in the order of their ranks."""
+    def table(self, own: Tensor) -> Tensor:
+        """The tensors [...] of all processes, of one shape, as [world, ...] in the order of their ranks."""
         if self.world == 1:
-            return row[None]
-        if self.neighbours is not None and self.neighbours.takes(row):
-            return torch.stack(self.neighbours.gathered(row))
-        rows = [torch.empty_like(row) for _ in range(self.world)]
-        dist.all_gather(rows, row.detach())
-        return torch.stack(rows)
+            return own[None]
+        near = self._near(own)
+        if near is None:
+            near = [torch.empty_like(own) for _ in range(self.world)]
+            dist.all_gather(near, own.detach())
+        return torch.stack(near)
+
+    def _near(self, tensor: Tensor) -> list[Tensor] | None:
+        """The tensors of all processes where these are on one machine and the tensors small; else None."""
+        if self.neighbours is None or not self.neighbours.takes(tensor):
+            return None
+        return self.neighbours.gathered(tensor)
 
     @_may_lose
     def extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +105,8 @@ class Group:
         if self.world == 1:
             return low, high
         both = torch.stack([-low, high])
-        if self.neighbours is not None and self.neighbours.takes(both):
-            both = functools.reduce(torch.maximum, self.neighbours.gathered(both))
+        if near := self._near(both):
+            both = functools.reduce(torch.maximum, near)
         else:
             dist.all_reduce(both, dist.ReduceOp.MAX)
         return -both[0], both[1]
@@ -181,16 +187,12 @@ class Group:
         """
         return tensor if self.world == 1 else _Rows.apply(tensor, self)  # pyright: ignore[reportReturnType]
 
-    @_may_lose
     def _all_rows(self, tensor: Tensor) -> tuple[Tensor, list[int]]:
-        counts = torch.zeros(self.world, dtype=torch.int64, device=tensor.device)
-        counts[self.rank] = len(tensor)
-        sizes = self.sum(counts).tolist()
+        sizes = self.table(torch.tensor(len(tensor), device=tensor.device)).tolist()
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
+        parts = zip(self.table(padded), sizes, strict=True)
+        return torch.cat([part[:size] for part, size in parts]), sizes
 
     def shares(self, counts: Tensor) -> Tensor:
         """Of counts [n], what part this process has of the sum over all; 0 of nothing."""

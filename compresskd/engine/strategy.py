@@ -223,12 +223,8 @@ class Strategy:
                 made = stage.expand(name) if isinstance(stage, Expandable) else {name: stage}
                 toward = getattr(stage, "toward", None)
                 if toward is not None and toward not in flat:
-                    before = (
-                        f"one of the stages before it ({', '.join(flat)})"
-                        if flat
-                        else "null: no stage comes before it"
-                    )
-                    raise OptionError("toward", toward, before)
+                    names = ", ".join(flat) or "there is none, write null"
+                    raise OptionError("toward", toward, f"one of the stages before it ({names})")
             flat |= made
             written |= dict.fromkeys(made, name)
         object.__setattr__(self, "stages", flat)

@@ -77,9 +77,8 @@ class FitBlocks:
 
     def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: the student has stacks of the teacher's blocks."""
-        model = (
-            state.teacher if self.toward is None else state.student
-        )  # of an earlier stage, it has the same blocks
+        # the model of an earlier stage has the student's blocks
+        model = state.teacher if self.toward is None else state.student
         stacks = [] if model is None else _stacks(state.student, model, example)
         for stack in stacks:
             for name, count in num_calls(state.student, stack, example).items():

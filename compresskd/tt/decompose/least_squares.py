@@ -12,8 +12,8 @@ from compresskd.tt.decompose.metric import Metric
 MAX_ELEMENTS = 1 << 23
 MAX_WORK = 4e9
 DESCENTS = 12  # steps of conjugate gradients for one core
-SMALL = 256  # unknowns for which elimination takes no time; it keeps the bits of traces that were recorded
 MAX_DESCENT = 1e11  # multiplications of all of them
+SMALL = 256  # unknowns for which elimination takes no time; it keeps the bits of traces that were recorded
 
 
 def sweep(applied: Tensor, cores: Sequence[Tensor], covariance: Tensor) -> tuple[list[Tensor], float | None]:
