@@ -3,6 +3,7 @@
     python benchmarks/tt_linear.py [--quick] [--threads 1,2] [--shapes 784x256,4096x4096] [--training] [--regret]
     python benchmarks/tt_linear.py --set hand [--training]    # modes as people choose them, at most half of dense
     python benchmarks/tt_linear.py --set picks [--training] --alone    # what factorize picks for 20 real shapes
+    python benchmarks/tt_linear.py --set hand --constant     # where the caller says that no weight changes
     python benchmarks/tt_linear.py --save times.jsonl --shapes 784x256     # a table in pieces ...
     python benchmarks/tt_linear.py --merge times.jsonl                     # ... and its summary
 
@@ -17,6 +18,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, geometric_mean, quantiles
 from typing import Any
@@ -36,7 +38,7 @@ from tt_cases import (
     use_opt_einsum,
 )
 
-from compresskd.tt import TTLinear
+from compresskd.tt import TTLinear, constant_weights
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.machine import machine, reference_machine
@@ -62,7 +64,8 @@ def bench(case: Case, options: argparse.Namespace) -> dict[str, float]:
         DENSE: step(lambda: dense(x), options.training, [x, *dense.parameters()]),
         **({} if options.alone else _peers(layer, x, options)),
     }
-    times = medians(runs, options.rounds)
+    with constant_weights() if options.constant else nullcontext():
+        times = medians(runs, options.rounds)
     best = min((times[k] for k in times if k.startswith("tltorch")), default=math.nan)
     others = min((times[k] for k in ("t3nsor", "torchtt") if k in times), default=math.nan)
     bound = times[DENSE] * least_work(layer, B, options.training)
@@ -171,6 +174,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--set", choices=("all", "hand", "picks"), default="all", help="cases instead of --modes"
     )
+    parser.add_argument("--constant", action="store_true", help="within compresskd.tt.constant_weights")
     parser.add_argument("--alone", action="store_true", help="against dense and the bound only")
     parser.add_argument("--shapes", default="784x256,1024x1024,768x3072,4096x4096")
     parser.add_argument("--modes", default=",".join(PATTERNS))

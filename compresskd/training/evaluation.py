@@ -13,6 +13,7 @@ from compresskd.distributed import active
 from compresskd.distributed.sharding import is_sharded
 from compresskd.metric import ACCURACY, LOSS
 from compresskd.tasks import Classification, Judged, Task
+from compresskd.tt import constant_weights
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def evaluate(
     """
     task = Classification() if task is None else task
     sums, losses, predictions, targets, samples, logits = [], [], [], [], [], []
-    # what is rounded as it is read is rounded once for the whole split
+    # what is rounded as it is read is rounded once for the whole split, and what is folded is compared once
     plain = torch.autocast(split.device.type, enabled=False)
-    with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached():
+    with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached(), constant_weights():
         # parts of a model come together where all processes call it
         for batch, is_own in active().rounds(split.batches(batch_size), even=is_sharded(model)):
             output = batch.call(model)

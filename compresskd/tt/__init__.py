@@ -3,6 +3,7 @@
 from compresskd.tt.decompose.modes import Modes
 from compresskd.tt.decompose.search import Candidate, CurvePoint
 from compresskd.tt.decompose.skipped import Skipped
+from compresskd.tt.execution.cached_operands import constant_weights
 from compresskd.tt.execution.policy import FIXED, MEASURED, plans
 from compresskd.tt.factorize import (
     METHODS,
@@ -44,6 +45,7 @@ __all__ = [
     "TuckerLinear",
     "WeightDescription",
     "candidates",
+    "constant_weights",
     "empty_form",
     "error_curve",
     "factorize",

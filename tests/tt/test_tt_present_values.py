@@ -11,7 +11,7 @@ from factorized_layers import CASES, quantized
 from torch import nn
 from torch.func import functional_call
 
-from compresskd.tt import TTConv2d, TTEmbedding, TTLinear
+from compresskd.tt import TTConv2d, TTEmbedding, TTLinear, constant_weights
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.planner import plans
 from compresskd.tt.execution.plans import copied_cores, groups
@@ -276,6 +276,50 @@ def test_what_is_called_a_view_is_one(shapes, dtype):
         assert copied == copied_cores(cores, plan, dtype)
         found.add(len(copied))
     assert found == ({3} if dtype == torch.float64 else {0, 1, 2} if shapes[0][2] == 1 else {0, 2, 3})
+
+
+def folded():
+    """A layer whose weight is folded, so that a call holds copies of its cores' values."""
+    layer, x = TTLinear((8, 8), (8, 8), 60, bias=False).eval(), torch.randn(16, 64)
+    assert "folded" in layer.plan(x, training=False)
+    return layer, x
+
+
+def test_weights_that_are_said_to_be_constant_are_compared_once_in_a_block():
+    layer, x = folded()
+    with torch.no_grad():
+        layer(x)
+        each(lambda p: p.data.mul_(2))(layer, x)
+        with constant_weights():
+            before = layer(x).clone()
+            assert torch.equal(before, fresh(layer)(x))  # changed before the block: seen by its first call
+            each(lambda p: p.data.mul_(2))(layer, x)
+            with constant_weights():
+                assert torch.equal(layer(x), before)  # against the promise, and so not seen
+        assert torch.equal(layer(x), fresh(layer)(x))
+        with constant_weights():
+            assert not torch.equal(layer(x), before)
+            each(lambda p: p.data.mul_(2))(layer, x)
+        with constant_weights():  # another block's promise
+            assert torch.equal(layer(x), fresh(layer)(x))
+
+
+def test_a_promise_is_one_thread_s_own():
+    layer, x = folded()
+    seen = []
+
+    def other():
+        with torch.no_grad():
+            seen.append(layer(x).clone())
+
+    with torch.no_grad(), constant_weights():
+        before = layer(x).clone()
+        each(lambda p: p.data.mul_(2))(layer, x)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert torch.equal(seen[0], fresh(layer)(x))
+    assert not torch.equal(seen[0], before)
 
 
 def shapes_of(cores):

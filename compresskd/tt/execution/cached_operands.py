@@ -8,6 +8,7 @@ It answers for the present values of its sources, the cores, whoever changed the
 - for an operand that is a copy, the sources are compared with what they were, bit for bit.
 
 Version counters would be cheaper to ask but say nothing of fused optimizers, `.data`, numpy or a second process.
+Who knows that nobody changes weights for a while says so by `constant_weights`, and nothing is compared meanwhile.
 Only sources that lie in one piece in the CPU's memory are kept of: to ask another device would wait for it.
 
 Nothing here is a parameter or a buffer; it is dropped with `clear`, on pickling and on copying. Each entry holds all
@@ -15,13 +16,34 @@ that it needs and is never changed, so that threads may share the layer.
 """
 
 import ctypes
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MAX_RUNS = 64
+
+_promise: ContextVar[object | None] = ContextVar("compresskd_constant_weights", default=None)
+_promised = _promise.get  # bound once: it is asked at each call of a layer
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Within, by the caller's word, nobody changes or replaces a weight of a factorized layer.
+
+    A layer whose weight was folded, or whose cores were merged, compares these with what they were at each call
+    without gradients; within, only at the first. A weight that is changed all the same may have no effect before the
+    block ends. It holds for this thread (and asyncio task) alone, as context variables do; a block within a block
+    adds nothing.
+    """
+    token = _promise.set(_promised() or object())
+    try:
+        yield
+    finally:
+        _promise.reset(token)
 
 
 class Derived:
@@ -33,15 +55,19 @@ class Derived:
         make: the content; called after copies for comparison were taken, so that a change in between is seen.
     """
 
-    __slots__ = ("_aliases", "_checks", "content")
+    __slots__ = ("_aliases", "_checks", "_held_under", "content")
 
     def __init__(self, sources: Sequence[Tensor], copied: Collection[int], make: Callable[[], Any]) -> None:
         self._aliases = [source.detach() for source in sources]
         self._checks = [_check(alias, k in copied) for k, alias in enumerate(self._aliases)]
+        self._held_under = _promised()  # the promise under which it was made, or last found to hold
         self.content = make()
 
     def holds(self, sources: Sequence[Tensor]) -> bool:
         """Whether the sources lie where they lay, and say what they said where that matters."""
+        promise = _promised()
+        if promise is not None and self._held_under is promise:
+            return True
         if len(sources) != len(self._checks):
             return False
         for source, (alias, dtype, place, values, memory) in zip(sources, self._checks, strict=False):
@@ -50,6 +76,7 @@ class Derived:
             # a storage that was resized lies elsewhere
             if values is not None and (source.data_ptr() != place or values != memory):
                 return False
+        self._held_under = promise
         return True
 
     def carrying(self, content: Any) -> "Derived":
