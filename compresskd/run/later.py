@@ -19,6 +19,7 @@ OF_A_TRAINING = {
     "teacher_outputs": None,
     "teacher_bits": 16,
     "sharding": None,
+    "keep": "best",
 }
 OF_A_RUN = {
     "task": {"_target_": "compresskd.tasks.Classification"},

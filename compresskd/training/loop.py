@@ -44,7 +44,7 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_step: Callable[[StepProgress], None] | None = None,
 ) -> FitResult:
-    """Train `model` in place; it ends with the weights of its best epoch on validation.
+    """Train `model` in place; it ends with the weights of its best epoch on validation, or those of `recipe.keep`.
 
     The test split is never read.
 
@@ -159,7 +159,7 @@ def _run(state: TrainingState, plan: Plan) -> FitResult:
 
 
 def _validate(state: TrainingState, plan: Plan) -> None:
-    """Validate, record, keep the weights if they are the best so far, and stand at the next beginning."""
+    """Validate, record, keep the weights if they are the recipe's so far, and stand at the next beginning."""
     started = time.perf_counter()
     with state.average.applied() if state.average else nullcontext():
         scores = evaluate(
@@ -170,7 +170,7 @@ def _validate(state: TrainingState, plan: Plan) -> None:
         )
         if not math.isfinite(scores.loss):
             raise non_finite(state, plan, validation_loss=scores.loss)
-        if _is_best(scores, state.best):
+        if plan.recipe.keep == "last" or _is_best(scores, state.best):
             weights = snapshot(state.model.state_dict(), state.device)
             state.best = Best(len(state.history), scores.values, weights)
     record = _record(state, scores, time.perf_counter() - started)

@@ -46,9 +46,9 @@ class Plan:
         """What a checkpoint must agree on to resume this training."""
         loop = {
             name: getattr(self.recipe, name)
-            for name in ("gradient_accumulation", "max_steps", "validate_every")
+            for name in ("gradient_accumulation", "max_steps", "validate_every", "keep")
         }
-        defaults = {"gradient_accumulation": 1, "max_steps": None, "validate_every": None}
+        defaults = {"gradient_accumulation": 1, "max_steps": None, "validate_every": None, "keep": "best"}
         return {
             **{name: value for name, value in loop.items() if value != defaults[name]},
             "seed": self.seed,

@@ -57,6 +57,7 @@ class Recipe:
     teacher_bits: Annotated[int, one_of(8, 16, 32)] = 16  # of each that is kept
     mixup: Positive | None = None  # alpha of Zhang et al. 2018; 0.2 to 1 is usual
     ema: Share | None = None  # decay of the weight average per step; the average is evaluated and kept
+    keep: Annotated[str, one_of("best", "last")] = "best"  # which epoch's weights: by validation, or the last's
     patience: Count | None = None  # epochs without a better validation score before training stops
     precision: Annotated[str, one_of(*DTYPES)] = "fp32"  # autocast
     channels_last: bool = True
@@ -94,6 +95,8 @@ def _faults(recipe: Recipe) -> Iterator[OptionError]:
         others |= {"precision": "fp16" if recipe.precision == "fp16" else None}
         for name in (name for name, value in others.items() if value is not None):
             yield OptionError("sharding", recipe.sharding, f"null with {name}={others[name]}".lower())
+    if recipe.keep == "last" and recipe.patience is not None:
+        yield OptionError("patience", recipe.patience, "null with keep=last, which asks for no best epoch")
     options = _bound(recipe.optimizer)
     for error in faults(_usual_options, options):
         yield OptionError(f"optimizer.{error.field}", error.got, error.expected)

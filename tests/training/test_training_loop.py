@@ -96,6 +96,23 @@ def test_the_best_epoch_is_restored_and_ties_go_to_the_lower_loss(train, make_re
     assert all(torch.equal(value, weights[2][name]) for name, value in model.state_dict().items())
 
 
+def test_the_last_epoch_is_kept_where_asked_for(train, make_recipe, monkeypatch):
+    scripted = iter([0.5, 0.8, 0.7])
+
+    def scripted_scores(*args, **kwargs):
+        return replace(evaluate(*args, **kwargs), values={"accuracy": next(scripted), "loss": 1.0})
+
+    monkeypatch.setattr("compresskd.training.loop.evaluate", scripted_scores)
+    weights = []
+    model, result = train(
+        recipe=make_recipe(epochs=3, keep="last"),
+        checkpoint=lambda s: weights.append({k: v.clone() for k, v in s["model"].items()}),
+    )
+    assert (result.best_epoch, result.validation["accuracy"]) == (2, 0.7)
+    assert all(torch.equal(value, weights[-1][name]) for name, value in model.state_dict().items())
+    assert not all(torch.equal(value, weights[1][name]) for name, value in model.state_dict().items())
+
+
 def test_patience_counts_epochs_without_a_better_one(train, make_recipe, monkeypatch):
     scripted = iter([0.5, 0.8, 0.7, 0.9, 0.9, 0.8, 1.0])
 

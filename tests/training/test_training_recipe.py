@@ -29,6 +29,8 @@ def sgd(**options):
         ({"mixup": -0.1}, r"mixup: got -0\.1, expected > 0"),
         ({"ema": 1.0}, r"ema: got 1\.0, expected < 1"),
         ({"patience": 0}, "patience: got 0, expected >= 1"),
+        ({"keep": "first"}, "keep: got 'first', expected best, last"),
+        ({"keep": "last", "patience": 2}, "patience: got 2, expected null with keep=last"),
         ({"precision": "fp8"}, "precision: got 'fp8', expected fp32, bf16, fp16"),
         ({"precision": 16}, "precision: got 16, expected a string"),
         ({"compile": "yes"}, "compile: got 'yes', expected true or false"),

@@ -38,6 +38,7 @@ RECIPES = {
         "channels_last": True,
     },
     "bf16": {"precision": "bf16"},
+    "the last epoch": {"keep": "last"},
 }
 
 
