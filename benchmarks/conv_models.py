@@ -108,7 +108,7 @@ def lines(
         for threads, batch in product(options.threads, options.batch):
             torch.set_num_threads(threads)
             x = torch.randn(batch, 3, side, side)
-            with torch.inference_mode():
+            with torch.inference_mode(), constant_weights() if options.constant else nullcontext():
                 times = medians(contenders(model, small, x, folder, exported), options.rounds)
             found.append({key: min(time, times.get(f"{key} last", time)) for key, time in times.items()})
             for way in options.allocation:
@@ -157,6 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", default="1,32")
     parser.add_argument("--allocation", default="error,ratio")
+    parser.add_argument("--constant", action="store_true", help="within compresskd.tt.constant_weights")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 in a few rounds")
     options = parser.parse_args()
     for key, kind in (("models", str), ("threads", int), ("batch", int), ("allocation", str)):

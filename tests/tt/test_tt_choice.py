@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresskd.tt import TTLinear
+from compresskd.tt import TTLinear, constant_weights
 from compresskd.tt.execution import choice, plan_cache
 from compresskd.tt.execution.choice import _predicted, choose
 from compresskd.tt.execution.contraction import Plan
 from compresskd.tt.execution.machine import cache_directory, machine, reference_machine
 from compresskd.tt.execution.planner import Cost, plans, rank_plans
+from compresskd.tt.execution.product import _chain
 from compresskd.tt.execution.rows import linear, outer, outer_sum
 
 SHAPES = ((1, 32, 8, 2), (2, 8, 32, 1))
@@ -36,6 +37,23 @@ def test_a_trial_is_kept_on_disk_and_the_next_process_follows_it(monkeypatch, tr
     monkeypatch.setattr(choice, "_tried", lambda *_: pytest.fail("tried again"))
     assert choose(SHAPES, 64, training=training, **OPTIONS) == Plan("chain", (1,), False, True, 32)
     path.unlink()
+    choose.cache_clear()
+
+
+def test_trials_in_which_no_cores_are_compared_hold_for_such_calls_alone(monkeypatch):
+    forget(monkeypatch)
+    outcomes = iter([Plan("folded"), Plan("chain", (1,), True, False, 0)])
+    monkeypatch.setattr(choice, "_tried", lambda *_: next(outcomes))
+    layer, x = (
+        TTLinear((8, 32), (32, 8), 4, bias=False, dtype=torch.float64).eval(),
+        torch.ones(48, 256).double(),
+    )
+    with torch.no_grad():
+        for _ in range(2):
+            assert layer.plan(x, training=False) == "folded"
+            with constant_weights():
+                assert layer.plan(x, training=False) == str(Plan("chain", (1,), True, False, 0))
+    _chain.cache_clear()
     choose.cache_clear()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from compresskd.tt import TTConv2d, TTEmbedding, TTLinear, constant_weights
+from compresskd.tt import plans as plans_from
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.planner import plans
 from compresskd.tt.execution.plans import copied_cores, groups
@@ -302,6 +303,20 @@ def test_weights_that_are_said_to_be_constant_are_compared_once_in_a_block():
             each(lambda p: p.data.mul_(2))(layer, x)
         with constant_weights():  # another block's promise
             assert torch.equal(layer(x), fresh(layer)(x))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layer_answers_alike_where_weights_are_constant(case):
+    layer, x = CASES[case].make().eval(), CASES[case].x
+    with torch.no_grad(), plans_from("fixed"):
+        expected = layer(x).clone()
+        for _ in range(2):
+            with constant_weights():
+                for _ in range(2):
+                    assert torch.equal(layer(x), expected)
+            each(lambda p: p.data.mul_(2))(layer, x)
+            expected = layer(x).clone()
+            assert torch.equal(expected, fresh(layer)(x))
 
 
 def test_a_promise_is_one_thread_s_own():

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 MAX_RUNS = 64
+CONSTANT = " constant weights"  # of the names of choices that were measured where nothing is compared
 
 _promise: ContextVar[object | None] = ContextVar("compresskd_constant_weights", default=None)
-_promised = _promise.get  # bound once: it is asked at each call of a layer
+promised = _promise.get  # None where nobody has; bound once: it is asked at each call of a layer
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def constant_weights() -> Iterator[None]:
     block ends. It holds for this thread (and asyncio task) alone, as context variables do; a block within a block
     adds nothing.
     """
-    token = _promise.set(_promised() or object())
+    token = _promise.set(promised() or object())
     try:
         yield
     finally:
@@ -60,12 +61,12 @@ class Derived:
     def __init__(self, sources: Sequence[Tensor], copied: Collection[int], make: Callable[[], Any]) -> None:
         self._aliases = [source.detach() for source in sources]
         self._checks = [_check(alias, k in copied) for k, alias in enumerate(self._aliases)]
-        self._held_under = _promised()  # the promise under which it was made, or last found to hold
+        self._held_under = promised()  # the promise under which it was made, or last found to hold
         self.content = make()
 
     def holds(self, sources: Sequence[Tensor]) -> bool:
         """Whether the sources lie where they lay, and say what they said where that matters."""
-        promise = _promised()
+        promise = promised()
         if promise is not None and self._held_under is promise:
             return True
         if len(sources) != len(self._checks):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compresskd.tt.execution.cached_operands import Derived, can_keep
+from compresskd.tt.execution.cached_operands import CONSTANT, Derived, can_keep
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.contraction import Plan, Shapes, dense_sizes
 from compresskd.tt.execution.cost_model import seconds
@@ -48,8 +48,13 @@ def choose(
     dtype: torch.dtype,
     num_threads: int,
     source: str,
+    compared: bool = True,
 ) -> Plan:
-    """The plan for cores of these shapes [r, m, n, s] and `rows` rows, 'fixed' or 'measured' as `source` says."""
+    """The plan for cores of these shapes [r, m, n, s] and `rows` rows, 'fixed' or 'measured' as `source` says.
+
+    `compared`: whether each call compares the cores with what was copied of them; not within `constant_weights`, where
+    trials differ, and what is measured holds for such calls alone.
+    """
     if source == FIXED:
         return _predicted(
             rank_plans(shapes, rows, training=training, machine=reference_machine(num_threads)), training
@@ -65,7 +70,7 @@ def choose(
         return predicted
     name = (
         f"v{VERSION} {shapes} {rows} {training} {device_type} {dtype} {num_threads} torch{torch.__version__}"
-    )
+    ) + ("" if compared else CONSTANT)
     outcome = decide(
         "plans",
         name,

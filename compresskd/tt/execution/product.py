@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep
+from compresskd.tt.execution.cached_operands import Derived, Prepared, can_keep, promised
 from compresskd.tt.execution.chain import Chain
 from compresskd.tt.execution.choice import choose
 from compresskd.tt.execution.contraction import Shapes, matrices, steps
@@ -42,7 +42,7 @@ def infer(
         bias = bias.to(x.dtype)
     if not can_keep(cores):
         return train(x, [core.to(x.dtype) for core in cores], bias, num_outputs)
-    name = (x.shape, x.dtype, torch.get_num_threads(), said())
+    name = (x.shape, x.dtype, torch.get_num_threads(), said(), promised() is None)
     return prepared.run(name, cores, lambda: _prepare(x, cores, num_outputs, prepared))(x, bias)
 
 
@@ -74,8 +74,9 @@ def train(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None, num_outputs: 
 def plan_of(x: Tensor, cores: Sequence[Tensor], *, training: bool) -> tuple[Chain, int]:
     """The plan, as policy has it now, for x [B, N] through these cores; and how many inputs padding adds."""
     place = (bucket(x.shape[0]), x.shape[1], x.device.type, x.dtype, torch.get_num_threads())
-    source = source_of(training=training)
-    return _chain(tuple([core.shape for core in cores]), *place, training=training, source=source)
+    source, compared = source_of(training=training), training or promised() is None
+    shapes = tuple([core.shape for core in cores])
+    return _chain(shapes, *place, training=training, source=source, compared=compared)
 
 
 @lru_cache(maxsize=4096)
@@ -89,6 +90,7 @@ def _chain(
     *,
     training: bool,
     source: str,
+    compared: bool,
 ) -> tuple[Chain, int]:
     keep_freed_memory()
     plain: Shapes = tuple([tuple(shape) for shape in shapes])  # pyright: ignore[reportAssignmentType]
@@ -100,6 +102,7 @@ def _chain(
         dtype=dtype,
         num_threads=num_threads,
         source=source,
+        compared=compared,
     )
     return Chain.of(plan, plain), math.prod([shape[2] for shape in plain]) - num_inputs
 

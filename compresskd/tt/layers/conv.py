@@ -20,7 +20,7 @@ from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance
 from compresskd.tt.decompose.modes import Pair, stage_modes
 from compresskd.tt.decompose.tt_svd import tt_svd
 from compresskd.tt.decompose.whitening import tt_svd_whitened
-from compresskd.tt.execution.cached_operands import Derived, can_keep
+from compresskd.tt.execution.cached_operands import CONSTANT, Derived, can_keep, promised
 from compresskd.tt.execution.convolution import (
     Geometry,
     Way,
@@ -277,7 +277,8 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
             return lambda: held.holds(cores) and run(x)
 
         shapes = [tuple(weight.shape) for weight in self._stage_weights([core.detach() for core in cores])]
-        return fastest(x, runs, f"{shapes} {self.geometry}", Way(folded=True))
+        named = f"{shapes} {self.geometry}" + ("" if promised() is None else CONSTANT)
+        return fastest(x, runs, named, Way(folded=True))
 
     def _macs(self, x: Tensor) -> float:
         """Multiplications of the chain over those of the folded kernel."""
@@ -293,7 +294,7 @@ class TTConv2d(OfGeometry, TensorTrainLayer):
 
 def _call(x: Tensor, cast: torch.dtype | None) -> tuple[Any, ...]:
     """What a call at inference, cast to this dtype or to none, has in common with others that are computed alike."""
-    return x.shape, x.stride(), x.dtype, cast, _get_num_threads(), said()
+    return x.shape, x.stride(), x.dtype, cast, _get_num_threads(), said(), promised() is None
 
 
 def _matrix(core: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from compresskd.tt.decompose.cores import balance, to_matrix
 from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
 from compresskd.tt.decompose.whitening import tt_svd_whitened
+from compresskd.tt.execution.cached_operands import promised
 from compresskd.tt.execution.contraction import least_macs
 from compresskd.tt.execution.policy import said
 from compresskd.tt.execution.product import autocast_dtype, infer, is_watched, plan_of, traced, train
@@ -150,7 +151,9 @@ class TTLinear(TensorTrainLayer):
             return traced(input, list(self.cores), self.bias, self.out_features)
         # What takes longer than a few look-ups here is felt in small layers at batch 1.
         if not _is_grad_enabled() and not _is_any_autocast_enabled() and type(input) is Tensor:
-            run = self._prepared.runs.get((input.shape, input.dtype, _get_num_threads(), said()))
+            run = self._prepared.runs.get(
+                (input.shape, input.dtype, _get_num_threads(), said(), promised() is None)
+            )
             if run is not None:
                 cores, bias = self._held()
                 if run.holds(cores) and (bias is None or bias.dtype is input.dtype):
