@@ -1,7 +1,7 @@
 """Whole image models, compressed, against dense in torch and against the dense model in 8-bit integers in onnxruntime.
 
     python benchmarks/conv_models.py [--models resnet20,resnet56,mobilenetv3,vit_tiny] [--threads 1,2] [--batch 1,32]
-        [--allocation error,ratio] [--quick]
+        [--allocation error,ratio] [--constant] [--quick]
 
 Models have random weights whose singular values decay: each weight is Gaussian, in random bases of outputs and inputs
 that count as k^-0.35, which gives matrices spectra near k^-0.7, and BatchNorm has the statistics of random images.
@@ -20,6 +20,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
@@ -36,6 +37,7 @@ from small_architectures import import_timm
 import compresskd
 from compresskd.export import onnx
 from compresskd.models.resnet import ResNet
+from compresskd.tt import constant_weights
 
 SHARES = {"1/2": 0.5, "1/4": 0.25}
 PEERS = ("dense", "int8")
