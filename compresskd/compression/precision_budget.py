@@ -21,6 +21,7 @@ from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
+from compresskd.quant.entropy import saved_by_coding
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
@@ -31,28 +32,52 @@ from compresskd.tt.decompose.metric import Metric
 _SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the present ranks that are tried
 _ROUNDS = 8  # of bringing what the table says of the size, and what the file takes, together
 _CLOSE = 0.995  # share of the budget that ends the search
+_ROUNDINGS = 4  # of the whole model, where the coded file counts
+_CLOSE_CODED = 0.98
+_SPARE = 0.002  # of the budget, left free after a choice that took too much
+_NEAR = 0.9  # of the budget: a least size above it is not taken from the table
 
 
 @dataclass(frozen=True)
 class Form:
-    """Bits of a weight, the layer of lower ranks that takes its place (None leaves it), and all layers that use it."""
+    """A form that a weight can have.
+
+    Attributes:
+        bits: of the weight.
+        layer: of lower ranks that takes its place; None leaves it.
+        users: all layers that use it.
+        saved: bytes that entropy coding saves; 0 where these do not count.
+    """
 
     bits: int
     layer: nn.Module | None = None
     users: tuple[str, ...] = ()
+    saved: int = 0
 
 
 Chosen = Mapping[str, Form]
 ErrorOf = Callable[[Tensor, Tensor], float]  # of a weight [O, N] and what is to take its place
+Final = Callable[
+    [nn.Module, Quantization], nn.Module
+]  # what is stored in the end, made of a model that it may change
 
 
-def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -> Quantization:
-    """The quantization of least error whose model file, before coding, takes at most `quantization.budget` bytes.
+def fit_budget(
+    model: nn.Module, quantization: Quantization, context: Context, *, final: Final | None
+) -> tuple[Quantization, nn.Module | None]:
+    """The quantization of least error whose model file takes at most `quantization.budget` bytes.
 
     Layers of lower ranks are put into `model`. The error of a layer is what rounding it adds to
     E|logits - logits'|^2, to first order, over inputs and sensitivities from calibration samples, or with
     `whitening=two_sided` to the task's loss, to second order. Details get `budget`: the bytes asked for, those of the
     choice, and the least that are possible.
+
+    Args:
+        final: rounds a model for good, where nothing trains it afterwards: then the file as it is written counts. None:
+            the integers will change, and the file before coding counts, which no training makes larger.
+
+    Returns:
+        The quantization, and what `final` made of the model with it, if that was what it made last.
 
     Raises:
         ValueError: not even the smallest form of every layer fits.
@@ -74,14 +99,20 @@ def fit_budget(model: nn.Module, quantization: Quantization, context: Context) -
     for name, users in owners.items():
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
         seen = {user: (model.get_submodule(user), found[user]) for user in users}
-        curves[name] = list(_sizes(layer, bits, quantization, _error_of(seen, quantization.whitening), users))
-    budget = int(
-        quantization.budget if quantization.budget > 1 else quantization.budget * _file_bytes(model, context)
-    )
-    chosen, details = _within(budget, curves, model, quantization, context)
-    context.details["budget"] = details
+        error_of = _error_of(seen, quantization.whitening)
+        curves[name] = list(_sizes(layer, bits, quantization, error_of, users, coded=final is not None))
+    budget = quantization.budget
+    if budget <= 1:
+        budget *= _sizes_of(model, context)["packed_bytes"]
+    search = _Search(int(budget), curves, model, quantization, context, final)
+    chosen = search.best()
+    context.details["budget"] = {
+        "bytes": search.budget,
+        "chosen_bytes": search.taken,
+        "least_bytes": search.least,
+    }
     _put_in(model, chosen)
-    return _with_bits(quantization, chosen)
+    return _with_bits(quantization, chosen), search.made if search.made_of == chosen else None
 
 
 def check_budget(prepared: nn.Module, budget: int | float, example: Inputs, dense_bytes: int) -> None:
@@ -121,8 +152,10 @@ def _sizes(
     quantization: Quantization,
     error_of: ErrorOf,
     users: tuple[str, ...],
+    *,
+    coded: bool,
 ) -> Iterator[Size]:
-    """Every form of one layer, with the bytes of its weights and the error that it adds.
+    """Every form of one layer, with the bytes of its weights, coded or not, and the error that it adds.
 
     Where several layers use its weight, bits alone differ.
     """
@@ -141,8 +174,10 @@ def _sizes(
                 seed=0,
                 num_steps=0,
             )
-            cost = sum(tensor.num_bytes() for tensor in start.tensors.values())
-            yield Size(cost, error_of(exact, _dense(rounded["layer"])), form=Form(each, lower, users))
+            tensors = list(start.tensors.values())
+            saved = saved_by_coding(tensors) if coded else 0
+            cost = sum(tensor.num_bytes() for tensor in tensors) - saved
+            yield Size(cost, error_of(exact, _dense(rounded["layer"])), form=Form(each, lower, users, saved))
 
 
 def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
@@ -182,40 +217,85 @@ def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]], whitening:
     return of_outputs if len(known) == len(weightings) else relative
 
 
-def _within(
-    budget: int,
-    curves: Mapping[str, list[Size]],
-    model: nn.Module,
-    quantization: Quantization,
-    context: Context,
-) -> tuple[Chosen, dict[str, int]]:
-    """The best choice whose file fits; what it and the smallest one take."""
+@dataclass
+class _Search:
+    """The search for the choice of least error whose file fits; what it and the smallest one take.
 
-    def file_bytes(sizes: Mapping[str, Size]) -> int:
-        return _file_bytes(
-            _prepared(model, {n: s.form for n, s in sizes.items()}, quantization, context), context
-        )
+    Attributes:
+        made, made_of: what `final` made last, and of which choice.
+    """
 
-    smallest = {name: min(sizes, key=lambda size: (size.cost, size.error)) for name, sizes in curves.items()}
-    least = file_bytes(smallest)
-    if least > budget:
-        taken = f" (it allows {budget:,}), which every layer at its fewest bits and ranks takes"
-        raise OptionError("budget", quantization.budget, f">= {least:,} bytes{taken}")
-    best, taken = smallest, least
-    allowed = budget - least + sum(size.cost for size in smallest.values())
-    for _ in range(_ROUNDS):
-        try:
-            sizes = allocate(curves, allowed)
-        except BudgetTooSmallError:
-            break
-        came = file_bytes(sizes)
-        if came <= budget and _error(sizes) <= _error(best):
-            best, taken = sizes, came
-        if _CLOSE * budget <= came <= budget:
-            break
-        allowed += budget - came
-    chosen = {name: size.form for name, size in best.items()}
-    return chosen, {"bytes": budget, "chosen_bytes": taken, "least_bytes": least}
+    budget: int
+    curves: Mapping[str, list[Size]]
+    model: nn.Module
+    quantization: Quantization
+    context: Context
+    final: Final | None
+    taken: int = 0
+    least: int = 0
+    made: nn.Module | None = None
+    made_of: Chosen | None = None
+
+    def best(self) -> Chosen:
+        """The choice; OptionError where not even the smallest fits."""
+        smallest = {
+            n: min(sizes, key=lambda size: (size.cost, size.error)) for n, sizes in self.curves.items()
+        }
+        self.least = self._by_table(smallest)
+        if self.final is not None and self.least > _NEAR * self.budget:
+            self.least = self._as_written(smallest)
+        if self.least > self.budget:
+            taken = f" (it allows {self.budget:,}), which every layer at its fewest bits and ranks takes"
+            raise OptionError("budget", self.quantization.budget, f">= {self.least:,} bytes{taken}")
+        best, self.taken = smallest, self.least
+        aim = float(self.budget)
+        for _ in range(1 if self.final is None else _ROUNDINGS):
+            sizes, came = self._toward(aim, smallest)
+            if self.final is not None:
+                came = self._as_written(sizes)
+            if came <= self.budget and _error(sizes) <= _error(best):
+                best, self.taken = sizes, came
+            if _CLOSE_CODED * self.budget <= came <= self.budget:
+                break
+            aim += self.budget - came - (_SPARE * self.budget if came > self.budget else 0)
+        return _forms(best)
+
+    def _toward(self, budget: float, smallest: Mapping[str, Size]) -> tuple[Mapping[str, Size], int]:
+        """The choice of least error that the table says to fit a budget, and what it takes by the table."""
+        best, taken = smallest, self._by_table(smallest)
+        allowed = int(budget) - taken + sum(size.cost for size in smallest.values())
+        for _ in range(_ROUNDS):
+            try:
+                sizes = allocate(self.curves, allowed)
+            except BudgetTooSmallError:
+                break
+            came = self._by_table(sizes)
+            if came <= budget and _error(sizes) <= _error(best):
+                best, taken = sizes, came
+            if _CLOSE * budget <= came <= budget:
+                break
+            allowed += int(budget) - came
+        return best, taken
+
+    def _by_table(self, sizes: Mapping[str, Size]) -> int:
+        """Bytes of the file, of weights that have no particular values."""
+        prepared = _prepared(self.model, _forms(sizes), self.quantization, self.context)
+        saved = sum(size.form.saved for size in sizes.values())
+        return _sizes_of(prepared, self.context)["packed_bytes"] - saved
+
+    def _as_written(self, sizes: Mapping[str, Size]) -> int:
+        """Bytes of the file of what `final` makes."""
+        assert self.final is not None
+        chosen = _forms(sizes)
+        if self.made is None or self.made_of != chosen:
+            self.made, model = None, copy.deepcopy(self.model)
+            _put_in(model, chosen)
+            self.made, self.made_of = self.final(model, _with_bits(self.quantization, chosen)), chosen
+        return _sizes_of(self.made, self.context)["file_bytes"]
+
+
+def _forms(sizes: Mapping[str, Size]) -> Chosen:
+    return {name: size.form for name, size in sizes.items()}
 
 
 def _error(sizes: Mapping[str, Size]) -> float:
@@ -258,6 +338,6 @@ def _with_bits(quantization: Quantization, chosen: Chosen) -> Quantization:
     return replace(quantization, layers={**bits, **quantization.patterns})
 
 
-def _file_bytes(model: nn.Module, context: Context) -> int:
+def _sizes_of(model: nn.Module, context: Context) -> dict[str, int]:
     content = replace(artifact.content_of(model), about=artifact.about_of(context.data))
-    return artifact.compact_sizes(content, trust=artifact.packages(model))["packed_bytes"]
+    return artifact.compact_sizes(content, trust=artifact.packages(model))

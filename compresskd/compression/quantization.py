@@ -52,8 +52,9 @@ class Quantization:
         batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
             of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
-        budget: bytes of the model file before entropy coding (2 or more), or a share (below 1) of those of the
-            student as it comes: bits and ranks of the layers are then chosen to fit; None takes `bits`.
+        budget: bytes of the model file (2 or more), or a share (below 1) of those of the student as it comes: bits and
+            ranks of the layers are then chosen to fit; None takes `bits`. Where training follows, which changes
+            integers, those of the file before entropy coding count.
         whitening: how `budget` counts the error of a layer: by its 'input', or 'two_sided', also by what gradients of
             the task say of its outputs, see `compresskd.compression.weighting`.
         entropy: weight of the entropy of the integers, bits a weight, in the loss.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -101,13 +102,14 @@ class Quantize:
     def __call__(self, state: State, context: Context) -> State:
         """Return the state with the quantized student; details record each layer's bits, grid and errors."""
         student, quantization = state.student, self.quantization
-        teachers = teachers_of(self.teacher, state, student)
+        teachers, made = teachers_of(self.teacher, state, student), None
         if quantization.batch_norm == "fold":
             context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
         if quantization.budget is not None:
-            quantization = fit_budget(student, quantization, context)
+            final = None if self.num_epochs else functools.partial(self._rounded, context=context)
+            quantization, made = fit_budget(student, quantization, context, final=final)
         unrounded = copy.deepcopy(student)
-        student = self._rounded(student, quantization, context)
+        student = self._rounded(student, quantization, context) if made is None else made
         names = list(context.details["layers"])
         differing = differing_when_rounded(unrounded, student, names, few_samples(unrounded, context))
         if differing:  # a prepared model is not taken apart: once more without them
