@@ -34,38 +34,40 @@ def round_with_errors_fed_back(
     Raises:
         ValueError: the covariance has another size, or is not finite.
     """
-    rows = _rows(w.detach().double(), output_dim)
-    count = rows.shape[1]
+    # the columns of the weight as rows, which lie together: each is rounded in turn
+    columns = _columns(w.detach(), output_dim).to(torch.float64, copy=True)
+    count = len(columns)
     if covariance.shape != (count, count):
         raise ValueError(f"expected a covariance [{count}, {count}], got {list(covariance.shape)}")
     if not torch.isfinite(covariance).all():
         raise ValueError("expected a finite covariance, got NaN or inf among the inputs of the layer")
     wide, offset = spread(tensor.scale, tensor.zero_point, tensor.grid, tensor.granularity, tensor.shape)
-    scale = _rows(wide.double().expand(tensor.shape), output_dim)
-    zero = None if offset is None else _rows(offset.double().expand(tensor.shape), output_dim)
+    scale = _columns(wide.double().expand(tensor.shape), output_dim)
+    zero = None if offset is None else _columns(offset.double().expand(tensor.shape), output_dim)
     order = covariance.diagonal().argsort(descending=True, stable=True)
     upper = _upper_of_inverse(covariance.double()[order][:, order])
-    rows = rows[:, order]
-    integers = torch.empty_like(rows)
+    columns = columns[order]
+    integers = torch.empty(columns.shape, dtype=torch.int8)
     for first in range(0, count, _BLOCK):
         last = min(first + _BLOCK, count)
-        block, factor = rows[:, first:last].clone(), upper[first:last, first:last]
+        block, factor = columns[first:last], upper[first:last, first:last]
         errors = torch.empty_like(block)
         for j in range(last - first):
-            column = order[first + j]
-            its_zero = None if zero is None else zero[:, column]
-            integers[:, column] = round_to_grid(block[:, j], scale[:, column], its_zero, tensor.grid)
-            value = read_from_grid(integers[:, column], scale[:, column], its_zero, tensor.grid)
-            errors[:, j] = (block[:, j] - value) / factor[j, j]
-            block[:, j:] -= torch.outer(errors[:, j], factor[j, j:])
-        rows[:, last:] -= errors @ upper[first:last, last:]
-    chosen = integers.to(torch.int8)
-    moved = w.movedim(output_dim, 0)
-    return replace(tensor, integers=chosen.reshape(moved.shape).movedim(0, output_dim).contiguous())
+            place = order[first + j]
+            its_zero = None if zero is None else zero[place]
+            rounded = round_to_grid(block[j], scale[place], its_zero, tensor.grid)
+            integers[place] = rounded.to(torch.int8)
+            value = read_from_grid(rounded, scale[place], its_zero, tensor.grid)
+            errors[j] = (block[j] - value) / factor[j, j]
+            block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+        columns[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
+    shape = w.movedim(output_dim, 0).shape
+    return replace(tensor, integers=integers.T.reshape(shape).movedim(0, output_dim).contiguous())
 
 
-def _rows(w: Tensor, output_dim: int) -> Tensor:
-    return w.movedim(output_dim, 0).flatten(1)
+def _columns(w: Tensor, output_dim: int) -> Tensor:
+    """The columns of the weight [out, in] as rows [in, out]."""
+    return w.movedim(output_dim, 0).flatten(1).T.contiguous()
 
 
 def _upper_of_inverse(matrix: Tensor) -> Tensor:
