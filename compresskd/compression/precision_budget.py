@@ -57,9 +57,7 @@ class Form:
 
 Chosen = Mapping[str, Form]
 ErrorOf = Callable[[Tensor, Tensor], float]  # of a weight [O, N] and what is to take its place
-Final = Callable[
-    [nn.Module, Quantization], nn.Module
-]  # what is stored in the end, made of a model that it may change
+Final = Callable[[nn.Module, Quantization], nn.Module]  # makes what is stored, of a model that it may change
 
 
 def fit_budget(
