@@ -57,7 +57,8 @@ class Form:
 
 Chosen = Mapping[str, Form]
 ErrorOf = Callable[[Tensor, Tensor], float]  # of a weight [O, N] and what is to take its place
-Final = Callable[[nn.Module, Quantization], nn.Module]  # makes what is stored, of a model that it may change
+# Of a model that it may change, with what calibration samples have shown of its layers: what is stored in the end.
+Final = Callable[[nn.Module, Quantization, Mapping[str, LayerStatistics]], nn.Module]
 
 
 def fit_budget(
@@ -102,7 +103,8 @@ def fit_budget(
     budget = quantization.budget
     if budget <= 1:
         budget *= _sizes_of(model, context)["packed_bytes"]
-    search = _Search(int(budget), curves, model, quantization, context, final)
+    made = None if final is None else lambda model, chosen: final(model, chosen, found)
+    search = _Search(int(budget), curves, model, quantization, context, made)
     chosen = search.best()
     context.details["budget"] = {
         "bytes": search.budget,
@@ -228,7 +230,7 @@ class _Search:
     model: nn.Module
     quantization: Quantization
     context: Context
-    final: Final | None
+    final: Callable[[nn.Module, Quantization], nn.Module] | None
     taken: int = 0
     least: int = 0
     made: nn.Module | None = None

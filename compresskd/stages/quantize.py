@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, layers, tt
-from compresskd.compression.calibration import calibrate
+from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.precision_budget import check_budget, fit_budget
 from compresskd.compression.quantization import Quantization
 from compresskd.compression.start_quantized import describe, start_quantized
@@ -106,29 +106,38 @@ class Quantize:
         if quantization.batch_norm == "fold":
             context.details["folded_batch_norms"] = fold_batch_norms(student, _samples(context, 2)[0])
         if quantization.budget is not None:
-            final = None if self.num_epochs else functools.partial(self._rounded, context=context)
+            final = None if self.num_epochs else functools.partial(self._rounded, context)
             quantization, made = fit_budget(student, quantization, context, final=final)
         unrounded = copy.deepcopy(student)
-        student = self._rounded(student, quantization, context) if made is None else made
+        student = self._rounded(context, student, quantization) if made is None else made
         names = list(context.details["layers"])
         differing = differing_when_rounded(unrounded, student, names, few_samples(unrounded, context))
         if differing:  # a prepared model is not taken apart: once more without them
             quantization = replace(
                 quantization, layers=dict.fromkeys(differing, 0) | dict(quantization.patterns)
             )
-            student = self._rounded(unrounded, quantization, context)
+            student = self._rounded(context, unrounded, quantization)
             context.details["skipped"] |= differing
         if self.num_epochs:
             self._train(student, teachers, context)
         return replace(state, student=student)
 
-    def _rounded(self, student: nn.Module, quantization: Quantization, context: Context) -> nn.Module:
-        """The student, changed in place, with weights that are rounded as they are read; details tell of each layer."""
+    def _rounded(
+        self,
+        context: Context,
+        student: nn.Module,
+        quantization: Quantization,
+        found: Mapping[str, LayerStatistics] | None = None,
+    ) -> nn.Module:
+        """The student, changed in place, with weights that are rounded as they are read; details tell of each layer.
+
+        `found` is of calibration samples, by layer; None has them looked at where that is needed.
+        """
         start = start_quantized(
             student,
             quantization,
             keep_integers=self.num_epochs == 0,
-            covariances=self._covariances(student, context),
+            covariances=self._covariances(context, student, found),
             seed=context.stage_seed,
         )
         context.details.update(
@@ -147,7 +156,9 @@ class Quantize:
             }
         return student
 
-    def _covariances(self, student: nn.Module, context: Context) -> dict[str, Tensor]:
+    def _covariances(
+        self, context: Context, student: nn.Module, found: Mapping[str, LayerStatistics] | None
+    ) -> dict[str, Tensor]:
         """Of the inputs of the layers whose rounding weighs errors by them."""
         gptq = self.quantization.rounding == "gptq"
         trains = tt.TTLinear | tt.TTConv2d
@@ -159,11 +170,13 @@ class Quantize:
         ]
         if not names:
             return {}
-        num_samples = self.quantization.num_calibration
-        found = calibrate(
-            student, names, context.data.train, num_samples=num_samples, seed=context.stage_seed
-        )
-        return {n: each.covariance for n, each in found.items() if each.covariance is not None}
+        if found is None:
+            num_samples = self.quantization.num_calibration
+            found = calibrate(
+                student, names, context.data.train, num_samples=num_samples, seed=context.stage_seed
+            )
+        known = {name: found[name].covariance for name in names if name in found}
+        return {name: covariance for name, covariance in known.items() if covariance is not None}
 
     def _skipped(self, student: nn.Module, quantization: Quantization) -> dict[str, str]:
         spec = quantization.spec()

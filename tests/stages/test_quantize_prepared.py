@@ -206,7 +206,9 @@ def test_folded_norms_are_counted_and_gone(context):
 class TestBudget:
     @pytest.mark.parametrize("budget", [13_000, 22_000, 0.12])
     @pytest.mark.parametrize(
-        "options", [{}, {"batch_norm": "fold", "activation_bits": 8}], ids=["", "folded"]
+        "options",
+        [{}, {"batch_norm": "fold", "activation_bits": 8}, {"rounding": "gptq"}],
+        ids=["", "folded", "gptq"],
     )
     def test_the_file_fits(self, context, budget, options):
         model = quantized(context, bits=None, budget=budget, mode="ptq", **options)
