@@ -31,6 +31,7 @@ _CLASSES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("compresskd.tt.cp.CPConv2d", ("kernel_size", "ranks"), _CONV),
     ("compresskd.models.folded.FoldedBatchNorm", ("scale", "bias"), ("num_features",)),
     ("compresskd.tt.layers.interpolative.InterpolativeLinear", ("ranks",), _LINEAR),
+    ("compresskd.tt.layers.grouped.GroupedEmbedding", ("counts", "ranks"), _EMBEDDING[:3]),
 )
 _NUM_TRAINS = 3  # the first rows, which are written as bytes
 

@@ -49,6 +49,7 @@ from compresskd.tasks import Inputs
 from compresskd.tasks.batch import shortened
 from compresskd.training import Scores
 from compresskd.training.evaluation import evaluation_mode
+from compresskd.tt.decompose.row_groups import MOST_GROUPS
 
 Init = Annotated[str, one_of("decomposed", "random")]
 ERROR, RATIO = "error", "ratio"
@@ -81,6 +82,9 @@ class Compression(Size):
             takes those of `compresskd.compression.weighting.DAMPING`, of two_sided for a compensation.
         compensation: 'sequential' fits each layer in closed form to what the compressed layers before it give it, over
             the calibration samples, see `compresskd.compression.compensation`; ranks are those of 'none'.
+        row_groups: into how many groups, by how often training samples ask for them, the rows of a table of tokens
+            are divided; each group has a rank of its own (`rank` gives as many parameters as one rank would). A table
+            that is tied is not divided.
         include: shell-style patterns of module names; a layer is taken if any fits.
         exclude: patterns of layers to leave dense. Of a weight that is tied, or is there under several names, any
             name counts.
@@ -98,6 +102,7 @@ class Compression(Size):
     damping: Sequence[NonNegative] | None = None
     num_calibration: Count = 512
     compensation: Annotated[str, one_of(*COMPENSATIONS)] = COMPENSATIONS[0]
+    row_groups: Annotated[int, Ge(1), Le(MOST_GROUPS)] = 1
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     keep_larger: bool = False
@@ -115,6 +120,11 @@ class Compression(Size):
             for key, off in (("whitening", NONE), ("budget", None), ("max_drop", None)):
                 if getattr(self, key) != off:
                     yield OptionError(key, getattr(self, key), f"{off or 'null'} with method={self.method}")
+        if self.row_groups > 1 and (self.whitening == NONE or self.method in ("tucker", "cp")):
+            expected = (
+                "1 with whitening=none, or method=tucker or cp: groups are by how often rows are asked for"
+            )
+            yield OptionError("row_groups", self.row_groups, expected)
         if self.damping is not None and self.whitening == NONE:
             yield OptionError("damping", self.damping, "null with whitening=none")
         elif self.damping is not None and len(self.damping) != 2:
@@ -209,8 +219,22 @@ class Compression(Size):
         return included and not any(surgery.matches(name, self.exclude, ()) for name in layer.names)
 
     def _method(self, model: nn.Module, taken: Sequence[layers.Layer], context: Context, init: str) -> Method:
-        weightings = {} if init == "random" else self._weightings(model, taken, context)
-        return Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger)
+        # fresh factors have the shapes that decomposed ones have, and those of groups follow from what is asked for
+        known = init != "random" or self.row_groups > 1
+        weightings = self._weightings(model, taken, context) if known else {}
+        groups, left = self._row_groups(taken)
+        if left:
+            context.details["not_in_groups"] = left
+        return Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger, groups)
+
+    def _row_groups(self, taken: Iterable[layers.Layer]) -> tuple[dict[str, int], dict[str, str]]:
+        """Into how many groups the rows of each table are divided, and why those of others are not."""
+        tables = [layer for layer in taken if isinstance(layer.module, nn.Embedding)]
+        if self.row_groups == 1 or not tables:
+            return {}, {}
+        reasons = {layer.name: _not_in_groups(layer) for layer in tables}
+        left = {name: reason for name, reason in reasons.items() if reason is not None}
+        return {name: self.row_groups for name in reasons if name not in left}, left
 
     def _weightings(
         self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
@@ -285,7 +309,11 @@ class Compression(Size):
 
     def _check_forms(self, taken: Iterable[layers.Layer], model: nn.Module, example: Inputs) -> None:
         """Each layer takes the modes, ranks and cores that are given; the smallest forms together fit a budget."""
-        method = Method(self.method, self.num_cores, {}, self.modes or {})
+        groups, left = self._row_groups(taken)
+        if self.row_groups > 1 and not groups:
+            why = "; ".join(f"{n}: {reason}" for n, reason in left.items()) or "no layer is a table of tokens"
+            raise OptionError("row_groups", self.row_groups, f"1: {why}")
+        method = Method(self.method, self.num_cores, {}, self.modes or {}, row_groups=groups)
         chosen = {layer.name: layer.module for layer in taken if not layers.is_factorized(layer.module)}
         costs = costs_of(self.budget_of, self.budget_over, chosen, model, example, self.method)
         least = costs.total
@@ -341,6 +369,13 @@ def _not_fitted(layer: layers.Layer) -> str | None:
     if len(layer.members) > 1:
         return f"one weight of {', '.join(layer.members)}"
     return None if layers.is_matrix(layer.module) else f"a {type(layer.module).__name__}"
+
+
+def _not_in_groups(layer: layers.Layer) -> str | None:
+    """Why the rows of a table are in no groups; None where they may be."""
+    if len(layer.members) > 1:
+        return f"one weight of {', '.join(layer.members)}"
+    return "its gradients are sparse" if layers.plain(layer.module).sparse else None
 
 
 def _fresh(layer: nn.Module, *, make: Make) -> nn.Module | tt.Skipped:

@@ -41,6 +41,7 @@ class Method:
         weightings: how errors of each layer count; empty where the error of the weight counts by itself.
         modes: layer-name pattern to modes in place of the search; the first that fits counts.
         keep_larger: factorize layers that do not get smaller, too.
+        row_groups: of tables by name, into how many groups their rows are divided.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     weightings: Mapping[str, Weighting]
     modes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     keep_larger: bool = False
+    row_groups: Mapping[str, int] = field(default_factory=dict)
 
     def options(self, name: str) -> dict[str, Any]:
         """Keyword arguments for `tt.factorize`, except the size target."""
@@ -58,6 +60,8 @@ class Method:
             options["output_covariance"] = None if known is None else known.outputs
         if self.name == "tensor_train":
             options["num_cores"] = self.num_cores
+        if name in self.row_groups:
+            options["row_groups"] = self.row_groups[name]
         given = (modes for pattern, modes in self.modes.items() if surgery.matches(name, [pattern], []))
         if (modes := next(given, None)) is not None:
             options["modes"] = modes
@@ -220,7 +224,7 @@ class SensitivityTable:
     def _candidate(self, name: str, num_parameters: int) -> int | None:
         """Parameters that the layer would take of `num_parameters`, where it would lose less than at its step."""
         options = {k: v for k, v in self._method.options(name).items() if k != "method"}
-        if self._method.name != "tensor_train":
+        if self._method.name != "tensor_train" or "row_groups" in options:
             return None
         found = tt.candidates(self._layers[name], num_parameters=num_parameters, **options)
         return found[0].num_parameters if found and found[0].decomposition is not None else None

@@ -19,6 +19,7 @@ from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d, two_dimensional
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.grouped import GroupedEmbedding
 from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.ordinary import ordinary
@@ -35,6 +36,7 @@ __all__ = [
     "CPLinear",
     "Candidate",
     "CurvePoint",
+    "GroupedEmbedding",
     "InterpolativeLinear",
     "Modes",
     "Skipped",

@@ -21,6 +21,7 @@ from compresskd.tt.decompose.modes import (
     svd_modes,
 )
 from compresskd.tt.decompose.ranks import SizeTarget
+from compresskd.tt.decompose.row_groups import Table, groups_of
 from compresskd.tt.decompose.search import Candidate, CurvePoint, curve, search
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.decompose.tt_svd import check_modes
@@ -29,9 +30,11 @@ from compresskd.tt.execution.planner import rank_plans
 from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import one_dimensional, two_dimensional
 from compresskd.tt.layers.cp import cp_conv, cp_linear
-from compresskd.tt.layers.embedding import TTEmbedding, scale_of
+from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.grouped import GroupedEmbedding
 from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
+from compresskd.tt.layers.padded_rows import PaddedRows, scale_of
 from compresskd.tt.layers.tucker import tucker2_cores, tucker_linear
 
 INTERPOLATIVE = "interpolative"
@@ -55,6 +58,7 @@ def factorize(
     output_covariance: Tensor | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
+    row_groups: int = 1,
     keep_larger: bool = False,
 ) -> nn.Module | Skipped:
     """The layer factorized by `method` to exactly one size target, in the mode of training of `module`.
@@ -82,6 +86,9 @@ def factorize(
         modes: instead of the search; (input_dims, output_dims) for a linear layer, (embedding_dims,
             vocabulary_dims) for an embedding, the stages' kernels such as ((1, 1), (3, 3), (1, 1)) for a convolution.
         num_cores: restricts the search.
+        row_groups: of an embedding, in how many groups by how often they are asked for (`output_covariance`) its rows
+            are, each with a rank of its own, see `GroupedEmbedding`; `rank` is then that of a low-rank SVD of as many
+            parameters, and `ranks` has one for each group.
         keep_larger: return the factorized layer although it takes as many parameters as the dense one, or more: to
             see at full rank that nothing else changes.
 
@@ -103,6 +110,8 @@ def factorize(
                 f"method {method!r} takes no covariance, num_cores or ranks: use tensor_train or svd"
             )
         built = _by_rank(layer, target, method, modes, keep_larger)
+    elif (table := _table(layer, input_covariance, output_covariance, row_groups)) is not None:
+        built = _grouped(layer, table, target, keep_larger)
     elif _is_interpolative(layer, method):
         built = _interpolated(layer, target, _metric(layer, input_covariance, output_covariance), keep_larger)
     else:
@@ -117,7 +126,7 @@ def _finished(built: nn.Module, module: nn.Module) -> nn.Module:
     """The layer made of the plain one, as one that stands for `module` itself."""
     if isinstance(module, nn.Conv1d):
         built = one_dimensional(built)
-    elif isinstance(built, TTEmbedding):
+    elif isinstance(built, PaddedRows):
         built.scale = scale_of(module)
     return built.train(module.training)
 
@@ -156,6 +165,7 @@ def error_curve(
     output_covariance: Tensor | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
+    row_groups: int = 1,
     max_points: int = 64,
 ) -> list[CurvePoint]:
     """The sizes that a layer can have, by rising parameters and falling error, convex: for an allocator over layers.
@@ -171,6 +181,9 @@ def error_curve(
     if refusal(module) is not None:
         return []
     layer = _plain(module)
+    table = _table(layer, input_covariance, output_covariance, row_groups)
+    if table is not None:
+        return _grouped_curve(table, max_points)
     weight, options = layer.weight.detach().flatten(1), _modes(layer, method, modes, num_cores)
     metric = _metric(layer, input_covariance, output_covariance)
     saves = _is_interpolative(layer, method)
@@ -204,6 +217,7 @@ def smallest_forms(
     ranks: Sequence[int] | None = None,
     modes: ModeChoice | None = None,
     num_cores: int | None = None,
+    row_groups: int = 1,
 ) -> list[CurvePoint]:
     """The forms with ranks of 1 of all modes that would be searched, by shapes alone, of unknown errors.
 
@@ -217,6 +231,12 @@ def smallest_forms(
     if refusal(module) is not None:
         return []
     layer = _plain(module)
+    if isinstance(layer, nn.Embedding) and row_groups > 1:
+        (rows, width), most = (
+            layer.weight.shape,
+            len(groups_of(torch.ones(len(layer.weight)), row_groups).unique()),
+        )
+        return [CurvePoint(rows + most * width, (1,) * most, math.nan, math.nan, svd_modes(width, rows))]
     options = _modes(layer, method, modes, num_cores)
     if ranks is not None and modes is None:
         raise ValueError("expected modes together with ranks: they say where the ranks are")
@@ -231,6 +251,55 @@ def smallest_forms(
     return [
         CurvePoint(sum(each.sizes) - saved, (1,) * (len(each.sizes) - 1), math.nan, math.nan, each)
         for each in options
+    ]
+
+
+def _table(module: Plain, inputs: Tensor | None, outputs: Tensor | None, row_groups: int) -> Table | None:
+    """The table in groups of rows; None where it is to be none, or nothing says how often rows are asked for."""
+    if row_groups < 2 or outputs is None or not isinstance(module, nn.Embedding) or module.sparse:
+        return None
+    metric = _metric(module, inputs, outputs)
+    assert metric is not None and metric.outputs is not None  # noqa: PT018 - outputs are given
+    if metric.outputs.ndim > 1:
+        raise ValueError(
+            "expected output_covariance [V] of a table in groups: how often each row is asked for"
+        )
+    return Table(module.weight.detach(), groups_of(metric.outputs, row_groups), metric)
+
+
+def _grouped(module: Any, table: Table, target: SizeTarget, keep_larger: bool) -> nn.Module | Skipped:
+    """The ranks of groups that a target asks for: the first that are exact enough, or the last small enough."""
+    (rows, width), dense = table.weight.shape, table.weight.numel()
+    if target.ranks is not None:
+        chosen = target.ranks
+    elif target.error is not None:
+        most = target.error**2 * table.total * (1 + 1e-9)
+        steps = table.steps()
+        chosen = next((ranks for ranks in steps if table.cost_of(ranks) <= most), None)
+        assert chosen is not None  # full ranks lose nothing
+    else:
+        allowed = target.num_parameters or (target.rank or 0) * (rows + width)
+        fitting = [ranks for ranks in table.steps() if table.size_of(ranks) <= allowed]
+        chosen = fitting[-1] if fitting else (1,) * len(table.counts)
+    count = table.size_of(chosen)
+    if target.num_parameters is not None and count > target.num_parameters:
+        return Skipped(f"budget: {target.num_parameters} parameters, the smallest form has {count}")
+    if count >= dense and not keep_larger:
+        return _break_even(count, max(chosen), dense)
+    return GroupedEmbedding.of_table(table, chosen, module)
+
+
+def _grouped_curve(table: Table, max_points: int) -> list[CurvePoint]:
+    rows, width = table.weight.shape
+    found = [ranks for ranks in table.steps() if table.size_of(ranks) < table.weight.numel()]
+    if len(found) > max_points:
+        places = {round(i * (len(found) - 1) / (max_points - 1)) for i in range(max_points)}
+        found = [found[place] for place in sorted(places)]
+    total = max(table.total, 1e-300)
+    return [
+        CurvePoint(table.size_of(ranks), ranks, (lost / total) ** 0.5, lost, svd_modes(width, rows))
+        for ranks in found
+        for lost in [max(0.0, table.cost_of(ranks))]
     ]
 
 

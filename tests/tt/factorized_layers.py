@@ -11,6 +11,7 @@ from compresskd.quant.grid import Grid
 from compresskd.tt import (
     CPConv2d,
     CPLinear,
+    GroupedEmbedding,
     InterpolativeLinear,
     TTConv2d,
     TTEmbedding,
@@ -50,6 +51,9 @@ CASES = {
     "embedding, few": Case(lambda: TTEmbedding(30, 16, (5, 6), (4, 4), 3), ids(30, 2)),
     "embedding, three cores": Case(
         lambda: TTEmbedding(30, 16, (2, 3, 5), (2, 2, 4), 3, padding_idx=3), ids(30, 2, 7)
+    ),
+    "embedding, groups": Case(
+        lambda: GroupedEmbedding(30, 16, (2, 7, 21), (2, 5, 3), padding_idx=3), ids(30, 2, 7)
     ),
     "tucker": Case(lambda: TuckerLinear((4, 8), (8, 4), (3, 3, 3, 3)), rows(5, 32)),
     "interpolative": Case(lambda: InterpolativeLinear(32, 24, (5,)), rows(5, 32)),

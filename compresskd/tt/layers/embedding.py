@@ -7,7 +7,7 @@ t // V_2 of the one with row t % V_2 of the other. Hrinchuk et al., Tensorized e
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd import layers
 from compresskd.tt.decompose.cores import balance, merge, to_matrix
 from compresskd.tt.decompose.cores import num_parameters as num_core_parameters
 from compresskd.tt.decompose.tt_svd import check_modes, tt_svd
 from compresskd.tt.execution.cached_operands import can_keep
 from compresskd.tt.execution.product import is_watched
 from compresskd.tt.layers.base import TensorTrainLayer
+from compresskd.tt.layers.padded_rows import PaddedRows, padding_row, scale_of
 
 MAX_TABLE = 1 << 22
-PADDINGS = ("zero", "kept", "cores")
 
 
-class TTEmbedding(TensorTrainLayer):
+class TTEmbedding(PaddedRows, TensorTrainLayer):
     """Token ids [...] to rows [..., embedding_dim] of a table [num_embeddings, embedding_dim] in TT format.
 
     Products of `vocabulary_dims` and `embedding_dims` may exceed the sizes. The row `padding_idx` gets no gradient;
@@ -69,30 +68,11 @@ class TTEmbedding(TensorTrainLayer):
         self._set_padding(padding)
         self.reset_parameters()
 
-    def _set_padding(self, padding: str) -> None:
-        if padding not in PADDINGS:
-            raise ValueError(f"expected padding to be one of {', '.join(PADDINGS)}; got {padding!r}")
-        self.padding = padding
-        if padding == "kept":
-            self.padding_row: Tensor
-            core = self.cores[0]
-            row = torch.zeros(self.embedding_dim, device=core.device, dtype=core.dtype)
-            self.register_buffer("padding_row", row)
-
-    @property
-    def dense_shape(self) -> tuple[int, int]:
-        """[num_embeddings, embedding_dim]."""
-        return self.num_embeddings, self.embedding_dim
-
     def _fill(self, gain: float) -> None:
         """The entries of the table have variance gain^2, as nn.Embedding's have 1."""
         for core in self.cores:
             core.normal_(std=core.shape[3] ** -0.5)
         self.cores[0].mul_(gain)
-
-    def gain_of(self, deviation: float) -> float:
-        """Rows are looked up, not summed: the gain is the root mean square itself."""
-        return deviation
 
     @classmethod
     def from_dense(
@@ -112,7 +92,7 @@ class TTEmbedding(TensorTrainLayer):
     @classmethod
     def from_cores(cls, cores: Sequence[Tensor], like: "nn.Embedding | TTEmbedding") -> Self:
         """The layer that holds copies of these cores, with the sizes, options and padding row of `like`."""
-        row = _padding_row(like)
+        row = padding_row(like)
         layer = cls(
             like.num_embeddings,
             like.embedding_dim,
@@ -130,19 +110,6 @@ class TTEmbedding(TensorTrainLayer):
         layer.cores = nn.ParameterList([core.detach().clone() for core in cores])
         if row is not None:
             layer.padding_row = row.clone()
-        return layer
-
-    def structure(self) -> dict[str, Any]:
-        """As of every factorized layer; `padding` and `scale` only where they do something, as in files of before."""
-        padding = {} if self.padding == "zero" else {"padding": self.padding}
-        return super().structure() | padding | ({} if self.scale == 1.0 else {"scale": self.scale})
-
-    @classmethod
-    def from_structure(cls, structure: Mapping[str, Any], **options: Any) -> Self:
-        """As of every factorized layer."""
-        layer = super().from_structure(structure, **options)
-        layer._set_padding(structure.get("padding", "zero"))
-        layer.scale = float(structure.get("scale", 1.0))
         return layer
 
     def to_dense(self) -> Tensor:
@@ -168,7 +135,7 @@ class TTEmbedding(TensorTrainLayer):
         if not watched and not ids.is_meta:
             self._check(ids)
         trained = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
-        with _without_autocast(cores[0].device.type):
+        with without_autocast(cores[0].device.type):
             if watched or trained:
                 left, right = _tables(cores, cut)
             else:
@@ -176,19 +143,8 @@ class TTEmbedding(TensorTrainLayer):
             rows = self._rows(ids, left, right, cores[0] if cut == 1 else None)
         if rows.shape[-1] != self.embedding_dim:
             rows = rows[..., : self.embedding_dim]
-        if self.padding_idx is not None:
-            rows = self._padded(rows, ids)
-        if self.scale != 1.0:
-            rows = rows * self.scale
+        rows = self._finished(rows, ids)
         return rows.reshape(*input.shape, self.embedding_dim)
-
-    def _padded(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """[T, D] rows of ids [T], the padding row as `padding` says and without a gradient."""
-        is_padding = (ids == self.padding_idx).unsqueeze(-1)
-        if self.padding == "zero":
-            return rows.masked_fill(is_padding, 0.0)
-        kept = self.padding_row.to(rows.dtype) if self.padding == "kept" else rows.detach()
-        return torch.where(is_padding, kept, rows)
 
     def _rows(self, ids: Tensor, left: Tensor, right: Tensor, first: Tensor | None) -> Tensor:
         """[T] to [T, D]; left [V_1, D_1, r], right [V_2, r, D_2]; `first` is the core that left is a view of."""
@@ -216,17 +172,6 @@ class TTEmbedding(TensorTrainLayer):
             return left, left.new_ones(1, 1, 1)
         return left, merge(cores[cut:])[..., 0].transpose(0, 1)
 
-    def _check(self, ids: Tensor) -> None:
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.num_embeddings):
-            raise IndexError(
-                f"expected ids from 0 to {self.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}"
-            )
-
-
-def scale_of(layer: nn.Module) -> float:
-    """By how much an embedding, ordinary or factorized, multiplies its rows."""
-    return layer.scale if isinstance(layer, TTEmbedding) else layers.scale_of(layer) or 1.0
-
 
 def _best_cut(
     vocabulary_dims: tuple[int, ...], embedding_dims: tuple[int, ...], ranks: tuple[int, ...]
@@ -253,7 +198,7 @@ def _tables(cores: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
     return left, merge(cores[cut:])[..., 0].transpose(0, 1).contiguous()
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Rows are looked up, as nn.Embedding's are: in the dtype of the table."""
     if not torch._C._is_any_autocast_enabled() or device_type == "meta":
         return nullcontext()
@@ -268,15 +213,6 @@ def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
     return (
         table.transpose(0, 1).index_select(1, ids).transpose(0, 1)
     )  # to lay all of it out would take longer
-
-
-def _padding_row(like: "nn.Embedding | TTEmbedding") -> Tensor | None:
-    """The padding row [D] where it is kept; None where there is none, or it is zero or the cores'."""
-    if isinstance(like, TTEmbedding):
-        return like.padding_row if like.padding == "kept" else None
-    if like.padding_idx is None or not bool(like.weight[like.padding_idx].any()):
-        return None
-    return like.weight[like.padding_idx].detach()
 
 
 class _DenseGradient(torch.autograd.Function):

@@ -9,6 +9,7 @@ from compresskd.tt.layers.conv import TTConv2d
 from compresskd.tt.layers.conv1d import CPConv1d, TTConv1d
 from compresskd.tt.layers.cp import CPConv2d, CPLinear
 from compresskd.tt.layers.embedding import TTEmbedding
+from compresskd.tt.layers.grouped import GroupedEmbedding
 from compresskd.tt.layers.interpolative import InterpolativeLinear
 from compresskd.tt.layers.linear import TTLinear
 from compresskd.tt.layers.tucker import TuckerLinear
@@ -23,6 +24,7 @@ _CLASSES = (
     TTConv1d,
     CPConv1d,
     InterpolativeLinear,
+    GroupedEmbedding,
 )
 
 

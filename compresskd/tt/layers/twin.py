@@ -10,8 +10,9 @@ from torch import nn
 from compresskd import layers
 from compresskd.tt.decompose.skipped import Skipped
 from compresskd.tt.layers.conv1d import two_dimensional
-from compresskd.tt.layers.embedding import TTEmbedding, scale_of
+from compresskd.tt.layers.embedding import TTEmbedding
 from compresskd.tt.layers.linear import TTLinear
+from compresskd.tt.layers.padded_rows import scale_of
 from compresskd.tt.layers.structure import from_structure
 
 # what of a structure is a convolution's own; the rest is that of its factors
