@@ -223,6 +223,10 @@ class Compression(Size):
         known = init != "random" or self.row_groups > 1
         weightings = self._weightings(model, taken, context) if known else {}
         groups, left = self._row_groups(taken)
+        for name in list(groups):
+            if name not in weightings or weightings[name].outputs is None:
+                left[name] = "no calibration sample asks for its rows"
+                del groups[name]
         if left:
             context.details["not_in_groups"] = left
         return Method(self.method, self.num_cores, weightings, self.modes or {}, self.keep_larger, groups)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskd import artifact, layers
+from compresskd.artifact import compact
 from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.quantization import BEST, Quantization
@@ -102,7 +103,7 @@ def fit_budget(
         curves[name] = list(_sizes(layer, bits, quantization, error_of, users, coded=final is not None))
     budget = quantization.budget
     if budget <= 1:
-        budget *= _sizes_of(model, context)["packed_bytes"]
+        budget *= _file_bytes(model, context, coded=False)
     made = None if final is None else lambda model, chosen: final(model, chosen, found)
     search = _Search(int(budget), curves, model, quantization, context, made)
     chosen = search.best()
@@ -123,7 +124,7 @@ def check_budget(prepared: nn.Module, budget: int | float, example: Inputs, dens
     """
     calibrate_activations(prepared, [example])
     content = artifact.content_of(prepared)
-    packed = artifact.compact_sizes(content, trust=artifact.packages(prepared))["packed_bytes"]
+    packed = compact.split_of(content, coded=False, trust=artifact.packages(prepared)).total
     weights = {target.name for target in find_targets(prepared)}
     stored = [content.tensors[name] for name in weights]
     rest = packed - sum(value.num_bytes() for value in stored if isinstance(value, QuantizedTensor))
@@ -281,7 +282,7 @@ class _Search:
         """Bytes of the file, of weights that have no particular values."""
         prepared = _prepared(self.model, _forms(sizes), self.quantization, self.context)
         saved = sum(size.form.saved for size in sizes.values())
-        return _sizes_of(prepared, self.context)["packed_bytes"] - saved
+        return _file_bytes(prepared, self.context, coded=False) - saved
 
     def _as_written(self, sizes: Mapping[str, Size]) -> int:
         """Bytes of the file of what `final` makes."""
@@ -291,7 +292,7 @@ class _Search:
             self.made, model = None, copy.deepcopy(self.model)
             _put_in(model, chosen)
             self.made, self.made_of = self.final(model, _with_bits(self.quantization, chosen)), chosen
-        return _sizes_of(self.made, self.context)["file_bytes"]
+        return _file_bytes(self.made, self.context, coded=True)
 
 
 def _forms(sizes: Mapping[str, Size]) -> Chosen:
@@ -338,6 +339,6 @@ def _with_bits(quantization: Quantization, chosen: Chosen) -> Quantization:
     return replace(quantization, layers={**bits, **quantization.patterns})
 
 
-def _sizes_of(model: nn.Module, context: Context) -> dict[str, int]:
+def _file_bytes(model: nn.Module, context: Context, *, coded: bool) -> int:
     content = replace(artifact.content_of(model), about=artifact.about_of(context.data))
-    return artifact.compact_sizes(content, trust=artifact.packages(model))
+    return compact.split_of(content, coded=coded, trust=artifact.packages(model)).total

@@ -63,9 +63,7 @@ class FitResult:
     """What a training came to. The model holds the weights of `best_epoch` when this is returned."""
 
     history: tuple[EpochRecord, ...]
-    best_epoch: (
-        int | None
-    )  # of the history, whose weights were kept; None where no epoch was trained (epochs=0)
+    best_epoch: int | None  # of the history, whose weights are kept; None where none was trained (epochs=0)
     validation: Mapping[str, float]  # of that epoch: `loss` and every metric
     seconds: float  # of all epochs, those before a resume included
     stopped_early: bool  # by `patience`

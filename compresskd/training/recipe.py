@@ -57,9 +57,7 @@ class Recipe:
     teacher_bits: Annotated[int, one_of(8, 16, 32)] = 16  # of each that is kept
     mixup: Positive | None = None  # alpha of Zhang et al. 2018; 0.2 to 1 is usual
     ema: Share | None = None  # decay of the weight average per step; the average is evaluated and kept
-    keep: Annotated[str, one_of("best", "last")] = (
-        "best"  # which epoch's weights: by validation, or the last's
-    )
+    keep: Annotated[str, one_of("best", "last")] = "best"  # whose weights: the best epoch's, or the last's
     patience: Count | None = None  # epochs without a better validation score before training stops
     precision: Annotated[str, one_of(*DTYPES)] = "fp32"  # autocast
     channels_last: bool = True

@@ -39,7 +39,7 @@ def test_groups_are_by_frequency_each_a_third_of_those_before_and_itself():
     assert group.bincount().tolist() == [10, 20, 60, 180]
     for k in range(3):
         assert frequency[group == k].min() >= frequency[group == k + 1].max()
-    assert groups_of(torch.ones(2), 4).tolist() == [0, 1] or groups_of(torch.ones(2), 4).max() <= 1
+    assert groups_of(torch.ones(2), 4).tolist() == [0, 0]
 
 
 def test_full_ranks_are_exact_in_any_metric():
