@@ -88,12 +88,13 @@ def _stage(stage: Any) -> Any:
 
 
 def _compression(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A budget was always one of the whole model, shared by errors, and nothing was made up for."""
+    """A budget was always one of the whole model, shared by errors; nothing was made up for; tables were in one piece."""
     then = {key: value for key, value in options.items() if key != "data_aware"}
     if "budget" in options:
         then.setdefault("budget_over", "all")
         then.setdefault("allocation", "error")
         then.setdefault("compensation", "none")
+        then.setdefault("row_groups", 1)
     if isinstance(options.get("data_aware"), bool):
         then["whitening"] = _WHITENING[str(options["data_aware"]).lower()]
     return then

@@ -39,11 +39,12 @@ print((faults() - before) / 20)
     ids=["small", "large"],
 )
 def test_a_training_step_maps_no_memory_anew(modes, rank, rows, tmp_path):
-    # the large one took 450 pages and more of 4 KiB at each step when its blocks went back to the system
+    # the large one took 450 pages and more of 4 KiB at each step when its blocks went back to the system; without
+    # that it takes none to 110 here, by what the system made of the first steps
     bare = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
         [sys.executable, "-c", STEPS.format(modes=modes, rank=rank, rows=rows)],
         env={**bare, "COMPRESSKD_CACHE": str(tmp_path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert float(done.stdout) < 100
+    assert float(done.stdout) < 225

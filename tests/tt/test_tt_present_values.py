@@ -122,7 +122,7 @@ ROUTES = {
     "assign": assign,
     "assign over and over": assign_over_and_over,
     "copied by load": lambda layer, x: layer.load_state_dict(
-        {k: v * 2 for k, v in layer.state_dict().items()}
+        {k: v * 2 if v.is_floating_point() else v for k, v in layer.state_dict().items()}
     ),
     "replaced": replace_parameters,
     "read elsewise": read_elsewise,
