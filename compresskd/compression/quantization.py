@@ -40,7 +40,8 @@ class Quantization:
         grid, granularity, initial_scale: of the weights of ordinary layers. A granularity is 'tensor', 'channel' or a
             whole number, the size of groups.
         core_grid, core_granularity: of the cores of factorized layers; 'best' takes the kind of grid with the
-            smaller error, the granularity is 'tensor', 'rank_slice' or the size of groups.
+            smaller error, the granularity is 'tensor', 'rank_slice' (one scale for every index of the TT-rank; factors
+            that are no cores of a train have one scale each) or the size of groups.
         core_start: how cores are first rounded, see `compresskd.quant.cores`.
         rounding: of the weights of ordinary layers: 'nearest', or 'gptq', which lessens the error of a layer's output
             over inputs from calibration samples; training, where there is any, starts from that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from compresskd import measure
 from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
-from compresskd.quant.cores import quantize_cores
+from compresskd.quant.cores import QuantizedCores, quantize_cores
+from compresskd.quant.environments import inner_product
 from compresskd.quant.feedback import round_with_errors_fed_back
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
+from compresskd.tt.layers.grouped import GroupedEmbedding
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,30 @@ def start_quantized(
             by_layer.setdefault(target.owner, []).append(target)
     for name, targets in by_layer.items():
         weights = [target.value.detach() for target in targets]
-        if _is_train(model.get_submodule(name)):
-            found = quantize_cores(
-                [weight.cpu() for weight in weights],
-                spec.bits_of(name),
-                method=quantization.core_start,
-                grid=quantization.core_grid,
-                granularity=spec.core_granularity,
-                input_covariance=covariances[name].cpu() if name in covariances else None,
-                num_steps=num_steps,
-                seed=seed,
-            )
-            tensors, values = found.tensors, found.cores
-            start.errors[name] = dict(found.errors)
+        trains = _trains(model.get_submodule(name), weights)
+        if trains:
+            found = [
+                quantize_cores(
+                    train,
+                    spec.bits_of(name),
+                    method=quantization.core_start,
+                    grid=quantization.core_grid,
+                    granularity=spec.granularity_of(targets[0]),
+                    input_covariance=covariances[name].cpu() if name in covariances else None,
+                    num_steps=num_steps,
+                    seed=seed,
+                )
+                for train in trains
+            ]
+            shapes = [weight.shape for weight in weights]
+            tensors = [t for one in found for t in one.tensors]
+            tensors = [
+                replace(t, integers=t.integers.reshape(s)) for t, s in zip(tensors, shapes, strict=True)
+            ]
+            values = [
+                v.reshape(s) for v, s in zip((c for one in found for c in one.cores), shapes, strict=True)
+            ]
+            start.errors[name] = _errors_together(trains, found)
         else:
             tensors = [
                 quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=quantization.initial_scale)
@@ -111,8 +124,32 @@ def _errors_of_output(
     }
 
 
-def _is_train(layer: nn.Module) -> bool:
-    return isinstance(getattr(layer, CORES, None), nn.ParameterList)
+def _trains(layer: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
+    """The trains that a layer is made of, on the CPU: its cores, or the pair of factors of each group of rows."""
+    weights = [weight.cpu() for weight in weights]
+    if isinstance(getattr(layer, CORES, None), nn.ParameterList):
+        return [weights]
+    if isinstance(layer, GroupedEmbedding):
+        return [
+            [rows[None, :, None], basis[:, None, :, None]]
+            for rows, basis in zip(weights[::2], weights[1::2], strict=True)
+        ]
+    return []
+
+
+def _errors_together(trains: list[list[Tensor]], found: list[QuantizedCores]) -> dict[str, float]:
+    """The relative errors of a layer by step, of those of its trains."""
+    if len(found) == 1:
+        return dict(found[0].errors)
+    squares = [float(inner_product(train, train)) for train in trains]
+    total = sum(squares)
+    return {
+        step: (sum(share * one.errors[step] ** 2 for share, one in zip(squares, found, strict=True)) / total)
+        ** 0.5
+        if total
+        else 0.0
+        for step in found[0].errors
+    }
 
 
 @torch.no_grad()

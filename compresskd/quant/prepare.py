@@ -20,7 +20,7 @@ from compresskd import layers
 from compresskd.options import OptionError, checked, one_of
 from compresskd.quant.activation import CHILD, ActivationQuant, quantize_input
 from compresskd.quant.fake_quantize import ESTIMATORS, FakeQuant
-from compresskd.quant.granularity import Granularity, PerChannel, PerTensor
+from compresskd.quant.granularity import Granularity, PerChannel, PerRankSlice, PerTensor
 from compresskd.quant.grid import BITS, KINDS, Grid
 from compresskd.quant.pack import QuantizedTensor
 from compresskd.quant.scale import METHODS
@@ -28,6 +28,7 @@ from compresskd.quant.targets import Target, find_targets, find_vectors, join
 from compresskd.quant.vectors import Half
 
 OTHER_BITS = (4, 8, 16, 32)
+_CORE_DIMS = 4
 Quant = TypeVar("Quant", bound=nn.Module)
 
 
@@ -41,7 +42,8 @@ class QuantSpec:
         grid: of the weights of ordinary layers.
         granularity: of these weights.
         core_grid: of the cores and factors of factorized layers.
-        core_granularity: of these.
+        core_granularity: of these. Factors that are no cores of a train (of Tucker, CP, interpolative and grouped
+            layers) have one scale each where it is that of slices by TT-rank.
         estimator: `lsq` or `straight_through`.
         initial_scale: `mse` or `absmax`.
         activation_bits: 8 to round the inputs of the quantized layers as well, None to leave them.
@@ -80,9 +82,10 @@ class QuantSpec:
         return Grid(self.bits_of(target.owner), self.core_grid if target.is_core else self.grid)
 
     def granularity_of(self, target: Target) -> Granularity:
-        """Which elements of a weight share a scale."""
+        """Which elements of a weight share a scale; a factor that is no core of a train has no slices by TT-rank."""
         if target.is_core:
-            return self.core_granularity
+            of_slices = isinstance(self.core_granularity, PerRankSlice)
+            return PerTensor() if of_slices and target.value.dim() != _CORE_DIMS else self.core_granularity
         is_channel = self.granularity == PerChannel()
         return PerChannel(target.output_dim) if is_channel else self.granularity
 

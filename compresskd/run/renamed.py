@@ -88,7 +88,7 @@ def _stage(stage: Any) -> Any:
 
 
 def _compression(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A budget was always one of the whole model, shared by errors; nothing was made up for; tables were in one piece."""
+    """A budget was always one of the whole model, shared by errors; nothing was made up for, no table in groups."""
     then = {key: value for key, value in options.items() if key != "data_aware"}
     if "budget" in options:
         then.setdefault("budget_over", "all")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from compresskd import artifact
+from compresskd import artifact, tt
 from compresskd.compression.start_quantized import start_quantized
 from compresskd.quant import entropy
 from compresskd.quant.grid import quantize
-from compresskd.quant.pack import quantize_tensor
+from compresskd.quant.pack import QuantizedTensor, quantize_tensor
+from compresskd.quant.prepare import convert, prepare
 from compresskd.stages import Quantization
 
 SHORT = ("rank=6", "epochs=2", "teacher_fit.epochs=2", "quant.core_start=nearest")
@@ -166,3 +167,46 @@ def test_weights_to_be_trained_are_those_that_round_to_the_integers_of_gptq():
     assert torch.equal(again, tensor.integers)
     nearest = quantize_tensor(w, tensor.grid, tensor.granularity, method="mse")
     assert not torch.equal(nearest.integers, tensor.integers)
+
+
+def grouped_table():
+    torch.manual_seed(0)
+    table = nn.Embedding(600, 32)
+    table.weight.data = torch.randn(600, 32) * torch.arange(1, 33) ** -0.7
+    return tt.factorize(table, rank=12, row_groups=3, output_covariance=torch.arange(1, 601).float() ** -0.5)
+
+
+def test_factors_of_groups_of_rows_start_in_the_gauge_that_rounds_best():
+    layer = grouped_table()
+    dense = layer.to_dense().detach()
+    start = start_quantized(
+        nn.Sequential(layer), Quantization(bits=4), keep_integers=True, covariances={}, seed=0
+    )
+    errors = start.errors["0"]
+    assert errors["gauge_als"] < errors["gauge"] < errors["nearest"]
+    lost = (layer.to_dense().detach() - dense).norm() / dense.norm()
+    assert float(lost) == pytest.approx(errors["gauge_als"], rel=1e-3)
+    assert all(start.tensors[f"0.factors.{k}"].shape == f.shape for k, f in enumerate(layer.factors))
+
+
+@pytest.mark.parametrize("core_granularity", ["rank_slice", 16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        grouped_table,
+        lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="tucker"),
+        lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="cp"),
+        lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="interpolative"),
+    ],
+    ids=["groups", "tucker", "cp", "interpolative"],
+)
+def test_factors_that_are_no_cores_take_every_granularity(make, core_granularity):
+    model = nn.Sequential(make())
+    quantization = Quantization(bits=4, core_granularity=core_granularity)
+    start = start_quantized(model, quantization, keep_integers=False, covariances={}, seed=0, num_steps=10)
+    prepare(model, quantization.spec(), start=start.tensors)
+    factors = [t for t in convert(model).values() if isinstance(t, QuantizedTensor) and len(t.shape) == 2]
+    assert len(factors) >= 2
+    for factor in factors:
+        num_groups = -(-factor.integers.numel() // 16)
+        assert len(factor.scale) == (1 if core_granularity == "rank_slice" else num_groups)
