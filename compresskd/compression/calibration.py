@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,12 @@ from compresskd.compression.noise import likelihood_gradient
 from compresskd.compression.progress import told
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
-from compresskd.tasks import Batch, Task, logits_of
+from compresskd.tasks import Batch, Inputs, Task, logits_of
 from compresskd.training.evaluation import evaluation_mode
 
 MAX_POSITIONS = 64  # of a feature map that are looked at in each sample: neighbours say much the same
 MAX_LOGITS = 2**24  # of one batch: a language model has as many as tokens times its vocabulary
+MAX_COUNTED = 100_000  # samples whose tokens are counted, which takes no run of the model
 MAX_SIDE = 8192  # outputs whose gradients are correlated; of more (a vocabulary) the diagonal alone is kept
 
 
@@ -36,7 +37,9 @@ class LayerStatistics:
             divided by the number of output features.
         power: mean squared norm of the output at one position.
         frequency: [V] float32, of an embedding: how often each row is asked for, as a share, every row counted once
-            more than it was seen; else None.
+            more than it was seen; else None. Where ids are what the model is given, of MAX_COUNTED samples: the few
+            that are run through the model hold few of the rare tokens (SST-2 with a table of four groups of rows at a
+            thirteenth of its parameters: 84.2 percent on validation, by the tokens of 1,024 texts 82.1).
         gradients: [M, M] float32, E[g g^T] over the positions of the output, g the gradient by the output there of
             -log p(y) of one sample; [M], its diagonal, where M is over MAX_SIDE. None where nobody asked.
         positions: of the output that a sample has, padding aside.
@@ -111,12 +114,14 @@ def calibrate(
             stack.enter_context(seen.watched(name, model.get_submodule(name)))
         total = -(-len(drawn) // batch_size)
         for batch in told(drawn.batches(batch_size), total, "calibration, batches", note):
-            seen.mask = mask_of(batch)
+            seen.mask, seen.inputs = mask_of(batch), batch.inputs
             output = batch.call(model)
             rows = logits_of(output) if task is None else task.rows(output, batch)[0].logits
             if rows.requires_grad:
                 seen.add_gradients(rows)
             seen.outputs.clear()
+    if len(drawn) < len(split):
+        _count_tokens(seen, draw(split, MAX_COUNTED, seed=seed), batch_size)
     for name, found in seen.statistics.items():
         found.finish(len(drawn))
         _check_finite(name, found)
@@ -127,6 +132,21 @@ def _affordable(model: nn.Module, split: Split, batch_size: int) -> int:
     with torch.no_grad():
         logits = logits_of(next(iter(split.batches(1))).call(model))
     return max(1, min(batch_size, MAX_LOGITS // logits.numel()))
+
+
+def _count_tokens(seen: _Seen, split: Split, batch_size: int) -> None:
+    """Count anew how often the rows of embeddings are asked for that were given a tensor of the inputs as it was."""
+    told_by = {name: min(columns) for name, columns in seen.columns.items() if columns}
+    counts = {name: torch.zeros_like(cast(Tensor, seen.statistics[name].frequency)) for name in told_by}
+    for batch in split.batches(batch_size) if counts else ():
+        for name in [*counts]:
+            asked = without_padding(_by_name(batch.inputs)[told_by[name]].unsqueeze(-1), mask_of(batch))
+            if int(asked.min()) < 0 or int(asked.max()) >= len(counts[name]):
+                del counts[name]  # ids that the model changes before it looks them up, if rarely
+            else:
+                counts[name] += torch.bincount(asked.flatten(), minlength=len(counts[name]))
+    for name, counted in counts.items():
+        seen.statistics[name].frequency = counted
 
 
 def mask_of(batch: Batch) -> Tensor | None:
@@ -157,6 +177,8 @@ class _Seen:
         self.statistics: dict[str, LayerStatistics] = {}
         self.outputs: list[_Output] = []
         self.mask: Tensor | None = None
+        self.inputs: Inputs = {}
+        self.columns: dict[str, set[str]] = {}  # of the inputs, by embedding: those that its ids always were
         self._generator, self._task = generator, task
 
     @contextmanager
@@ -176,6 +198,8 @@ class _Seen:
                 asked = without_padding(given.detach().unsqueeze(-1), self.mask).flatten()
                 counts = torch.bincount(asked, minlength=layer.num_embeddings).float()
                 found.frequency = counts if found.frequency is None else found.frequency + counts
+                same = {column for column, ids in _by_name(self.inputs).items() if _are_equal(ids, given)}
+                self.columns[name] = self.columns.get(name, same) & same
             num_features = output.shape[1 if is_convolution else -1]
             found.power += float(output.detach().float().square().sum())
             found._positions += output.numel() // num_features
@@ -226,6 +250,14 @@ class _Seen:
         else:
             found.gradients.addmm_(rows.T, rows)
         found.num_gradients += len(rows)
+
+
+def _by_name(inputs: Inputs) -> Mapping[str, Tensor]:
+    return {"": inputs} if isinstance(inputs, Tensor) else inputs
+
+
+def _are_equal(ids: Tensor, given: Tensor) -> bool:
+    return ids.shape == given.shape and torch.equal(ids, given)
 
 
 def _is_matrix(layer: nn.Module) -> bool:

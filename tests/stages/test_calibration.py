@@ -231,6 +231,45 @@ class TextLike:
             yield Batch(inputs, torch.zeros(len(inputs["input_ids"]), dtype=torch.long), torch.arange(1), 0)
 
 
+class OtherIds(TextClassifier):
+    """Rare tokens, of the upper half of the ids, are looked up as others are."""
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(torch.where(input_ids < 15, input_ids, input_ids - 15), attention_mask)
+
+
+class OfShorterTable(TextClassifier):
+    """Ids are clamped to a table of 15 rows."""
+
+    def __init__(self):
+        super().__init__(3, vocabulary=15)
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids.clamp(max=14), attention_mask)
+
+
+def test_tokens_are_counted_in_all_texts_where_few_are_run_through_the_model():
+    ids = torch.randint(1, 30, (200, 7), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(7) < (torch.arange(200) % 7 + 1)[:, None]).long()
+    model, split = TextClassifier(3, vocabulary=30), TextLike(ids, mask)
+    found = calibrate(model, ["table", "hidden"], split, num_samples=24, seed=0, task=CLASSIFICATION)
+    counts = torch.bincount(ids[mask.bool()], minlength=30) + 1.0
+    torch.testing.assert_close(found["table"].frequency, counts / counts.sum())
+    assert found["hidden"].num_rows < mask.sum()
+    assert found["table"].positions == found["hidden"].positions
+
+
+@pytest.mark.parametrize("model", [OtherIds(3, vocabulary=30), OfShorterTable()], ids=["other", "clamped"])
+def test_of_ids_that_the_model_makes_those_that_were_seen_count(model):
+    common = torch.randint(1, 15, (400, 7), generator=torch.Generator().manual_seed(0))
+    rare = torch.where(torch.rand(400, 7, generator=torch.Generator().manual_seed(1)) < 0.02, 20, common)
+    split = TextLike(rare, torch.ones(400, 7, dtype=torch.long))
+    found = calibrate(model, ["table"], split, num_samples=24, seed=0, task=CLASSIFICATION)
+    V = model.table.num_embeddings
+    assert found["table"].frequency.shape == (V,)
+    assert float(found["table"].frequency.min()) == pytest.approx(1 / (24 * 7 + V))  # of the 24 alone
+
+
 def test_many_logits_make_small_batches(monkeypatch):
     monkeypatch.setattr("compresskd.compression.calibration.MAX_LOGITS", 12)
     sizes, data = [], make_data((6,))
