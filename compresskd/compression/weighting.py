@@ -13,6 +13,7 @@ from compresskd.layers.known import scale_of
 from compresskd.tt.decompose.metric import RIDGE
 
 NONE, SCALE, INPUT, TWO_SIDED = "none", "input_scale", "input", "two_sided"
+_TINY = 1e-30
 WHITENINGS = (NONE, SCALE, INPUT, TWO_SIDED)
 DAMPING: Mapping[str, tuple[float, float]] = {
     SCALE: (RIDGE, RIDGE),
@@ -54,11 +55,15 @@ def weighting_of(layer: nn.Module, found: LayerStatistics, whitening: str) -> We
     by the root of their frequency: the second-order change of the loss holds for small errors, and where a table loses
     half of its norm, to count by the frequency itself gives the parameters to a few hundred common words and loses the
     words that say what a text is about (SST-2 with a BERT of 4 layers at rank 16: 72.5 in place of 79.9 percent).
+    Features count by the root of G, of G's trace, for the same reason (SST-2 with three layers of MiniLM, its table
+    alone in four groups of rows at a thirteenth of its parameters: 83.5 in place of 82.8 percent on validation).
     """
     after = found.gradients if whitening == TWO_SIDED else None
     weight = found.positions if whitening == TWO_SIDED else found.sensitivity
     if isinstance(layer, nn.Embedding):
-        return Weighting(weight * (scale_of(layer) or 1.0) ** 2, after, _root(found.frequency))
+        return Weighting(
+            weight * (scale_of(layer) or 1.0) ** 2, _root_of_matrix(after), _root(found.frequency)
+        )
     if found.covariance is None:
         return None
     inputs = found.covariance
@@ -118,6 +123,19 @@ def shortage_text(short: Iterable[Shortage], damping: Sequence[float]) -> str:
 
 def _root(frequency: Tensor | None) -> Tensor | None:
     return None if frequency is None else frequency.sqrt() / frequency.sqrt().sum()
+
+
+def _root_of_matrix(covariance: Tensor | None) -> Tensor | None:
+    """The root of a covariance [N, N], or of its diagonal [N], scaled to the same trace."""
+    if covariance is None:
+        return None
+    if covariance.ndim == 1:
+        found = covariance.clamp_min(0.0).sqrt()
+        return found * (covariance.sum() / found.sum().clamp_min(_TINY))
+    values, vectors = torch.linalg.eigh(covariance.double())
+    roots = values.clamp_min(0.0).sqrt()
+    roots = roots * (values.sum() / roots.sum().clamp_min(_TINY))
+    return ((vectors * roots) @ vectors.T).to(covariance.dtype)
 
 
 def _raised(covariance: Tensor | None, share: float) -> Tensor | None:
