@@ -16,6 +16,7 @@ from compresskd import artifact, layers, measure, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.compensation import COMPENSATIONS, SEQUENTIAL, compensated
 from compresskd.compression.costs import PARAMETERS, costs_of
+from compresskd.compression.norm_statistics import KEEP, REESTIMATE, WAYS, norms_of, reestimate
 from compresskd.compression.plan import (
     Method,
     SensitivityTable,
@@ -82,6 +83,8 @@ class Compression(Size):
             takes those of `compresskd.compression.weighting.DAMPING`, of two_sided for a compensation.
         compensation: 'sequential' fits each layer in closed form to what the compressed layers before it give it, over
             the calibration samples, see `compresskd.compression.compensation`; ranks are those of 'none'.
+        batch_norm: 'reestimate' finds the running statistics of batch norm anew over the calibration samples, once
+            layers are factorized, see `compresskd.compression.norm_statistics`; 'keep' leaves those of the dense model.
         row_groups: into how many groups, by how often training samples ask for them, the rows of a table of tokens
             are divided; each group has a rank of its own (`rank` gives as many parameters as one rank would). A table
             that is tied is not divided.
@@ -102,6 +105,7 @@ class Compression(Size):
     damping: Sequence[NonNegative] | None = None
     num_calibration: Count = 512
     compensation: Annotated[str, one_of(*COMPENSATIONS)] = COMPENSATIONS[0]
+    batch_norm: Annotated[str, one_of(*WAYS)] = KEEP
     row_groups: Annotated[int, Ge(1), Le(MOST_GROUPS)] = 1
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
@@ -153,7 +157,12 @@ class Compression(Size):
         plan = self.plan(model, context, init=init)
         if self.compensation == SEQUENTIAL and init != "random":
             plan = self._compensated(model, plan, context)
-        return factorize_model(model, plan, few_samples(model, context), fresh=init == "random")
+        replaced = factorize_model(model, plan, few_samples(model, context), fresh=init == "random")
+        if self.batch_norm == REESTIMATE:
+            drawn = draw(context.data.train, self.num_calibration, seed=context.stage_seed)
+            size = context.recipe.evaluation_batch_size
+            reestimate(model, drawn, batch_size=size, note=context.reporter.note)
+        return replaced
 
     def _compensated(self, model: nn.Module, plan: Mapping[str, Make], context: Context) -> dict[str, Make]:
         """The plan with its matrices fitted in order; the record says of each other layer why it is not."""
@@ -300,6 +309,9 @@ class Compression(Size):
         Args:
             example: [2, ...] inputs of the model.
         """
+        if self.batch_norm == REESTIMATE and not norms_of(model):
+            expected = f"{KEEP}: the model has no batch norm that keeps running statistics"
+            raise OptionError("batch_norm", self.batch_norm, expected)
         with evaluation_mode(model):
             tried = shortened(model, example)
         taken, read = without_read(model, self._taken(model), tried)

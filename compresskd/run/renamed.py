@@ -95,6 +95,7 @@ def _compression(options: Mapping[str, Any]) -> dict[str, Any]:
         then.setdefault("allocation", "error")
         then.setdefault("compensation", "none")
         then.setdefault("row_groups", 1)
+        then.setdefault("batch_norm", "keep")
     if isinstance(options.get("data_aware"), bool):
         then["whitening"] = _WHITENING[str(options["data_aware"]).lower()]
     return then
