@@ -95,7 +95,7 @@ def calibrate(
 
     Any layer will do that maps one tensor to another, of any type; the model's mode and gradients are left as they
     were. A layer that never runs is not among what is returned. Batches are smaller than `batch_size` where one of it
-    would have more than MAX_LOGITS logits.
+    would have more than MAX_LOGITS logits. Tokens are counted in up to MAX_COUNTED samples, for which no model runs.
 
     Args:
         task: with it gradients are kept too, those of the task's own likelihood at targets that are drawn from the
@@ -141,7 +141,8 @@ def _count_tokens(seen: _Seen, split: Split, batch_size: int) -> None:
     for batch in split.batches(batch_size) if counts else ():
         for name in [*counts]:
             asked = without_padding(_by_name(batch.inputs)[told_by[name]].unsqueeze(-1), mask_of(batch))
-            if int(asked.min()) < 0 or int(asked.max()) >= len(counts[name]):
+            outside = (asked < 0) | (asked >= len(counts[name]))
+            if outside.any():
                 del counts[name]  # ids that the model changes before it looks them up, if rarely
             else:
                 counts[name] += torch.bincount(asked.flatten(), minlength=len(counts[name]))

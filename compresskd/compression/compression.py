@@ -42,6 +42,7 @@ from compresskd.compression.weighting import (
     shortages,
     weighting_of,
 )
+from compresskd.data.base import Split
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, few_samples, score
 from compresskd.layers import surgery
@@ -129,6 +130,9 @@ class Compression(Size):
                 "1 with whitening=none, or method=tucker or cp: groups are by how often rows are asked for"
             )
             yield OptionError("row_groups", self.row_groups, expected)
+        if self.batch_norm == REESTIMATE and self.num_calibration < 2:
+            expected = f">= 2 samples with batch_norm={REESTIMATE}: one has no variance"
+            yield OptionError("num_calibration", self.num_calibration, expected)
         if self.damping is not None and self.whitening == NONE:
             yield OptionError("damping", self.damping, "null with whitening=none")
         elif self.damping is not None and len(self.damping) != 2:
@@ -159,18 +163,20 @@ class Compression(Size):
             plan = self._compensated(model, plan, context)
         replaced = factorize_model(model, plan, few_samples(model, context), fresh=init == "random")
         if self.batch_norm == REESTIMATE:
-            drawn = draw(context.data.train, self.num_calibration, seed=context.stage_seed)
-            size = context.recipe.evaluation_batch_size
-            reestimate(model, drawn, batch_size=size, note=context.reporter.note)
+            size = max(2, context.recipe.evaluation_batch_size)  # one sample has no variance
+            reestimate(model, self._drawn(context), batch_size=size, note=context.reporter.note)
         return replaced
+
+    def _drawn(self, context: Context) -> Split:
+        """The calibration samples."""
+        return draw(context.data.train, self.num_calibration, seed=context.stage_seed)
 
     def _compensated(self, model: nn.Module, plan: Mapping[str, Make], context: Context) -> dict[str, Make]:
         """The plan with its matrices fitted in order; the record says of each other layer why it is not."""
         taken, _ = without_read(model, self._taken(model), few_samples(model, context))
         reasons = {layer.name: reason for layer in taken if (reason := _not_fitted(layer)) is not None}
         wanted = [layer.name for layer in taken if layer.name not in reasons]
-        drawn = draw(context.data.train, self.num_calibration, seed=context.stage_seed)
-        batches = list(drawn.batches(_COMPENSATED_AT_ONCE))
+        batches = list(self._drawn(context).batches(_COMPENSATED_AT_ONCE))
         damping = (self.damping or DAMPING[TWO_SIDED])[0]
         found = compensated(model, plan, wanted, batches, damping=damping, note=context.reporter.note)
         left = {name: "dense, or never run" for name in wanted if found[name] is plan[name]}

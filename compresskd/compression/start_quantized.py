@@ -55,27 +55,16 @@ def start_quantized(
         weights = [target.value.detach() for target in targets]
         trains = _trains(model.get_submodule(name), weights)
         if trains:
-            found = [
-                quantize_cores(
-                    train,
-                    spec.bits_of(name),
-                    method=quantization.core_start,
-                    grid=quantization.core_grid,
-                    granularity=spec.granularity_of(targets[0]),
-                    input_covariance=covariances[name].cpu() if name in covariances else None,
-                    num_steps=num_steps,
-                    seed=seed,
-                )
-                for train in trains
-            ]
-            shapes = [weight.shape for weight in weights]
-            tensors = [t for one in found for t in one.tensors]
-            tensors = [
-                replace(t, integers=t.integers.reshape(s)) for t, s in zip(tensors, shapes, strict=True)
-            ]
-            values = [
-                v.reshape(s) for v, s in zip((c for one in found for c in one.cores), shapes, strict=True)
-            ]
+            options = {
+                "method": quantization.core_start,
+                "grid": quantization.core_grid,
+                "granularity": spec.granularity_of(targets[0]),
+                "input_covariance": covariances[name].cpu() if name in covariances else None,
+                "num_steps": num_steps,
+                "seed": seed,
+            }
+            found = [quantize_cores(train, spec.bits_of(name), **options) for train in trains]
+            tensors, values = _in_shapes_of(weights, found)
             start.errors[name] = _errors_together(trains, found)
         else:
             tensors = [
@@ -137,19 +126,31 @@ def _trains(layer: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
     return []
 
 
+def _in_shapes_of(
+    weights: list[Tensor], found: list[QuantizedCores]
+) -> tuple[list[QuantizedTensor], list[Tensor]]:
+    """The integers and exact values of all trains, in the shapes of the weights that these were."""
+    tensors = (tensor for one in found for tensor in one.tensors)
+    values = (core for one in found for core in one.cores)
+    return (
+        [replace(t, integers=t.integers.reshape(w.shape)) for t, w in zip(tensors, weights, strict=True)],
+        [value.reshape(w.shape) for value, w in zip(values, weights, strict=True)],
+    )
+
+
 def _errors_together(trains: list[list[Tensor]], found: list[QuantizedCores]) -> dict[str, float]:
-    """The relative errors of a layer by step, of those of its trains."""
+    """The relative errors of a layer by step, of those of its trains, whose tables are of different rows."""
     if len(found) == 1:
         return dict(found[0].errors)
     squares = [float(inner_product(train, train)) for train in trains]
-    total = sum(squares)
-    return {
-        step: (sum(share * one.errors[step] ** 2 for share, one in zip(squares, found, strict=True)) / total)
-        ** 0.5
-        if total
-        else 0.0
-        for step in found[0].errors
-    }
+    total = sum(squares) or 1.0
+
+    def together(step: str) -> float:
+        return (
+            sum(share * one.errors[step] ** 2 for share, one in zip(squares, found, strict=True)) / total
+        ) ** 0.5
+
+    return {step: together(step) for step in found[0].errors}
 
 
 @torch.no_grad()

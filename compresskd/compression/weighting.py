@@ -61,9 +61,7 @@ def weighting_of(layer: nn.Module, found: LayerStatistics, whitening: str) -> We
     after = found.gradients if whitening == TWO_SIDED else None
     weight = found.positions if whitening == TWO_SIDED else found.sensitivity
     if isinstance(layer, nn.Embedding):
-        return Weighting(
-            weight * (scale_of(layer) or 1.0) ** 2, _root_of_matrix(after), _root(found.frequency)
-        )
+        return Weighting(weight * (scale_of(layer) or 1.0) ** 2, _root(after), _root(found.frequency))
     if found.covariance is None:
         return None
     inputs = found.covariance
@@ -121,11 +119,7 @@ def shortage_text(short: Iterable[Shortage], damping: Sequence[float]) -> str:
     )
 
 
-def _root(frequency: Tensor | None) -> Tensor | None:
-    return None if frequency is None else frequency.sqrt() / frequency.sqrt().sum()
-
-
-def _root_of_matrix(covariance: Tensor | None) -> Tensor | None:
+def _root(covariance: Tensor | None) -> Tensor | None:
     """The root of a covariance [N, N], or of its diagonal [N], scaled to the same trace."""
     if covariance is None:
         return None

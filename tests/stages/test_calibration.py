@@ -270,6 +270,21 @@ def test_of_ids_that_the_model_makes_those_that_were_seen_count(model):
     assert float(found["table"].frequency.min()) == pytest.approx(1 / (24 * 7 + V))  # of the 24 alone
 
 
+def test_an_id_outside_of_the_table_that_no_drawn_text_has_leaves_what_was_seen():
+    ids = torch.randint(1, 15, (400, 7), generator=torch.Generator().manual_seed(0))
+    drawn = draw(TextLike(ids, torch.ones_like(ids)), 24, seed=0)
+    (batch,) = drawn.batches(24)
+    seen = {tuple(row) for row in batch.inputs["input_ids"].tolist()}
+    left_out = next(k for k in range(400) if tuple(ids[k].tolist()) not in seen)
+    ids[left_out, 0] = 20
+    model = OfShorterTable()
+    found = calibrate(
+        model, ["table"], TextLike(ids, torch.ones_like(ids)), num_samples=24, seed=0, task=CLASSIFICATION
+    )
+    counts = torch.bincount(batch.inputs["input_ids"].flatten(), minlength=15) + 1.0
+    torch.testing.assert_close(found["table"].frequency, counts / counts.sum())
+
+
 def test_many_logits_make_small_batches(monkeypatch):
     monkeypatch.setattr("compresskd.compression.calibration.MAX_LOGITS", 12)
     sizes, data = [], make_data((6,))

@@ -10,6 +10,7 @@ from torch import nn
 from compresskd.compression.norm_statistics import reestimate
 from compresskd.config.faults import ConfigError
 from compresskd.data.synthetic import synthetic
+from compresskd.stages import Compression
 
 
 def samples(count):
@@ -76,6 +77,11 @@ def test_a_run_gains_by_it(run_strategy):
     score = [r.stages[-1]["metrics"]["validation_accuracy"] for r in (kept, anew)]
     assert score[1] > score[0]
     assert kept.stages[-1]["size"]["num_parameters"] == anew.stages[-1]["size"]["num_parameters"]
+
+
+def test_a_single_calibration_sample_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="num_calibration: got 1, expected >= 2 samples with batch_norm"):
+        Compression(rank=4, num_calibration=1, batch_norm="reestimate")
 
 
 def test_a_model_without_batch_norm_is_refused(run_strategy):
