@@ -11,7 +11,7 @@ from compresskd.options import OptionError
 from compresskd.tasks import UNLABELLED
 
 KEY = "unlabelled_path"
-KEYS = (KEY, "unlabelled_spans", "unlabelled_replacements")
+KEYS = (KEY, "unlabelled_spans", "unlabelled_replacements", "unlabelled_subwords")
 
 
 def without_labels(count: int, like: Tensor) -> Tensor:

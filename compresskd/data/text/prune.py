@@ -111,8 +111,13 @@ def _alone(vocabulary: Iterable[str], model: Mapping[str, Any], characters: set[
     ends = model.get("continuing_subword_prefix") or _SPACE, model.get("end_of_word_suffix") or ""
     for token in vocabulary:
         bare = token.removeprefix(ends[0]).removesuffix(ends[1])
-        if token in characters or bare in characters or bare == "" or _BYTE.fullmatch(token):
+        if token in characters or bare in characters or bare == "" or is_byte(token):
             yield token
+
+
+def is_byte(token: str) -> bool:
+    """Whether a token is that of a byte which no character of the vocabulary has."""
+    return _BYTE.fullmatch(token) is not None
 
 
 def _letters(token: str, model: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ def text(
     skip_bad: bool,
     unlabelled_spans: Count | None = None,
     unlabelled_replacements: Count | None = None,
+    unlabelled_subwords: Count | None = None,
     **options: Unpack[LabelledOptions],
 ) -> Data:
     """Texts of a folder, a file or a set of the hub, each with what a task asks of it.
@@ -45,7 +46,8 @@ def text(
         asks: "classes", "labels" (0 or 1 in each label column), "values" (numbers), or "vectors", for which no label
             is read; None: classes.
         unlabelled_path: a file or folder of texts without labels, in the same text columns (see `alternating`).
-        unlabelled_spans, unlabelled_replacements: variants of each training text, more of them (see `variants`).
+        unlabelled_spans, unlabelled_replacements, unlabelled_subwords: variants of each training text, more of them
+            (see `variants`).
         max_length: tokens of a text, special ones among them; the rest is cut off. None: what the tokenizer says.
 
     Raises:
@@ -64,7 +66,11 @@ def text(
         raise OptionError(
             KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
         )
-    drawn = {"spans": unlabelled_spans, "replacements": unlabelled_replacements}
+    drawn = {
+        "spans": unlabelled_spans,
+        "replacements": unlabelled_replacements,
+        "subwords": unlabelled_subwords,
+    }
     drawn = {kind: count for kind, count in drawn.items() if count is not None}
     if drawn and (asks == VECTORS or pair_column is not None):
         kind, count = next(iter(drawn.items()))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from compresskd.data.randomness import generator
 from compresskd.data.text.sequences import Sequences
 from compresskd.data.text.split import TextSplit
+from compresskd.data.text.subwords import smaller_tokens
 from compresskd.data.text.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
@@ -34,7 +35,8 @@ def variants(train: TextSplit, tokenizer: Tokenizer, counts: Mapping[str, int], 
     """Each of KINDS as often of each training text as `counts` says, none twice and none a training text.
 
     Distillation from such variants is of Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT into Simple
-    Neural Networks" (arXiv:1903.12136), section 3.2. A pure function of the arguments.
+    Neural Networks" (arXiv:1903.12136), section 3.2; with words in smaller tokens, of Hiraoka 2022, "MaxMatch-Dropout:
+    Subword Regularization for WordPiece" (arXiv:2209.04126). A pure function of the arguments.
 
     Args:
         train: with `input_ids` alone.
@@ -42,7 +44,7 @@ def variants(train: TextSplit, tokenizer: Tokenizer, counts: Mapping[str, int], 
         seed: of the draws.
 
     Raises:
-        ValueError: there are none, as no text has two words.
+        ValueError: there are none, as no text has two words, or no word has smaller tokens.
     """
     texts = _texts(train, tokenizer)
     whole = {text.ids.tobytes() for text in texts}
@@ -50,11 +52,15 @@ def variants(train: TextSplit, tokenizer: Tokenizer, counts: Mapping[str, int], 
     several = [text for text in texts if len(text.words) > 2]
     found: dict[bytes, Ids] = {}
     for kind, count in counts.items():
-        for made in KINDS[kind](several, count, seed):
+        for made in KINDS[kind](several, count, seed, tokenizer):
             found.setdefault(made.tobytes(), made)
     kept = [made for key, made in found.items() if key not in whole and len(made) <= longest]
     if not kept:
-        raise ValueError("no text of train has two words or more: there are no variants of them")
+        asked = " or ".join(counts)
+        raise ValueError(
+            f"there are no variants ({asked}) of the texts of train: it needs some of two words or more, and subwords "
+            "a tokenizer whose words can be cut into smaller tokens"
+        )
     bounds = torch.tensor([0, *map(len, kept)]).cumsum(0)
     return Sequences({"input_ids": torch.from_numpy(np.concatenate(kept))}, bounds, {})
 
@@ -71,8 +77,9 @@ def _texts(train: TextSplit, tokenizer: Tokenizer) -> list[_Text]:
     return texts
 
 
-def _spans(texts: list[_Text], count: int, seed: int) -> Iterator[Ids]:
+def _spans(texts: list[_Text], count: int, seed: int, tokenizer: Tokenizer) -> Iterator[Ids]:
     """Runs of consecutive words, of any length and at any place."""
+    del tokenizer
     draws = torch.rand(len(texts), count, 2, generator=generator("spans", seed)).numpy()
     for text, drawn in zip(texts, draws, strict=True):
         words = len(text.words) - 1
@@ -82,25 +89,46 @@ def _spans(texts: list[_Text], count: int, seed: int) -> Iterator[Ids]:
             yield text.around([text.ids[text.words[start] : text.words[start + taken]]])
 
 
-def _replacements(texts: list[_Text], count: int, seed: int) -> Iterator[Ids]:
+def _replacements(texts: list[_Text], count: int, seed: int, tokenizer: Tokenizer) -> Iterator[Ids]:
     """Texts in which other words of train, as frequent as they are there, stand for up to half of the words.
 
     These words are never the first or the last of a text, whose tokens may lack the space before or after them.
     """
+    del tokenizer
     drawn = generator("replacements", seed)
     words = [text.word(k) for text in texts for k in range(1, len(text.words) - 2)]
     for text in texts if words else ():
         own = [text.word(k) for k in range(len(text.words) - 1)]
         others = torch.randint(len(words), (count, len(own)), generator=drawn).tolist()
-        shares = 0.5 * torch.rand(count, 1, generator=drawn)
-        replaced = (torch.rand(count, len(own), generator=drawn) < shares).tolist()
-        for other, new in zip(others, replaced, strict=True):
+        for other, new in zip(others, _up_to_half(count, len(own), drawn), strict=True):
             yield text.around(
                 words[at] if is_new else word for word, at, is_new in zip(own, other, new, strict=True)
             )
 
 
-KINDS = {"spans": _spans, "replacements": _replacements}
+def _subwords(texts: list[_Text], count: int, seed: int, tokenizer: Tokenizer) -> Iterator[Ids]:
+    """Texts in which up to half of the words are cut as if the tokenizer did not have their tokens."""
+    smaller = smaller_tokens(tokenizer)
+    drawn = generator("subwords", seed)
+    for text in texts if smaller else ():
+        own = [text.word(k) for k in range(len(text.words) - 1)]
+        cut = [
+            np.concatenate([smaller.get(int(word[k]), word[k : k + 1]) for k in range(len(word))])
+            for word in own
+        ]
+        for chosen in _up_to_half(count, len(own), drawn):
+            yield text.around(
+                less if is_cut else word for word, less, is_cut in zip(own, cut, chosen, strict=True)
+            )
+
+
+def _up_to_half(count: int, words: int, drawn: torch.Generator) -> list[list[bool]]:
+    """[count][words] which words of a text are changed: a share of up to a half, another one each time."""
+    shares = 0.5 * torch.rand(count, 1, generator=drawn)
+    return (torch.rand(count, words, generator=drawn) < shares).tolist()
+
+
+KINDS = {"spans": _spans, "replacements": _replacements, "subwords": _subwords}
 
 
 def joined(one: Sequences, other: Sequences) -> Sequences:
