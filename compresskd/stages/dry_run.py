@@ -33,7 +33,7 @@ from compresskd.training.loop import can_checkpoint
 from compresskd.training.teacher_targets import with_targets_of
 
 _NUM_EVALUATED = 2  # validation samples that are scored after the steps
-_EPOCHS = 2  # over the few samples: a rate that is absurd shows within as many steps
+_UPDATES = 2  # at least, and a step on each batch that is tried: a rate that is absurd shows within as many
 
 
 def check_answers(model: nn.Module, batches: Sequence[Batch], task: Task, num_classes: int) -> None:
@@ -115,7 +115,6 @@ def try_training(
     steps = data_for(objective, data).train.num_batches(recipe.batch_size)
     trial = dataclasses.replace(
         recipe,
-        epochs=_EPOCHS,
         compile=False,
         max_steps=None,
         validate_every=None,
@@ -125,6 +124,8 @@ def try_training(
         ),
     )
     sample = data_for(objective, _sample(data, recipe.batch_size, device))
+    an_epoch = recipe.updates_per_epoch(sample.train.num_batches(recipe.batch_size))
+    trial = dataclasses.replace(trial, epochs=-(-_UPDATES // an_epoch))
     student = copy.deepcopy(state.student).to(device)
     teachers = {
         name: copy.deepcopy(teacher).to(device)
