@@ -66,16 +66,12 @@ def text(
         raise OptionError(
             KEY, options.get(KEY), "null: this task needs no labels; add the texts to data.path"
         )
-    drawn = {
+    counts = {
         "spans": unlabelled_spans,
         "replacements": unlabelled_replacements,
         "subwords": unlabelled_subwords,
     }
-    drawn = {kind: count for kind, count in drawn.items() if count is not None}
-    if drawn and (asks == VECTORS or pair_column is not None):
-        kind, count = next(iter(drawn.items()))
-        expected = "null: this task needs no labels" if asks == VECTORS else "null for pairs of texts"
-        raise OptionError(f"unlabelled_{kind}", count, expected)
+    drawn = _drawn(counts, asks, pair_column)
     alone = Opened.unlabelled(options)
     texts = {key: column for key, column in read.items() if key != "weight_column"}
     if alone is not None:
@@ -113,6 +109,16 @@ def text(
         vocabulary=found.vocabulary,
         variants=drawn,
     )
+
+
+def _drawn(counts: Mapping[str, int | None], asks: str | None, pair_column: str | None) -> dict[str, int]:
+    """How many variants of each kind are drawn of a text. Raises OptionError where there is no use for them."""
+    drawn = {kind: count for kind, count in counts.items() if count is not None}
+    if drawn and (asks == VECTORS or pair_column is not None):
+        kind, count = next(iter(drawn.items()))
+        expected = "null: this task needs no labels" if asks == VECTORS else "null for pairs of texts"
+        raise OptionError(f"unlabelled_{kind}", count, expected)
+    return drawn
 
 
 def _labels(
