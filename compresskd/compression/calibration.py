@@ -14,9 +14,9 @@ from torch.autograd.graph import GradientEdge
 
 from compresskd import layers, tt
 from compresskd.compression.noise import likelihood_gradient
-from compresskd.compression.progress import told
 from compresskd.data.base import Split
 from compresskd.data.draw import draw
+from compresskd.progress import told
 from compresskd.tasks import Batch, Inputs, Task, logits_of
 from compresskd.training.evaluation import evaluation_mode
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from compresskd import layers, tt
 from compresskd.compression.block_calls import calls_of, hidden_before, links, num_calls
 from compresskd.compression.calibration import input_rows, mask_of, without_padding
-from compresskd.compression.progress import told
 from compresskd.compression.replacement import Make, carry_out
 from compresskd.layers.stacks import blocks_of
+from compresskd.progress import told
 from compresskd.proof import sharing
 from compresskd.tasks import Batch
 from compresskd.training.evaluation import evaluation_mode

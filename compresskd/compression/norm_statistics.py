@@ -13,8 +13,8 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from compresskd.compression.progress import told
 from compresskd.data.base import Split
+from compresskd.progress import told
 from compresskd.training.evaluation import evaluation_mode
 
 KEEP, REESTIMATE = "keep", "reestimate"

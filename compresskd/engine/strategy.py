@@ -442,7 +442,8 @@ def _measured(
 
 def score(student: nn.Module, split: Split, context: Context) -> Scores:
     """Evaluate a model on one split, in float32 as it is used afterwards, whatever precision it was trained at."""
-    return evaluate(student, split, context.data.task, batch_size=context.recipe.evaluation_batch_size)
+    size = context.recipe.evaluation_batch_size
+    return evaluate(student, split, context.data.task, batch_size=size, note=context.reporter.note)
 
 
 def metrics_of(name: str, model: nn.Module, context: Context) -> tuple[dict[str, float], Scores | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from compresskd.run.record import metrics_of
 from compresskd.training import EpochRecord, StepProgress
 
 _MAX_NAMED = 4  # modules in one warning
+_SECONDS = 60.0  # between two plain lines inside an epoch
 
 
 class Reporter:
@@ -38,6 +40,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._stages: TaskID | None = None
         self._epochs: TaskID | None = None
+        self._said = time.monotonic()  # when the last line was written
         if console is not None and console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description:<24}"),
@@ -61,6 +64,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Say one thing that the user should know."""
+        self._said = time.monotonic()
         log.info("%s%s", self._prefix, text)
 
     def stage(self, name: str, number: int, total: int) -> None:
@@ -74,22 +78,27 @@ class Reporter:
             )
 
     def step(self, step: StepProgress) -> None:
-        """A few times a second, inside an epoch."""
+        """A few times a second, inside an epoch: the bar moves on, or a line is written now and then."""
+        if self._progress is None and time.monotonic() - self._said < _SECONDS:
+            return
+        values = {name: METRICS.get(name, Metric(name)).shown(value) for name, value in step.metrics.items()}
+        running = "".join(f"  {name} {value}" for name, value in values.items())
+        place = f"{step.unit} {step.epoch + 1}/{step.epochs}"
         if self._progress is None:
+            self.note(
+                f"{place}, {step.step:,} of {step.steps:,} steps  loss {step.loss:.4f}{running}  "
+                f"{step.samples_per_second:,.0f} samples/s"
+            )
             return
         self._progress.start()  # only now: one live display at a time, and the teacher's comes first
         if self._epochs is None:
             self._epochs = self._progress.add_task("epochs", total=step.epochs, live="")
-        values = {name: METRICS.get(name, Metric(name)).shown(value) for name, value in step.metrics.items()}
-        running = "".join(f"  {name} {value}" for name, value in values.items())
-        live = f"loss {step.loss:.4f}{running}  {step.samples_per_second:,.0f}/s"
-        done = step.epoch + step.step / step.steps
         self._progress.update(
             self._epochs,
-            completed=done,
+            completed=step.epoch + step.step / step.steps,
             total=step.epochs,
-            description=f"  epoch {step.epoch + 1}/{step.epochs}",
-            live=live,
+            description=f"  {place}",
+            live=f"loss {step.loss:.4f}{running}  {step.samples_per_second:,.0f}/s",
         )
 
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:

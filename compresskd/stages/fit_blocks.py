@@ -240,7 +240,7 @@ class _Training:
             total += loss.item()
             rate = (step + 1) * options.batch_size / (time.perf_counter() - started)
             place = len(self.done.errors), self.total, step + 1, options.updates
-            self.context.reporter.step(StepProgress(*place, total / (step + 1), {}, rate))
+            self.context.reporter.step(StepProgress(*place, total / (step + 1), {}, rate, "block"))
             yield step + 1
         optimizer.zero_grad()
 

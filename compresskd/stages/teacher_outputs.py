@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from compresskd.data.base import Split
 from compresskd.data.cache import Cache
 from compresskd.distributed import active
 from compresskd.kd.packed import pack
+from compresskd.progress import told
 from compresskd.stages.packed_outputs import Stored, stored
 from compresskd.tasks import Batch, ModelOutputs, Task, TopOutputs
 from compresskd.training import Recipe
@@ -41,6 +42,7 @@ class TeacherOutputs:
         cacheable: False where features are compared, which takes a real pass each time; then nothing is kept.
         recipe: gives the evaluation batch size, the precision, and how outputs are packed, if they are.
         temperatures: at which terms compare packed outputs.
+        note: told how far a pass over a whole view is, now and then.
     """
 
     def __init__(
@@ -55,13 +57,14 @@ class TeacherOutputs:
         recipe: Recipe,
         device: torch.device,
         temperatures: tuple[float, ...] = (),
+        note: Callable[[str], None] = lambda _: None,
     ):
         self._teacher, self._split, self._task, self._seed = teacher, split, task, seed
         self._recipe, self._device = recipe, device
         self._caching = (
             cacheable and task.rows_are_samples and split.num_views is not None and passes > split.num_views
         )
-        self._temperatures = temperatures
+        self._temperatures, self._note = temperatures, note
         self._repeats = cacheable and split.num_views is not None
         self._views: dict[int, Tensor] = {}
         self._packed: dict[int, Stored] = {}
@@ -123,7 +126,7 @@ class TeacherOutputs:
         return _packed_rows(self._packed[batch.view].of(batch.index), self._task)
 
     def _rows_to_pack(self, view: int, k: int) -> Iterator[tuple[TopOutputs, Tensor]]:
-        for batch in self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed):
+        for batch in self._batches_of(view):
             rows = self._compute(batch)
             counts = torch.ones(len(batch), dtype=torch.int64)
             if rows.sample is not None:
@@ -131,15 +134,25 @@ class TeacherOutputs:
             yield pack(rows.logits, k, self._temperatures), counts
 
     def _whole_view(self, view: int) -> Tensor:
-        batches = self._split.batches(self._recipe.evaluation_batch_size, view=view, seed=self._seed)
         computed, seconds = self._num_computed, self._seconds
-        own = [self._compute(batch).logits for batch in active().turns(batches)]
+        own = [self._compute(batch).logits for batch in active().turns(self._batches_of(view))]
         logits = torch.cat(active().in_order(own)).to(self._device)
         self._num_computed = computed + len(self._split)
         if view in self._counted:
             self._num_computed, self._seconds = computed, seconds
         self._counted.add(view)
         return logits
+
+    def _batches_of(self, view: int) -> Iterable[Batch]:
+        """The whole view, at the evaluation batch size."""
+        size = self._recipe.evaluation_batch_size
+        batches = self._split.batches(size, view=view, seed=self._seed)
+        return told(
+            batches,
+            self._split.num_batches(size, training=False),
+            "the teacher's outputs, batches",
+            self._note,
+        )
 
     def _compute(self, batch: Batch) -> ModelOutputs:
         start = time.perf_counter()

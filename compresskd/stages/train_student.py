@@ -159,6 +159,7 @@ def _compare(
             recipe=context.recipe,
             device=context.device,
             temperatures=objective.temperatures,
+            note=context.reporter.note,
         )
     return Comparison(name, bound, stack.enter_context(bound.attached(student, teacher)), outputs)
 

@@ -1,6 +1,6 @@
 """Score a model on one split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from compresskd.data.base import Split
 from compresskd.distributed import active
 from compresskd.distributed.sharding import is_sharded
 from compresskd.metric import ACCURACY, LOSS
+from compresskd.progress import told
 from compresskd.tasks import Classification, Judged, Task
 from compresskd.tt import constant_weights
 
@@ -64,6 +65,7 @@ def evaluate(
     *,
     batch_size: int,
     with_logits: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Scores:
     """Score `model` on all of `split`, in order, without augmentation and without gradients.
 
@@ -73,14 +75,17 @@ def evaluate(
 
     Args:
         task: what the model is asked; None for classification.
+        note: told how far it is, now and then.
     """
     task = Classification() if task is None else task
     sums, losses, predictions, targets, samples, logits = [], [], [], [], [], []
     # what is rounded as it is read is rounded once for the whole split, and what is folded is compared once
     plain = torch.autocast(split.device.type, enabled=False)
     with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached(), constant_weights():
+        count = split.num_batches(batch_size, training=False)
+        batches = told(split.batches(batch_size), count, f"{split.name} split, batches", note)
         # parts of a model come together where all processes call it
-        for batch, is_own in active().rounds(split.batches(batch_size), even=is_sharded(model)):
+        for batch, is_own in active().rounds(batches, even=is_sharded(model)):
             output = batch.call(model)
             if not is_own:
                 continue

@@ -9,7 +9,10 @@ from compresskd.metric import Metric
 
 @dataclass(frozen=True)
 class StepProgress:
-    """Where training stands within an epoch; `epoch` counts from 0, `step` is the number of steps done."""
+    """Where training stands within an epoch; `epoch` counts from 0, `step` is the number of steps done.
+
+    `unit` is what stands in the place of an epoch, where a training goes through parts of a model.
+    """
 
     epoch: int
     epochs: int
@@ -18,6 +21,7 @@ class StepProgress:
     loss: float  # running mean of this epoch
     metrics: Mapping[str, float]  # running means of this epoch, by name
     samples_per_second: float
+    unit: str = "epoch"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from compresskd import progress
 from compresskd.data.synthetic import synthetic
 from compresskd.stages.teacher_outputs import TeacherOutputs
 from compresskd.training import Recipe
@@ -20,7 +21,7 @@ def data():
     )  # fmt: skip
 
 
-def outputs(data, *, cacheable):
+def outputs(data, *, cacheable, **more):
     recipe = Recipe(epochs=3, batch_size=16, optimizer=torch.optim.SGD, scheduler=constant)
     torch.manual_seed(0)
     teacher = nn.Linear(6, 4)
@@ -33,6 +34,7 @@ def outputs(data, *, cacheable):
         cacheable=cacheable,
         recipe=recipe,
         device=torch.device("cpu"),
+        **more,
     )
 
 
@@ -43,6 +45,18 @@ def ask(one, data, epoch, start=0):
 
 def counts(one):
     return {name: one.saving()[name] for name in COUNTS}
+
+
+def test_a_pass_over_a_whole_view_tells_how_far_it_is(data, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS", -1.0)
+    said = []
+    one = outputs(data, cacheable=True, note=said.append)
+    ask(one, data, 0)
+    size = one._recipe.evaluation_batch_size
+    count = -(-len(data.train) // size)
+    assert said == [f"the teacher's outputs, batches: {done} of {count}" for done in range(count)]
+    ask(one, data, 1)
+    assert len(said) == count
 
 
 @pytest.mark.parametrize("cacheable", [True, False])

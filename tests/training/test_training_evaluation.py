@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from compresskd import progress
 from compresskd.training import evaluate
 
 
@@ -28,6 +29,14 @@ def test_the_batch_size_changes_nothing_but_speed(make_model, blobs):
     assert torch.equal(one.predictions, all_at_once.predictions)
     assert one.loss == pytest.approx(all_at_once.loss, rel=1e-6)
     assert one.logits is None
+
+
+def test_it_tells_how_far_it_is(make_model, blobs, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS", -1.0)
+    said = []
+    evaluate(make_model(), blobs.test, batch_size=16, note=said.append)
+    count = -(-len(blobs.test) // 16)
+    assert said == [f"test split, batches: {done} of {count}" for done in range(count)]
 
 
 def test_every_module_gets_its_mode_back(make_model, blobs):
