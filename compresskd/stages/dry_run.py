@@ -113,8 +113,10 @@ def try_training(
         _check_sharding(recipe.sharding, state.student)
     objective = training.objective
     steps = data_for(objective, data).train.num_batches(recipe.batch_size)
+    sample = data_for(objective, _sample(data, recipe.batch_size, device))
     trial = dataclasses.replace(
         recipe,
+        epochs=-(-_UPDATES // recipe.updates_per_epoch(sample.train.num_batches(recipe.batch_size))),
         compile=False,
         max_steps=None,
         validate_every=None,
@@ -123,9 +125,6 @@ def try_training(
             optimizer, total_steps=recipe.num_updates(steps), steps_per_epoch=recipe.updates_per_epoch(steps)
         ),
     )
-    sample = data_for(objective, _sample(data, recipe.batch_size, device))
-    an_epoch = recipe.updates_per_epoch(sample.train.num_batches(recipe.batch_size))
-    trial = dataclasses.replace(trial, epochs=-(-_UPDATES // an_epoch))
     student = copy.deepcopy(state.student).to(device)
     teachers = {
         name: copy.deepcopy(teacher).to(device)

@@ -4,18 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from text_sets import CUTS
+from text_sets import SENTENCES, samples
 from tokenizers import Tokenizer
 from trained_tokenizers import KINDS, SPECIAL, trained
 
 from compresskd.data.text.subwords import smaller_tokens
 from compresskd.data.text.texts import text
 from compresskd.data.text.tokenizer import Bytes, Characters, tokenizer_of
-
-OPTIONS = {
-    "name": "text", "text_column": "sentence", "pair_column": None, "label_column": "label", "weight_column": None,
-    "max_length": None, "asks": None, "class_weights": None, "group_by_length": True, "skip_bad": False, **CUTS,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,14 +52,9 @@ def test_units_have_none(plain):
 
 @pytest.mark.parametrize("named", ["tokenizer", "byte_pairs"])
 def test_variants_say_the_same_in_smaller_tokens(named, labelled, request):
-    options = {**OPTIONS, "path": labelled, "tokenizer": request.getfixturevalue(named)}
+    options = {**SENTENCES, "path": labelled, "tokenizer": request.getfixturevalue(named)}
     pieces = tokenizer_of(options["tokenizer"], list)
     data = text(**options, unlabelled_subwords=3)
-
-    def samples(split):
-        for batch in split.batches(64):
-            for ids, mask in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True):
-                yield tuple(ids[mask == 1].tolist())
 
     def spelled(sample):
         tokens = [pieces.rust.id_to_token(number) for number in sample]
@@ -84,7 +74,7 @@ def test_variants_say_the_same_in_smaller_tokens(named, labelled, request):
 
 
 def test_rare_tokens_fall_to_smaller_ones_that_are_left(labelled, tokenizer):
-    options = {**OPTIONS, "path": labelled, "tokenizer": tokenizer, "prune_vocabulary": 20}
+    options = {**SENTENCES, "path": labelled, "tokenizer": tokenizer, "prune_vocabulary": 20}
     data = text(**options, unlabelled_subwords=2)
     assert len(data.unlabelled) > 0
     (batch,) = data.unlabelled.batches(len(data.unlabelled))
@@ -93,4 +83,4 @@ def test_rare_tokens_fall_to_smaller_ones_that_are_left(labelled, tokenizer):
 
 def test_a_tokenizer_without_smaller_tokens_is_refused(labelled):
     with pytest.raises(ValueError, match="subwords a tokenizer whose words can be cut"):
-        text(**OPTIONS | {"path": labelled, "tokenizer": "bytes"}, unlabelled_subwords=2)
+        text(**SENTENCES | {"path": labelled, "tokenizer": "bytes"}, unlabelled_subwords=2)

@@ -5,16 +5,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, Value
 from refusals import says
-from text_sets import CUTS, kinds, sentences
+from text_sets import SENTENCES, kinds, sentences
 from tokenizers import Tokenizer, normalizers
 
 from compresskd.data.text.texts import text
 
-OPTIONS = {
-    "name": "text", "text_column": "sentence", "pair_column": None, "label_column": "label", "weight_column": None,
-    "tokenizer": "bytes", "max_length": None, "asks": None, "class_weights": None, "group_by_length": True,
-    "skip_bad": False, **CUTS,
-}  # fmt: skip
+OPTIONS = {**SENTENCES, "tokenizer": "bytes"}
 
 
 def load(**options):

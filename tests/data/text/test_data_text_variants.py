@@ -6,27 +6,16 @@ import numpy as np
 import pytest
 import torch
 from refusals import fault, refused, says
-from text_sets import CUTS, WORDS, sentences
+from text_sets import SENTENCES, WORDS, samples, sentences
 
 from compresskd.data.text.texts import text
 from compresskd.data.text.tokenizer import tokenizer_of
 from compresskd.tasks import UNLABELLED
 
-OPTIONS = {
-    "name": "text", "text_column": "sentence", "pair_column": None, "label_column": "label", "weight_column": None,
-    "max_length": None, "asks": None, "class_weights": None, "group_by_length": True, "skip_bad": False, **CUTS,
-}  # fmt: skip
-
-
-def samples(split):
-    for batch in split.batches(64):
-        for ids, mask in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True):
-            yield tuple(ids[mask == 1].tolist())
-
 
 @pytest.mark.parametrize("named", ["words", "bytes", "characters"])
 def test_pieces_are_runs_of_words_of_training_texts(named, labelled, tokenizer):
-    options = {**OPTIONS, "path": labelled, "tokenizer": tokenizer if named == "words" else named}
+    options = {**SENTENCES, "path": labelled, "tokenizer": tokenizer if named == "words" else named}
     data = text(**options, unlabelled_spans=4)
     whole = list(samples(data.train))
     pieces = list(samples(data.unlabelled))
@@ -61,7 +50,7 @@ def test_pieces_are_runs_of_words_of_training_texts(named, labelled, tokenizer):
 
 @pytest.mark.parametrize("named", ["words", "bytes"])
 def test_replacements_are_texts_with_up_to_half_of_their_words_from_others(named, labelled, tokenizer):
-    options = {**OPTIONS, "path": labelled, "tokenizer": tokenizer if named == "words" else named}
+    options = {**SENTENCES, "path": labelled, "tokenizer": tokenizer if named == "words" else named}
     data = text(**options, unlabelled_replacements=3)
     made = tokenizer_of(options["tokenizer"], lambda: sentences(300)[0])
     frame, trailing = made.frame()
@@ -105,7 +94,7 @@ def test_the_first_piece_of_a_word_is_known_by_its_mark(named, request):
 
 def test_pieces_join_the_texts_without_labels(labelled, folder):
     more = folder(train={"sentence": sentences(33, 300)[0]})
-    options = {**OPTIONS, "path": labelled, "tokenizer": "bytes"}
+    options = {**SENTENCES, "path": labelled, "tokenizer": "bytes"}
     alone, of_file = text(**options, unlabelled_spans=2), text(**options, unlabelled_path=more)
     both = text(**options, unlabelled_spans=2, unlabelled_path=more)
     assert list(samples(both.unlabelled)) == [*samples(of_file.unlabelled), *samples(alone.unlabelled)]
@@ -118,15 +107,15 @@ def test_where_there_are_none_they_are_refused(labelled, folder, tokenizer):
     one_word = {"sentence": ["alpha", "beta"] * 10, "label": ["a", "b"] * 10}
     with pytest.raises(ValueError, match="two words"):
         text(
-            **OPTIONS | {"path": folder(train=one_word), "tokenizer": "bytes", "test_fraction": 0.2},
+            **SENTENCES | {"path": folder(train=one_word), "tokenizer": "bytes", "test_fraction": 0.2},
             allow_overlap=True,
             unlabelled_spans=2,
         )
     with pytest.raises(ValueError, match=says("unlabelled_spans", "null")):
-        text(**OPTIONS | {"path": labelled, "tokenizer": "bytes", "asks": "vectors"}, unlabelled_spans=2)
+        text(**SENTENCES | {"path": labelled, "tokenizer": "bytes", "asks": "vectors"}, unlabelled_spans=2)
     with pytest.raises(ValueError, match=says("unlabelled_replacements", "null for pairs")):
         text(
-            **OPTIONS | {"path": labelled, "tokenizer": tokenizer, "pair_column": "sentence"},
+            **SENTENCES | {"path": labelled, "tokenizer": tokenizer, "pair_column": "sentence"},
             unlabelled_replacements=2,
         )
 

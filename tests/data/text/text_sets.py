@@ -1,6 +1,10 @@
 """What the tests of texts share besides fixtures."""
 
 CUTS = {"test_fraction": 0.2, "validation_fraction": 0.2, "split_seed": 0}
+SENTENCES = {  # but for path and tokenizer, the options of sentences with a class
+    "name": "text", "text_column": "sentence", "pair_column": None, "label_column": "label", "weight_column": None,
+    "max_length": None, "asks": None, "class_weights": None, "group_by_length": True, "skip_bad": False, **CUTS,
+}  # fmt: skip
 WORDS = ["the", "a", "film", "was", "good", "bad", "dull", "bright", "never", "ever", "saw", "I", "it"]
 
 
@@ -16,3 +20,10 @@ def sentences(count, start=0):
 def kinds(data):
     """Of what is told of the data."""
     return [notice.kind for notice in data.notices]
+
+
+def samples(split):
+    """The tokens of each text, without padding."""
+    for batch in split.batches(64):
+        for ids, mask in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], strict=True):
+            yield tuple(ids[mask == 1].tolist())
