@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from compresskd.kd.divergence import divergence, to_mixture
+from compresskd.kd.divergence import divergence, divergence_between, to_mixture
 from compresskd.kd.outputs import teacher_of
 from compresskd.kd.packed import softened_pair
 from compresskd.options import checked
@@ -107,7 +107,7 @@ class SoftTargets:
             kl, _ = divergence(*softened_pair(student.logits, theirs.top, self.temperature))
             return kl.mean() * self.temperature**2
         s, t = logit_pair(student, theirs, self.standardize)
-        kl, _ = divergence(t / self.temperature, (s - t) / self.temperature)
+        kl, _ = divergence_between(t, s, self.temperature)
         return kl.mean() * self.temperature**2
 
 
@@ -133,7 +133,7 @@ class ReverseKL:
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
-        kl, _ = divergence(s / self.temperature, (t - s) / self.temperature)
+        kl, _ = divergence_between(s, t, self.temperature)
         return kl.mean() * self.temperature**2
 
 
@@ -162,7 +162,7 @@ class JensenShannon:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
         s, t = s / self.temperature, t / self.temperature
-        kl, mean = divergence(t, s - t)
+        kl, mean = divergence_between(t, s)
         log_ratio = s - t - (kl + mean)[..., None]  # log q - log p
         of_teacher, _ = divergence(t, to_mixture(1 - self.beta, log_ratio))
         of_student, _ = divergence(s, to_mixture(self.beta, -log_ratio))
@@ -212,8 +212,6 @@ class BernoulliTargets:
         s, t = logit_pair(student, teacher_of(teacher, self), standardize=False, least=1)
         zero = torch.zeros_like(t)
         # a Bernoulli is a softmax of two logits, 0 and its own
-        kl, _ = divergence(
-            torch.stack([t / self.temperature, zero], dim=-1),
-            torch.stack([(s - t) / self.temperature, zero], dim=-1),
-        )
+        theirs, ours = (torch.stack([each, zero], dim=-1) for each in (t, s))
+        kl, _ = divergence_between(theirs, ours, self.temperature)
         return kl.mean() * self.temperature**2

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from compresskd.kd.divergence import divergence
+from compresskd.kd.divergence import divergence, divergence_between
 from compresskd.kd.features import over_pairs
 from compresskd.kd.projections import is_fused
 from compresskd.kd.shares import PAIRS
@@ -69,7 +69,7 @@ class AttentionRelations:
         heads = self.heads or max(h for h in range(1, shared + 1) if shared % h == 0 and _fits(shared, h))
         ours, theirs = _relations(s, heads), _relations(t, heads)
         if mask is None:
-            return divergence(theirs, ours - theirs)[0].mean()
+            return divergence_between(theirs, ours)[0].mean()
         padding = ~mask[:, None, None, :]
         difference = (ours - theirs).masked_fill(padding, 0.0)
         kl, _ = divergence(theirs.masked_fill(padding, _NEVER), difference)
