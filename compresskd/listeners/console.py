@@ -87,7 +87,7 @@ class Reporter:
         if self._progress is None:
             self.note(
                 f"{place}, {step.step:,} of {step.steps:,} steps  loss {step.loss:.4f}{running}  "
-                f"{step.samples_per_second:,.0f} samples/s"
+                f"{_rate(step.samples_per_second)} samples/s"
             )
             return
         self._progress.start()  # only now: one live display at a time, and the teacher's comes first
@@ -98,7 +98,7 @@ class Reporter:
             completed=step.epoch + step.step / step.steps,
             total=step.epochs,
             description=f"  {place}",
-            live=f"loss {step.loss:.4f}{running}  {step.samples_per_second:,.0f}/s",
+            live=f"loss {step.loss:.4f}{running}  {_rate(step.samples_per_second)}/s",
         )
 
     def epoch(self, epoch: EpochRecord, epochs: int) -> None:
@@ -106,7 +106,7 @@ class Reporter:
         self.note(
             f"epoch {epoch.epoch + 1:>3}/{epochs}  loss {epoch.train['loss']:.4f}  "
             f"{self._metrics_of(epoch)}  "
-            f"lr {epoch.lr:.2g}  {epoch.samples_per_second:,.0f} samples/s  {epoch.seconds:.1f} s"
+            f"lr {epoch.lr:.2g}  {_rate(epoch.samples_per_second)} samples/s  {epoch.seconds:.1f} s"
         )
 
     def stage_finished(self, entry: Mapping[str, Any]) -> None:
@@ -242,6 +242,11 @@ def _factors(record: Record) -> str | None:
         return None
     parts = " x ".join(f"{value:.3g} {name}" for name, value in found.items())
     return f"{record.final}: {math.prod(found.values()):.4g} times smaller = {parts}"
+
+
+def _rate(number: float) -> str:
+    """Whole where it is large."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _percent(fraction: float | None) -> str:

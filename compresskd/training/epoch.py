@@ -231,11 +231,12 @@ def _advance_schedule(state: TrainingState) -> None:
 
 def _progress(state: TrainingState, plan: Plan, samples_per_second: float) -> StepProgress:
     fetch(state, plan)
+    left = (plan.updates - state.updates) * plan.recipe.gradient_accumulation
     return StepProgress(
         epoch=state.epoch,
         epochs=-(-plan.updates // plan.recipe.updates_per_epoch(plan.steps)),
         step=state.step,
-        steps=plan.steps,
+        steps=min(plan.steps, state.step + left),
         loss=state.meter.loss,
         metrics=state.meter.metrics,
         samples_per_second=samples_per_second,

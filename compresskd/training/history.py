@@ -9,7 +9,8 @@ from compresskd.metric import Metric
 
 @dataclass(frozen=True)
 class StepProgress:
-    """Where training stands within an epoch; `epoch` counts from 0, `step` is the number of steps done.
+    """Where training stands within an epoch; `epoch` counts from 0, `step` is the number of steps done, of `steps` of
+    the epoch, or of its part that a training of so many updates has.
 
     `unit` is what stands in the place of an epoch, where a training goes through parts of a model.
     """

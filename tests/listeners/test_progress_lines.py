@@ -29,8 +29,8 @@ def test_inside_an_epoch_a_line_a_minute_says_where_it_stands(clock, lines):
     reporter = Reporter(None, "teacher: ")
     for seconds, step in ((1, 10), (59, 500), (61, 510), (80, 700), (122, 1500)):
         clock[0] = seconds
-        reporter.step(StepProgress(0, 3, step, 2000, 0.25, {"accuracy": 0.5}, 96.4))
-    expected = "teacher: epoch 1/3, {} of 2,000 steps  loss 0.2500  accuracy 50.00%  96 samples/s"
+        reporter.step(StepProgress(0, 3, step, 2000, 0.25, {"accuracy": 0.5}, 1096.4))
+    expected = "teacher: epoch 1/3, {} of 2,000 steps  loss 0.2500  accuracy 50.00%  1,096 samples/s"
     assert lines() == [expected.format(step) for step in ("510", "1,500")]
 
 
@@ -39,12 +39,12 @@ def test_a_line_of_another_kind_counts(clock, lines):
     clock[0] = 50
     reporter.note("calibration, batches: 3 of 4")
     clock[0] = 70
-    reporter.step(StepProgress(1, 31, 40, 60, 0.25, {}, 2.0, "block"))
+    reporter.step(StepProgress(1, 31, 40, 60, 0.25, {}, 0.125, "block"))
     clock[0] = 111
-    reporter.step(StepProgress(1, 31, 50, 60, 0.25, {}, 2.0, "block"))
+    reporter.step(StepProgress(1, 31, 50, 60, 0.25, {}, 0.125, "block"))
     assert lines() == [
         "calibration, batches: 3 of 4",
-        "block 2/31, 50 of 60 steps  loss 0.2500  2 samples/s",
+        "block 2/31, 50 of 60 steps  loss 0.2500  0.12 samples/s",
     ]
 
 

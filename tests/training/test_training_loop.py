@@ -179,6 +179,17 @@ def test_progress_is_told_at_most_ten_times_a_second(train, make_recipe, monkeyp
     assert all(0 <= p.metrics["accuracy"] <= 1 and p.loss > 0 and p.samples_per_second > 0 for p in told)
 
 
+def test_progress_ends_where_the_updates_do(train, make_recipe, monkeypatch):
+    monkeypatch.setattr("compresskd.training.epoch.SECONDS_PER_REPORT", 0.0)
+    told = []
+    recipe = make_recipe(epochs=3, batch_size=32)  # 7 batches
+    train(recipe=replace(recipe, max_steps=5, gradient_accumulation=2), on_step=told.append)
+    assert [(each.epoch, each.step, each.steps) for each in told] == [
+        *((0, done, 7) for done in (2, 4, 6, 7)),
+        (1, 2, 2),
+    ]
+
+
 def test_extra_modules_are_trained_along(train, blobs, cross_entropy):
     projector = nn.Linear(4, 4)
     before = projector.weight.detach().clone()
