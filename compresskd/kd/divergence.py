@@ -1,23 +1,24 @@
-"""The Kullback-Leibler divergence of two softmaxes, exact in float32 at any temperature.
+"""The Kullback-Leibler divergence of two softmaxes, and Jensen and Shannon's, exact in float32 at any temperature.
 
 ``T^2 KL`` of logits over T is wanted at a high T too, where both distributions are nearly uniform: the difference of
 their log-probabilities, about ``1 / T``, then drowns in the rounding of the log-probabilities themselves, and ``T^2``
 enlarges what is left. Here only the difference of the logits enters, which knows no such rounding.
 
 The logits of a language model are hundreds of megabytes, each pass over which is felt. So value and gradient are each
-computed of a few rows at a time, which stay in the cache, and nothing but the arguments is kept between the two.
+computed of a few rows at a time, which stay in the cache, and nothing but the arguments is kept between the two. Of
+logits that are small altogether the calls are what is felt, so that there what both need is kept.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _NEAR = 0.5  # below it the series of `_excess` is exact in float32
+_FAR = 60.0  # up to here e^x makes up for what a share that underflows has lost
 _AT_ONCE = 1 << 17  # numbers on a processor; a device has a call for each part, and takes more
 _AT_ONCE_ON_DEVICE = 1 << 26
 
@@ -32,8 +33,7 @@ def divergence(t: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Both ``[...]``. Their sum is ``logsumexp(t + difference) - logsumexp(t)``.
     """
-    kl, mean, *_ = cast(tuple[Tensor, ...], _Divergence.apply(t, difference, None))
-    return kl, mean
+    return cast(tuple[Tensor, Tensor], _Divergence.apply(t, difference, None))
 
 
 def divergence_between(t: Tensor, s: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -47,12 +47,26 @@ def divergence_between(t: Tensor, s: Tensor, temperature: float = 1.0) -> tuple[
     Returns:
         Both ``[...]``.
     """
-    kl, mean, *_ = cast(tuple[Tensor, ...], _Divergence.apply(t, s, float(temperature)))
-    return kl, mean
+    return cast(tuple[Tensor, Tensor], _Divergence.apply(t, s, float(temperature)))
+
+
+def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
+    """``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``.
+
+    Args:
+        t: logits ``[..., K]`` whose softmax over T is p, differentiable once.
+        s: ``[..., K]`` of q, differentiable once.
+        temperature: T.
+        beta: the share of p in the mixture, in (0, 1).
+
+    Returns:
+        ``[...]``.
+    """
+    return cast(Tensor, _JensenShannon.apply(t, s, float(temperature), float(beta)))
 
 
 class _Divergence(torch.autograd.Function):
-    """`apply(t, difference, None)` or `apply(t, s, temperature)`: the divergence, the mean, and which rows are near.
+    """`apply(t, difference, None)` or `apply(t, s, temperature)`: the divergence and the mean.
 
     With q = softmax(t), p = softmax(t + d) and b = d - E_q[d], the divergence is log E_q[e^b], so that log p - log q
     is b less the divergence. Its gradient is p - q by d, and p - q - q b by t; that of the mean q, and q b. Where d is
@@ -61,49 +75,119 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        t: Tensor, other: Tensor, temperature: float | None
-    ) -> tuple[Tensor, ...]:
-        """All three [...]."""
-        parts = [_values(*_cooled(*rows, temperature)) for rows in _by_rows(t, other)]
-        return tuple(torch.cat(each).reshape(t.shape[:-1]) for each in zip(*parts, strict=True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep the arguments and what was found of each row."""
-        t, other, ctx.temperature = inputs
-        ctx.mark_non_differentiable(output[2])
+        ctx: Any, t: Tensor, other: Tensor, temperature: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both [...]."""
+        ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(t, other, *output)
+        parts = [_values(*_cooled(*rows, temperature)) for _, rows in _by_rows(t, other)]
+        kl, mean = (_joined([part[place] for part in parts]) for place in (0, 1))
+        ctx.save_for_backward(t, other, kl, mean, *(parts[0][2:] if len(parts) == 1 else ()))
+        return kl.view(t.shape[:-1]), mean.view(t.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, of_kl: Tensor | None, of_mean: Tensor | None, _: None
-    ):
+        ctx: Any, of_kl: Tensor | None, of_mean: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of t and of the other."""
-        t, other, *of_rows = ctx.saved_tensors
-        of_rows += [torch.zeros_like(of_rows[0]) if each is None else each for each in (of_kl, of_mean)]
-        columns = [each.reshape(-1, 1) for each in of_rows]
-        # contiguous, so that rows of them are views
-        found = [t.new_empty(t.shape) if needed else None for needed in ctx.needs_input_grad[:2]]
-        start = 0
-        for rows in _by_rows(t, other):
-            place = slice(start, start + len(rows[0]))
-            outs = [None if each is None else _rows(each)[place] for each in found]
-            _write_gradients(rows, [each[place] for each in columns], ctx.temperature, *outs)
-            start = place.stop
-        return (*found, None)
+        t, other, kl, mean, *kept = ctx.saved_tensors
+        temperature, (needs_t, needs_other, _) = ctx.temperature, ctx.needs_input_grad
+        by_kl, by_mean = _column(of_kl, kl, temperature), _column(of_mean, kl, temperature)
+
+        def gradients(place: slice, rows: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+            q, b = kept or _shares(*_cooled(*rows, temperature), mean[place])
+            apart = of_t = of_other = None
+            if needs_other or temperature is None:
+                apart = _apart(q, b, kl[place], rows, temperature).mul_(by_kl[place])
+            if needs_t:
+                of_t = (q * b).mul_(by_mean[place] - by_kl[place])
+                # where the difference holds t as well, what it adds takes p - q off again, and q of the mean
+                if apart is not None and temperature is None:
+                    of_t += apart
+                else:
+                    of_t.addcmul_(q, by_mean[place], value=-1)
+            if apart is not None and needs_other:
+                of_other = apart.addcmul_(q, by_mean[place])
+            return of_t, of_other
+
+        return (*_over_rows(gradients, t, other), None)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
+class _JensenShannon(torch.autograd.Function):
+    """`apply(t, s, temperature, beta)`.
+
+    With p and q the softmaxes of t and s, and m the mixture, its gradient is beta p (log(p / m) - KL(p || m)) by t,
+    and (1 - beta) q (log(q / m) - KL(q || m)) by s.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, t: Tensor, s: Tensor, temperature: float, beta: float
+    ) -> Tensor:
+        """[...]."""
+        ctx.temperature, ctx.beta = temperature, beta
+        chunks = _by_rows(t, s)
+        needed = ctx.needs_input_grad[:2] if len(chunks) == 1 else (False, False)
+        parts = [_mixed(*_cooled(*rows, temperature), beta, needed) for _, rows in chunks]
+        ctx.save_for_backward(t, s, *parts[0][1:])
+        return _joined([part[0] for part in parts]).view(t.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradients of t and s."""
+        t, s, *kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        by_value = _column(upstream, upstream, ctx.temperature)
+
+        def gradients(place: slice, rows: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+            found = kept
+            if all(each is None for each in kept):
+                _, *found = _mixed(*_cooled(*rows, ctx.temperature), ctx.beta, needed)
+            return tuple(None if each is None else each * by_value[place] for each in found)
+
+        return (*_over_rows(gradients, t, s), None, None)
 
 
-def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A few rows [n, K] of each at a time."""
-    most = _AT_ONCE if tensors[0].device.type == "cpu" else _AT_ONCE_ON_DEVICE
-    count = max(1, most // max(1, tensors[0].shape[-1]))
-    return zip(*(_rows(each).split(count) for each in tensors), strict=True)
+def _by_rows(t: Tensor, other: Tensor) -> list[tuple[slice, tuple[Tensor, Tensor]]]:
+    """A few rows [n, K] of each at a time, and which they are."""
+    most = _AT_ONCE if t.device.type == "cpu" else _AT_ONCE_ON_DEVICE
+    whole = t.reshape(-1, t.shape[-1]), other.reshape(-1, t.shape[-1])
+    count = max(1, most // max(1, t.shape[-1]))
+    if len(whole[0]) <= count:
+        return [(slice(None), whole)]
+    places = [slice(start, start + count) for start in range(0, len(whole[0]), count)]
+    return [(place, (whole[0][place], whole[1][place])) for place in places]
+
+
+def _over_rows(
+    function: Callable[[slice, tuple[Tensor, Tensor]], tuple[Tensor | None, ...]], t: Tensor, other: Tensor
+) -> list[Tensor | None]:
+    """What the function gives of each few rows, [n, K] or None, put together in the shape of t."""
+    chunks = _by_rows(t, other)
+    if len(chunks) == 1:
+        return [None if each is None else each.view(t.shape) for each in function(*chunks[0])]
+    wholes: list[Tensor | None] = []
+    for place, rows in chunks:
+        parts = function(place, rows)
+        wholes = wholes or [None if each is None else t.new_empty(t.shape) for each in parts]
+        for whole, part in zip(wholes, parts, strict=True):
+            if whole is not None and part is not None:
+                whole.view(-1, t.shape[-1])[place] = part
+    return wholes
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _column(upstream: Tensor | None, like: Tensor, temperature: float | None) -> Tensor:
+    """A gradient by each row, [n, 1], which is one by logits over the temperature."""
+    if upstream is None:
+        return torch.zeros_like(like)
+    column = upstream.reshape(-1, 1)
+    return column if temperature is None or temperature == 1 else column / temperature
 
 
 def _cooled(t: Tensor, other: Tensor, temperature: float | None) -> tuple[Tensor, Tensor]:
@@ -113,81 +197,99 @@ def _cooled(t: Tensor, other: Tensor, temperature: float | None) -> tuple[Tensor
     return (t, other - t) if temperature == 1 else (t / temperature, (other - t).div_(temperature))
 
 
-def _values(t: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The divergence, the mean, and which are near, each [n], of rows [n, K]."""
-    log_q = F.log_softmax(t, dim=-1)
-    q = log_q.exp()
+def _values(t: Tensor, difference: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The divergence and the mean, each [n, 1], and the shares and the centred difference, of rows [n, K]."""
+    q = t.softmax(dim=-1)
     mean = (q * difference).sum(dim=-1, keepdim=True)
     b = difference - mean
-    near = b.abs().amax(dim=-1, keepdim=True) < _NEAR
-
-    def small() -> Tensor:
-        # KL = log E_q[e^b] with E_q[b] = 0, so that E_q[e^b] - 1 = E_q[e^b - 1 - b]: nothing cancels.
-        return torch.log1p((q * _excess(b.where(near, 0.0))).sum(dim=-1, keepdim=True))
-
-    def large() -> Tensor:
-        return (log_q + b).logsumexp(dim=-1, keepdim=True)
-
-    kl = _by_kind(near, small, large)
-    return kl[..., 0], mean[..., 0], near[..., 0]
+    bounds = _bounds(b)
+    # KL = log E_q[e^b] with E_q[b] = 0, so that E_q[e^b] - 1 = E_q[e^b - 1 - b]: nothing cancels
+    kl = _excess(b, bounds).mul_(q).sum(dim=-1, keepdim=True).log1p_()
+    far = _far(b, bounds)
+    if far is not None:
+        kl = torch.where(far, (t.log_softmax(dim=-1) + b).logsumexp(dim=-1, keepdim=True), kl)
+    return kl, mean, q, b
 
 
-def _write_gradients(
-    rows: tuple[Tensor, Tensor],
-    columns: Sequence[Tensor],
-    temperature: float | None,
-    by_t: Tensor | None,
-    by_other: Tensor | None,
-) -> None:
-    """Of rows [n, K], into those of `by_t` and `by_other` that are wanted.
+def _shares(t: Tensor, difference: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """As in `_values`."""
+    return t.softmax(dim=-1), difference - mean
 
-    Args:
-        columns: the divergence, the mean, which are near, and the gradients by the first two, each [n, 1].
-    """
+
+def _apart(
+    q: Tensor, b: Tensor, kl: Tensor, rows: tuple[Tensor, Tensor], temperature: float | None
+) -> Tensor:
+    """p - q, in which nothing cancels."""
+    apart = (b - kl).expm1_().mul_(q)
+    far = _far(b, _bounds(b))
+    if far is None:
+        return apart
     t, difference = _cooled(*rows, temperature)
-    kl, mean, near, of_kl, of_mean = columns
-    if temperature is not None and temperature != 1:
-        of_kl, of_mean = of_kl / temperature, of_mean / temperature
-    q, b = t.softmax(dim=-1), difference - mean
-
-    def small() -> Tensor:
-        return (b - kl).expm1_().mul_(q)  # p - q, in which nothing cancels
-
-    def large() -> Tensor:
-        return (t + difference).softmax(dim=-1).sub_(q)
-
-    apart = torch.zeros(()) if by_other is None and temperature is not None else _by_kind(near, small, large)
-    if by_other is not None:
-        torch.mul(apart, of_kl, out=by_other).addcmul_(q, of_mean)
-    if by_t is not None:
-        # where the difference holds t as well, what it adds takes p - q off again, and q of the mean
-        first = torch.mul(apart, of_kl, out=by_t) if temperature is None else torch.mul(q, -of_mean, out=by_t)
-        first.addcmul_(q.mul_(b), of_mean - of_kl)
+    return torch.where(far, (t + difference).softmax(dim=-1) - q, apart)
 
 
-def _by_kind(near: Tensor, small: Callable[[], Tensor], large: Callable[[], Tensor]) -> Tensor:
-    """The one for rows that are near [n, 1], the other for the rest; both of a device, for which nobody waits."""
-    if near.device.type == "cpu":
-        if bool(near.all()):
-            return small()
-        if not bool(near.any()):
-            return large()
-    return torch.where(near, small(), large())
+def _mixed(
+    t: Tensor, difference: Tensor, beta: float, needed: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The divergence to the mixture [n, 1], and its gradients by both that are needed, of rows [n, K]."""
+    kl, _, p, b = _values(t, difference)
+    log_ratio = b.sub_(kl)  # log q - log p
+    q = (t + difference).softmax(dim=-1)
+    value, found = torch.zeros_like(kl), []
+    for weight, share, other, ratio, wanted in (
+        (beta, p, q, log_ratio, needed[0]),
+        (1 - beta, q, p, -log_ratio, needed[1]),
+    ):
+        to_m = _to_mixture(1 - weight, ratio)  # log m less the own logarithm, of which e^to_m - 1 has mean 0
+        bounds = _bounds(to_m)
+        parts = _excess(to_m, bounds).mul_(share)
+        if _far(to_m, bounds) is not None:
+            direct = weight * share + (1 - weight) * other - share * (1 + to_m)
+            parts = torch.where(to_m < _FAR, parts, direct)
+        own = parts.sum(dim=-1, keepdim=True)
+        value += weight * own
+        found.append((to_m + own).mul_(share).mul_(-weight) if wanted else None)
+    return value, *found
 
 
-def to_mixture(share: float, log_ratio: Tensor) -> Tensor:
+def _to_mixture(share: float, log_ratio: Tensor) -> Tensor:
     """``log((1 - share) p + share q) - log p``, where ``log_ratio`` is ``log q - log p``; exact where it is small."""
-    near = log_ratio.abs() < 1
-    small = torch.log1p(share * torch.expm1(torch.where(near, log_ratio, 0.0)))
-    large = torch.logaddexp(
-        log_ratio.new_tensor(math.log1p(-share)), math.log(share) + torch.where(near, 0.0, log_ratio)
-    )
-    return torch.where(near, small, large)
+    near = torch.log1p(share * log_ratio.clamp(max=1).expm1_())
+    if log_ratio.device.type == "cpu" and (not log_ratio.numel() or bool(log_ratio.max() < 1)):
+        return near
+    # the other share of m is what is small here
+    large = log_ratio + torch.log1p((1 - share) * (-log_ratio.clamp(min=1)).expm1_())
+    return torch.where(log_ratio < 1, near, large)
 
 
-def _excess(x: Tensor) -> Tensor:
-    """``e^x - 1 - x`` for ``|x| < 0.5`` by its series."""
-    series = torch.ones_like(x)
-    for k in (8, 7, 6, 5, 4, 3):
-        series = (x / k).mul_(series).add_(1)
-    return x.square().div_(2).mul_(series)
+def _bounds(x: Tensor) -> tuple[float, float]:
+    """The least and the largest number, not known of a device, for which nobody waits."""
+    if x.device.type != "cpu":
+        return -math.inf, math.inf
+    if not x.numel():
+        return 0.0, 0.0
+    least, most = x.aminmax()
+    return float(least), float(most)
+
+
+def _far(x: Tensor, bounds: tuple[float, float]) -> Tensor | None:
+    """Which rows [n, 1] hold a number of `_FAR` or more, or not a number; None where it is known that none does."""
+    return None if bounds[1] < _FAR else ~(x.amax(dim=-1, keepdim=True) < _FAR)
+
+
+def _excess(x: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """``e^x - 1 - x``, up to `_FAR`."""
+    if bounds[0] > -_NEAR and bounds[1] < _NEAR:
+        return _series(x)
+    if not bounds[1] < _FAR:
+        x = x.clamp(max=_FAR)
+    return torch.where(x.abs() < _NEAR, _series(x), x.expm1().sub_(x))
+
+
+def _series(x: Tensor) -> Tensor:
+    """`_excess` where x is below one half: x^2 / 2 (1 + x / 3 (1 + x / 4 (1 + ...)))."""
+    one = x.new_ones(())
+    series = (x / 8).add_(1)
+    for k in (7, 6, 5, 4, 3):
+        torch.addcmul(one, x, series, value=1 / k, out=series)
+    return series.mul_(x).mul_(x).div_(2)

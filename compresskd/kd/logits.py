@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from compresskd.kd.divergence import divergence, divergence_between, to_mixture
+from compresskd.kd.divergence import divergence, divergence_between, jensen_shannon
 from compresskd.kd.outputs import teacher_of
 from compresskd.kd.packed import softened_pair
 from compresskd.options import checked
@@ -161,12 +161,7 @@ class JensenShannon:
     def __call__(self, student: ModelOutputs, teacher: ModelOutputs | None, targets: Tensor) -> Tensor:
         """The loss, a scalar."""
         s, t = logit_pair(student, teacher_of(teacher, self), self.standardize)
-        s, t = s / self.temperature, t / self.temperature
-        kl, mean = divergence_between(t, s)
-        log_ratio = s - t - (kl + mean)[..., None]  # log q - log p
-        of_teacher, _ = divergence(t, to_mixture(1 - self.beta, log_ratio))
-        of_student, _ = divergence(s, to_mixture(self.beta, -log_ratio))
-        return (self.beta * of_teacher + (1 - self.beta) * of_student).mean() * self.temperature**2
+        return jensen_shannon(t, s, self.temperature, self.beta).mean() * self.temperature**2
 
 
 @checked
