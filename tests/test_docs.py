@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 import compresskd
+from compresskd.config.build import build_jobs
+from compresskd.config.compose import compose_jobs
+from compresskd.config.faults import ConfigError
+from compresskd.config.schema import register
 from compresskd.config.shipped import conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,22 +22,29 @@ WORDS = ("resume", "fine-tune", "TT-rank", "fake quantization", "callback", "tie
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts)]
 
 
-def commands():
-    """What the pages tell a reader to run with overrides: (page, arguments); the first of swept values."""
-    for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                at = next(
-                    (at for at, word in enumerate(words) if Path(word).name == "compresskd"), len(words)
+def lines_of_commands(place):
+    """Of a page those in blocks of shell, of a file of the configuration those that its comments indent."""
+    text = place.read_text(encoding="utf-8")
+    if place.suffix == ".yaml":
+        blocks = ["\n".join(re.findall(r"^#   +(\S.*?)(?:   +\(.*)?$", text, re.MULTILINE))]
+    else:
+        blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def commands(places=PAGES):
+    """What pages tell a reader to run with overrides: (page, arguments); the first of swept values."""
+    for page in places:
+        for line in lines_of_commands(page):
+            words = shlex.split(line, comments=True)
+            at = next((at for at, word in enumerate(words) if Path(word).name == "compresskd"), len(words))
+            arguments = [word for word in words[at + 1 :] if word != "-m"]
+            of_a_run = arguments and (arguments[0][0] == "-" or "=" in arguments[0])
+            if of_a_run and not arguments[0].startswith("goal="):
+                yield (
+                    page.name if page.suffix == ".yaml" else page.relative_to(ROOT),
+                    [re.sub(r"(=\w+)(,\w+)+$", r"\1", word) for word in arguments],
                 )
-                arguments = [word for word in words[at + 1 :] if word != "-m"]
-                of_a_run = arguments and (arguments[0][0] == "-" or "=" in arguments[0])
-                if of_a_run and not arguments[0].startswith("goal="):
-                    yield (
-                        page.relative_to(ROOT),
-                        [re.sub(r"(=\w+)(,\w+)+$", r"\1", word) for word in arguments],
-                    )
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +114,30 @@ def test_commands_of_the_pages_compose(run_cli, work):
         outcome = run_cli(*arguments, "--cfg", "job")
         mistaken = "strategy=distil" in arguments  # shown to be refused
         assert outcome.status == (2 if mistaken else 0), f"{page}: {arguments}: {outcome.err}"
+
+
+RECIPES = sorted((conf_dir() / "experiment").glob("*.yaml"))
+ABSENT = {"data.path", "teacher.id", "teacher.weights", "student.id"}  # of the reader
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(words, id=f"{page}:{at}") for at, (page, words) in enumerate(commands(RECIPES))],
+)
+def test_commands_of_the_recipes_lack_nothing_but_files(arguments, work, monkeypatch):
+    monkeypatch.chdir(work)
+    register()
+    named = [word for word in arguments if not word.startswith("data.path=")]
+    jobs = compose_jobs([*named, "data.path=nowhere"]).jobs
+    for job in {job.config.strategy.name: job for job in jobs}.values():
+        with pytest.raises(ConfigError) as raised:
+            build_jobs([job])
+        assert {fault.key for fault in raised.value.faults} <= ABSENT, raised.value
+
+
+def test_recipes_have_commands():
+    assert len({page for page, _ in commands(RECIPES)}) > 10
 
 
 def test_tutorial_shows_the_messages_of_mistakes(run_cli):

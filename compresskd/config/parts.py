@@ -275,6 +275,8 @@ class Parts(Maker):
             return
         seeing = comparing(strategy)
         if not seeing:
+            if not any(getattr(stage, "training", None) for stage in strategy.stages.values()):
+                return  # as with all options of a training that none of its stages is (a sweep has such jobs)
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse("train.teacher_outputs", f"got {k}, expected {needs}")
         elif num_outputs is not None and k >= num_outputs:

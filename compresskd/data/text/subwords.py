@@ -1,6 +1,6 @@
 """The smaller tokens that stand for one where a tokenizer does not have it."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -8,11 +8,14 @@ from compresskd.data.text.prune import is_byte
 from compresskd.data.text.tokenizer import Pieces, Tokenizer
 
 
-def smaller_tokens(tokenizer: Tokenizer) -> dict[int, np.ndarray]:
+def smaller_tokens(tokenizer: Tokenizer, of: Container[int] | None = None) -> dict[int, np.ndarray]:
     """By the number of a token, those [>= 2] int32 that spell the same: the longest first, as WordPiece takes them.
 
     What WordPiece makes of a word without that token; of the tokens of other models it is one way among several. Tokens
     that no others spell are left out, and so are special ones, bytes and whole characters.
+
+    Args:
+        of: the tokens that are asked for; all, where it is None.
     """
     if not isinstance(tokenizer, Pieces):
         return {}
@@ -25,7 +28,8 @@ def smaller_tokens(tokenizer: Tokenizer) -> dict[int, np.ndarray]:
         for token, number in tokenizer.rust.get_vocab(with_added_tokens=False).items()
         if number not in added and not is_byte(token)
     }
-    found = {number: _spelled(token, tokens, prefix, suffix) for token, number in tokens.items()}
+    asked = {token: number for token, number in tokens.items() if of is None or number in of}
+    found = {number: _spelled(token, tokens, prefix, suffix) for token, number in asked.items()}
     return {number: np.array(parts, np.int32) for number, parts in found.items() if len(parts) > 1}
 
 

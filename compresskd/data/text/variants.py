@@ -108,7 +108,7 @@ def _replacements(texts: list[_Text], count: int, seed: int, tokenizer: Tokenize
 
 def _subwords(texts: list[_Text], count: int, seed: int, tokenizer: Tokenizer) -> Iterator[Ids]:
     """Texts in which up to half of the words are cut as if the tokenizer did not have their tokens."""
-    smaller = smaller_tokens(tokenizer)
+    smaller = smaller_tokens(tokenizer, of={number for text in texts for number in text.ids.tolist()})
     drawn = generator("subwords", seed)
     for text in texts if smaller else ():
         own = [text.word(k) for k in range(len(text.words) - 1)]

@@ -28,6 +28,8 @@ def test_smaller_tokens_spell_the_same(kind):
     special = {number for number, name in names.items() if name in SPECIAL or name.startswith("<0x")}
     assert not special & found.keys()
     assert not special & {part for parts in found.values() for part in parts.tolist()}
+    few = set([*found][::7])
+    assert smaller_tokens(made, of=few).keys() == few
     alone = {number for number, name in names.items() if len(name.removeprefix(prefix or "\u2581")) < 2}
     assert not (alone & found.keys()) or kind in ("Unigram", "sentencepiece")
 
