@@ -254,12 +254,13 @@ def _mixed(
 
 def _to_mixture(share: float, log_ratio: Tensor) -> Tensor:
     """``log((1 - share) p + share q) - log p``, where ``log_ratio`` is ``log q - log p``; exact where it is small."""
-    near = torch.log1p(share * log_ratio.clamp(max=1).expm1_())
-    if log_ratio.device.type == "cpu" and (not log_ratio.numel() or bool(log_ratio.max() < 1)):
-        return near
-    # the other share of m is what is small here
-    large = log_ratio + torch.log1p((1 - share) * (-log_ratio.clamp(min=1)).expm1_())
-    return torch.where(log_ratio < 1, near, large)
+    capped = log_ratio.clamp(max=1)
+    change = share * torch.expm1(capped)
+    if _bounds(log_ratio)[1] < 1:
+        return change.log1p_()
+    # where q is much the larger, its logarithm is what is left
+    more = log_ratio - capped
+    return change.add_((-more).expm1_(), alpha=1 - share).log1p_().add_(more)
 
 
 def _bounds(x: Tensor) -> tuple[float, float]:
@@ -283,7 +284,10 @@ def _excess(x: Tensor, bounds: tuple[float, float]) -> Tensor:
         return _series(x)
     if not bounds[1] < _FAR:
         x = x.clamp(max=_FAR)
-    return torch.where(x.abs() < _NEAR, _series(x), x.expm1().sub_(x))
+    # a choice by element would take longer than all of this: e^(c + r) - 1 - (c + r), where c is near
+    near = x.clamp(-_NEAR, _NEAR)
+    found, more = _series(near), x - near
+    return near.add_(1).add_(found).mul_(more.expm1()).add_(found).sub_(more)
 
 
 def _series(x: Tensor) -> Tensor:
