@@ -131,6 +131,7 @@ def run_cli(work, monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which the program sets for its children
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")  # and this, too
     monkeypatch.setattr(sys, "argv", ["compresskd"])
     store, modules, log = ConfigStore.instance(), set(sys.modules), logging.getLogger("compresskd")
     Plugins.instance()  # which adds to the store when it is first asked for

@@ -19,6 +19,7 @@ from compresskd.cli.endings import (
     is_usage_error,
     outlive_the_reader,
 )
+from compresskd.cli.threads import wait_briefly
 from compresskd.targets.paths import search_here_last
 
 _HELP = ("-h", "--help")
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("the working directory is not there any more; change to one that is")
         return USAGE_ERROR
     search_here_last()
+    wait_briefly()
     end_at_once()
     outlive_the_reader()
     if follow.is_one_of_several() and follow.follows():

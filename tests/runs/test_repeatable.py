@@ -91,6 +91,7 @@ def _start(folder, threads, cases):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",  # other tests run beside, and a thread that turns while it waits takes their core
         "PYTHONPATH": str(Path(compresskd.__file__).parents[1]),
         "COMPRESSKD_CACHE": str(folder / "cache"),
         "XDG_CACHE_HOME": str(folder / "xdg"),
