@@ -82,7 +82,7 @@ class _Divergence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         parts = [_values(*_cooled(*rows, temperature)) for _, rows in _by_rows(t, other)]
         kl, mean = (_joined([part[place] for part in parts]) for place in (0, 1))
-        ctx.save_for_backward(t, other, kl, mean, *(parts[0][2:] if len(parts) == 1 else ()))
+        ctx.save_for_backward(t, other, kl, mean, *(parts[0][2:] if _is_small(t) else ()))
         return kl.view(t.shape[:-1]), mean.view(t.shape[:-1])
 
     @staticmethod
@@ -127,9 +127,8 @@ class _JensenShannon(torch.autograd.Function):
     ) -> Tensor:
         """[...]."""
         ctx.temperature, ctx.beta = temperature, beta
-        chunks = _by_rows(t, s)
-        needed = ctx.needs_input_grad[:2] if len(chunks) == 1 else (False, False)
-        parts = [_mixed(*_cooled(*rows, temperature), beta, needed) for _, rows in chunks]
+        needed = ctx.needs_input_grad[:2] if _is_small(t) else (False, False)
+        parts = [_mixed(*_cooled(*rows, temperature), beta, needed) for _, rows in _by_rows(t, s)]
         ctx.save_for_backward(t, s, *parts[0][1:])
         return _joined([part[0] for part in parts]).view(t.shape[:-1])
 
@@ -148,6 +147,11 @@ class _JensenShannon(torch.autograd.Function):
             return tuple(None if each is None else each * by_value[place] for each in found)
 
         return (*_over_rows(gradients, t, s), None, None)
+
+
+def _is_small(t: Tensor) -> bool:
+    """Whether more is kept for the gradient than the arguments; then its rows are all taken at once."""
+    return t.numel() <= _AT_ONCE
 
 
 def _by_rows(t: Tensor, other: Tensor) -> list[tuple[slice, tuple[Tensor, Tensor]]]:

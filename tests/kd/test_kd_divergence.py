@@ -120,9 +120,10 @@ def test_gradients_in_float32_are_as_good_as_the_numbers():
 
 
 @pytest.mark.parametrize("found", [lambda t, s: divergence_between(t, s, 4.0)[0], jensen_shannon])
-def test_nothing_but_the_arguments_is_kept_of_what_is_large(found, monkeypatch):
+@pytest.mark.parametrize("shape", [(32, 500), (1, 5000)])
+def test_nothing_but_the_arguments_is_kept_of_what_is_large(found, shape, monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 1 << 12)
-    t, s = logits(32, 500), logits(32, 500, seed=1).requires_grad_()
+    t, s = logits(*shape), logits(*shape, seed=1).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
