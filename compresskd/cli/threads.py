@@ -2,7 +2,7 @@
 
 import os
 
-_TURNS = 20_000  # a tenth of a millisecond; 300,000 unless told
+_TURNS = 20_000  # half a millisecond; 300,000 unless told
 _SAID_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 

@@ -275,7 +275,7 @@ class Parts(Maker):
             return
         seeing = comparing(strategy)
         if not seeing:
-            if not any(getattr(stage, "training", None) for stage in strategy.stages.values()):
+            if not _trainings(strategy):
                 return  # as with all options of a training that none of its stages is (a sweep has such jobs)
             needs = "null, or a strategy and an objective that train by a teacher (strategy=distill kd=soft_targets)"
             self.refuse("train.teacher_outputs", f"got {k}, expected {needs}")
@@ -451,8 +451,12 @@ class Parts(Maker):
 
 def comparing(strategy: Strategy) -> list[Objective]:
     """The objectives of the stages that train by what a teacher says."""
-    trainings = [getattr(stage, "training", None) for stage in strategy.stages.values()]
-    return [each.objective for each in trainings if each and each.objective.needs_teacher]
+    return [each.objective for each in _trainings(strategy) if each.objective.needs_teacher]
+
+
+def _trainings(strategy: Strategy) -> list[Training]:
+    found = (getattr(stage, "training", None) for stage in strategy.stages.values())
+    return [each for each in found if each]
 
 
 def _other_tokens(data: Data, task: Task) -> str | None:

@@ -252,8 +252,14 @@ def _mixed(
             parts = torch.where(to_m < _FAR, parts, direct)
         own = parts.sum(dim=-1, keepdim=True)
         value += weight * own
-        found.append((to_m + own).mul_(share).mul_(-weight) if wanted else None)
+        found.append(_centred(to_m, share).mul_(share).mul_(-weight) if wanted else None)
     return value, *found
+
+
+def _centred(x: Tensor, share: Tensor) -> Tensor:
+    """x less its mean, by way of its value where the share is largest: of a share that is nearly 1 little is left."""
+    x = x - x.gather(-1, share.argmax(dim=-1, keepdim=True))
+    return x.sub_((x * share).sum(dim=-1, keepdim=True))
 
 
 def _to_mixture(share: float, log_ratio: Tensor) -> Tensor:

@@ -123,9 +123,8 @@ def test_packed_outputs_serve_a_language_model_and_are_refused_where_they_cannot
         2 * record["data"]["num_train"], abs=2))  # fmt: skip
     refused(run_cli(*lines, "strategy=distill", "kd=dkd"), fault("kd.objective.terms.dkd", "DKD"))
     refused(run_cli(*lines, "strategy=train"), fault("train.teacher_outputs", "4", "null"))
-    ended = run_cli(
-        "plan", *lines, "strategy=compress", "rank=2"
-    )  # trains nothing, so that no option of it matters
+    # where nothing is trained no option of a training matters
+    ended = run_cli("plan", *lines, "strategy=compress", "rank=2")
     assert ended.status == 0, ended.err
     refused(
         run_cli(*lines[:-1], "strategy=distill", "train.teacher_outputs=500"), fault("train.teacher_outputs")
