@@ -113,7 +113,7 @@ def calibrate(
         for name in names:
             stack.enter_context(seen.watched(name, model.get_submodule(name)))
         total = -(-len(drawn) // batch_size)
-        for batch in told(drawn.batches(batch_size), total, "calibration, batches", note):
+        for batch in told(drawn.every_sample(batch_size), total, "calibration, batches", note):
             seen.mask, seen.inputs = mask_of(batch), batch.inputs
             output = batch.call(model)
             rows = logits_of(output) if task is None else task.rows(output, batch)[0].logits
@@ -138,7 +138,7 @@ def _count_tokens(seen: _Seen, split: Split, batch_size: int) -> None:
     """Count anew how often the rows of embeddings are asked for that were given a tensor of the inputs as it was."""
     told_by = {name: min(columns) for name, columns in seen.columns.items() if columns}
     counts = {name: torch.zeros_like(cast(Tensor, seen.statistics[name].frequency)) for name in told_by}
-    for batch in split.batches(batch_size) if counts else ():
+    for batch in split.every_sample(batch_size) if counts else ():
         for name in [*counts]:
             asked = without_padding(_by_name(batch.inputs)[told_by[name]].unsqueeze(-1), mask_of(batch))
             outside = (asked < 0) | (asked >= len(counts[name]))

@@ -86,6 +86,13 @@ class Alternating(Split):
         ]
         return (self._of_kind(kind, next(parts[kind])) for kind in kinds[start:].tolist())
 
+    def every_sample(self, batch_size: int, *, view: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        """As `Split.every_sample` says, the labelled samples first."""
+        both = self.labelled, self.unlabelled
+        for kind, part in enumerate(both):
+            for batch in part.every_sample(batch_size, view=view, seed=seed):
+                yield self._of_kind(kind, batch)
+
     def _of_kind(self, kind: int, batch: Batch) -> Batch:
         return replace(batch, index=batch.index + len(self.labelled), labelled=False) if kind else batch
 

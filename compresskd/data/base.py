@@ -105,6 +105,13 @@ class Split(ABC):
         0..num_batches.
         """
 
+    def every_sample(self, batch_size: int, *, view: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        """Batches of every sample once, unaugmented or as `view` shows them, in the order that takes the least time.
+
+        There are as many as `batches` yields in order; `index` says which samples each has.
+        """
+        return self.batches(batch_size, view=view, seed=seed)
+
     def shared(
         self, share: Share, batch_size: int, *, epoch: int, seed: int, start: int = 0
     ) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from compresskd.progress import told
 from compresskd.stages.packed_outputs import Stored, stored
 from compresskd.tasks import Batch, ModelOutputs, Task, TopOutputs
 from compresskd.training import Recipe
-from compresskd.training.evaluation import evaluation_mode
+from compresskd.training.evaluation import evaluation_mode, of_every_sample
 from compresskd.training.precision import autocast
 
 
@@ -29,9 +29,9 @@ class TeacherOutputs:
     """The teacher's logits for each training batch.
 
     Without augmentation, or with a bank of K fixed augmented views, a view of the whole split is computed in one
-    pass when it is first asked for, in the order of the split and at the evaluation batch size: what is stored
-    then does not depend on where training was interrupted, so that a resumed run repeats bit for bit. Several
-    processes take turns by batches, and each has all of it.
+    pass when it is first asked for, at the evaluation batch size: what is stored then does not depend on where
+    training was interrupted, so that a resumed run repeats bit for bit. Several processes take turns by batches, and
+    each has all of it.
 
     Args:
         teacher: evaluated without gradient; its mode is put back after each pass.
@@ -126,7 +126,7 @@ class TeacherOutputs:
         return _packed_rows(self._packed[batch.view].of(batch.index), self._task)
 
     def _rows_to_pack(self, view: int, k: int) -> Iterator[tuple[TopOutputs, Tensor]]:
-        for batch in self._batches_of(view):
+        for batch in self._told(self._split.batches(self._batch_size, view=view, seed=self._seed)):
             rows = self._compute(batch)
             counts = torch.ones(len(batch), dtype=torch.int64)
             if rows.sample is not None:
@@ -135,24 +135,22 @@ class TeacherOutputs:
 
     def _whole_view(self, view: int) -> Tensor:
         computed, seconds = self._num_computed, self._seconds
-        own = [self._compute(batch).logits for batch in active().turns(self._batches_of(view))]
-        logits = torch.cat(active().in_order(own)).to(self._device)
+        batches = self._told(self._split.every_sample(self._batch_size, view=view, seed=self._seed))
+        logits = of_every_sample(lambda batch: self._compute(batch).logits, batches).to(self._device)
         self._num_computed = computed + len(self._split)
         if view in self._counted:
             self._num_computed, self._seconds = computed, seconds
         self._counted.add(view)
         return logits
 
-    def _batches_of(self, view: int) -> Iterable[Batch]:
-        """The whole view, at the evaluation batch size."""
-        size = self._recipe.evaluation_batch_size
-        batches = self._split.batches(size, view=view, seed=self._seed)
-        return told(
-            batches,
-            self._split.num_batches(size, training=False),
-            "the teacher's outputs, batches",
-            self._note,
-        )
+    @property
+    def _batch_size(self) -> int:
+        return self._recipe.evaluation_batch_size
+
+    def _told(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """Those of a whole view; how far it is, is told."""
+        count = self._split.num_batches(self._batch_size, training=False)
+        return told(batches, count, "the teacher's outputs, batches", self._note)
 
     def _compute(self, batch: Batch) -> ModelOutputs:
         start = time.perf_counter()

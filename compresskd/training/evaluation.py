@@ -1,6 +1,6 @@
 """Score a model on one split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from compresskd.distributed import active
 from compresskd.distributed.sharding import is_sharded
 from compresskd.metric import ACCURACY, LOSS
 from compresskd.progress import told
-from compresskd.tasks import Classification, Judged, Task
+from compresskd.tasks import Batch, Classification, Judged, Task
 from compresskd.tt import constant_weights
 
 
@@ -67,7 +67,7 @@ def evaluate(
     with_logits: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Scores:
-    """Score `model` on all of `split`, in order, without augmentation and without gradients.
+    """Score `model` on all of `split`, without augmentation and without gradients.
 
     The model computes in the dtype of its own parameters, as it does for whoever loads it: autocast, around this
     call too, would give figures that nobody else gets. The model and the split are on one device already. The modes
@@ -83,7 +83,7 @@ def evaluate(
     plain = torch.autocast(split.device.type, enabled=False)
     with evaluation_mode(model), torch.inference_mode(), plain, parametrize.cached(), constant_weights():
         count = split.num_batches(batch_size, training=False)
-        batches = told(split.batches(batch_size), count, f"{split.name} split, batches", note)
+        batches = told(split.every_sample(batch_size), count, f"{split.name} split, batches", note)
         # parts of a model come together where all processes call it
         for batch, is_own in active().rounds(batches, even=is_sharded(model)):
             output = batch.call(model)
@@ -96,21 +96,21 @@ def evaluate(
             predictions.append(task.keep(logits_NK, targets_N))
             targets.append(task.judged_by(targets_N))
             losses.append(losses_N)
-            samples.append(None if rows.sample is None else batch.index[rows.sample])
+            samples.append(batch.index if rows.sample is None else batch.index[rows.sample])
             logits.append(logits_NK if with_logits else None)
     # Transfers only at the end: nothing above waits for the device.
     columns = [_on_cpu(each) for each in (predictions, targets, losses, samples, logits)]
     totals = torch.stack(sums).tolist() if sums else []
     parts = active().in_order([*zip(totals, *columns, strict=True)])
     totals, *columns = zip(*parts, strict=True)
-    predictions_N, targets_N, losses_N, samples_N, logits_NK = map(_joined, columns)
+    predictions_N, targets_N, losses_N, samples_N, logits_NK = _by_sample([*map(_joined, columns)])
     assert predictions_N is not None  # of a split with samples
     assert targets_N is not None
     judged = Judged(
         predictions=predictions_N,
         targets=targets_N,
         losses=torch.empty(0) if losses_N is None else losses_N,
-        sample=samples_N,
+        sample=None if task.rows_are_samples else samples_N,
         num_samples=len(split),
         loss=sum(totals) / max(1, len(targets_N)),
         num_bytes=split.num_bytes,
@@ -125,10 +125,29 @@ def evaluate(
     )
 
 
+def of_every_sample(rows_of: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> Tensor:
+    """[S, ...]: what `rows_of` gives for the samples [B, ...] of each batch, in the order of the split.
+
+    Args:
+        batches: of a pass over every sample. Several processes take turns by them, and have the same result.
+    """
+    own = [(rows_of(batch), batch.index) for batch in active().turns(batches)]
+    rows, index = (torch.cat(active().in_order([pair[part] for pair in own])) for part in (0, 1))
+    return rows[index.argsort()]
+
+
 def _on_cpu(parts: list[Tensor | None]) -> list[Tensor | None]:
     """The same on the CPU, by one transfer."""
     there = [part for part in parts if part is not None]
     return [*torch.cat(there).cpu().split([len(part) for part in there])] if there else parts
+
+
+def _by_sample(columns: list[Tensor | None]) -> list[Tensor | None]:
+    """The same rows in the order of the split; the sample of each is the last but one."""
+    samples_N = columns[-2]
+    assert samples_N is not None
+    order = samples_N.argsort(stable=True)
+    return [None if column is None else column[order] for column in columns]
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from compresskd.data.base import Data, Split
-from compresskd.distributed import active
 from compresskd.tasks import logits_of
-from compresskd.training.evaluation import evaluation_mode
+from compresskd.training.evaluation import evaluation_mode, of_every_sample
 
 
 def with_targets_of(teacher: nn.Module, data: Data, *, batch_size: int) -> Data:
@@ -28,8 +27,8 @@ def with_targets_of(teacher: nn.Module, data: Data, *, batch_size: int) -> Data:
 
 def _of_split(teacher: nn.Module, split: Split, batch_size: int) -> Split:
     with evaluation_mode(teacher), torch.inference_mode():
-        batches = active().turns(split.batches(batch_size))
-        own = [logits_of(batch.call(teacher)).half() for batch in batches]
-        vectors = torch.cat(active().in_order(own)).to(split.device)
+        vectors = of_every_sample(
+            lambda batch: logits_of(batch.call(teacher)).half(), split.every_sample(batch_size)
+        ).to(split.device)
     changed: Any = split
     return replace(changed, targets=vectors.float().clone())

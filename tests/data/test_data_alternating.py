@@ -85,6 +85,13 @@ def test_in_order_the_labelled_samples_come_first(both):
     assert torch.equal(index, torch.arange(31))
 
 
+def test_every_sample_comes_once_with_its_kind(both):
+    found = list(both.every_sample(4, view=0))
+    assert len(found) == both.num_batches(4, training=False)
+    assert torch.equal(torch.cat([batch.index for batch in found]).sort().values, torch.arange(31))
+    assert all(bool((batch.index < 10).all()) == batch.labelled for batch in found)
+
+
 def test_an_epoch_with_accumulation_is_the_mean_over_all_rows(digits):
     """The gradient of one update over all batches: labels count once, and the teacher for every sample."""
     from compresskd.stages.train_student import Comparison, compared

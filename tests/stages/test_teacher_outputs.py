@@ -6,7 +6,9 @@ from torch import nn
 
 from compresskd import progress
 from compresskd.data.synthetic import synthetic
+from compresskd.data.text.split import TextSplit
 from compresskd.stages.teacher_outputs import TeacherOutputs
+from compresskd.tasks import Classification
 from compresskd.training import Recipe
 from compresskd.training.schedules import constant
 
@@ -57,6 +59,33 @@ def test_a_pass_over_a_whole_view_tells_how_far_it_is(data, monkeypatch):
     assert said == [f"the teacher's outputs, batches: {done} of {count}" for done in range(count)]
     ask(one, data, 1)
     assert len(said) == count
+
+
+def test_outputs_of_texts_are_those_of_each_text():
+    """The pass over a whole view takes texts of one length together."""
+    lengths = torch.randint(1, 12, (40,), generator=torch.Generator().manual_seed(0))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ids = torch.arange(int(offsets[-1]), dtype=torch.int32) % 97
+    split = TextSplit(
+        "train", {"input_ids": ids}, offsets, torch.arange(40), torch.arange(40) % 4, "", {"input_ids": 1}
+    )
+    table = torch.randn(97, 4, generator=torch.Generator().manual_seed(1))
+
+    class Bag(nn.Module):
+        def forward(self, input_ids, attention_mask):
+            return (table[input_ids] * attention_mask[..., None]).sum(1)
+
+    one = TeacherOutputs(
+        Bag(), split, Classification(), 3, seed=0, cacheable=True, device=torch.device("cpu"),
+        recipe=Recipe(
+            epochs=3, batch_size=16, optimizer=torch.optim.SGD, scheduler=constant, evaluation_batch_size=6
+        ),
+    )  # fmt: skip
+    for batch in split.batches(16, epoch=0):
+        for row, position in enumerate(batch.index.tolist()):
+            expected = table[ids[offsets[position] : offsets[position + 1]]].sum(0)
+            torch.testing.assert_close(one(batch).logits[row], expected)
+    assert one.saving()["num_computed"] == 40
 
 
 @pytest.mark.parametrize("cacheable", [True, False])

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from compresskd import progress
+from compresskd.data.text.split import TextSplit, padded
+from compresskd.tasks import TokenClassification
 from compresskd.training import evaluate
 
 
@@ -57,3 +59,34 @@ def test_a_model_is_scored_as_whoever_loads_it_runs_it(make_model, blobs):
         rough = model.eval()(next(iter(blobs.test.batches(40))).inputs)
     assert inside.loss == plain.loss
     assert rough.dtype == torch.bfloat16  # what the context would have done
+
+
+@pytest.mark.parametrize("of_tokens", [False, True])
+def test_scores_of_texts_are_in_the_order_of_the_split(of_tokens):
+    """Texts of one length are scored together, and nobody sees it."""
+    lengths = torch.randint(1, 12, (41,), generator=torch.Generator().manual_seed(0))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ids = torch.randint(
+        0, 97, (int(offsets[-1]),), generator=torch.Generator().manual_seed(1), dtype=torch.int32
+    )
+    targets = padded(ids % 4, offsets) if of_tokens else torch.arange(41) % 4
+    split = TextSplit("test", {"input_ids": ids}, offsets, torch.arange(41), targets, "", {"input_ids": 1})
+    table = torch.randn(97, 4, generator=torch.Generator().manual_seed(2))
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            logits = table[input_ids]
+            return logits if of_tokens else (logits * attention_mask[..., None]).sum(1)
+
+    task = TokenClassification() if of_tokens else None
+    scores = evaluate(Model(), split, task, batch_size=6, with_logits=True)
+    rows = table[ids]
+    expected = rows if of_tokens else torch.stack([part.sum(0) for part in rows.split(lengths.tolist())])
+    right = expected.argmax(1) == (ids % 4 if of_tokens else targets)
+    torch.testing.assert_close(scores.logits, expected)
+    assert torch.equal(scores.predictions, expected.argmax(1))
+    assert scores.values["accuracy"] == pytest.approx(right.double().mean().item())
+    of_samples = (
+        [part.float().mean() for part in right.split(lengths.tolist())] if of_tokens else right.float()
+    )
+    torch.testing.assert_close(scores.of_samples, torch.as_tensor(of_samples))

@@ -125,6 +125,17 @@ class TextSplit(Split):
         key = (0,) if epoch is None else (1, seed, epoch)
         return (self._hidden(batch, step, key) for step, batch in enumerate(batches, start))
 
+    def every_sample(self, batch_size: int, *, view: int | None = None, seed: int = 0) -> Iterator[Batch]:
+        """Texts of one length together, the longest first, so that next to nothing is filled up.
+
+        Where tokens are hidden by the step, in order.
+        """
+        if self.masking is not None:
+            return self.batches(batch_size, view=view, seed=seed)
+        self.checked_pass(batch_size, None, 0, view)
+        order = self.lengths.cpu().argsort(descending=True, stable=True)
+        return map(self._batch, order.split(batch_size))
+
     def _hidden(self, batch: Batch, step: int, key: tuple[int, ...]) -> Batch:
         assert self.masking is not None
         assert not isinstance(batch.inputs, Tensor)

@@ -72,6 +72,33 @@ def test_groups_of_one_length_have_less_padding():
     assert tokens(replace(split, group_by_length=True)) < 1.15 * total < tokens(split)
 
 
+@pytest.mark.parametrize("of_tokens", [False, True])
+def test_every_sample_comes_once_with_texts_of_its_length(of_tokens):
+    split = make(400, of_tokens=of_tokens)
+    batches = list(split.every_sample(8))
+    assert len(batches) == split.num_batches(8, training=False)
+    lengths = [batch.inputs["attention_mask"].sum(1) for batch in batches]
+    assert torch.equal(torch.cat(lengths), split.lengths.sort(descending=True).values)
+    assert sum(batch.inputs["input_ids"].numel() for batch in batches) < 1.05 * int(split.lengths.sum())
+    in_order = {row: content(batch)[1:] for row, batch in enumerate(split.batches(1))}
+    for batch in batches:
+        for row, position in enumerate(batch.index.tolist()):
+            ((targets,), *inputs) = in_order.pop(position)
+            assert batch.inputs["input_ids"][row][: len(inputs[0][0])].tolist() == inputs[0][0]
+            assert (
+                batch.targets[row][: len(targets)].tolist() if of_tokens else batch.targets[row]
+            ) == targets
+    assert not in_order
+
+
+def test_texts_of_one_length_and_those_with_hidden_tokens_keep_their_order():
+    split = make()
+    alike = replace(split, offsets=torch.arange(24) * 3, columns={"input_ids": torch.arange(5, 77)})
+    hidden = replace(split, masking=lambda ids, drawn: (ids, ids))
+    for each in (alike, hidden):
+        assert list(map(content, each.every_sample(4))) == list(map(content, each.batches(4)))
+
+
 def test_a_last_batch_of_one_is_left_out_in_training_alone():
     split = make(9)
     assert [len(b) for b in split.batches(4, epoch=0)] == [4, 4]
