@@ -64,30 +64,51 @@ def start_quantized(
                 "seed": seed,
             }
             found = [quantize_cores(train, spec.bits_of(name), **options) for train in trains]
-            tensors, values = _in_shapes_of(weights, found)
-            start.errors[name] = _errors_together(trains, found)
+            rounded = _of_trains(weights, trains, found)
         else:
-            tensors = [
-                quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=quantization.initial_scale)
-                for w, t in zip(weights, targets, strict=True)
-            ]
-            values = weights
-            start.errors[name] = {"nearest": _relative_error(weights, tensors)}
-            covariance = _covariance_of(targets, covariances)
-            if quantization.rounding == "gptq" and covariance is not None:
-                (w,), (target,), (nearest,) = weights, targets, tensors
-                tensors = [
-                    round_with_errors_fed_back(
-                        nearest, w.cpu(), covariance.cpu(), output_dim=target.output_dim
-                    )
-                ]
-                start.errors[name] |= _errors_of_output(
-                    w, target, covariance, nearest=nearest, gptq=tensors[0]
-                )
-                values = [t.dequantize() for t in tensors]  # the nearest to these are these
-        _load(targets, [t.dequantize() for t in tensors] if keep_integers else values)
-        start.tensors.update((t.name, tensor) for t, tensor in zip(targets, tensors, strict=True))
+            rounded = _of_weights(weights, targets, quantization, _covariance_of(targets, covariances))
+        start.errors[name] = rounded.errors
+        start.tensors.update((t.name, tensor) for t, tensor in zip(targets, rounded.tensors, strict=True))
+        _load(targets, [t.dequantize() for t in rounded.tensors] if keep_integers else rounded.values)
     return start
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """The weights of one layer: integers, the values that training starts from, and relative errors by step."""
+
+    tensors: list[QuantizedTensor]
+    values: list[Tensor]
+    errors: dict[str, float]
+
+
+def _of_trains(weights: list[Tensor], trains: list[list[Tensor]], found: list[QuantizedCores]) -> _Rounded:
+    """What was found for the trains of a layer, in the shapes of the weights that these are made of."""
+    tensors = (tensor for one in found for tensor in one.tensors)
+    values = (core for one in found for core in one.cores)
+    return _Rounded(
+        [replace(t, integers=t.integers.reshape(w.shape)) for t, w in zip(tensors, weights, strict=True)],
+        [value.reshape(w.shape) for value, w in zip(values, weights, strict=True)],
+        _errors_together(trains, found),
+    )
+
+
+def _of_weights(
+    weights: list[Tensor], targets: list[Target], quantization: Quantization, covariance: Tensor | None
+) -> _Rounded:
+    """Ordinary weights, each to the nearest; with errors fed back where that is asked for and inputs are known."""
+    spec = quantization.spec()
+    nearest = [
+        quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=quantization.initial_scale)
+        for w, t in zip(weights, targets, strict=True)
+    ]
+    errors = {"nearest": _relative_error(weights, nearest)}
+    if quantization.rounding != "gptq" or covariance is None:
+        return _Rounded(nearest, weights, errors)
+    (w,), (target,) = weights, targets
+    fed_back = round_with_errors_fed_back(nearest[0], w.cpu(), covariance.cpu(), output_dim=target.output_dim)
+    errors |= _errors_of_output(w, target, covariance, nearest=nearest[0], gptq=fed_back)
+    return _Rounded([fed_back], [fed_back.dequantize()], errors)  # the nearest to these values are these
 
 
 def _covariance_of(targets: list[Target], covariances: Mapping[str, Tensor]) -> Tensor | None:
@@ -124,18 +145,6 @@ def _trains(layer: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:
             for rows, basis in zip(weights[::2], weights[1::2], strict=True)
         ]
     return []
-
-
-def _in_shapes_of(
-    weights: list[Tensor], found: list[QuantizedCores]
-) -> tuple[list[QuantizedTensor], list[Tensor]]:
-    """The integers and exact values of all trains, in the shapes of the weights that these were."""
-    tensors = (tensor for one in found for tensor in one.tensors)
-    values = (core for one in found for core in one.cores)
-    return (
-        [replace(t, integers=t.integers.reshape(w.shape)) for t, w in zip(tensors, weights, strict=True)],
-        [value.reshape(w.shape) for value, w in zip(values, weights, strict=True)],
-    )
 
 
 def _errors_together(trains: list[list[Tensor]], found: list[QuantizedCores]) -> dict[str, float]:
