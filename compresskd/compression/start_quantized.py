@@ -17,7 +17,10 @@ from compresskd.quant.environments import inner_product
 from compresskd.quant.feedback import round_with_errors_fed_back
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
+from compresskd.tt.layers.base import FactorizedLayer
 from compresskd.tt.layers.grouped import GroupedEmbedding
+
+_DAMPING = 0.01  # of the mean diagonal, as where errors are fed back
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def start_quantized(
             by_layer.setdefault(target.owner, []).append(target)
     for name, targets in by_layer.items():
         weights = [target.value.detach() for target in targets]
-        trains = _trains(model.get_submodule(name), weights)
+        layer = model.get_submodule(name)
+        trains = _trains(layer, weights)
         if trains:
             options = {
                 "method": quantization.core_start,
@@ -66,7 +70,8 @@ def start_quantized(
             found = [quantize_cores(train, spec.bits_of(name), **options) for train in trains]
             rounded = _of_trains(weights, trains, found)
         else:
-            rounded = _of_weights(weights, targets, quantization, _covariance_of(targets, covariances))
+            seen = _covariance_of(layer, targets, covariances)
+            rounded = _of_matrices(weights, targets, quantization, seen)
         start.errors[name] = rounded.errors
         start.tensors.update((t.name, tensor) for t, tensor in zip(targets, rounded.tensors, strict=True))
         _load(targets, [t.dequantize() for t in rounded.tensors] if keep_integers else rounded.values)
@@ -93,45 +98,81 @@ def _of_trains(weights: list[Tensor], trains: list[list[Tensor]], found: list[Qu
     )
 
 
-def _of_weights(
+def _of_matrices(
     weights: list[Tensor], targets: list[Target], quantization: Quantization, covariance: Tensor | None
 ) -> _Rounded:
-    """Ordinary weights, each to the nearest; with errors fed back where that is asked for and inputs are known."""
+    """Ordinary weights, or those that a layer applies one after the other, each to the nearest.
+
+    With errors fed back where that is asked for and inputs are known; the second matrix then is the one that does best
+    after what has become of the first.
+    """
     spec = quantization.spec()
-    nearest = [
-        quantize_tensor(w, spec.grid_of(t), spec.granularity_of(t), method=quantization.initial_scale)
-        for w, t in zip(weights, targets, strict=True)
-    ]
-    errors = {"nearest": _relative_error(weights, nearest)}
+
+    def nearest(w: Tensor, target: Target) -> QuantizedTensor:
+        scales = quantization.initial_scale
+        return quantize_tensor(w, spec.grid_of(target), spec.granularity_of(target), method=scales)
+
+    plain = [nearest(w, target) for w, target in zip(weights, targets, strict=True)]
+    errors = {"nearest": _relative_error(weights, plain)}
     if quantization.rounding != "gptq" or covariance is None:
-        return _Rounded(nearest, weights, errors)
-    (w,), (target,) = weights, targets
-    fed_back = round_with_errors_fed_back(nearest[0], w.cpu(), covariance.cpu(), output_dim=target.output_dim)
-    errors |= _errors_of_output(w, target, covariance, nearest=nearest[0], gptq=fed_back)
-    return _Rounded([fed_back], [fed_back.dequantize()], errors)  # the nearest to these values are these
+        return _Rounded(plain, weights, errors)
+    covariance = covariance.cpu()
+    first = round_with_errors_fed_back(
+        plain[0], weights[0].cpu(), covariance, output_dim=targets[0].output_dim
+    )
+    fed_back = [first]
+    if len(weights) > 1:
+        best, seen = _after(weights, first, covariance)
+        fed_back.append(round_with_errors_fed_back(nearest(best.to(weights[1]), targets[1]), best, seen))
+    for way, tensors in (("nearest", plain), ("gptq", fed_back)):
+        errors[f"output_{way}"] = _error_of_output(weights, tensors, targets, covariance)
+    # the nearest to the values that training starts from are these integers
+    return _Rounded(fed_back, [t.dequantize() for t in fed_back], errors)
 
 
-def _covariance_of(targets: list[Target], covariances: Mapping[str, Tensor]) -> Tensor | None:
-    """Of the inputs of a dense matrix: of the first layer that applies it; None where there is none."""
-    if len(targets) != 1 or targets[0].is_core:
+def _covariance_of(
+    layer: nn.Module, targets: list[Target], covariances: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Of the inputs of the layer that applies a matrix, or several in turn; None where they are others."""
+    in_turn = isinstance(layer, FactorizedLayer) and layer.OF_MATRICES
+    if targets[0].is_core or (len(targets) > 1 and not in_turn):
         return None
     return next((covariances[owner] for owner in targets[0].owners if owner in covariances), None)
 
 
-def _errors_of_output(
-    w: Tensor, target: Target, covariance: Tensor, **rounded: QuantizedTensor
-) -> dict[str, float]:
-    """Relative errors of the output, over inputs of this covariance, of what each way of rounding makes of a weight."""
+def _after(weights: list[Tensor], first: QuantizedTensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two matrices A [r, N] and B [M, r] the B' that lessens E|B A x - B' A' x|^2, and E[A' x x^T A'^T].
+
+    Least squares, B' = B A C A'^T (A' C A'^T)^-1 with C = E[x x^T], damped toward B: few samples leave directions
+    unseen.
+    """
+    a, b = (w.detach().cpu().double() for w in weights)
+    rounded, covariance = first.dequantize().cpu().double(), covariance.double()
+    seen = rounded @ covariance @ rounded.T
+    damping = _DAMPING * seen.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    damped = seen + damping * torch.eye(len(seen), dtype=torch.float64)
+    wanted = b @ (a @ covariance @ rounded.T) + damping * b
+    return torch.linalg.solve(damped, wanted, left=False).float(), seen
+
+
+def _error_of_output(
+    weights: list[Tensor], tensors: list[QuantizedTensor], targets: list[Target], covariance: Tensor
+) -> float:
+    """Relative error of all outputs of the matrices, over inputs of this covariance."""
+
+    def rows(matrices: list[Tensor]) -> Tensor:
+        flat = [
+            m.detach().cpu().float().movedim(target.output_dim, 0).flatten(1)
+            for m, target in zip(matrices, targets, strict=True)
+        ]
+        return torch.cat([flat[0], *(m @ flat[0] for m in flat[1:])])
 
     def norm(x: Tensor) -> float:
-        rows = x.float().movedim(target.output_dim, 0).flatten(1)
-        return float(((rows @ covariance.to(rows)) * rows).sum()) ** 0.5
+        return float(((x @ covariance.to(x)) * x).sum()) ** 0.5
 
-    whole = norm(w)
-    return {
-        f"output_{way}": norm(w - t.dequantize().to(w)) / whole if whole else 0.0
-        for way, t in rounded.items()
-    }
+    exact = rows(weights)
+    whole = norm(exact)
+    return norm(rows([t.dequantize() for t in tensors]) - exact) / whole if whole else 0.0
 
 
 def _trains(layer: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:

@@ -26,8 +26,8 @@ class Target:
 
     `name` is that of the parameter in the whole module, `owner` that of the layer it belongs to, `holder`
     and `key` say where it hangs; `is_core` tells a core of a factorized layer from the weight of an ordinary
-    one. A tied parameter is one target: `also` says where else it hangs, `owners` are all layers that use it.
-    `output_dim` is the dimension of the layer's outputs.
+    one, as which the matrices count that a factorized layer applies in turn. A tied parameter is one target: `also`
+    says where else it hangs, `owners` are all layers that use it. `output_dim` is the dimension of the layer's outputs.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _weights_of(name: str, layer: nn.Module) -> Iterator[tuple[str, nn.Module, s
         factors = layer._modules.get(kind)
         if isinstance(factors, nn.ParameterList):
             for k in range(len(factors)):
-                yield join(name, f"{kind}.{k}"), factors, str(k), True
+                yield join(name, f"{kind}.{k}"), factors, str(k), not getattr(layer, "OF_MATRICES", False)
     if _FACTORS in layer._modules and isinstance(getattr(layer, "core", None), Tensor):
         yield join(name, "core"), layer, "core", True
 

@@ -166,7 +166,7 @@ class Quantize:
             name
             for name, module in student.named_modules()
             if (self.quantization.data_aware and isinstance(module, trains))
-            or (gptq and layers.is_matrix(module))
+            or (gptq and (layers.is_matrix(module) or getattr(module, "OF_MATRICES", False)))
         ]
         if not names:
             return {}

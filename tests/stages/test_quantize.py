@@ -196,9 +196,8 @@ def test_factors_of_groups_of_rows_start_in_the_gauge_that_rounds_best():
         grouped_table,
         lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="tucker"),
         lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="cp"),
-        lambda: tt.factorize(nn.Linear(32, 32), rank=4, method="interpolative"),
     ],
-    ids=["groups", "tucker", "cp", "interpolative"],
+    ids=["groups", "tucker", "cp"],
 )
 def test_factors_that_are_no_cores_take_every_granularity(make, core_granularity):
     model = nn.Sequential(make())

@@ -30,9 +30,12 @@ class FactorizedLayer(nn.Module, ABC):
 
     Attributes:
         FIELDS: the attributes that `structure` tells, which the constructor takes under the same names.
+        OF_MATRICES: whether its factors are matrices [out, in] that are applied one after the other, so that they are
+            rounded as weights of ordinary layers are.
     """
 
     FIELDS: ClassVar[tuple[str, ...]]
+    OF_MATRICES: ClassVar[bool] = False
     bias: nn.Parameter | None
 
     @property

@@ -25,6 +25,7 @@ class InterpolativeLinear(FactorizedLayer):
     """
 
     FIELDS = ("in_features", "out_features", "ranks", "bias")
+    OF_MATRICES = True
     chosen: Tensor
 
     def __init__(

@@ -1,0 +1,82 @@
+"""Rounding interpolative forms: factors are matrices applied in turn, and rounded as weights of ordinary layers are."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compresskd import tt
+from compresskd.compression.start_quantized import _after, start_quantized
+from compresskd.quant.granularity import PerChannel
+from compresskd.quant.grid import Grid
+from compresskd.quant.pack import quantize_tensor
+from compresskd.quant.prepare import convert, prepare
+from compresskd.stages import Quantization
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    dense = nn.Linear(48, 40)
+    with torch.no_grad():
+        dense.weight[:3] *= 20.0  # rows of another size, for which one scale is too coarse
+    return nn.Sequential(tt.factorize(dense, rank=24, method="interpolative"))
+
+
+def rounded(model, covariance=None, **options):
+    model = copy.deepcopy(model)
+    covariances = {} if covariance is None else {"0": covariance}
+    start = start_quantized(
+        model, Quantization(bits=4, **options), keep_integers=True, covariances=covariances, seed=0
+    )
+    return start, model[0].to_dense().detach()
+
+
+def test_each_row_has_a_scale_or_each_group(model):
+    for granularity, counts in (("channel", (24, 16)), (16, (72, 24)), ("tensor", (1, 1))):
+        start, _ = rounded(model, granularity=granularity)
+        assert tuple(len(tensor.scale) for tensor in start.tensors.values()) == counts
+
+
+def test_errors_are_fed_back_and_the_second_factor_makes_up_for_the_first(model):
+    x = torch.randn(500, 48) @ torch.randn(48, 48)
+    covariance = x.T @ x / 500
+    exact = model[0].to_dense().detach()
+
+    def error(dense):
+        return float((x @ (dense - exact).T).norm() / (x @ exact.T).norm())
+
+    nearest, dense = rounded(model)
+    fed, dense_fed = rounded(model, covariance, rounding="gptq")
+    assert error(dense_fed) < 0.7 * error(dense)
+    assert fed.errors["0"]["output_nearest"] == pytest.approx(error(dense), rel=1e-3)
+    assert fed.errors["0"]["output_gptq"] == pytest.approx(error(dense_fed), rel=1e-3)
+    assert fed.errors["0"]["nearest"] == nearest.errors["0"]["nearest"]
+
+
+def test_the_second_matrix_is_the_best_after_what_has_become_of_the_first():
+    torch.manual_seed(0)
+    x, a, b = torch.randn(400, 20) @ torch.randn(20, 20), torch.randn(12, 20), torch.randn(9, 12)
+    first = quantize_tensor(a, Grid(3, "symmetric"), PerChannel())
+    best, seen = _after([a, b], first, x.T @ x / 400)
+    inputs, outputs = x @ first.dequantize().T, x @ a.T @ b.T
+    torch.testing.assert_close(seen.float(), inputs.T @ inputs / 400, rtol=1e-4, atol=1e-3)
+    exact = torch.linalg.lstsq(inputs, outputs).solution.T
+
+    def error(matrix):
+        return float((inputs @ matrix.T - outputs).norm())
+
+    assert error(exact) <= error(best) < 1.02 * error(exact) < 0.95 * error(b)
+
+
+def test_training_starts_from_what_rounds_to_these_integers(model):
+    x = torch.randn(500, 48)
+    quantization = Quantization(bits=3, rounding="gptq")
+    start = start_quantized(
+        model, quantization, keep_integers=False, covariances={"0": x.T @ x / 500}, seed=0
+    )
+    prepare(model, quantization.spec(), start=start.tensors)
+    for name, stored in convert(model).items():
+        if name in start.tensors:
+            assert torch.equal(stored.integers, start.tensors[name].integers)
