@@ -50,8 +50,9 @@ class Quantization:
         activation_bits: 8 rounds the inputs of quantized layers too; None leaves them.
         num_calibration: samples that `rounding`, `data_aware`, `activation_bits` and `budget` look at.
         other_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
-        batch_norm: 'freeze' stops renewing running statistics late, 'keep' never does, 'fold' makes batch norm part
-            of the weights beforehand.
+        batch_norm: 'keep' renews running statistics to the end; 'freeze' normalizes by them in the last part of the
+            training, as in Krishnamoorthi 2018 (arXiv:1806.08342), which a learning rate that is not small by then does
+            not bear; 'fold' makes batch norm part of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
         budget: bytes of the model file (2 or more), or a share (below 1) of those of the student as it comes: bits and
             ranks of the layers are then chosen to fit; None takes `bits`. Where training follows, which changes
@@ -81,7 +82,7 @@ class Quantization:
     activation_bits: Annotated[int, one_of(8)] | None = None
     num_calibration: Count = 512
     other_bits: Annotated[int, one_of(*OTHER_BITS)] = 16
-    batch_norm: Annotated[str, one_of("freeze", "keep", "fold")] = "freeze"
+    batch_norm: Annotated[str, one_of("keep", "freeze", "fold")] = "keep"
     freeze_fraction: Fraction = 0.25
     budget: Annotated[int, Ge(2)] | Share | None = None
     whitening: Annotated[str, one_of(INPUT, TWO_SIDED)] = INPUT

@@ -131,7 +131,7 @@ OVERRIDES = {
         fault("quant.granularity", "rank_slice", "tensor", "channel"),
     ),
     "estimator": (["bits=4", "quant.estimator=ste"], fault("quant.estimator", "ste", "lsq", "straight_through")),
-    "batch norm": (["bits=4", "quant.batch_norm=late"], fault("quant.batch_norm", "late", "freeze", "keep", "fold")),
+    "batch norm": (["bits=4", "quant.batch_norm=late"], fault("quant.batch_norm", "late", "keep", "freeze", "fold")),
     "freeze": (["bits=4", "quant.freeze_fraction=2"], fault("quant.freeze_fraction", "2", "1")),
     "entropy": (["bits=4", "quant.entropy=-1"], fault("quant.entropy", "-1", "0")),
     "budget": ("quant.budget=1.5", fault("quant.budget", "1.5")),

@@ -128,7 +128,7 @@ CHANGES = {
     "activation_bits": ({}, {"activation_bits": 8}),
     "num_calibration": ({"activation_bits": 8}, {"activation_bits": 8, "num_calibration": 4}),
     "other_bits": ({}, {"other_bits": 8}),
-    "batch_norm=keep": ({"freeze_fraction": 0.5}, {"freeze_fraction": 0.5, "batch_norm": "keep"}),
+    "batch_norm=freeze": ({"freeze_fraction": 0.5}, {"freeze_fraction": 0.5, "batch_norm": "freeze"}),
     "batch_norm=fold": ({}, {"batch_norm": "fold"}),
     "freeze_fraction": ({}, {"freeze_fraction": 1.0}),
     "entropy": ({}, {"entropy": 0.5}),
