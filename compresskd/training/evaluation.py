@@ -99,18 +99,21 @@ def evaluate(
             samples.append(batch.index if rows.sample is None else batch.index[rows.sample])
             logits.append(logits_NK if with_logits else None)
     # Transfers only at the end: nothing above waits for the device.
-    columns = [_on_cpu(each) for each in (predictions, targets, losses, samples, logits)]
+    columns = [_on_cpu(each) for each in (samples, predictions, targets, losses, logits)]
     totals = torch.stack(sums).tolist() if sums else []
     parts = active().in_order([*zip(totals, *columns, strict=True)])
     totals, *columns = zip(*parts, strict=True)
-    predictions_N, targets_N, losses_N, samples_N, logits_NK = _by_sample([*map(_joined, columns)])
-    assert predictions_N is not None  # of a split with samples
+    samples_N, *others = map(_joined, columns)
+    assert samples_N is not None  # of a split with samples
+    order = samples_N.argsort(stable=True)
+    predictions_N, targets_N, losses_N, logits_NK = (None if x is None else x[order] for x in others)
+    assert predictions_N is not None
     assert targets_N is not None
     judged = Judged(
         predictions=predictions_N,
         targets=targets_N,
         losses=torch.empty(0) if losses_N is None else losses_N,
-        sample=None if task.rows_are_samples else samples_N,
+        sample=None if task.rows_are_samples else samples_N[order],
         num_samples=len(split),
         loss=sum(totals) / max(1, len(targets_N)),
         num_bytes=split.num_bytes,
@@ -140,14 +143,6 @@ def _on_cpu(parts: list[Tensor | None]) -> list[Tensor | None]:
     """The same on the CPU, by one transfer."""
     there = [part for part in parts if part is not None]
     return [*torch.cat(there).cpu().split([len(part) for part in there])] if there else parts
-
-
-def _by_sample(columns: list[Tensor | None]) -> list[Tensor | None]:
-    """The same rows in the order of the split; the sample of each is the last but one."""
-    samples_N = columns[-2]
-    assert samples_N is not None
-    order = samples_N.argsort(stable=True)
-    return [None if column is None else column[order] for column in columns]
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
