@@ -51,7 +51,7 @@ class Quantization:
         num_calibration: samples that `rounding`, `data_aware`, `activation_bits` and `budget` look at.
         other_bits: of all that is no weight, see `compresskd.quant.prepare.QuantSpec`.
         batch_norm: 'keep' renews running statistics to the end; 'freeze' normalizes by them in the last part of the
-            training, as in Krishnamoorthi 2018 (arXiv:1806.08342), which a learning rate that is not small by then does
+            training, as in Krishnamoorthi 2018 (arXiv:1806.08342), which a learning rate that is not small by then may
             not bear; 'fold' makes batch norm part of the weights beforehand.
         freeze_fraction: last part of the training in which scales, ranges and statistics stay.
         budget: bytes of the model file (2 or more), or a share (below 1) of those of the student as it comes: bits and

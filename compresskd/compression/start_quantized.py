@@ -14,13 +14,10 @@ from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
 from compresskd.quant.cores import QuantizedCores, quantize_cores
 from compresskd.quant.environments import inner_product
-from compresskd.quant.feedback import round_with_errors_fed_back
+from compresskd.quant.feedback import damping_of, round_with_errors_fed_back
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
-from compresskd.tt.layers.base import FactorizedLayer
 from compresskd.tt.layers.grouped import GroupedEmbedding
-
-_DAMPING = 0.01  # of the mean diagonal, as where errors are fed back
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def _covariance_of(
     layer: nn.Module, targets: list[Target], covariances: Mapping[str, Tensor]
 ) -> Tensor | None:
     """Of the inputs of the layer that applies a matrix, or several in turn; None where they are others."""
-    in_turn = isinstance(layer, FactorizedLayer) and layer.OF_MATRICES
+    in_turn = getattr(layer, "OF_MATRICES", False)
     if targets[0].is_core or (len(targets) > 1 and not in_turn):
         return None
     return next((covariances[owner] for owner in targets[0].owners if owner in covariances), None)
@@ -149,7 +146,7 @@ def _after(weights: list[Tensor], first: QuantizedTensor, covariance: Tensor) ->
     a, b = (w.detach().cpu().double() for w in weights)
     rounded, covariance = first.dequantize().cpu().double(), covariance.double()
     seen = rounded @ covariance @ rounded.T
-    damping = _DAMPING * seen.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    damping = damping_of(seen)
     damped = seen + damping * torch.eye(len(seen), dtype=torch.float64)
     wanted = b @ (a @ covariance @ rounded.T) + damping * b
     return torch.linalg.solve(damped, wanted, left=False).float(), seen

@@ -71,7 +71,11 @@ def _columns(w: Tensor, output_dim: int) -> Tensor:
 
 
 def _upper_of_inverse(matrix: Tensor) -> Tensor:
-    mean = matrix.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    damped = (matrix + matrix.T) / 2 + _DAMPING * mean * torch.eye(len(matrix), dtype=torch.float64)
+    damped = (matrix + matrix.T) / 2 + damping_of(matrix) * torch.eye(len(matrix), dtype=torch.float64)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     return torch.linalg.cholesky(inverse, upper=True)
+
+
+def damping_of(covariance: Tensor) -> Tensor:
+    """What is added to the diagonal of a covariance [N, N] float64."""
+    return _DAMPING * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)

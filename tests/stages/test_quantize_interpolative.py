@@ -77,6 +77,7 @@ def test_training_starts_from_what_rounds_to_these_integers(model):
         model, quantization, keep_integers=False, covariances={"0": x.T @ x / 500}, seed=0
     )
     prepare(model, quantization.spec(), start=start.tensors)
-    for name, stored in convert(model).items():
-        if name in start.tensors:
-            assert torch.equal(stored.integers, start.tensors[name].integers)
+    stored = convert(model)
+    assert len(start.tensors) == 2
+    for name, tensor in start.tensors.items():
+        assert torch.equal(stored[name].integers, tensor.integers)
