@@ -16,13 +16,22 @@ from compresskd.artifact import compact
 from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.quantization import BEST, Quantization
-from compresskd.compression.start_quantized import start_quantized
-from compresskd.compression.weighting import TWO_SIDED, Weighting, combined, isotropic, weighting_of
+from compresskd.compression.start_quantized import feeds_back, start_quantized
+from compresskd.compression.weighting import (
+    DAMPING,
+    TWO_SIDED,
+    Weighting,
+    combined,
+    damped,
+    isotropic,
+    weighting_of,
+)
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy import saved_by_coding
+from compresskd.quant.feedback import GPTQ
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
@@ -57,7 +66,6 @@ class Form:
 
 
 Chosen = Mapping[str, Form]
-ErrorOf = Callable[[Tensor, Tensor], float]  # of a weight [O, N] and what is to take its place
 # Of a model that it may change, with what calibration samples have shown of its layers: what is stored in the end.
 Final = Callable[[nn.Module, Quantization, Mapping[str, LayerStatistics]], nn.Module]
 
@@ -98,9 +106,9 @@ def fit_budget(
     curves = {}
     for name, users in owners.items():
         layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
-        seen = {user: (model.get_submodule(user), found[user]) for user in users}
-        error_of = _error_of(seen, quantization.whitening)
-        curves[name] = list(_sizes(layer, bits, quantization, error_of, users, coded=final is not None))
+        by_user = {user: (model.get_submodule(user), found[user]) for user in users}
+        seen = _Seen.of(by_user, _dense(layer).shape, quantization)
+        curves[name] = list(_sizes(layer, bits, quantization, seen, users, coded=final is not None))
     budget = quantization.budget
     if budget <= 1:
         budget *= _file_bytes(model, context, coded=False)
@@ -151,19 +159,25 @@ def _sizes(
     layer: nn.Module,
     bits: tuple[int, ...],
     quantization: Quantization,
-    error_of: ErrorOf,
+    seen: _Seen,
     users: tuple[str, ...],
     *,
     coded: bool,
 ) -> Iterator[Size]:
     """Every form of one layer, with the bytes of its weights, coded or not, and the error that it adds.
 
-    Where several layers use its weight, bits alone differ.
+    Where several layers use its weight, bits alone differ. What errors fed back save is known of the ranks that the
+    layer has; at lower ones, which would take as long again each, the same share of the error of rounding to the
+    nearest stands for it.
     """
     exact = _dense(layer)
+    inputs = {} if seen.covariance is None else {"layer": seen.covariance}
     start = "nearest" if quantization.core_start == "nearest" else "gauge"
     asked = replace(quantization, layers=None, core_start=start)
-    for lower in (None,) if len(users) > 1 else _lower_ranks(layer):
+    saved_by_feedback: dict[int, float] = {}
+    for lower in (None,) if len(users) > 1 else _lower_ranks(layer, seen.metric()):
+        cut = exact if lower is None else _dense(lower)
+        of_ranks = 0.0 if lower is None else seen.error(exact, cut)
         for each in bits:
             rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
             # not learned, the gauge ranks the forms in the same order at a small part of the time
@@ -171,17 +185,28 @@ def _sizes(
                 rounded,
                 replace(asked, bits=each),
                 keep_integers=True,
-                covariances={},
+                covariances=inputs if lower is None else {},
                 seed=0,
                 num_steps=0,
             )
             tensors = list(start.tensors.values())
             saved = saved_by_coding(tensors) if coded else 0
             cost = sum(tensor.num_bytes() for tensor in tensors) - saved
-            yield Size(cost, error_of(exact, _dense(rounded["layer"])), form=Form(each, lower, users, saved))
+            error = seen.error(cut, _dense(rounded["layer"]))
+            if lower is None:
+                saved_by_feedback[each] = _share_left(start.errors["layer"])
+            else:
+                error = of_ranks + saved_by_feedback[each] * error
+            yield Size(cost, error, form=Form(each, lower, users, saved))
 
 
-def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
+def _share_left(errors: Mapping[str, float]) -> float:
+    """Of the squared error of rounding to the nearest, what is left with errors fed back; 1 where they are not."""
+    nearest = errors.get("output_nearest", 0.0)
+    return (errors["output_gptq"] / nearest) ** 2 if nearest > 0 else 1.0
+
+
+def _lower_ranks(layer: Any, metric: Metric | None) -> Iterator[nn.Module | None]:
     """None for the layer as it is, and the layer at lower ranks where it can be rounded to them."""
     yield None
     if not hasattr(layer, "round"):
@@ -191,7 +216,7 @@ def _lower_ranks(layer: Any) -> Iterator[nn.Module | None]:
         ranks = tuple(max(1, math.ceil(share * rank)) for rank in layer.ranks)
         if ranks not in seen:
             seen.add(ranks)
-            yield layer.round(ranks=list(ranks))
+            yield layer.round(ranks=list(ranks), metric=metric)
 
 
 @torch.no_grad()
@@ -202,20 +227,59 @@ def _dense(layer: Any) -> Tensor:
     return weight.detach().clone().flatten(1)
 
 
-def _error_of(users: Mapping[str, tuple[nn.Module, LayerStatistics]], whitening: str) -> ErrorOf:
-    """What rounding one weight adds to the error of the model, by the layers that use it."""
-    weightings = [weighting_of(layer, found, whitening) for layer, found in users.values()]
-    known = [each for each in weightings if each is not None]
+@dataclass(frozen=True)
+class _Seen:
+    """What calibration says of one weight, by all layers that use it.
 
-    def of_outputs(exact: Tensor, rounded: Tensor) -> float:
-        whole: Weighting = combined(known, exact.shape)
-        return whole.weight * Metric(whole.inputs, whole.outputs).cost((rounded - exact).float())
+    Attributes:
+        whitening: by what errors count.
+        weighting: how they do; None where it is not known of each user, and relative ones count.
+        sensitivity: what a relative error of 1 adds to that of the model.
+        covariance: E[x x^T] of the inputs over which errors are fed back in rounding; None where they are not.
+    """
 
-    def relative(exact: Tensor, rounded: Tensor) -> float:
-        share = (rounded - exact).float().square().sum() / exact.float().square().sum().clamp(min=1e-30)
-        return float(share) * sum(isotropic(found, whitening) * found.power for _, found in users.values())
+    whitening: str
+    weighting: Weighting | None
+    sensitivity: float
+    covariance: Tensor | None
 
-    return of_outputs if len(known) == len(weightings) else relative
+    @classmethod
+    def of(
+        cls,
+        users: Mapping[str, tuple[nn.Module, LayerStatistics]],
+        shape: torch.Size,
+        quantization: Quantization,
+    ) -> _Seen:
+        """Of a weight [O, N] and the layers that use it."""
+        whitening = quantization.whitening
+        weightings = [weighting_of(layer, found, whitening) for layer, found in users.values()]
+        known = [each for each in weightings if each is not None]
+        inputs = (found.covariance for layer, found in users.values() if feeds_back(layer))
+        return cls(
+            whitening,
+            combined(known, shape) if len(known) == len(weightings) else None,
+            sum(isotropic(found, whitening) * found.power for _, found in users.values()),
+            next((each for each in inputs if each is not None), None)
+            if quantization.rounding == GPTQ
+            else None,
+        )
+
+    def error(self, exact: Tensor, other: Tensor) -> float:
+        """What `other` in place of a weight [O, N] adds to the error of the model."""
+        if self.weighting is None:
+            share = (other - exact).float().square().sum() / exact.float().square().sum().clamp(min=1e-30)
+            return float(share) * self.sensitivity
+        return self.weighting.weight * Metric(self.weighting.inputs, self.weighting.outputs).cost(
+            (other - exact).float()
+        )
+
+    def metric(self) -> Metric | None:
+        """In which a form of lower ranks is the best one; None where the error of the weight counts by itself."""
+        if self.weighting is None:
+            return None
+        raised = damped(self.weighting, DAMPING[self.whitening])
+        inputs, outputs = (None if c is None else c.double() for c in (raised.inputs, raised.outputs))
+        return Metric(inputs, outputs)
 
 
 @dataclass

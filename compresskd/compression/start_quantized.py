@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskd import measure
+from compresskd import layers, measure
 from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
 from compresskd.quant.cores import QuantizedCores, quantize_cores
 from compresskd.quant.environments import inner_product
-from compresskd.quant.feedback import damping_of, round_with_errors_fed_back
+from compresskd.quant.feedback import GPTQ, NEAREST, damping_of, round_with_errors_fed_back
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
 from compresskd.tt.layers.grouped import GroupedEmbedding
@@ -111,7 +111,7 @@ def _of_matrices(
 
     plain = [nearest(w, target) for w, target in zip(weights, targets, strict=True)]
     errors = {"nearest": _relative_error(weights, plain)}
-    if quantization.rounding != "gptq" or covariance is None:
+    if quantization.rounding != GPTQ or covariance is None:
         return _Rounded(plain, weights, errors)
     covariance = covariance.cpu()
     first = round_with_errors_fed_back(
@@ -121,10 +121,15 @@ def _of_matrices(
     if len(weights) > 1:
         best, seen = _after(weights, first, covariance)
         fed_back.append(round_with_errors_fed_back(nearest(best.to(weights[1]), targets[1]), best, seen))
-    for way, tensors in (("nearest", plain), ("gptq", fed_back)):
+    for way, tensors in ((NEAREST, plain), (GPTQ, fed_back)):
         errors[f"output_{way}"] = _error_of_output(weights, tensors, targets, covariance)
     # the nearest to the values that training starts from are these integers
     return _Rounded(fed_back, [t.dequantize() for t in fed_back], errors)
+
+
+def feeds_back(layer: nn.Module) -> bool:
+    """Whether errors of its rounding can be fed back: it applies a matrix to every input alike, or several in turn."""
+    return layers.is_matrix(layer) or getattr(layer, "OF_MATRICES", False)
 
 
 def _covariance_of(

@@ -10,7 +10,7 @@ from torch import Tensor
 from compresskd.quant.grid import read_from_grid, round_to_grid, spread
 from compresskd.quant.pack import QuantizedTensor
 
-ROUNDINGS = ("nearest", "gptq")
+NEAREST, GPTQ = ROUNDINGS = ("nearest", "gptq")
 _DAMPING = 0.01  # of the mean diagonal, that of the published code: few samples leave directions unseen
 _BLOCK = 128  # columns whose errors reach the later ones in one product, as in the paper
 

@@ -11,11 +11,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from compresskd import artifact, layers, tt
+from compresskd import artifact, tt
 from compresskd.compression.calibration import LayerStatistics, calibrate
 from compresskd.compression.precision_budget import check_budget, fit_budget
 from compresskd.compression.quantization import Quantization
-from compresskd.compression.start_quantized import describe, start_quantized
+from compresskd.compression.start_quantized import describe, feeds_back, start_quantized
 from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context, Stage, State, few_samples
 from compresskd.kd.objective import Objective
@@ -23,6 +23,7 @@ from compresskd.options import Whole, checked, one_of, within
 from compresskd.proof import differing_when_rounded
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy_penalty import entropy_penalty
+from compresskd.quant.feedback import GPTQ
 from compresskd.quant.grid import BITS
 from compresskd.quant.prepare import freeze, prepare
 from compresskd.quant.targets import find_targets
@@ -160,13 +161,12 @@ class Quantize:
         self, context: Context, student: nn.Module, found: Mapping[str, LayerStatistics] | None
     ) -> dict[str, Tensor]:
         """Of the inputs of the layers whose rounding weighs errors by them."""
-        gptq = self.quantization.rounding == "gptq"
+        gptq = self.quantization.rounding == GPTQ
         trains = tt.TTLinear | tt.TTConv2d
         names = [
             name
             for name, module in student.named_modules()
-            if (self.quantization.data_aware and isinstance(module, trains))
-            or (gptq and (layers.is_matrix(module) or getattr(module, "OF_MATRICES", False)))
+            if (self.quantization.data_aware and isinstance(module, trains)) or (gptq and feeds_back(module))
         ]
         if not names:
             return {}

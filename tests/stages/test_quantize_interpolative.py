@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from compresskd import tt
+from compresskd.compression.calibration import LayerStatistics
+from compresskd.compression.precision_budget import _dense, _Seen, _sizes
 from compresskd.compression.start_quantized import _after, start_quantized
 from compresskd.quant.granularity import PerChannel
 from compresskd.quant.grid import Grid
@@ -81,3 +83,51 @@ def test_training_starts_from_what_rounds_to_these_integers(model):
     assert len(start.tensors) == 2
     for name, tensor in start.tensors.items():
         assert torch.equal(stored[name].integers, tensor.integers)
+
+
+class TestTable:
+    """What the table of a budget says of ranks and bits, where errors are fed back in rounding."""
+
+    x = torch.randn(600, 48, generator=torch.Generator().manual_seed(1)) @ torch.randn(
+        48, 48, generator=torch.Generator().manual_seed(2)
+    )
+
+    def table(self, layer, **options):
+        quantization = Quantization(bits=2, budget=1000, granularity=16, **options)
+        found = LayerStatistics(self.x.T @ self.x / len(self.x), sensitivity=1.0)
+        seen = _Seen.of({"0": (layer, found)}, _dense(layer).shape, quantization)
+        return seen, list(_sizes(layer, (2, 3, 4, 8), quantization, seen, ("0",), coded=False))
+
+    def test_every_error_is_near_that_of_rounding_with_errors_fed_back(self, model):
+        (layer,) = model
+        seen, sizes = self.table(layer, rounding="gptq")
+        _, nearest = self.table(layer)
+        assert len(sizes) == len(nearest) == 28
+        exact = _dense(layer)
+        for size, plain in zip(sizes, nearest, strict=True):
+            lower = nn.Sequential(copy.deepcopy(size.form.layer or layer))
+            start_quantized(
+                lower,
+                Quantization(bits=size.form.bits, granularity=16, rounding="gptq"),
+                keep_integers=True,
+                covariances={"0": seen.covariance},
+                seed=0,
+            )
+            real = seen.error(exact, _dense(lower[0]))
+            if size.form.layer is None:
+                assert size.error == pytest.approx(real, rel=1e-4)
+                assert size.error < (0.75 if size.form.bits > 2 else 0.9) * plain.error
+            else:
+                assert size.error == pytest.approx(real, rel=0.2)
+            assert size.error < plain.error
+            assert size.cost == plain.cost
+
+    def test_lower_ranks_are_cut_where_inputs_are_small(self, model):
+        (layer,) = model
+        seen, sizes = self.table(layer)
+        exact = _dense(layer)
+        for size in sizes:
+            if size.form.layer is not None:
+                plain = layer.round(ranks=size.form.layer.ranks)
+                cut, blind = (seen.error(exact, _dense(each)) for each in (size.form.layer, plain))
+                assert cut < blind

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compresskd.tt import factorize
-from compresskd.tt.decompose.cores import to_matrix
+from compresskd.tt.decompose.cores import round_cores, to_matrix
 from compresskd.tt.decompose.metric import Metric, Weighed, check_covariance, root
 from compresskd.tt.decompose.tt_svd import tt_svd
-from compresskd.tt.decompose.whitening import _kronecker, mode_covariances, tt_svd_whitened
+from compresskd.tt.decompose.whitening import _kronecker, mode_covariances, round_in_metric, tt_svd_whitened
 
 
 def covariance_of(size, seed, rank=None):
@@ -168,3 +168,66 @@ def test_bad_covariances_are_refused(covariance, message):
         check_covariance(covariance, 6)
     with pytest.raises(ValueError, match=message):
         factorize(nn.Linear(6, 20), rank=1, input_covariance=covariance)
+
+
+@given(problems(), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_rounding_in_a_metric_is_never_worse_than_rounding(problem, rank):
+    weight, input_dims, output_dims, covariance = problem
+    metric, ranks = Metric(covariance, covariance_of(len(weight), 7)), [rank] * (len(input_dims) - 1)
+    cores = tt_svd(weight, input_dims, output_dims, ranks=[5] * len(ranks)).cores
+    exact, plain = to_matrix(cores), round_cores(cores, ranks=ranks)
+    found = round_in_metric(cores, metric, ranks=ranks)
+    assert [core.shape for core in found] == [core.shape for core in plain]
+    slack = 1e-9 * metric.cost(exact) + 1e-12
+    assert metric.cost(to_matrix(found) - exact) <= metric.cost(to_matrix(plain) - exact) + slack
+
+
+def test_two_cores_are_rounded_to_the_optimum_of_the_metric():
+    metric = Metric(covariance_of(20, 1), covariance_of(12, 2))
+    cores = tt_svd(torch.randn(12, 20, dtype=torch.float64), (1, 20), (12, 1), ranks=(9,)).cores
+    exact = to_matrix(cores)
+    best = tt_svd_whitened(Weighed(exact, metric), (1, 20), (12, 1), (4,))
+    found = round_in_metric(cores, metric, ranks=(4,))
+    assert metric.error(exact, to_matrix(found)) == pytest.approx(best.error, rel=1e-6)
+    assert best.error < 0.8 * metric.error(exact, to_matrix(round_cores(cores, ranks=(4,))))
+
+
+def test_a_tolerance_in_a_metric_is_refused():
+    cores = tt_svd(torch.randn(6, 8), (1, 8), (6, 1), ranks=(4,)).cores
+    for options in ({"tolerance": 0.1}, {}, {"ranks": (2,), "tolerance": 0.1}):
+        with pytest.raises(ValueError, match="expected ranks and no tolerance in a metric"):
+            round_in_metric(cores, Metric(covariance_of(8, 1)), **options)
+
+
+LAYERS = {
+    "two cores": (lambda: nn.Linear(24, 20), {"method": "svd"}),
+    "modes of both sides": (lambda: nn.Linear(24, 20), {"modes": ((4, 6), (5, 4))}),
+    "interpolative": (lambda: nn.Linear(24, 20), {"method": "interpolative"}),
+    "convolution": (lambda: nn.Conv2d(8, 20, 3), {}),
+    "one-dimensional convolution": (lambda: nn.Conv1d(8, 20, 3), {}),
+    "table": (lambda: nn.Embedding(50, 24), {"method": "svd"}),
+    "padded vocabulary": (lambda: nn.Embedding(47, 24), {"modes": ((4, 6), (6, 8)), "keep_larger": True}),
+    "groups of rows": (lambda: nn.Embedding(50, 24), {"row_groups": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_of_any_kind_is_rounded_in_a_metric(kind):
+    torch.manual_seed(0)
+    make, options = LAYERS[kind]
+    dense = make()
+    if options.get("row_groups"):
+        options = {**options, "output_covariance": torch.linspace(1.0, 0.01, 50)}
+    layer = factorize(dense, rank=6, **options)
+    weight = layer.to_dense().detach().double().flatten(1)
+    outputs = covariance_of(len(weight), 3)
+    if isinstance(dense, nn.Embedding):
+        outputs = torch.logspace(0, -3, len(weight), dtype=torch.float64)
+    metric = Metric(covariance_of(weight.shape[1], 2), outputs)
+    ranks = [max(1, r // 2) for r in layer.ranks]
+    plain, aware = layer.round(ranks=ranks), layer.round(ranks=ranks, metric=metric)
+    costs = [metric.cost(other.to_dense().detach().double().flatten(1) - weight) for other in (plain, aware)]
+    assert aware.ranks == plain.ranks
+    assert type(aware) is type(layer)
+    assert costs[1] < (1.0 if "modes" in kind or "padded" in kind else 0.9) * costs[0] + 1e-12

@@ -7,13 +7,15 @@ cores absorb exactly, and least squares in the true metric follows, one core at 
 is compared with the plain TT-SVD in the true metric, and the best is returned: it is never worse than the plain one.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compresskd.tt.decompose.cores import to_matrix
+from compresskd.tt.decompose.cores import round_cores, to_matrix
 from compresskd.tt.decompose.least_squares import descend, sweep
 from compresskd.tt.decompose.metric import Metric, Root, Weighed, along, root
 from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
@@ -21,6 +23,7 @@ from compresskd.tt.decompose.tt_svd import Decomposition, tt_svd, working
 SWEEPS = 2
 CANCELLED = 1e-6
 SMALL_SIDE = 256
+_OUTPUTS, _INPUTS = 1, 2  # axes of a core
 
 
 def tt_svd_whitened(
@@ -45,8 +48,7 @@ def tt_svd_whitened(
 
     best = _kronecker(weight, input_dims, output_dims, ranks, padded)
     least = error_of(best)
-    sides = ((metric.inputs, input_dims), (metric.outputs, output_dims))
-    is_exact = not any(covariance is not None and _is_split(dims) for covariance, dims in sides)
+    is_exact = _is_exact(metric, input_dims, output_dims)
     if not is_exact or len(input_dims) > 2:
         plain = tt_svd(weight, input_dims, output_dims, ranks=ranks).cores
         if (error := error_of(plain)) <= least:
@@ -61,6 +63,44 @@ def tt_svd_whitened(
         if least - gain > limit:
             break
     return Decomposition([core.to(weight.dtype).contiguous() for core in best], least)
+
+
+def round_in_metric(
+    cores: Sequence[Tensor],
+    metric: Metric | None,
+    *,
+    ranks: Sequence[int] | None = None,
+    tolerance: float | None = None,
+) -> list[Tensor]:
+    """Fewer ranks for the same matrix [M, N] with the least error in a metric that was found; None: as `round_cores`.
+
+    The optimum where one core holds all input modes and one all output modes. Else the better of what rounds the cores
+    with the modes' own roots absorbed, and what rounds them as they are. M and N may be less than what the modes make:
+    what is beyond them costs nothing.
+
+    Raises:
+        ValueError: neither ranks nor a tolerance, both, or a tolerance in a metric.
+    """
+    if metric is None:
+        return round_cores(cores, ranks=ranks, tolerance=tolerance)
+    if ranks is None or tolerance is not None:
+        raise ValueError(f"expected ranks and no tolerance in a metric, got {ranks} and {tolerance}")
+    input_dims, output_dims = [core.shape[2] for core in cores], [core.shape[1] for core in cores]
+    metric = metric.padded(math.prod(output_dims), math.prod(input_dims))
+    sides = _sides(metric, input_dims, output_dims)
+    exact = [core.detach().double() for core in cores]
+    whitened = _applied(exact, sides, Root.times)
+    best = _applied(round_cores(whitened, ranks=ranks), sides, Root.divides)
+    if not _is_exact(metric, input_dims, output_dims):
+        plain, dense = round_cores(exact, ranks=ranks), to_matrix(exact)
+        best = min((best, plain), key=lambda found: metric.cost(to_matrix(found) - dense))
+    return [core.to(cores[0].dtype).contiguous() for core in best]
+
+
+def _is_exact(metric: Metric, input_dims: Sequence[int], output_dims: Sequence[int]) -> bool:
+    """Whether the Kronecker product of the modes' roots is the metric's own: none is split that has a covariance."""
+    sides = ((metric.inputs, input_dims), (metric.outputs, output_dims))
+    return not any(covariance is not None and _is_split(dims) for covariance, dims in sides)
 
 
 def _is_split(dims: Sequence[int]) -> bool:
@@ -78,21 +118,41 @@ def _kronecker(
     d = len(input_dims)
     padded = _zero_padded(working(weight), (math.prod(output_dims), math.prod(input_dims)))
     tensor = padded.reshape(*output_dims, *input_dims)
-    sides = [
-        (place, _roots(covariance, dims, whole))
-        for place, covariance, dims, whole in (
-            (d, metric.inputs, input_dims, lambda: metric.input_root),
-            (0, metric.outputs, output_dims, lambda: metric.output_root),
+    sides = _sides(metric, input_dims, output_dims)
+    for side in sides:
+        for k, each in side.roots.items():
+            tensor = along(tensor, k + (d if side.axis == _INPUTS else 0), each.times)
+    cores = tt_svd(tensor.reshape(padded.shape), input_dims, output_dims, ranks=ranks).cores
+    return _applied(cores, sides, Root.divides)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The roots of a covariance by the cores whose modes at `axis` they belong to."""
+
+    axis: int
+    roots: dict[int, Root]
+
+
+def _sides(metric: Metric, input_dims: Sequence[int], output_dims: Sequence[int]) -> list[_Side]:
+    return [
+        _Side(axis, _roots(covariance, dims, whole))
+        for axis, covariance, dims, whole in (
+            (_INPUTS, metric.inputs, input_dims, lambda: metric.input_root),
+            (_OUTPUTS, metric.outputs, output_dims, lambda: metric.output_root),
         )
         if covariance is not None
     ]
-    for place, roots in sides:
-        for k, each in roots.items():
-            tensor = along(tensor, place + k, each.times)
-    cores = tt_svd(tensor.reshape(padded.shape), input_dims, output_dims, ranks=ranks).cores
-    for place, roots in sides:
-        for k, each in roots.items():
-            cores[k] = along(cores[k], 2 if place else 1, each.divides)
+
+
+def _applied(
+    cores: Sequence[Tensor], sides: Sequence[_Side], of: Callable[[Root, Tensor], Tensor]
+) -> list[Tensor]:
+    """The cores with the roots multiplied into their modes, or divided out of them."""
+    cores = list(cores)
+    for side in sides:
+        for k, each in side.roots.items():
+            cores[k] = along(cores[k], side.axis, functools.partial(of, each))
     return cores
 
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from compresskd.tt.decompose.cores import balance, clip_ranks, core_shapes, orthogonalize, round_cores
+from compresskd.tt.decompose.cores import balance, clip_ranks, core_shapes, orthogonalize
+from compresskd.tt.decompose.metric import Metric
 from compresskd.tt.decompose.modes import Pair
+from compresskd.tt.decompose.whitening import round_in_metric
 from compresskd.tt.execution.cached_operands import Prepared
 from compresskd.tt.execution.convolution import Geometry
 
@@ -225,15 +227,29 @@ class TensorTrainLayer(FactorizedLayer):
         return self._prepared.num_bytes
 
     def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+        self,
+        rank: int | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        metric: Metric | None = None,
     ) -> Self:
-        """A layer of fewer ranks for nearly the same weight, which is never formed: see `round_cores`.
+        """A layer of fewer ranks for nearly the same weight, see `round_cores`.
 
-        `rank` is the largest TT-rank, `ranks` gives one for each; `tolerance` bounds the relative error.
+        Args:
+            rank: the largest TT-rank.
+            ranks: one for each.
+            tolerance: the largest relative error, in place of ranks.
+            metric: in which the error counts, of the weight [M, N] as a matrix, see `round_in_metric`.
+
+        Raises:
+            ValueError: neither ranks nor a tolerance, both, or a tolerance in a metric.
         """
         if rank is not None and ranks is None:
             ranks = [rank] * (len(self.cores) - 1)
-        return self._with(balance(round_cores(list(self.cores), ranks=ranks, tolerance=tolerance)))
+        return self._with(
+            balance(round_in_metric(list(self.cores), metric, ranks=ranks, tolerance=tolerance))
+        )
 
     def orthogonalize(self, center: int = 0) -> Self:
         """A layer of the same weight, cores left of `center` left-orthogonal and those right of it right-orthogonal."""

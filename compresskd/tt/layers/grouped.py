@@ -1,14 +1,16 @@
 """An embedding whose rows are in groups, each of a low rank of its own: see `compresskd.tt.decompose.row_groups`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskd.tt.decompose.cores import round_cores
+from compresskd.tt.decompose.metric import Metric
 from compresskd.tt.decompose.row_groups import MOST_GROUPS, Table
+from compresskd.tt.decompose.whitening import round_in_metric
 from compresskd.tt.execution.product import is_watched
 from compresskd.tt.layers.base import FactorizedLayer
 from compresskd.tt.layers.embedding import without_autocast
@@ -129,19 +131,30 @@ class GroupedEmbedding(PaddedRows, FactorizedLayer):
         return table if self.padding_idx is None else self._padded(table, ids)
 
     def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+        self,
+        rank: int | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        metric: Metric | None = None,
     ) -> Self:
-        """A layer of lower ranks for nearly the same table: as `TensorTrainLayer.round`, group by group."""
+        """A layer of lower ranks for nearly the same table: as `TensorTrainLayer.round`, group by group.
+
+        Of a metric its outputs are [V], how much each row counts.
+        """
         if rank is not None and ranks is None:
             ranks = [min(rank, r) for r in self.ranks]
         factors: list[Tensor] = []
+        group, _ = self._places()
         for k, (rows, basis) in enumerate(self._pairs()):
             given = None if ranks is None else [ranks[k]]
-            cores = round_cores(
-                [rows.detach()[None, :, None], basis.detach()[:, None, :, None]],
-                ranks=given,
-                tolerance=tolerance,
+            counted = (
+                metric
+                if metric is None or metric.outputs is None
+                else replace(metric, outputs=metric.outputs[group == k])
             )
+            cores = [rows.detach()[None, :, None], basis.detach()[:, None, :, None]]
+            cores = round_in_metric(cores, counted, ranks=given, tolerance=tolerance)
             factors += [cores[0][0, :, 0], cores[1][:, 0, :, 0]]
         made = type(self).from_structure({**self.structure(), "ranks": [f.shape[1] for f in factors[::2]]})
         made._hold(factors, self.members)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compresskd.tt.decompose.cores import round_cores
+from compresskd.tt.decompose.metric import Metric
+from compresskd.tt.decompose.whitening import round_in_metric
 from compresskd.tt.layers.base import FactorizedLayer
 
 
@@ -91,7 +92,12 @@ class InterpolativeLinear(FactorizedLayer):
         )
 
     def round(
-        self, rank: int | None = None, *, ranks: Sequence[int] | None = None, tolerance: float | None = None
+        self,
+        rank: int | None = None,
+        *,
+        ranks: Sequence[int] | None = None,
+        tolerance: float | None = None,
+        metric: Metric | None = None,
     ) -> Self:
         """A layer of a lower rank for nearly the same weight: as `TensorTrainLayer.round`."""
         if rank is not None and ranks is None:
@@ -99,7 +105,8 @@ class InterpolativeLinear(FactorizedLayer):
         rows, *mixtures = self.factors
         eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         left = torch.cat([eye, *mixtures])[self._places()]
-        cores = round_cores([left[None, :, None], rows[:, None, :, None]], ranks=ranks, tolerance=tolerance)
+        cores = [left[None, :, None], rows[:, None, :, None]]
+        cores = round_in_metric(cores, metric, ranks=ranks, tolerance=tolerance)
         return self.of_cores(cores, self.bias).train(self.training)
 
     def macs(self, input: Tensor) -> int:
