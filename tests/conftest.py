@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import gc
 import logging
 import os
 import random
@@ -33,6 +34,8 @@ from compresskd.config.shipped import conf_dir
 
 # Tests are small: a second thread only waits, and several test processes may share the cores.
 torch.set_num_threads(1)
+# A collection of garbage looks at all that was ever imported, for a tenth of the suite's time at the usual pace.
+gc.set_threshold(10_000, 10, 10)
 # Half of the time that it takes to build a job goes into parsing the same interpolations, once for each test.
 omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 

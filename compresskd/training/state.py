@@ -137,7 +137,7 @@ def load_state(state: TrainingState, saved: Mapping[str, Any], identity: Mapping
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ResumeMismatch(
             "resume: the checkpoint does not fit this model and optimizer; "
-            f"resume with the configuration that it was written with. {error}"
+            f"resume with the configuration and the version that it was written with. {error}"
         ) from error
     state.scheduler.load_state_dict(copy.deepcopy(saved["scheduler"]))
     if state.scaler:
