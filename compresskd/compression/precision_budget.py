@@ -278,8 +278,11 @@ class _Seen:
         if self.weighting is None:
             return None
         raised = damped(self.weighting, DAMPING[self.whitening])
-        inputs, outputs = (None if c is None else c.double() for c in (raised.inputs, raised.outputs))
-        return Metric(inputs, outputs)
+        # by inputs or gradients that are all 0 every form is as good as any other: they say nothing of the weight
+        known = (
+            c.double() if c is not None and bool(c.any()) else None for c in (raised.inputs, raised.outputs)
+        )
+        return Metric(*known)
 
 
 @dataclass

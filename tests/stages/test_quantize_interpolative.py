@@ -92,9 +92,9 @@ class TestTable:
         48, 48, generator=torch.Generator().manual_seed(2)
     )
 
-    def table(self, layer, **options):
+    def table(self, layer, scale=1.0, **options):
         quantization = Quantization(bits=2, budget=1000, granularity=16, **options)
-        found = LayerStatistics(self.x.T @ self.x / len(self.x), sensitivity=1.0)
+        found = LayerStatistics(scale * self.x.T @ self.x / len(self.x), sensitivity=1.0)
         seen = _Seen.of({"0": (layer, found)}, _dense(layer).shape, quantization)
         return seen, list(_sizes(layer, (2, 3, 4, 8), quantization, seen, ("0",), coded=False))
 
@@ -131,3 +131,12 @@ class TestTable:
                 plain = layer.round(ranks=size.form.layer.ranks)
                 cut, blind = (seen.error(exact, _dense(each)) for each in (size.form.layer, plain))
                 assert cut < blind
+
+    def test_a_layer_whose_inputs_are_all_zero_has_forms_of_every_rank(self, model):
+        (layer,) = model
+        _, sizes = self.table(layer, scale=0.0, rounding="gptq")
+        assert all(size.error == 0.0 for size in sizes)
+        for size in sizes:
+            if size.form.layer is not None:
+                plain = layer.round(ranks=size.form.layer.ranks)
+                torch.testing.assert_close(size.form.layer.to_dense(), plain.to_dense())
