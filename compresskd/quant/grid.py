@@ -76,19 +76,29 @@ class Grid:
         )
 
 
-def round_to_grid(w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
-    """Integers in [low, high], as floats, of w; scale and zero_point broadcast against it, all float32."""
-    ratio = w * (1.0 / scale)
-    rounded = torch.floor(ratio) if grid.shift else torch.round(ratio)
+def round_to_grid(
+    w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, *, out: Tensor | None = None
+) -> Tensor:
+    """Integers in [low, high], as floats, of w; scale and zero_point broadcast against it, all float32.
+
+    `out` takes every step of it, where one is given.
+    """
+    ratio = torch.mul(w, 1.0 / scale, out=out)
+    rounded = torch.floor(ratio, out=out) if grid.shift else torch.round(ratio, out=out)
     if zero_point is not None:
-        rounded = rounded + zero_point
-    return rounded.clamp(grid.low, grid.high)
+        rounded = torch.add(rounded, zero_point, out=out)
+    return torch.clamp(rounded, grid.low, grid.high, out=out)
 
 
-def read_from_grid(integers: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid) -> Tensor:
-    """The values of integers (float32), everything broadcast."""
-    levels = integers + grid.shift if zero_point is None else integers - zero_point
-    return levels * scale
+def read_from_grid(
+    integers: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, *, out: Tensor | None = None
+) -> Tensor:
+    """The values of integers (float32), everything broadcast; `out` as for `round_to_grid`."""
+    if zero_point is None:
+        levels = torch.add(integers, grid.shift, out=out)
+    else:
+        levels = torch.sub(integers, zero_point, out=out)
+    return torch.mul(levels, scale, out=out)
 
 
 def spread(
@@ -147,8 +157,19 @@ def dequantize(
 
 
 def fake_quantize(
-    w: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Grid, granularity: Granularity
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: Grid,
+    granularity: Granularity,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """dequantize(quantize(w)) without the integers between, equal bit for bit; float32, no gradient."""
+    """dequantize(quantize(w)) without the integers between, equal bit for bit; float32, no gradient.
+
+    Args:
+        out: float32 of the shape of `w`, which then holds the result and saves taking memory for each step.
+    """
     wide_scale, offset = spread(scale.half(), zero_point, grid, granularity, w.shape)
-    return read_from_grid(round_to_grid(w.float(), wide_scale, offset, grid), wide_scale, offset, grid)
+    integers = round_to_grid(w.float(), wide_scale, offset, grid, out=out)
+    return read_from_grid(integers, wide_scale, offset, grid, out=out)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compresskd.options import OptionError
-from compresskd.quant.granularity import Granularity
+from compresskd.quant.granularity import Granularity, PerChannel, PerGroup
 from compresskd.quant.grid import Grid, fake_quantize, read_from_grid, round_to_grid, spread
 
 METHODS = ("mse", "absmax")
@@ -15,6 +15,7 @@ _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16, in which scales are store
 _SHRINK = 0.87  # between candidates of the search
 _NUM_CANDIDATES = 25  # down to 3% of the absolute-maximum scale: heavy tails have their optimum far below it
 _NUM_REFINEMENTS = 5
+_AT_ONCE = 2**16  # numbers
 
 
 def find_scale(
@@ -52,15 +53,36 @@ def mse_scale(w: Tensor, grid: Grid, granularity: Granularity) -> tuple[Tensor, 
     Refinement alternates rounding with the closed form scale = <w, levels> / <levels, levels>. Errors are
     compared at the stored float16 scale.
     """
+    rows = _rows(w, granularity)
+    if rows is None:
+        return _searched(w, grid, granularity)
+    # a block needs no other: as many at once as a near cache holds, over which the search passes some hundred times
+    parts = rows.split(max(1, _AT_ONCE // rows.shape[1]))
+    scales, zero_points = zip(*(_searched(part, grid, PerChannel()) for part in parts), strict=True)
+    return torch.cat(scales), torch.cat(zero_points) if grid.has_zero_point else None
+
+
+def _rows(w: Tensor, granularity: Granularity) -> Tensor | None:
+    """[S, n], a row of its own for each scale; None where blocks do not lie so, or there are none."""
+    if not w.numel() or w.dim() < 2:
+        return None
+    if isinstance(granularity, PerChannel):
+        return w.flatten(1) if granularity.dim in (0, -w.dim()) else None
+    if isinstance(granularity, PerGroup):
+        return w.reshape(-1, granularity.size) if w.numel() % granularity.size == 0 else None
+    return None
+
+
+def _searched(w: Tensor, grid: Grid, granularity: Granularity) -> tuple[Tensor, Tensor | None]:
     low, high = -granularity.amax(-w), granularity.amax(w)
     scale, zero_point = _scale_of_range(low, high, grid)
-    least = torch.full(scale.shape, torch.inf, device=w.device)
+    least, rounded = torch.full(scale.shape, torch.inf, device=w.device), torch.empty_like(w)
     for step in range(_NUM_CANDIDATES + _NUM_REFINEMENTS):
         if step < _NUM_CANDIDATES:
             new_scale, new_zero = _scale_of_range(low * _SHRINK**step, high * _SHRINK**step, grid)
         else:
             new_scale, new_zero = closed_form_scale(w, scale, zero_point, grid, granularity), zero_point
-        rounded = fake_quantize(w, new_scale, new_zero, grid, granularity)
+        fake_quantize(w, new_scale, new_zero, grid, granularity, out=rounded)
         errors = granularity.total(rounded.sub_(w).square_())
         wins = errors < least
         least, scale = torch.where(wins, errors, least), torch.where(wins, new_scale, scale)
