@@ -195,9 +195,10 @@ class _Seen:
             found = self.statistics.setdefault(name, LayerStatistics(None))
             if is_matrix:
                 self._add_inputs(found, layer, given.detach())
-            elif isinstance(layer, nn.Embedding):
+            elif is_table(layer):
                 asked = without_padding(given.detach().unsqueeze(-1), self.mask).flatten()
-                counts = torch.bincount(asked, minlength=layer.num_embeddings).float()
+                rows: Any = layer.num_embeddings
+                counts = torch.bincount(asked, minlength=rows).float()
                 found.frequency = counts if found.frequency is None else found.frequency + counts
                 same = {column for column, ids in _by_name(self.inputs).items() if _are_equal(ids, given)}
                 self.columns[name] = self.columns.get(name, same) & same
@@ -259,6 +260,11 @@ def _by_name(inputs: Inputs) -> Mapping[str, Tensor]:
 
 def _are_equal(ids: Tensor, given: Tensor) -> bool:
     return ids.shape == given.shape and torch.equal(ids, given)
+
+
+def is_table(layer: nn.Module) -> bool:
+    """Whether it is an embedding, ordinary or factorized."""
+    return isinstance(layer, nn.Embedding | tt.TTEmbedding | tt.GroupedEmbedding)
 
 
 def _is_matrix(layer: nn.Module) -> bool:

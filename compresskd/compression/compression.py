@@ -79,7 +79,8 @@ class Compression(Size):
         whitening: what an error of a weight counts by, over `num_calibration` training samples: 'none' by itself;
             'input_scale' by the root mean square of each input; 'input' by the error of the layer's output;
             'two_sided' also by what gradients of the task say of outputs, see `compresskd.compression.weighting`.
-            Neither tucker nor cp.
+            Lower ranks of layers that are factorized already count by it as well, where ranks are the target. Neither
+            tucker nor cp.
         damping: shares of their mean diagonals by which the covariances of inputs and of gradients are raised; None
             takes those of `compresskd.compression.weighting.DAMPING`, of two_sided for a compensation.
         compensation: 'sequential' fits each layer in closed form to what the compressed layers before it give it, over
@@ -259,7 +260,7 @@ class Compression(Size):
         self, model: nn.Module, taken: Sequence[layers.Layer], context: Context
     ) -> dict[str, Weighting]:
         """How errors of each layer count; layers of which calibration can say nothing are left out."""
-        watched = [layer for layer in taken if all(map(_is_watched, layer.members.values()))]
+        watched = [layer for layer in taken if all(map(self._is_watched, layer.members.values()))]
         if self.whitening == NONE or not watched:
             return {}
         found = calibrate(
@@ -281,9 +282,14 @@ class Compression(Size):
             )
             damped_ones = [damped(each, self._damping) for each in known if each is not None]
             if damped_ones:
-                weight = layers.plain(layer.module).weight
-                weightings[layer.name] = combined(damped_ones, weight.flatten(1).shape)
+                weightings[layer.name] = combined(damped_ones, _weight_shape(layer.module))
         return weightings
+
+    def _is_watched(self, layer: nn.Module) -> bool:
+        """Whether errors of a layer count by what calibration says: of a factorized one those of lower ranks."""
+        if layers.is_factorized(layer):
+            return self.is_rank and hasattr(layer, "round")
+        return layers.is_matrix(layer) or (isinstance(layer, nn.Embedding) and layers.obstacle(layer) is None)
 
     @property
     def _damping(self) -> Sequence[float]:
@@ -382,8 +388,10 @@ class Compression(Size):
         raise NothingCompressed("rank", self.rank, f"a smaller one, or other layers: {reasons_of(skipped)}")
 
 
-def _is_watched(layer: nn.Module) -> bool:
-    return layers.is_matrix(layer) or (isinstance(layer, nn.Embedding) and layers.obstacle(layer) is None)
+def _weight_shape(layer: nn.Module) -> Sequence[int]:
+    """[M, N] of a layer's weight as a matrix."""
+    shape: Any = layer.dense_shape if layers.is_factorized(layer) else layers.plain(layer).weight.shape
+    return shape[0], math.prod(shape[1:])
 
 
 def _not_fitted(layer: layers.Layer) -> str | None:

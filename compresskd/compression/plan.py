@@ -138,7 +138,8 @@ def kept(key: Callable[[], str], make: Callable[[], _Made]) -> _Made:
 
 def _one(layer: nn.Module, *, name: str, size: Size, method: Method, **metric: Any) -> nn.Module | tt.Skipped:
     if layers.is_factorized(layer):
-        return size.rounded(name, layer)
+        known = method.weightings.get(name)
+        return size.rounded(name, layer, None if known is None else known.metric)
     options = {**size.of_layer(name), **method.options(name), "keep_larger": method.keep_larger, **metric}
     return tt.factorize(layer, **options)
 

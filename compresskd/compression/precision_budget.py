@@ -275,14 +275,7 @@ class _Seen:
 
     def metric(self) -> Metric | None:
         """In which a form of lower ranks is the best one; None where the error of the weight counts by itself."""
-        if self.weighting is None:
-            return None
-        raised = damped(self.weighting, DAMPING[self.whitening])
-        # by inputs or gradients that are all 0 every form is as good as any other: they say nothing of the weight
-        known = (
-            c.double() if c is not None and bool(c.any()) else None for c in (raised.inputs, raised.outputs)
-        )
-        return Metric(*known)
+        return None if self.weighting is None else damped(self.weighting, DAMPING[self.whitening]).metric
 
 
 @dataclass

@@ -15,6 +15,7 @@ from compresskd import tt
 from compresskd.compression.costs import ALL, INCLUDED, PARAMETERS, UNITS
 from compresskd.layers import surgery
 from compresskd.options import Count, NonNegative, OptionError, Share, checked, one_of
+from compresskd.tt.decompose.metric import Metric
 
 
 def _one_number(budget: Any) -> Any:
@@ -100,8 +101,14 @@ class Size:
         cap = self.rank_of(name)
         return {"rank": cap} if isinstance(cap, int) else {"ranks": tuple(cap)}
 
-    def rounded(self, name: str, layer: nn.Module) -> nn.Module | tt.Skipped:
-        """A layer that holds a tensor train already, rounded without forming the dense weight."""
+    def rounded(self, name: str, layer: nn.Module, metric: Metric | None = None) -> nn.Module | tt.Skipped:
+        """A layer that holds a tensor train already, at lower ranks.
+
+        Args:
+            name: of the layer.
+            layer: that holds the train.
+            metric: in which the error at given ranks is the least; a tolerance counts that of the weight.
+        """
         if not hasattr(layer, "round"):
             return tt.Skipped(f"{type(layer).__name__} has no ranks that can be lowered")
         if self.is_shared:
@@ -114,4 +121,5 @@ class Size:
         caps = [cap] * len(ranks) if isinstance(cap, int) else cap
         if len(caps) != len(ranks):
             raise OptionError("ranks", list(caps), f"{len(ranks)} numbers for '{name}', one for each bond")
-        return layer.round(ranks=[min(pair) for pair in zip(ranks, caps, strict=True)])  # pyright: ignore[reportCallIssue]
+        lower = [min(pair) for pair in zip(ranks, caps, strict=True)]
+        return layer.round(ranks=lower, metric=metric)  # pyright: ignore[reportCallIssue]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compresskd.compression.calibration import LayerStatistics
-from compresskd.layers.known import scale_of
-from compresskd.tt.decompose.metric import RIDGE
+from compresskd.compression.calibration import LayerStatistics, is_table
+from compresskd.tt.decompose.metric import RIDGE, Metric
+from compresskd.tt.layers.padded_rows import scale_of
 
 NONE, SCALE, INPUT, TWO_SIDED = "none", "input_scale", "input", "two_sided"
 _TINY = 1e-30
@@ -36,6 +36,15 @@ class Weighting:
     inputs: Tensor | None = None
     outputs: Tensor | None = None
 
+    @property
+    def metric(self) -> Metric:
+        """The metric tr(G D C D^T) of this layer alone.
+
+        Inputs or gradients that are all 0 say nothing of the weight: with them any would be as good.
+        """
+        known = (c.double() if c is not None and bool(c.any()) else None for c in (self.inputs, self.outputs))
+        return Metric(*known)
+
 
 @dataclass(frozen=True)
 class Shortage:
@@ -60,8 +69,8 @@ def weighting_of(layer: nn.Module, found: LayerStatistics, whitening: str) -> We
     """
     after = found.gradients if whitening == TWO_SIDED else None
     weight = found.positions if whitening == TWO_SIDED else found.sensitivity
-    if isinstance(layer, nn.Embedding):
-        return Weighting(weight * (scale_of(layer) or 1.0) ** 2, _root(after), _root(found.frequency))
+    if is_table(layer):
+        return Weighting(weight * scale_of(layer) ** 2, _root(after), _root(found.frequency))
     if found.covariance is None:
         return None
     inputs = found.covariance

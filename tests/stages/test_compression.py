@@ -248,6 +248,57 @@ def test_whitening_by_inputs_loses_less_than_weight_error_alone(run_strategy):
     assert final(aware)["metrics"]["validation_loss"] < final(plain)["metrics"]["validation_loss"]
 
 
+def scaled(*shape):
+    """Inputs whose features, or channels, fall in size."""
+    x = torch.randn(*shape)
+    return x * torch.logspace(0, -1.5, shape[1]).view(1, -1, *[1] * (len(shape) - 2))
+
+
+def often(num_texts, length, num_rows):
+    """Ids of which the first are asked for the most."""
+    return torch.multinomial(1 / torch.arange(1.0, num_rows + 1), num_texts * length, True).view(
+        num_texts, length
+    )
+
+
+FACTORIZED = {
+    "linear": (lambda: nn.Linear(32, 24), lambda: scaled(256, 32), {}),
+    "interpolative": (lambda: nn.Linear(32, 24), lambda: scaled(256, 32), {"method": "interpolative"}),
+    "convolution": (lambda: nn.Conv2d(12, 24, 3), lambda: scaled(64, 12, 6, 6), {}),
+    "one-dimensional": (lambda: nn.Conv1d(12, 24, 3), lambda: scaled(64, 12, 9), {}),
+    "table": (lambda: nn.Embedding(60, 24), lambda: often(64, 8, 60), {"method": "svd"}),
+    "groups of rows": (
+        lambda: nn.Embedding(60, 24),
+        lambda: often(64, 8, 60),
+        {"row_groups": 2, "whitening": "input"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FACTORIZED)
+def test_lower_ranks_of_factorized_layers_count_by_what_they_are_given(kind):
+    torch.manual_seed(0)
+    make, give, options = FACTORIZED[kind]
+    model, x = nn.Sequential(make()), give()
+    large = compresskd.compress(model, x, **{"rank": 9, "whitening": "none", **options})
+    aware, blind = (compresskd.compress(large, x, rank=4, whitening=by) for by in ("input", "none"))
+    assert aware[0].ranks == blind[0].ranks
+    assert max(aware[0].ranks) <= 4 < max(large[0].ranks)
+    with torch.no_grad():
+        errors = [float((small(x) - large(x)).norm()) for small in (aware, blind)]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_a_tolerance_of_factorized_layers_counts_their_weights():
+    torch.manual_seed(0)
+    x = scaled(256, 32)
+    large = compresskd.compress(nn.Sequential(nn.Linear(32, 24)), x, rank=9, whitening="none")
+    small = compresskd.compress(large, x, tolerance=0.4, whitening="input")
+    exact = large[0].to_dense()
+    assert small[0].ranks < large[0].ranks
+    assert (small[0].to_dense() - exact).norm() <= 0.4 * exact.norm()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
 def test_other_methods_behind_the_same_switch(run_strategy, method):
