@@ -174,7 +174,7 @@ def _sizes(
     inputs = {} if seen.covariance is None else {"layer": seen.covariance}
     start = "nearest" if quantization.core_start == "nearest" else "gauge"
     asked = replace(quantization, layers=None, core_start=start)
-    saved_by_feedback: dict[int, float] = {}
+    left_by_feedback: dict[int, float] = {}
     for lower in (None,) if len(users) > 1 else _lower_ranks(layer, seen.metric()):
         cut = exact if lower is None else _dense(lower)
         of_ranks = 0.0 if lower is None else seen.error(exact, cut)
@@ -194,9 +194,9 @@ def _sizes(
             cost = sum(tensor.num_bytes() for tensor in tensors) - saved
             error = seen.error(cut, _dense(rounded["layer"]))
             if lower is None:
-                saved_by_feedback[each] = _share_left(start.errors["layer"])
+                left_by_feedback[each] = _share_left(start.errors["layer"])
             else:
-                error = of_ranks + saved_by_feedback[each] * error
+                error = of_ranks + left_by_feedback[each] * error
             yield Size(cost, error, form=Form(each, lower, users, saved))
 
 

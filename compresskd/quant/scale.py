@@ -57,7 +57,8 @@ def mse_scale(w: Tensor, grid: Grid, granularity: Granularity) -> tuple[Tensor, 
     if rows is None:
         return _searched(w, grid, granularity)
     # a block needs no other: as many at once as a near cache holds, over which the search passes some hundred times
-    parts = rows.split(max(1, _AT_ONCE // rows.shape[1]))
+    at_once = max(1, _AT_ONCE // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    parts = rows.split(at_once)
     scales, zero_points = zip(*(_searched(part, grid, PerChannel()) for part in parts), strict=True)
     return torch.cat(scales), torch.cat(zero_points) if grid.has_zero_point else None
 

@@ -52,8 +52,8 @@ class RankStep(Reducing):
 
     Attributes:
         how: how layers are brought to the rank; its `rank` is the step's.
-        init: 'round' starts from the previous student, its trains rounded without forming the dense matrix;
-            'fresh' from new factors of the same shapes.
+        init: 'round' starts from the previous student, its trains rounded where errors cost the least (`whitening` of
+            `compression`); 'fresh' from new factors of the same shapes.
         teacher: 'previous' is the student of the step before, 'original' the run's teacher, 'both' the mean.
         max_drop: percentage points of validation accuracy, below that of the stage before the schedule, at which
             the step is undone and the schedule ends; None never ends it.
