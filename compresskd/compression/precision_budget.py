@@ -31,7 +31,7 @@ from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
 from compresskd.quant.entropy import saved_by_coding
-from compresskd.quant.feedback import GPTQ
+from compresskd.quant.feedback import GPTQ, NEAREST
 from compresskd.quant.grid import BITS, Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
@@ -202,8 +202,8 @@ def _sizes(
 
 def _share_left(errors: Mapping[str, float]) -> float:
     """Of the squared error of rounding to the nearest, what is left with errors fed back; 1 where they are not."""
-    nearest = errors.get("output_nearest", 0.0)
-    return (errors["output_gptq"] / nearest) ** 2 if nearest > 0 else 1.0
+    nearest = errors.get(f"output_{NEAREST}", 0.0)
+    return (errors[f"output_{GPTQ}"] / nearest) ** 2 if nearest > 0 else 1.0
 
 
 def _lower_ranks(layer: Any, metric: Metric | None) -> Iterator[nn.Module | None]:
