@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compresskd import artifact, layers
+from compresskd import artifact
 from compresskd.artifact import compact
 from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
 from compresskd.compression.calibration import LayerStatistics, calibrate
+from compresskd.compression.precision_table import Form, table_of
 from compresskd.compression.quantization import BEST, Quantization
-from compresskd.compression.start_quantized import feeds_back, start_quantized
-from compresskd.compression.weighting import (
-    DAMPING,
-    TWO_SIDED,
-    Weighting,
-    combined,
-    damped,
-    isotropic,
-    weighting_of,
-)
+from compresskd.compression.weighting import TWO_SIDED
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
 from compresskd.quant.activation import calibrate as calibrate_activations
-from compresskd.quant.entropy import saved_by_coding
-from compresskd.quant.feedback import GPTQ, NEAREST
-from compresskd.quant.grid import BITS, Grid
+from compresskd.quant.grid import Grid
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.prepare import prepare
 from compresskd.quant.targets import find_targets
 from compresskd.tasks import Inputs
-from compresskd.tt.decompose.metric import Metric
 
-_SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the present ranks that are tried
 _ROUNDS = 8  # of bringing what the table says of the size, and what the file takes, together
 _CLOSE = 0.995  # share of the budget that ends the search
 _ROUNDINGS = 4  # of the whole model, where the coded file counts
 _CLOSE_CODED = 0.98
 _SPARE = 0.002  # of the budget, left free after a choice that took too much
 _NEAR = 0.9  # of the budget: a least size above it is not taken from the table
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form that a weight can have.
-
-    Attributes:
-        bits: of the weight.
-        layer: of lower ranks that takes its place; None leaves it.
-        users: all layers that use it.
-        saved: bytes that entropy coding saves; 0 where these do not count.
-    """
-
-    bits: int
-    layer: nn.Module | None = None
-    users: tuple[str, ...] = ()
-    saved: int = 0
-
 
 Chosen = Mapping[str, Form]
 # Of a model that it may change, with what calibration samples have shown of its layers: what is stored in the end.
@@ -103,12 +70,7 @@ def fit_budget(
         task=context.data.task if quantization.whitening == TWO_SIDED else None,
         note=context.reporter.note,
     )
-    curves = {}
-    for name, users in owners.items():
-        layer, bits = model.get_submodule(name), _bits_allowed(name, model, quantization)
-        by_user = {user: (model.get_submodule(user), found[user]) for user in users}
-        seen = _Seen.of(by_user, _dense(layer).shape, quantization)
-        curves[name] = list(_sizes(layer, bits, quantization, seen, users, coded=final is not None))
+    curves = table_of(model, owners, found, quantization, coded=final is not None)
     budget = quantization.budget
     if budget <= 1:
         budget *= _file_bytes(model, context, coded=False)
@@ -140,142 +102,6 @@ def check_budget(prepared: nn.Module, budget: int | float, example: Inputs, dens
     if allowed < rest:
         taken = "" if budget > 1 else f" (it allows {int(allowed):,})"
         raise OptionError("budget", budget, f"> {rest} bytes{taken}, which the file takes without any weight")
-
-
-def _bits_allowed(name: str, model: nn.Module, quantization: Quantization) -> tuple[int, ...]:
-    """Those that a pattern gives the layer, else all that its grid has."""
-    fixed = quantization.bits_of_pattern(name)
-    if fixed is not None:
-        return (fixed,)
-    kinds = {
-        quantization.core_grid if target.is_core else quantization.grid
-        for target in find_targets(model)
-        if target.owner == name
-    }
-    return (2,) if "ternary" in kinds else BITS
-
-
-def _sizes(
-    layer: nn.Module,
-    bits: tuple[int, ...],
-    quantization: Quantization,
-    seen: _Seen,
-    users: tuple[str, ...],
-    *,
-    coded: bool,
-) -> Iterator[Size]:
-    """Every form of one layer, with the bytes of its weights, coded or not, and the error that it adds.
-
-    Where several layers use its weight, bits alone differ. What errors fed back save is known of the ranks that the
-    layer has; at lower ones, which would take as long again each, the same share of the error of rounding to the
-    nearest stands for it.
-    """
-    exact = _dense(layer)
-    inputs = {} if seen.covariance is None else {"layer": seen.covariance}
-    start = "nearest" if quantization.core_start == "nearest" else "gauge"
-    asked = replace(quantization, layers=None, core_start=start)
-    left_by_feedback: dict[int, float] = {}
-    for lower in (None,) if len(users) > 1 else _lower_ranks(layer, seen.metric()):
-        cut = exact if lower is None else _dense(lower)
-        of_ranks = 0.0 if lower is None else seen.error(exact, cut)
-        for each in bits:
-            rounded = nn.ModuleDict({"layer": copy.deepcopy(lower or layer)})
-            # not learned, the gauge ranks the forms in the same order at a small part of the time
-            start = start_quantized(
-                rounded,
-                replace(asked, bits=each),
-                keep_integers=True,
-                covariances=inputs if lower is None else {},
-                seed=0,
-                num_steps=0,
-            )
-            tensors = list(start.tensors.values())
-            saved = saved_by_coding(tensors) if coded else 0
-            cost = sum(tensor.num_bytes() for tensor in tensors) - saved
-            error = seen.error(cut, _dense(rounded["layer"]))
-            if lower is None:
-                left_by_feedback[each] = _share_left(start.errors["layer"])
-            else:
-                error = of_ranks + left_by_feedback[each] * error
-            yield Size(cost, error, form=Form(each, lower, users, saved))
-
-
-def _share_left(errors: Mapping[str, float]) -> float:
-    """Of the squared error of rounding to the nearest, what is left with errors fed back; 1 where they are not."""
-    nearest = errors.get(f"output_{NEAREST}", 0.0)
-    return (errors[f"output_{GPTQ}"] / nearest) ** 2 if nearest > 0 else 1.0
-
-
-def _lower_ranks(layer: Any, metric: Metric | None) -> Iterator[nn.Module | None]:
-    """None for the layer as it is, and the layer at lower ranks where it can be rounded to them."""
-    yield None
-    if not hasattr(layer, "round"):
-        return
-    seen = {tuple(layer.ranks)}
-    for share in _SHARES[1:]:
-        ranks = tuple(max(1, math.ceil(share * rank)) for rank in layer.ranks)
-        if ranks not in seen:
-            seen.add(ranks)
-            yield layer.round(ranks=list(ranks), metric=metric)
-
-
-@torch.no_grad()
-def _dense(layer: Any) -> Tensor:
-    """[O, N]: the weight as one matrix."""
-    plain = layer if layers.obstacle(layer) is not None else layers.plain(layer)
-    weight = layer.to_dense() if hasattr(layer, "to_dense") else plain.weight
-    return weight.detach().clone().flatten(1)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What calibration says of one weight, by all layers that use it.
-
-    Attributes:
-        whitening: by what errors count.
-        weighting: how they do; None where it is not known of each user, and relative ones count.
-        sensitivity: what a relative error of 1 adds to that of the model.
-        covariance: E[x x^T] of the inputs over which errors are fed back in rounding; None where they are not.
-    """
-
-    whitening: str
-    weighting: Weighting | None
-    sensitivity: float
-    covariance: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        users: Mapping[str, tuple[nn.Module, LayerStatistics]],
-        shape: torch.Size,
-        quantization: Quantization,
-    ) -> _Seen:
-        """Of a weight [O, N] and the layers that use it."""
-        whitening = quantization.whitening
-        weightings = [weighting_of(layer, found, whitening) for layer, found in users.values()]
-        known = [each for each in weightings if each is not None]
-        inputs = (found.covariance for layer, found in users.values() if feeds_back(layer))
-        return cls(
-            whitening,
-            combined(known, shape) if len(known) == len(weightings) else None,
-            sum(isotropic(found, whitening) * found.power for _, found in users.values()),
-            next((each for each in inputs if each is not None), None)
-            if quantization.rounding == GPTQ
-            else None,
-        )
-
-    def error(self, exact: Tensor, other: Tensor) -> float:
-        """What `other` in place of a weight [O, N] adds to the error of the model."""
-        if self.weighting is None:
-            share = (other - exact).float().square().sum() / exact.float().square().sum().clamp(min=1e-30)
-            return float(share) * self.sensitivity
-        return self.weighting.weight * Metric(self.weighting.inputs, self.weighting.outputs).cost(
-            (other - exact).float()
-        )
-
-    def metric(self) -> Metric | None:
-        """In which a form of lower ranks is the best one; None where the error of the weight counts by itself."""
-        return None if self.weighting is None else damped(self.weighting, DAMPING[self.whitening]).metric
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import nn
 
 from compresskd import tt
 from compresskd.compression.calibration import LayerStatistics
-from compresskd.compression.precision_budget import _dense, _Seen, _sizes
+from compresskd.compression.precision_table import _dense, _Seen, _sizes
 from compresskd.compression.start_quantized import _after, start_quantized
 from compresskd.quant.granularity import PerChannel
 from compresskd.quant.grid import Grid
@@ -96,7 +96,7 @@ class TestTable:
         quantization = Quantization(bits=2, budget=1000, granularity=16, **options)
         found = LayerStatistics(scale * self.x.T @ self.x / len(self.x), sensitivity=1.0)
         seen = _Seen.of({"0": (layer, found)}, _dense(layer).shape, quantization)
-        return seen, list(_sizes(layer, (2, 3, 4, 8), quantization, seen, ("0",), coded=False))
+        return seen, list(_sizes(layer, _dense(layer), (2, 3, 4, 8), quantization, seen, ("0",), coded=False))
 
     def test_every_error_is_near_that_of_rounding_with_errors_fed_back(self, model):
         (layer,) = model

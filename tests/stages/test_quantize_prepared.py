@@ -225,7 +225,7 @@ class TestBudget:
         assert 0.95 * 22_000 < artifact.compact_sizes(content)["packed_bytes"] <= 22_000
 
     def test_what_takes_more_than_the_table_says_is_chosen_anew(self, context, monkeypatch):
-        monkeypatch.setattr("compresskd.compression.precision_budget.saved_by_coding", lambda tensors: 4000)
+        monkeypatch.setattr("compresskd.compression.precision_table.saved_by_coding", lambda tensors: 4000)
         quantized(context, bits=None, budget=22_000, mode="ptq")
         assert 0.9 * 22_000 < context.details["budget"]["chosen_bytes"] <= 22_000
 
