@@ -28,6 +28,7 @@ from compresskd.engine.experiment import Experiment
 from compresskd.engine.strategy import State, Strategy
 from compresskd.engine.teacher import Teacher
 from compresskd.models.build import build as build_model
+from compresskd.models.from_teacher import RANDOM
 from compresskd.models.huggingface import is_trained_for, weights_folder
 from compresskd.options import raise_all
 from compresskd.run.later import OF_A_SCHEDULE, OF_A_TRAINING, without
@@ -215,6 +216,8 @@ def build(parts: Parts, overrides: Sequence[str] = (), *, trust: Sequence[str] |
     kept = parts.from_teacher()
     if kept is None or teacher is None:
         return whole
+    if kept.init is None and strategy.wants_fresh_student:
+        kept = replace(kept, init=RANDOM)
     made = kept.architecture(teacher)
     student = functools.partial(build_model, made["target"], made["kwargs"], seed=config["seed"])
     return replace(whole, student=student, inherit=kept.inherit if kept.inherits else None)

@@ -246,6 +246,11 @@ class Strategy:
         """Whether the student is looked at as it is built: not where the first stage makes it of the teacher."""
         return not getattr(next(iter(self.stages.values())), "makes_student", False)
 
+    @property
+    def wants_fresh_student(self) -> bool:
+        """Whether the first stage draws its weights anew, between which a teacher's biases and norms have no meaning."""
+        return getattr(next(iter(self.stages.values())), "wants_fresh_student", False)
+
     def run(self, state: State, context: Context) -> State:
         """Run every stage that the record does not show as finished, and return the last state.
 

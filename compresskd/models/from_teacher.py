@@ -30,7 +30,7 @@ class FromTeacher:
         stack: its name; None is the longest sequence of blocks of one class.
         width: hidden size of a narrower architecture of transformers: heads and feed-forward shrink in proportion.
         init: teacher starts from the teacher's values, random from the seed; None is teacher, but for a narrower
-            student, whose shapes the teacher does not have.
+            student, whose shapes the teacher does not have, and for a strategy that begins with fresh factors.
     """
 
     layers: Sequence[Whole] | None = None

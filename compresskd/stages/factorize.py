@@ -45,6 +45,11 @@ class Factorize:
         """Whether the student that there was does not matter."""
         return self.needs_teacher
 
+    @property
+    def wants_fresh_student(self) -> bool:
+        """Whether what it leaves of the student is to be as fresh as what it makes."""
+        return self.init == "random" and self.source == "student"
+
     def check(self, state: State, example: Inputs) -> State:
         """See `engine.strategy.Checked`: patterns fit layers, and some layer gets smaller."""
         model = self._model(state)
