@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from compresskd import artifact
 from compresskd.artifact import compact
 from compresskd.compression.allocation import BudgetTooSmallError, Size, allocate
-from compresskd.compression.calibration import LayerStatistics, calibrate
-from compresskd.compression.precision_table import Form, table_of
+from compresskd.compression.calibration import LayerStatistics, calibrate, is_table
+from compresskd.compression.precision_table import Form, can_have_lower_ranks, table_of
 from compresskd.compression.quantization import BEST, Quantization
 from compresskd.compression.weighting import TWO_SIDED
+from compresskd.data.base import Split
+from compresskd.data.draw import draw
 from compresskd.engine.strategy import Context
 from compresskd.layers import surgery
 from compresskd.options import OptionError
@@ -30,6 +34,7 @@ _CLOSE = 0.995  # share of the budget that ends the search
 _ROUNDINGS = 4  # of the whole model, where the coded file counts
 _CLOSE_CODED = 0.98
 _SPARE = 0.002  # of the budget, left free after a choice that took too much
+_FEWEST = 8  # a part of the calibration samples: fewer others say too little
 _NEAR = 0.9  # of the budget: a least size above it is not taken from the table
 
 Chosen = Mapping[str, Form]
@@ -61,16 +66,21 @@ def fit_budget(
     spec = quantization.spec()
     owners = {t.owner: t.owners for t in find_targets(model) if spec.bits_of(t.owner)}
     names = [name for each in owners.values() for name in each]
-    found = calibrate(
+    looked_at = functools.partial(
+        calibrate,
         model,
-        names,
-        context.data.train,
-        num_samples=quantization.num_calibration,
         seed=context.stage_seed,
         task=context.data.task if quantization.whitening == TWO_SIDED else None,
         note=context.reporter.note,
     )
-    curves = table_of(model, owners, found, quantization, coded=final is not None)
+    found = looked_at(names, context.data.train, num_samples=quantization.num_calibration)
+    lower = [name for name, users in owners.items() if can_have_lower_ranks(model.get_submodule(name), users)]
+    lower = [
+        name for name in lower if not is_table(model.get_submodule(name))
+    ]  # whose tokens many samples count
+    others = _others(context, quantization.num_calibration) if lower else None
+    apart = {} if others is None else looked_at(lower, others, num_samples=len(others))
+    curves = table_of(model, owners, found, apart, quantization, coded=final is not None)
     budget = quantization.budget
     if budget <= 1:
         budget *= _file_bytes(model, context, coded=False)
@@ -84,6 +94,15 @@ def fit_budget(
     }
     _put_in(model, chosen)
     return _with_bits(quantization, chosen), search.made if search.made_of == chosen else None
+
+
+def _others(context: Context, num_samples: int) -> Split | None:
+    """Half as many training samples as calibration takes, none of which it takes; None where there are too few."""
+    more = draw(context.data.train, num_samples + -(-num_samples // 2), seed=context.stage_seed)
+    rest = torch.arange(min(num_samples, len(more)), len(more))
+    if len(rest) < max(1, num_samples // _FEWEST):
+        return None
+    return more.take(rest, f"{more.fingerprint}/{num_samples}")
 
 
 def check_budget(prepared: nn.Module, budget: int | float, example: Inputs, dense_bytes: int) -> None:

@@ -68,8 +68,7 @@ def quantize_cores(
     """
     granularity = granularity or PerTensor()
     _check(cores, method)
-    kinds = [grid] if grid != "best" else (["symmetric", "half_integer"] if bits < 4 else ["symmetric"])
-    grids = [Grid(bits, kind) for kind in kinds]
+    grids = grids_of(grid, bits)
     weights = None
     if input_covariance is not None:
         weights = separable_covariance(input_covariance, [core.shape[2] for core in cores])
@@ -91,6 +90,12 @@ def quantize_cores(
         found, trail = Gauged(found.cores, refined.tensors), refined.errors
         errors["gauge_als"] = _error(cores, found, weights)
     return QuantizedCores(found.tensors, [core.float() for core in found.cores], errors, trail)
+
+
+def grids_of(kind: str, bits: int) -> list[Grid]:
+    """The grids of a kind; of `best` those of which whichever gives the smaller error is taken."""
+    kinds = [kind] if kind != "best" else (["symmetric", "half_integer"] if bits < 4 else ["symmetric"])
+    return [Grid(bits, each) for each in kinds]
 
 
 def _best(cores: Sequence[Tensor], candidates: Sequence[Gauged], weights: Weights) -> Gauged:

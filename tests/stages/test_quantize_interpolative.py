@@ -96,7 +96,9 @@ class TestTable:
         quantization = Quantization(bits=2, budget=1000, granularity=16, **options)
         found = LayerStatistics(scale * self.x.T @ self.x / len(self.x), sensitivity=1.0)
         seen = _Seen.of({"0": (layer, found)}, _dense(layer).shape, quantization)
-        return seen, list(_sizes(layer, _dense(layer), (2, 3, 4, 8), quantization, seen, ("0",), coded=False))
+        return seen, list(
+            _sizes(layer, _dense(layer), (2, 3, 4, 8), quantization, seen, seen, ("0",), coded=False)
+        )
 
     def test_every_error_is_near_that_of_rounding_with_errors_fed_back(self, model):
         (layer,) = model
