@@ -248,7 +248,7 @@ class Strategy:
 
     @property
     def wants_fresh_student(self) -> bool:
-        """Whether the first stage draws its weights anew, between which a teacher's biases and norms have no meaning."""
+        """Whether the first stage draws weights anew, between which a teacher's norms and biases mean nothing."""
         return getattr(next(iter(self.stages.values())), "wants_fresh_student", False)
 
     def run(self, state: State, context: Context) -> State:
