@@ -74,12 +74,21 @@ def fit_budget(
         note=context.reporter.note,
     )
     found = looked_at(names, context.data.train, num_samples=quantization.num_calibration)
-    lower = [name for name, users in owners.items() if can_have_lower_ranks(model.get_submodule(name), users)]
     lower = [
-        name for name in lower if not is_table(model.get_submodule(name))
-    ]  # whose tokens many samples count
-    others = _others(context, quantization.num_calibration) if lower else None
-    apart = {} if others is None else looked_at(lower, others, num_samples=len(others))
+        name
+        for name, users in owners.items()
+        if can_have_lower_ranks(model.get_submodule(name), users)
+        and not is_table(model.get_submodule(name))  # whose tokens are counted in many samples
+    ]
+    apart: dict[str, LayerStatistics] = {}
+    if lower:
+        others = _others(context, quantization.num_calibration)
+        if others is None:
+            context.reporter.note(
+                "quant.budget: calibration takes all training samples: lower ranks look better than they are"
+            )
+        else:
+            apart = looked_at(lower, others, num_samples=len(others))
     curves = table_of(model, owners, found, apart, quantization, coded=final is not None)
     budget = quantization.budget
     if budget <= 1:

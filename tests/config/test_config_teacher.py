@@ -49,7 +49,9 @@ def test_a_student_is_made_of_the_teacher_which_its_strategy_does_not_need(optio
         (("strategy=distill_to_compressed", "strategy.stages.born.init=decomposed"), True),
     ],
 )
-def test_between_fresh_factors_a_students_norms_and_biases_are_fresh_unless_it_says_otherwise(options, inherits):
+def test_between_fresh_factors_a_students_norms_and_biases_are_fresh_unless_it_says_otherwise(
+    options, inherits
+):
     # with a teacher's norms between random weights, texts lose what tells them apart from block to block
     assert (built(*VIT, "rank=2", *options).inherit is not None) == inherits
 

@@ -229,6 +229,11 @@ class TestBudget:
         quantized(context, bits=None, budget=22_000, mode="ptq")
         assert 0.9 * 22_000 < context.details["budget"]["chosen_bytes"] <= 22_000
 
+    @pytest.mark.parametrize(("num_samples", "told"), [(16, False), (46, True), (512, True)])
+    def test_where_no_samples_are_left_for_lower_ranks_it_says_so(self, context, capsys, num_samples, told):
+        quantized(context, bits=None, budget=22_000, mode="ptq", num_calibration=num_samples)
+        assert ("calibration takes all training samples" in capsys.readouterr().out) == told
+
     def test_more_bytes_lose_less(self, context):
         x = next(iter(context.data.train.batches(64))).inputs
         exact = resnet().eval()(x).detach()
