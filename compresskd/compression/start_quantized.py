@@ -22,8 +22,8 @@ from compresskd.quant.pack import QuantizedTensor, quantize_tensor
 from compresskd.quant.targets import CORES, Target, find_targets
 from compresskd.tt.layers.grouped import GroupedEmbedding
 
-# Numbers of a pair of cores that are tried in a learned gauge, too: of 14 times as many, one sweep of least squares takes
-# more than four minutes.
+# Numbers of a pair of cores that are tried in a learned gauge, too: with 14 times as many, one sweep of least squares
+# takes more than four minutes.
 _MOST_IN_GAUGE = 2**14
 
 
