@@ -27,6 +27,7 @@ def forget(monkeypatch):
 @pytest.mark.parametrize("training", [False, True])
 def test_a_trial_is_kept_on_disk_and_the_next_process_follows_it(monkeypatch, training):
     forget(monkeypatch)
+    monkeypatch.setattr(choice, "FARTHEST", float("inf"))  # else one plan is far ahead on some machines
     first = choose(SHAPES, 64, training=training, **OPTIONS)
     files = {path: json.loads(path.read_text()) for path in (cache_directory() / "plans").glob("*.json")}
     (path,) = [p for p, stored in files.items() if f"{SHAPES} 64 {training} " in stored["name"]]
