@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,7 +129,7 @@ def _of_matrices(
     )
     fed_back = [first]
     if len(weights) > 1:
-        best, seen = _after(weights, first, covariance)
+        best, seen = _after(weights, first.dequantize(), covariance)
         fed_back.append(round_with_errors_fed_back(nearest(best.to(weights[1]), targets[1]), best, seen))
     exact = _rows(weights, targets)
     for way, tensors in ((NEAREST, plain), (GPTQ, fed_back)):
@@ -171,7 +171,7 @@ def _of_pair(
         fed_back = list(plain)
         fed_back[a] = round_with_errors_fed_back(plain[a], start[a], covariance.cpu(), output_dim=3 * b)
         changed = _Pair.of([tensor.dequantize() for tensor in fed_back]).a
-        best, seen = _fitted(pair.a, pair.b, changed, covariance)
+        best, seen = _after([pair.a, pair.b], changed, covariance)
         core = replace(pair, b=best).cores()[b]
         nearest = quantize_tensor(core, grid, granularities[b])
         fed_back[b] = round_with_errors_fed_back(nearest, core, seen, output_dim=1)
@@ -265,19 +265,13 @@ def _covariance_of(
     return next((covariances[owner] for owner in targets[0].owners if owner in covariances), None)
 
 
-def _after(weights: list[Tensor], first: QuantizedTensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+def _after(weights: Sequence[Tensor], changed: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Of two matrices A [r, N] and B [M, r] the B' that lessens E|B A x - B' A' x|^2, and E[A' x x^T A'^T].
 
     Least squares, B' = B A C A'^T (A' C A'^T)^-1 with C = E[x x^T], damped toward B: few samples leave directions
-    unseen.
+    unseen. A' is what A has `changed` to.
     """
-    a, b = weights
-    return _fitted(a, b, first.dequantize(), covariance)
-
-
-def _fitted(a: Tensor, b: Tensor, rounded: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_after`, of the matrix A' that A has become."""
-    a, b, rounded, covariance = (w.detach().cpu().double() for w in (a, b, rounded, covariance))
+    a, b, rounded, covariance = (w.detach().cpu().double() for w in (*weights, changed, covariance))
     seen = rounded @ covariance @ rounded.T
     damping = damping_of(seen)
     damped = seen + damping * torch.eye(len(seen), dtype=torch.float64)

@@ -61,7 +61,7 @@ def test_the_second_matrix_is_the_best_after_what_has_become_of_the_first():
     torch.manual_seed(0)
     x, a, b = torch.randn(400, 20) @ torch.randn(20, 20), torch.randn(12, 20), torch.randn(9, 12)
     first = quantize_tensor(a, Grid(3, "symmetric"), PerChannel())
-    best, seen = _after([a, b], first, x.T @ x / 400)
+    best, seen = _after([a, b], first.dequantize(), x.T @ x / 400)
     inputs, outputs = x @ first.dequantize().T, x @ a.T @ b.T
     torch.testing.assert_close(seen.float(), inputs.T @ inputs / 400, rtol=1e-4, atol=1e-3)
     exact = torch.linalg.lstsq(inputs, outputs).solution.T
