@@ -74,21 +74,7 @@ def fit_budget(
         note=context.reporter.note,
     )
     found = looked_at(names, context.data.train, num_samples=quantization.num_calibration)
-    lower = [
-        name
-        for name, users in owners.items()
-        if can_have_lower_ranks(model.get_submodule(name), users)
-        and not is_table(model.get_submodule(name))  # whose tokens are counted in many samples
-    ]
-    apart: dict[str, LayerStatistics] = {}
-    if lower:
-        others = _others(context, quantization.num_calibration)
-        if others is None:
-            context.reporter.note(
-                "quant.budget: calibration takes all training samples: lower ranks look better than they are"
-            )
-        else:
-            apart = looked_at(lower, others, num_samples=len(others))
+    apart = _seen_apart(model, owners, looked_at, context, num_samples=quantization.num_calibration)
     curves = table_of(model, owners, found, apart, quantization, coded=final is not None)
     budget = quantization.budget
     if budget <= 1:
@@ -103,6 +89,34 @@ def fit_budget(
     }
     _put_in(model, chosen)
     return _with_bits(quantization, chosen), search.made if search.made_of == chosen else None
+
+
+def _seen_apart(
+    model: nn.Module,
+    owners: Mapping[str, tuple[str, ...]],
+    looked_at: Callable[..., dict[str, LayerStatistics]],
+    context: Context,
+    *,
+    num_samples: int,
+) -> dict[str, LayerStatistics]:
+    """What samples that calibration does not take show of the layers that may get lower ranks.
+
+    A table is not among them: its tokens are counted in many samples.
+    """
+    lower = []
+    for name, users in owners.items():
+        layer = model.get_submodule(name)
+        if can_have_lower_ranks(layer, users) and not is_table(layer):
+            lower.append(name)
+    if not lower:
+        return {}
+    others = _others(context, num_samples)
+    if others is None:
+        context.reporter.note(
+            "quant.budget: calibration takes all training samples: lower ranks look better than they are"
+        )
+        return {}
+    return looked_at(lower, others, num_samples=len(others))
 
 
 def _others(context: Context, num_samples: int) -> Split | None:

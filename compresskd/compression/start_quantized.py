@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,15 @@ from compresskd.compression.quantization import Quantization
 from compresskd.layers.registry import type_of
 from compresskd.quant.cores import QuantizedCores, grids_of, quantize_cores
 from compresskd.quant.environments import inner_product
-from compresskd.quant.feedback import GPTQ, NEAREST, damping_of, round_with_errors_fed_back
-from compresskd.quant.gauge import mixing_matrix
-from compresskd.quant.grid import Grid
+from compresskd.quant.feedback import (
+    GPTQ,
+    NEAREST,
+    error_of_outputs,
+    fit_second,
+    round_with_errors_fed_back,
+)
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
+from compresskd.quant.pair import Pair, product, quantize_pair
 from compresskd.quant.targets import CORES, Target, find_targets
 from compresskd.tt.layers.grouped import GroupedEmbedding
 
@@ -65,7 +70,10 @@ def start_quantized(
         trains = _trains(layer, weights)
         rounded = None
         if quantization.rounding == GPTQ and _is_pair(layer):
-            rounded = _of_pair(weights, targets, quantization, seen, seed=seed)
+            grids = grids_of(quantization.core_grid, spec.bits_of(name))
+            granularities = [spec.granularity_of(target) for target in targets]
+            pair = quantize_pair(weights, grids, granularities, seen, seed=seed)
+            rounded = _Rounded(pair.tensors, pair.cores, dict(pair.errors))
         if trains and (rounded is None or sum(w.numel() for w in weights) <= _MOST_IN_GAUGE):
             options = {
                 "method": quantization.core_start,
@@ -129,103 +137,14 @@ def _of_matrices(
     )
     fed_back = [first]
     if len(weights) > 1:
-        best, seen = _after(weights, first.dequantize(), covariance)
+        best, seen = fit_second(weights, first.dequantize(), covariance)
         fed_back.append(round_with_errors_fed_back(nearest(best.to(weights[1]), targets[1]), best, seen))
     exact = _rows(weights, targets)
     for way, tensors in ((NEAREST, plain), (GPTQ, fed_back)):
         rows = _rows([t.dequantize() for t in tensors], targets)
-        errors[f"output_{way}"] = _error_of_output(exact, rows, covariance)
+        errors[f"output_{way}"] = error_of_outputs(exact, rows, covariance)
     # the nearest to the values that training starts from are these integers
     return _Rounded(fed_back, [t.dequantize() for t in fed_back], errors)
-
-
-def _of_pair(
-    cores: list[Tensor],
-    targets: list[Target],
-    quantization: Quantization,
-    covariance: Tensor | None,
-    *,
-    seed: int,
-) -> _Rounded:
-    """The two cores of a pair as matrices W = B A, errors fed back in A first, then in B.
-
-    Before that the columns of B are made orthonormal, so that an error of A costs what one of W does, and mixed by a
-    random orthogonal matrix, which A takes back: else a few columns hold all of the spectrum, and each row of B has
-    large and small numbers under one scale (Tseng et al. 2024, arXiv:2402.04396, section 3, mix weights so). Then B is
-    fitted to what has become of A. Without a covariance both are rounded to the nearest.
-    """
-    spec = quantization.spec()
-    pair = _Pair.of(cores)
-    basis, rest = torch.linalg.qr(pair.b)
-    mixing = mixing_matrix(basis.shape[1], torch.Generator().manual_seed(seed))
-    pair = replace(pair, b=basis @ mixing, a=mixing.T @ rest @ pair.a)
-    exact, start = pair.product(), pair.cores()
-    places, granularities = pair.places, [spec.granularity_of(target) for target in targets]
-
-    def on(grid: Grid) -> _Rounded:
-        plain = [quantize_tensor(core, grid, g) for core, g in zip(start, granularities, strict=True)]
-        errors = {"nearest": _error_of_output(exact, _product(plain), torch.eye(exact.shape[1]))}
-        if covariance is None:
-            return _Rounded(plain, start, errors)
-        b, a = places
-        fed_back = list(plain)
-        fed_back[a] = round_with_errors_fed_back(plain[a], start[a], covariance.cpu(), output_dim=3 * b)
-        changed = _Pair.of([tensor.dequantize() for tensor in fed_back]).a
-        best, seen = _after([pair.a, pair.b], changed, covariance)
-        core = replace(pair, b=best).cores()[b]
-        nearest = quantize_tensor(core, grid, granularities[b])
-        fed_back[b] = round_with_errors_fed_back(nearest, core, seen, output_dim=1)
-        for way, tensors in ((NEAREST, plain), (GPTQ, fed_back)):
-            errors[f"output_{way}"] = _error_of_output(exact, _product(tensors), covariance.cpu())
-        return _Rounded(fed_back, [tensor.dequantize() for tensor in fed_back], errors)
-
-    found = [on(grid) for grid in grids_of(quantization.core_grid, spec.bits_of(targets[0].owner))]
-    return min(found, key=lambda each: each.errors.get(f"output_{GPTQ}", each.errors["nearest"]))
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A weight W = B A, of a train of one core with all of its outputs and one with all of its inputs.
-
-    Attributes:
-        b: [M, r].
-        a: [r, N].
-        outputs_first: whether the cores are [1, M, 1, r], [r, 1, N, 1], else [1, 1, N, r], [r, M, 1, 1].
-    """
-
-    b: Tensor
-    a: Tensor
-    outputs_first: bool
-
-    @classmethod
-    def of(cls, cores: list[Tensor]) -> _Pair:
-        """In float64, on the CPU."""
-        first, second = (core.detach().cpu().double() for core in cores)
-        if first.shape[2] == 1 == second.shape[1]:
-            return cls(first[0, :, 0], second[:, 0, :, 0], True)
-        return cls(second[:, :, 0, 0].T, first[0, 0].T, False)
-
-    @property
-    def places(self) -> tuple[int, int]:
-        """Those of the cores of B and A."""
-        return (0, 1) if self.outputs_first else (1, 0)
-
-    def cores(self) -> list[Tensor]:
-        """In float32."""
-        (outputs, rank), inputs = self.b.shape, self.a.shape[1]
-        if self.outputs_first:
-            cores = [self.b.reshape(1, outputs, 1, rank), self.a.reshape(rank, 1, inputs, 1)]
-        else:
-            cores = [self.a.T.reshape(1, 1, inputs, rank), self.b.T.reshape(rank, outputs, 1, 1)]
-        return [core.float().contiguous() for core in cores]
-
-    def product(self) -> Tensor:
-        """W [M, N]."""
-        return self.b @ self.a
-
-
-def _product(tensors: list[QuantizedTensor]) -> Tensor:
-    return _Pair.of([tensor.dequantize() for tensor in tensors]).product()
 
 
 def _is_pair(layer: nn.Module) -> bool:
@@ -244,9 +163,9 @@ def _better(
     """Of a train rounded in its gauge and as a pair of matrices what changes its outputs less, with all errors."""
     if pair is None:
         return gauged
-    exact = _Pair.of(cores).product()
+    exact = Pair.of(cores).product()
     over = torch.eye(exact.shape[1]) if covariance is None else covariance.cpu()
-    best = min((gauged, pair), key=lambda each: _error_of_output(exact, _product(each.tensors), over))
+    best = min((gauged, pair), key=lambda each: error_of_outputs(exact, product(each.tensors), over))
     return replace(best, errors={**pair.errors, **gauged.errors})
 
 
@@ -265,20 +184,6 @@ def _covariance_of(
     return next((covariances[owner] for owner in targets[0].owners if owner in covariances), None)
 
 
-def _after(weights: Sequence[Tensor], changed: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Of two matrices A [r, N] and B [M, r] the B' that lessens E|B A x - B' A' x|^2, and E[A' x x^T A'^T].
-
-    Least squares, B' = B A C A'^T (A' C A'^T)^-1 with C = E[x x^T], damped toward B: few samples leave directions
-    unseen. A' is what A has `changed` to.
-    """
-    a, b, rounded, covariance = (w.detach().cpu().double() for w in (*weights, changed, covariance))
-    seen = rounded @ covariance @ rounded.T
-    damping = damping_of(seen)
-    damped = seen + damping * torch.eye(len(seen), dtype=torch.float64)
-    wanted = b @ (a @ covariance @ rounded.T) + damping * b
-    return torch.linalg.solve(damped, wanted, left=False).float(), seen
-
-
 def _rows(matrices: list[Tensor], targets: list[Target]) -> Tensor:
     """All outputs of the matrices that a layer applies in turn, as rows of one matrix of its inputs."""
     flat = [
@@ -286,16 +191,6 @@ def _rows(matrices: list[Tensor], targets: list[Target]) -> Tensor:
         for m, target in zip(matrices, targets, strict=True)
     ]
     return torch.cat([flat[0], *(m @ flat[0] for m in flat[1:])])
-
-
-def _error_of_output(exact: Tensor, rows: Tensor, covariance: Tensor) -> float:
-    """Relative error of the outputs of a matrix over inputs of this covariance."""
-
-    def norm(x: Tensor) -> float:
-        return float(((x @ covariance.to(x)) * x).sum()) ** 0.5
-
-    whole = norm(exact)
-    return norm(rows - exact) / whole if whole else 0.0
 
 
 def _trains(layer: nn.Module, weights: list[Tensor]) -> list[list[Tensor]]:

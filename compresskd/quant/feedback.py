@@ -1,7 +1,11 @@
-"""Rounding a dense matrix column by column, each error made up for by the columns that come later."""
+"""Rounding a dense matrix column by column, each error made up for by the columns that come later.
+
+And of two matrices in turn the second that makes up for what has become of the first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -79,3 +83,32 @@ def _upper_of_inverse(matrix: Tensor) -> Tensor:
 def damping_of(covariance: Tensor) -> Tensor:
     """What is added to the diagonal of a covariance [N, N] float64."""
     return _DAMPING * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def fit_second(weights: Sequence[Tensor], changed: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two matrices A [r, N] and B [M, r] the B' that lessens E|B A x - B' A' x|^2, and E[A' x x^T A'^T].
+
+    Least squares, B' = B A C A'^T (A' C A'^T)^-1 with C = E[x x^T], damped toward B: few samples leave directions
+    unseen.
+
+    Args:
+        weights: A and B.
+        changed: A', what A has changed to.
+        covariance: C [N, N].
+    """
+    a, b, rounded, covariance = (w.detach().cpu().double() for w in (*weights, changed, covariance))
+    seen = rounded @ covariance @ rounded.T
+    damping = damping_of(seen)
+    damped = seen + damping * torch.eye(len(seen), dtype=torch.float64)
+    wanted = b @ (a @ covariance @ rounded.T) + damping * b
+    return torch.linalg.solve(damped, wanted, left=False).float(), seen
+
+
+def error_of_outputs(exact: Tensor, rows: Tensor, covariance: Tensor) -> float:
+    """The relative error of the outputs of a matrix [M, N] over inputs of this covariance [N, N]."""
+
+    def norm(x: Tensor) -> float:
+        return float(((x @ covariance.to(x)) * x).sum()) ** 0.5
+
+    whole = norm(exact)
+    return norm(rows - exact) / whole if whole else 0.0

@@ -9,7 +9,8 @@ from torch import nn
 from compresskd import tt
 from compresskd.compression.calibration import LayerStatistics
 from compresskd.compression.precision_table import _dense, _Seen, _sizes
-from compresskd.compression.start_quantized import _after, start_quantized
+from compresskd.compression.start_quantized import start_quantized
+from compresskd.quant.feedback import fit_second
 from compresskd.quant.granularity import PerChannel
 from compresskd.quant.grid import Grid
 from compresskd.quant.pack import quantize_tensor
@@ -61,7 +62,7 @@ def test_the_second_matrix_is_the_best_after_what_has_become_of_the_first():
     torch.manual_seed(0)
     x, a, b = torch.randn(400, 20) @ torch.randn(20, 20), torch.randn(12, 20), torch.randn(9, 12)
     first = quantize_tensor(a, Grid(3, "symmetric"), PerChannel())
-    best, seen = _after([a, b], first.dequantize(), x.T @ x / 400)
+    best, seen = fit_second([a, b], first.dequantize(), x.T @ x / 400)
     inputs, outputs = x @ first.dequantize().T, x @ a.T @ b.T
     torch.testing.assert_close(seen.float(), inputs.T @ inputs / 400, rtol=1e-4, atol=1e-3)
     exact = torch.linalg.lstsq(inputs, outputs).solution.T
