@@ -9,11 +9,11 @@ import platform
 import socket
 import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from compresskd.tt.execution.machine import processor
 from compresskd.version import __version__
 
 _PACKAGES = (
@@ -58,23 +58,13 @@ def _git(*arguments: str) -> str:
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, device; the host's name only as a hash, enough to tell machines apart."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "num_cores": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "hostname_hash": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8],
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -68,7 +68,8 @@ def test_hardware_tells_machines_apart_without_naming_them(monkeypatch):
     found = environment.hardware(torch.device("cpu"))
     assert found["num_threads"] == torch.get_num_threads()
     assert (found["device"], found["gpu"]) == ("cpu", None)
-    assert found["cpu"]
+    instructions = torch.backends.cpu.get_cpu_capability()  # one name stands for several processors
+    assert found["cpu"].endswith(f" ({instructions})")
     assert platform.node() not in found.values()
     monkeypatch.setattr(environment.socket, "gethostname", lambda: "another")
     assert environment.hardware(torch.device("cpu"))["hostname_hash"] != found["hostname_hash"]

@@ -135,9 +135,14 @@ def cache_directory() -> Path:
 
 
 def _key(device_type: str, dtype_name: str, num_threads: int) -> str:
-    name = torch.cuda.get_device_name() if device_type == "cuda" else f"{platform.machine()}-{_cpu_name()}"
+    name = torch.cuda.get_device_name() if device_type == "cuda" else f"{platform.machine()}-{processor()}"
     text = f"v{LAYOUT_VERSION}-{device_type}-{name}-{dtype_name}-{num_threads}-torch{torch.__version__}"
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+
+def processor() -> str:
+    """The name of the processor and of the instructions that torch uses on it: one name stands for several kinds."""
+    return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _cpu_name() -> str:
