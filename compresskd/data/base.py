@@ -18,7 +18,7 @@ from compresskd.data.notice import Notice
 from compresskd.data.randomness import generator
 from compresskd.data.share import Share
 from compresskd.data.vocabulary import Vocabulary
-from compresskd.tasks import Batch, Classification, Task
+from compresskd.tasks import Batch, Classification, Inputs, Task
 
 
 class Augmentation(Protocol):
@@ -68,6 +68,17 @@ class Split(ABC):
     def num_views(self) -> int | None:
         """How many different views a sample has over all epochs; None when every epoch draws new ones."""
         return 1
+
+    @property
+    def typical(self) -> int:
+        """The position of the sample that stands for all where costs are measured: of texts one of median length."""
+        return 0
+
+    @property
+    def example(self) -> Inputs:
+        """The typical sample, alone in a batch, as a model takes it."""
+        position = torch.tensor([self.typical])
+        return next(iter(self.take(position, f"{self.fingerprint}/typical").batches(1))).inputs
 
     @abstractmethod
     def to(self, device: torch.device | str) -> "Split":

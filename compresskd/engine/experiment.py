@@ -39,6 +39,7 @@ from compresskd.run import (
 )
 from compresskd.run.ownership import LOG, MODEL
 from compresskd.targets.stored_names import with_stored_targets
+from compresskd.tasks import Inputs
 from compresskd.training import Recipe, Scores
 from compresskd.training.interrupt import deferred_interrupt
 from compresskd.training.saved import read_training
@@ -270,12 +271,20 @@ class Experiment:
                 "num_test": len(data.test),
                 **({"unlabelled": data.unlabelled_facts} if data.unlabelled else {}),
                 **({"vocabulary": data.vocabulary.facts} if data.vocabulary else {}),
+                "example_shape": _shapes(data.validation.example),
                 "class_names": [str(name) for name in data.class_names],
                 "notices": [asdict(notice) for notice in data.notices],
             },
             task=data.task.describe(),
             search=None if self.search is None else dict(self.search),
         )
+
+
+def _shapes(inputs: Inputs) -> list[int] | dict[str, list[int]]:
+    """Without the dimension of the batch."""
+    if isinstance(inputs, torch.Tensor):
+        return list(inputs.shape[1:])
+    return {name: list(tensor.shape[1:]) for name, tensor in inputs.items()}
 
 
 def _tell_what_is_fresh(student: nn.Module, reporter: Listener) -> None:

@@ -64,6 +64,11 @@ class TextSplit(Split):
         return 1 if self.masking is None else None
 
     @property
+    def typical(self) -> int:
+        """The position of a text of median length, of two the longer one."""
+        return int(self.lengths.argsort(stable=True)[len(self) // 2])
+
+    @property
     def of_tokens(self) -> bool:
         """Whether there is a target for each token."""
         return self.targets.ndim == 2 and not self.targets.is_floating_point()

@@ -42,6 +42,9 @@ MONITORS = {
 }
 
 
+EXAMPLES = {"causal_lm": {"input_ids": [16]}, "regression": [10]}
+
+
 @pytest.mark.parametrize("task", MONITORS)
 def test_a_task_with_its_own_data_is_trained_compressed_and_scored_again(
     task, run_cli, work, tmp_path, labelled, tagged, tokenizer
@@ -52,6 +55,7 @@ def test_a_task_with_its_own_data_is_trained_compressed_and_scored_again(
     record = json.loads((work / "run" / "record.json").read_text())
     assert record["task"]["name"] == task
     assert MONITORS[task] in record["stages"][-1]["metrics"]
+    assert task not in EXAMPLES or record["data"]["example_shape"] == EXAMPLES[task]
     again = run_cli("evaluate", "run")
     assert again.status == 0, again.err + again.out
 

@@ -153,3 +153,14 @@ def test_passes_that_are_not_there_are_refused():
     for options in ({"epoch": -1}, {"view": 1}, {"epoch": 0, "view": 0}, {"start": 7}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=f"^{next(reversed(options))}: expected"):
             split.batches(**{"batch_size": 4, **options})
+
+
+@pytest.mark.parametrize("count", [1, 2, 22, 23])
+def test_a_text_of_median_length_stands_for_all(count):
+    split = make(count)
+    lengths = split.lengths.sort().values
+    (shown,) = split.example["input_ids"].tolist()
+    assert shown == sample(split, split.typical)
+    assert len(shown) == lengths[count // 2]
+    turned = split.take(torch.arange(count).flip(0), "")  # in any order it is one of that length
+    assert turned.example["input_ids"].shape == split.example["input_ids"].shape
