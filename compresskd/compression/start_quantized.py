@@ -23,7 +23,7 @@ from compresskd.quant.feedback import (
     round_with_errors_fed_back,
 )
 from compresskd.quant.pack import QuantizedTensor, quantize_tensor
-from compresskd.quant.pair import Pair, product, quantize_pair
+from compresskd.quant.pair import Pair, product_of, quantize_pair
 from compresskd.quant.targets import CORES, Target, find_targets
 from compresskd.tt.layers.grouped import GroupedEmbedding
 
@@ -165,7 +165,7 @@ def _better(
         return gauged
     exact = Pair.of(cores).product()
     over = torch.eye(exact.shape[1]) if covariance is None else covariance.cpu()
-    best = min((gauged, pair), key=lambda each: error_of_outputs(exact, product(each.tensors), over))
+    best = min((gauged, pair), key=lambda each: error_of_outputs(exact, product_of(each.tensors), over))
     return replace(best, errors={**pair.errors, **gauged.errors})
 
 

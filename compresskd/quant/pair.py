@@ -57,7 +57,7 @@ def quantize_pair(
 
     def on(grid: Grid) -> QuantizedCores:
         plain = [quantize_tensor(core, grid, g) for core, g in zip(start, granularities, strict=True)]
-        errors = {"nearest": error_of_outputs(exact, product(plain), torch.eye(exact.shape[1]))}
+        errors = {"nearest": error_of_outputs(exact, product_of(plain), torch.eye(exact.shape[1]))}
         if covariance is None:
             return QuantizedCores(plain, start, errors)
         fed_back = list(plain)
@@ -68,7 +68,7 @@ def quantize_pair(
         nearest = quantize_tensor(core, grid, granularities[b])
         fed_back[b] = round_with_errors_fed_back(nearest, core, seen, output_dim=1)
         for way, tensors in ((NEAREST, plain), (GPTQ, fed_back)):
-            errors[f"output_{way}"] = error_of_outputs(exact, product(tensors), covariance.cpu())
+            errors[f"output_{way}"] = error_of_outputs(exact, product_of(tensors), covariance.cpu())
         return QuantizedCores(fed_back, [tensor.dequantize() for tensor in fed_back], errors)
 
     return min(
@@ -118,6 +118,6 @@ class Pair:
         return self.b @ self.a
 
 
-def product(tensors: Sequence[QuantizedTensor]) -> Tensor:
+def product_of(tensors: Sequence[QuantizedTensor]) -> Tensor:
     """W [M, N] of the integers of a pair, in float64."""
     return Pair.of([tensor.dequantize() for tensor in tensors]).product()
