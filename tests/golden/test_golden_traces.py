@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from compresskd.engine.environment import versions
 
@@ -54,7 +53,6 @@ def trace(directory):
     return {
         "made_with": {
             "cpu": record["hardware"]["cpu"],
-            "instructions": torch.backends.cpu.get_cpu_capability(),  # one name of a processor stands for several
             "num_threads": record["hardware"]["num_threads"],
             **{
                 k: v

@@ -1,6 +1,7 @@
 """Parameters, and how latency is taken."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from torch import nn
 
 from compresskd import measure
 from compresskd.compare.records import read_record
+from compresskd.data.base import TensorSplit
+from compresskd.engine import strategy
 from compresskd.listeners.console import stages_table
+from compresskd.measure import macs
 from compresskd.quant.prepare import QuantSpec, prepare
 from compresskd.run.validity import check_record
 
@@ -82,6 +86,22 @@ class TestLatency:
         assert [bool(stage.latency_ms) for stage in compared.stages] == [measured] * 3
         rows = list(stages_table(record).columns[0].cells)
         assert ("latency, batch 1, ms" in rows) == ("  times faster than teacher" in rows) == measured
+
+    def test_all_seeds_measure_the_same_typical_sample(self, make_experiment, execute, tmp_path, monkeypatch):
+        counted = []
+
+        def count(model, example):
+            counted.append(example)
+            return macs.count(model, example)
+
+        monkeypatch.setattr(strategy, "macs", SimpleNamespace(count=count))
+        monkeypatch.setattr(TensorSplit, "typical", property(lambda split: len(split) - 1))
+        for seed in (0, 1):
+            made = make_experiment(tmp_path / str(seed), seed=seed)
+            execute(made, tmp_path / str(seed))
+        last = list(made.data.validation.batches(1))[-1].inputs
+        assert len(counted) == 2 * (1 + 3)  # of the stage that trains the teacher, and of three
+        assert all(torch.equal(example, last) for example in counted)
 
     def test_batches_beyond_those_of_an_evaluation_are_not_timed(self, make_experiment, execute, tmp_path):
         made = make_experiment(tmp_path, recipe={"evaluation_batch_size": 31})
